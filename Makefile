@@ -1,0 +1,84 @@
+# Every target sets up what it needs in $(VENV); nothing but Python 3.10 or later has to be there.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Passed on to pytest, nox or the benchmarks: make test ARGS="-k rotation --no-cov"
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+# Targets share one environment; two pips in it at once would spoil it.
+.NOTPARALLEL:
+.PHONY: help demo test lint format types docs bench wheel-check pythons clean
+# A stamp is what several targets share, so make would take it for a leftover and delete it.
+.PRECIOUS: $(VENV)/.outfall-%
+
+help:
+	@echo "make demo         set up and run the example service"
+	@echo "make test         the whole suite, with the coverage gate"
+	@echo "make lint         ruff: rules and formatting      (make format applies them)"
+	@echo "make types        mypy --strict and pyright"
+	@echo "make docs         the documentation, warnings as errors"
+	@echo "make bench        the benchmarks"
+	@echo "make wheel-check  build, install and type-check wheel and sdist"
+	@echo "make pythons      the suite on the other Python versions, by nox"
+	@echo "make clean        remove everything made here, $(VENV) included"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Outfall needs Python 3.10 or later" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp, not the directory, says that the environment is complete: a directory made by hand, or by an install
+# that broke off, is installed into.
+$(VENV)/.outfall-demo: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.outfall-%: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.outfall-demo
+	$(BIN)/python examples/service.py $(ARGS)
+
+test: $(VENV)/.outfall-test
+	$(BIN)/python -m pytest --cov $(ARGS)
+
+lint: $(VENV)/.outfall-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.outfall-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.outfall-test $(VENV)/.outfall-lint
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python --warnings
+
+docs: $(VENV)/.outfall-docs
+	$(BIN)/sphinx-build -n -W -b html docs docs/_build/html
+
+bench: $(VENV)/.outfall-bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# To verify types pyright heeds only the Python on the PATH, so that one has to be where nothing but the wheel is
+# installed.
+wheel-check: $(VENV)/.outfall-test $(VENV)/.outfall-lint
+	$(BIN)/python -m pytest tests/packaging $(ARGS)
+	rm -rf build/wheel-check
+	$(BIN)/python -m build --quiet --outdir build/wheel-check
+	$(BIN)/python -m venv --without-pip build/wheel-check/venv
+	$(PIP) --python build/wheel-check/venv/bin/python install build/wheel-check/*.whl
+	cd build/wheel-check && PATH="$$PWD/venv/bin:$$PATH" $(abspath $(BIN))/pyright \
+	    --ignoreexternal --verifytypes outfall
+
+pythons: $(VENV)/.outfall-dev
+	$(BIN)/nox $(ARGS)
+
+clean:
+	rm -rf $(VENV) .nox build dist *.egg-info docs/_build .coverage .coverage.* htmlcov .hypothesis .mypy_cache \
+	    .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
