@@ -1,0 +1,194 @@
+"""From structlog into a sink.
+
+A sink can itself be the last processor of a chain. `SinkLoggerFactory` is the other way: the chain ends as it would for
+any other logger, and the logger it calls is a sink. `tee` is for chains that go on.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.base import Sink
+from outfall.sinks.event import LevelledEvent, as_event, event_of_call
+from outfall.sinks.levels import level_name, parse_level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class SinkLogger:
+    """A logger whose every method hands the event to a sink: what a structlog bound logger wraps.
+
+    Takes whatever a processor chain may end in: the event dict itself (no last processor needed), text of a renderer,
+    or the arguments that `structlog.stdlib.render_to_log_kwargs`, ``render_to_log_args_and_kwargs`` and
+    ``ProcessorFormatter.wrap_for_formatter`` make. An event without ``level`` gets the method's name.
+
+    It has what structlog's standard library processors ask a logger for: `name`, `disabled`, `isEnabledFor` and
+    `getEffectiveLevel`, which is the sink's level.
+
+    Args:
+        sink: Where events go. It is not owned.
+        name: The logger's name, for `structlog.stdlib.add_logger_name`. Default ``"root"``.
+
+    Raises:
+        TypeError: If *sink* is no `Sink`.
+
+    Safe from any thread. Not picklable, since the sink is not; copies share the sink.
+    """
+
+    __slots__ = ("_sink", "name")
+
+    #: Never disabled; structlog's ``filter_by_level`` asks.
+    disabled = False
+
+    def __init__(self, sink: Sink, name: str = "root") -> None:
+        if not isinstance(sink, Sink):
+            msg = f"sink={sink!r} is not a Sink"
+            raise TypeError(msg)
+        self._sink = sink
+        self.name = name
+
+    @property
+    def sink(self) -> Sink:
+        """The sink that events go to."""
+        return self._sink
+
+    @property
+    def level(self) -> float:
+        """The sink's level number."""
+        return self._sink.level
+
+    def getEffectiveLevel(self) -> float:  # noqa: N802 - logging's name, which structlog calls
+        """Return the sink's level number."""
+        return self._sink.level
+
+    def isEnabledFor(self, level: float) -> bool:  # noqa: N802 - logging's name, which structlog calls
+        """Return True if the sink's level lets *level* pass."""
+        return level >= self._sink.level
+
+    def _hand(self, method_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        event: Any
+        try:
+            event = as_event(event_of_call(args, kwargs, method_name))
+        except TypeError:
+            event = args[0] if args else kwargs  # the sink counts and reports it
+        # A dict made here or by the chain for this call: the level may go into it. Text keeps its level aside.
+        if type(event) is LevelledEvent:
+            event = {**event, "level": method_name}
+        self._sink.handle(event)
+
+    def debug(self, /, *args: Any, **kwargs: Any) -> None:
+        """Hand over an event of level debug."""
+        self._hand("debug", args, kwargs)
+
+    def info(self, /, *args: Any, **kwargs: Any) -> None:
+        """Hand over an event of level info."""
+        # By far the most called, by far mostly with an event dict that has its level.
+        if not args and "level" in kwargs and "msg" not in kwargs:
+            self._sink.handle(kwargs)
+        else:
+            self._hand("info", args, kwargs)
+
+    def warning(self, /, *args: Any, **kwargs: Any) -> None:
+        """Hand over an event of level warning."""
+        self._hand("warning", args, kwargs)
+
+    def error(self, /, *args: Any, **kwargs: Any) -> None:
+        """Hand over an event of level error."""
+        self._hand("error", args, kwargs)
+
+    def critical(self, /, *args: Any, **kwargs: Any) -> None:
+        """Hand over an event of level critical."""
+        self._hand("critical", args, kwargs)
+
+    def exception(self, /, *args: Any, **kwargs: Any) -> None:
+        """Hand over an event of level error; structlog has put the exception in already."""
+        self._hand("error", args, kwargs)
+
+    def log(self, level: str | float, /, *args: Any, **kwargs: Any) -> None:
+        """Hand over an event of *level*, a name or number."""
+        self._hand(level_name(parse_level(level)), args, kwargs)
+
+    msg = info
+    warn = warning
+    err = failure = error
+    fatal = critical
+
+    def __repr__(self) -> str:
+        return f"<SinkLogger {self.name!r} to {self._sink!r}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SinkLogger:
+        """Return a logger on the same sink, as structlog's own loggers do for their file."""
+        return SinkLogger(self._sink, self.name)
+
+    def __reduce__(self) -> Any:  # noqa: ANN401
+        """Refuse to be pickled."""
+        msg = (
+            f"a logger bound to {type(self._sink).__name__} cannot be pickled: the sink holds open resources; "
+            "pickle the lazy proxy that structlog.get_logger() returns, before bind()"
+        )
+        raise TypeError(msg)
+
+
+class SinkLoggerFactory:
+    """Make `SinkLogger` instances for ``structlog.configure(logger_factory=…)``.
+
+    Args:
+        sink: Where events go. It is not owned: close it yourself, or leave it to the exit hook to drain it.
+
+    Raises:
+        TypeError: If *sink* is no `Sink`.
+
+    A name given to ``structlog.get_logger("name")`` is the logger's name; without one it is the calling module's, as
+    with `structlog.stdlib.LoggerFactory`.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        if not isinstance(sink, Sink):
+            msg = f"sink={sink!r} is not a Sink"
+            raise TypeError(msg)
+        self.sink = sink
+
+    def __call__(self, *args: Any) -> SinkLogger:
+        """Return a logger named by the first of *args*, else by the calling module."""
+        return SinkLogger(self.sink, str(args[0]) if args else _calling_module())
+
+    def __repr__(self) -> str:
+        return f"SinkLoggerFactory({self.sink!r})"
+
+
+def _calling_module() -> str:
+    frame = sys._getframe(2)  # noqa: SLF001 - nothing public shows the caller's frames
+    while frame.f_back is not None:
+        module = str(frame.f_globals.get("__name__") or "?")
+        if module.partition(".")[0] not in ("structlog", "outfall"):
+            return module
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__") or "?")
+
+
+def tee(sink: Sink) -> Callable[[Any, str, Any], Any]:
+    """Return a structlog processor that hands each event to *sink* and passes it on unchanged.
+
+    Args:
+        sink: It is not owned.
+
+    Raises:
+        TypeError: If *sink* is no `Sink`.
+
+    A missing ``level`` is taken from the method's name for filtering; it is not written into the event.
+    """
+    if not isinstance(sink, Sink):
+        msg = f"sink={sink!r} is not a Sink"
+        raise TypeError(msg)
+
+    def tee_processor(_logger: Any, method_name: str, event_dict: Any) -> Any:  # noqa: ANN401 - as structlog has it
+        try:
+            event = as_event(event_dict, method_name)
+        except TypeError:
+            event = event_dict  # the sink counts and reports it
+        sink.handle(event)
+        return event_dict
+
+    return tee_processor

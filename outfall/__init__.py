@@ -1,0 +1,52 @@
+"""Outfall: where your events flow out. Sinks for structured logging.
+
+An event is a dict; a sink takes event dicts and puts them somewhere. Every public name of the package is here.
+"""
+
+from outfall.adapters.stdlib import HandlerSink, SinkHandler
+from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
+from outfall.sinks.base import ByteSink, Sink, SinkStats
+from outfall.sinks.batch import BatchResult, Encoded
+from outfall.sinks.errors import (
+    DeliveryError,
+    MissingDependencyError,
+    PermanentDeliveryError,
+    ReentrantEventError,
+    SinkClosedError,
+    SinkError,
+    TemporaryDeliveryError,
+)
+from outfall.sinks.failures import SinkFailure, report
+from outfall.sinks.file import FileSink
+from outfall.sinks.memory import CaptureSink
+from outfall.sinks.rendering import OrjsonRenderer
+from outfall.sinks.routing import FanoutSink
+from outfall.sinks.stream import NullSink, StreamSink
+
+__all__ = [
+    "BatchResult",
+    "ByteSink",
+    "CaptureSink",
+    "DeliveryError",
+    "Encoded",
+    "FanoutSink",
+    "FileSink",
+    "HandlerSink",
+    "MissingDependencyError",
+    "NullSink",
+    "OrjsonRenderer",
+    "PermanentDeliveryError",
+    "ReentrantEventError",
+    "Sink",
+    "SinkClosedError",
+    "SinkError",
+    "SinkFailure",
+    "SinkHandler",
+    "SinkLogger",
+    "SinkLoggerFactory",
+    "SinkStats",
+    "StreamSink",
+    "TemporaryDeliveryError",
+    "report",
+    "tee",
+]

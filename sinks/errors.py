@@ -1,0 +1,88 @@
+"""The exceptions of Outfall.
+
+.. code-block:: text
+
+    SinkError                        something went wrong in a sink
+    ├── SinkClosedError              an event was handled after close()
+    ├── MissingDependencyError       an optional package is not installed
+    └── DeliveryError                the target could not take it
+        ├── TemporaryDeliveryError   try again later
+        └── PermanentDeliveryError   it never will
+
+Misconfiguration is not among them: it raises ``ValueError`` or ``TypeError`` at construction, naming the argument and
+the value.
+
+No exception made here holds an event, a header, a URL's credentials or any other secret.
+"""
+
+from __future__ import annotations
+
+
+class SinkError(Exception):
+    """Base class of everything Outfall raises about an event or its target."""
+
+    #: The key under which an event lost to this error is counted in ``SinkStats.dropped``.
+    dropped_as: str = "error"
+
+
+class SinkClosedError(SinkError):
+    """An event came to a sink after its ``close``. It is counted as ``dropped["closed"]`` and never reopens a file."""
+
+    dropped_as = "closed"
+
+
+class ReentrantEventError(SinkError):
+    """An event was born inside the delivery or the error report of the very sink it came to.
+
+    Taking it would feed the sink with its own output for ever. It is counted as ``dropped["reentrant"]``. Only
+    `Sink.deliver` raises it; `Sink.handle` counts in silence, since a report could be the next event.
+    """
+
+    dropped_as = "reentrant"
+
+
+class MissingDependencyError(SinkError):
+    """An optional package is missing.
+
+    Args:
+        package: The importable name that was not found.
+        extra: The extra of the distribution that installs it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'outfall[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
+        """Pickle by the two arguments, since ``args`` holds the sentence made of them."""
+        return type(self), (self.package, self.extra)
+
+
+class DeliveryError(SinkError):
+    """The target could not take an event or a batch."""
+
+
+class TemporaryDeliveryError(DeliveryError):
+    """The target could not take it now; the same attempt may succeed later.
+
+    Args:
+        message: What happened, without event data and secrets.
+        retry_after: Seconds to wait before the next attempt, or None when the target did not say.
+    """
+
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class PermanentDeliveryError(DeliveryError):
+    """The target refused it and would refuse it again.
+
+    Args:
+        reason: Why, without event data and secrets.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason

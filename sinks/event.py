@@ -1,0 +1,183 @@
+"""What comes to a sink, made a plain event dict; and copies that share no container with the original."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+from outfall.sinks.levels import NUMBERS
+
+#: Keys that structlog and the adapters use among themselves; never written out.
+METADATA = frozenset({"_record", "_from_structlog", "_logger", "_name"})
+
+
+class LevelledEvent(dict[str, Any]):
+    """An event whose level is known from elsewhere (the name of the method called) but is not one of its fields."""
+
+    __slots__ = ("carried_level",)
+
+    def __init__(self, event: Mapping[str, Any], carried_level: float | None) -> None:
+        super().__init__(event)
+        self.carried_level = carried_level
+
+
+class TextEvent(LevelledEvent):
+    """Text that somebody else rendered: written as it is by byte sinks, ``{"event": text}`` to all others.
+
+    Args:
+        text: The text; bytes are kept and written unchanged.
+        carried_level: The level number it was logged with, or None.
+    """
+
+    __slots__ = ("raw",)
+
+    def __init__(self, text: str | bytes, carried_level: float | None = None) -> None:
+        readable = text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")
+        super().__init__({"event": readable}, carried_level)
+        self.raw = text
+
+    def rendered(self) -> str | bytes:
+        """Return what to write: the original, unless a processor put another text into ``event``."""
+        raw, text = self.raw, self.get("event")
+        if isinstance(raw, bytes) and text == raw.decode("utf-8", "backslashreplace"):
+            return raw
+        return text if isinstance(text, (str, bytes)) else str(text)
+
+
+def as_event(given: object, method_name: str | None = None) -> dict[str, Any]:
+    """Return *given* as an event dict, *given* itself when it already is one.
+
+    Besides dicts it takes what a structlog chain may end in: rendered text or bytes, another mapping, or the
+    ``(args, kwargs)`` of `structlog.stdlib.ProcessorFormatter.wrap_for_formatter` and
+    `structlog.stdlib.render_to_log_args_and_kwargs`.
+
+    Args:
+        given: What came to the sink.
+        method_name: The logger's method, whose level counts where the event has none.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    level = None if method_name is None else NUMBERS.get(method_name)
+    if type(given) is dict or isinstance(given, LevelledEvent):
+        event: dict[str, Any] = given
+    elif isinstance(given, (str, bytes)):
+        return TextEvent(given, level)
+    elif isinstance(given, (bytearray, memoryview)):
+        return TextEvent(bytes(given), level)
+    elif isinstance(given, Mapping):
+        event = dict(given)
+    elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple):  # noqa: PLR2004 - (args, kwargs)
+        args, kwargs = given
+        return event_of_call(args, dict(kwargs), method_name)
+    else:
+        msg = f"an event is a dict, not {type(given).__name__}"
+        raise TypeError(msg)
+    if level is not None and "level" not in event and not isinstance(event, LevelledEvent):
+        return LevelledEvent(event, level)
+    return event
+
+
+def event_of_call(args: tuple[Any, ...], kwargs: dict[str, Any], method_name: str | None) -> dict[str, Any]:
+    """Return the event that a call ``logger.info(*args, **kwargs)`` made by a structlog chain stands for.
+
+    The last processor decides what the call looks like: the event dict as keywords, text as the one argument, or the
+    arguments of a standard library logger (``msg``, ``args``, ``extra``, ``exc_info``, ``stack_info``).
+    """
+    if not args and "msg" not in kwargs:
+        return as_event(kwargs, method_name)
+    if len(args) == 1 and not kwargs and isinstance(args[0], (str, bytes, bytearray)):
+        return as_event(args[0], method_name)
+    message, positional = (args[0], args[1:]) if args else (kwargs.pop("msg", None), ())
+    if not args and "event" in kwargs:
+        # A chain that ends in a dict whose event happens to have a field "msg".
+        return as_event({**kwargs, "msg": message}, method_name)
+    if isinstance(message, Mapping):
+        # wrap_for_formatter: the whole event is the message and "extra" is metadata about the logger.
+        return as_event({**message, **(kwargs.get("extra") or {})}, method_name)
+    positional = positional or tuple(kwargs.pop("args", ()) or ())
+    extra = kwargs.pop("extra", None) or {}
+    kwargs.pop("stacklevel", None)
+    event: dict[str, Any] = {"event": message, **extra, **kwargs}
+    if positional:
+        try:
+            event["event"] = str(message) % (positional[0] if isinstance(positional[0], Mapping) else positional)
+        except Exception:  # noqa: BLE001 - whatever %-formatting raises, the text and its arguments are kept
+            event["positional_args"] = positional
+    return as_event(event, method_name)
+
+
+def without_metadata(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a shallow copy of *event* without the metadata keys."""
+    return {key: value for key, value in event.items() if key not in METADATA}
+
+
+def copy_event(event: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of *event* in which every nested dict, list, set and tuple of such is a copy as well.
+
+    Other objects are shared: a per-sink processor may change nested values without another sink seeing it, while
+    copying arbitrary objects (locks, sockets, models) would fail or cost more than it protects. Cycles stay cycles;
+    what is nested deeper than 100 containers is shared.
+    """
+    copied: dict[str, Any]
+    if isinstance(event, TextEvent):
+        copied = TextEvent(event.raw, event.carried_level)
+        copied.update(event)
+    elif isinstance(event, LevelledEvent):
+        copied = LevelledEvent(event, event.carried_level)
+    else:
+        copied = event.copy()
+    memo: dict[int, Any] = {id(event): copied}
+    for key, value in list(copied.items()):
+        if isinstance(value, _CONTAINERS):
+            copied[key] = _copy_container(value, memo, 100)
+    return copied
+
+
+_CONTAINERS = (dict, list, tuple, set)
+
+
+def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:  # noqa: ANN401 - any value of an event
+    known = memo.get(id(value))
+    if known is not None or depth == 0:
+        return value if known is None else known
+    # The copies are made by the built-in types' own methods: each is one step for other threads, and a subclass
+    # cannot run code of its own in it.
+    if isinstance(value, dict):
+        twin = memo[id(value)] = dict.copy(value)
+        for key, item in list(twin.items()):
+            if isinstance(item, _CONTAINERS):
+                twin[key] = _copy_container(item, memo, depth - 1)
+        return twin
+    if isinstance(value, list):
+        items = memo[id(value)] = list.copy(value)
+        for index, item in enumerate(items):
+            if isinstance(item, _CONTAINERS):
+                items[index] = _copy_container(item, memo, depth - 1)
+        return items
+    if type(value) is tuple:
+        # A tuple can only hold itself by way of a list or dict, which the memo knows by then.
+        return tuple(
+            _copy_container(item, memo, depth - 1) if isinstance(item, _CONTAINERS) else item for item in value
+        )
+    return set.copy(value) if type(value) is set else value
+
+
+def timestamp_of(event: Mapping[str, Any]) -> float | None:
+    """Return the event's ``timestamp`` in epoch seconds, or None if it has none that can be read.
+
+    Read are epoch seconds, datetimes (naive ones as local time) and ISO 8601 text; never raises.
+    """
+    value = event.get("timestamp")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if value == value and abs(value) < 1e12 else None  # noqa: PLR0124, PLR2004 - NaN; ms
+    try:
+        if isinstance(value, str):
+            # fromisoformat before Python 3.11 does not know "Z".
+            value = dt.datetime.fromisoformat(value[:-1] + "+00:00" if value[-1:] in "Zz" else value)
+        if isinstance(value, dt.datetime):
+            return value.timestamp()
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None

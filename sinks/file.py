@@ -1,0 +1,541 @@
+"""Events appended to a file: `FileSink`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import os
+import stat
+import time
+from dataclasses import replace
+from itertools import accumulate
+from os import write as _os_write
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from orjson import dumps
+
+from outfall.sinks import process
+from outfall.sinks.base import ByteSink, OnError, Sink
+from outfall.sinks.batch import BatchResult
+from outfall.sinks.failures import report
+from outfall.sinks.levels import NOTSET, NUMBERS, level_of, parse_level
+from outfall.sinks.lock import HAND_TAKEN, TURN
+from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from outfall.sinks.batch import Encoded
+
+_LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
+
+#: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
+_NOT_OPEN = -1
+
+# What FileSink._express says: take the whole pipeline; render and write; look at the level first; append to the buffer.
+_PIPELINE, _DIRECT, _DIRECT_WITH_LEVEL, _BUFFERED = range(4)
+
+#: Errors that leave the descriptor good: there may be room again for the next event.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
+
+
+class FileSink(ByteSink):
+    r"""Append each event to a file, one line each.
+
+    Each event reaches the operating system before `handle` returns: it survives any death of the process, though not
+    a loss of power. With *buffer_bytes* set, up to that much waits in memory.
+
+    Args:
+        filename: Path of the file; made absolute once, here. Kept as `base_filename`.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate when first opened, ``"x"`` to insist on a new file. In
+            every mode each write goes to the end, even while others write to or truncate the same file.
+        encoding: See `ByteSink`. A byte order mark is written at the start of an empty file alone.
+        delay: Open at the first event instead of now. Default False.
+        errors: See `ByteSink`.
+        permissions: Permission bits for a file that is created here, such as ``0o640``, whatever the umask. Default
+            None: ``0o666`` less the umask. An existing file keeps its own.
+        buffer_bytes: Keep up to so many bytes of events in memory and write them together. Default 0: none. They are
+            written when that many have come, at an event of *flush_level* or above, at the first event
+            *flush_interval* after the last write, and by `flush`, `close` and the exit of the process. A kill loses
+            them.
+        flush_interval: Seconds, or a timedelta; default 1.0. No thread watches it: it is looked at with each event.
+        flush_level: Level at which an event and those before it are written at once. Default ``"error"``.
+        terminator: What ends each event. Default ``"\n"``. Settable.
+        renderer: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If *mode*, *encoding*, *errors*, *permissions*, *buffer_bytes*, *flush_interval* or *flush_level*
+            is not usable.
+        TypeError: If *filename* is not a path.
+
+    A file that cannot be opened goes to ``on_error``, and each event tries again. A write that fails or is cut short
+    (disk full) is undone, so that no half line stays; the event is counted as ``dropped["error"]``, and writing goes
+    on as soon as there is room. Half a line that a killed process left is ended before the first event is written.
+
+    Safe from any thread and from signal handlers; any number of processes may append to one file. A forked child goes
+    on with the same open file, and leaves what the parent had buffered to the parent. A named pipe without a reader
+    counts as a file that cannot be opened. On NFS, appends of several hosts may overwrite each other.
+
+    Source: `logging.FileHandler`; POSIX ``open(2)`` on O_APPEND.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        encoding: str | None = None,
+        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.FileHandler
+        errors: str | None = None,
+        *,
+        permissions: int | None = None,
+        buffer_bytes: int = 0,
+        flush_interval: float | dt.timedelta = 1.0,
+        flush_level: str | float = "error",
+        terminator: str = "\n",
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        #: The absolute path, as text; frozen here, so that a later chdir does not move the file.
+        self.base_filename: str = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - Path.absolute keeps ".."
+        self.mode = _checked_mode(mode)
+        self.delay = bool(delay)
+        self.permissions = _checked_permissions(permissions)
+        self.buffer_bytes = _checked_size(buffer_bytes, "buffer_bytes")
+        self._flush_seconds = _checked_seconds(flush_interval, "flush_interval")
+        self._flush_level = parse_level(flush_level, "flush_level")
+        self._fd = _NOT_OPEN
+        #: An open descriptor that the hot path must not use, since `_prefix` has to be written first.
+        self._parked_fd = _NOT_OPEN
+        #: What the next write must begin with: an end for somebody's half line, or a byte order mark.
+        self._prefix = b""
+        self._regular = True
+        #: Never truncate, nor insist on a new file, a second time.
+        self._opened_before = False
+        #: How much may wait; 0 from the process's exit on.
+        self._buffer_limit = 0 if process.exiting() else self.buffer_bytes
+        self._empty_buffer()
+        super().__init__(
+            renderer=renderer,
+            encoding=encoding,
+            errors=errors,
+            terminator=terminator,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+        if not self.delay:
+            try:
+                with self._lock:
+                    self._install(*self._open_file())
+            except OSError as error:
+                self._fail(error, None, events=0)
+
+    # -- the hot path
+
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
+        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+
+        When it returns, the event has reached the operating system, or the buffer where there is one.
+        """
+        # What the pipeline in Sink does, in one function, for the usual event of the usual sink: calls are what costs
+        # here. Whatever is unusual, and every failure, starts anew in the pipeline, where it is treated exactly: until
+        # the write nothing has happened, and a failed write has been undone.
+        express = self._express
+        if express and event.__class__ is dict:  # faster than calling type()
+            try:
+                if not (
+                    "exc_info" in event
+                    or "_record" in event
+                    or "_logger" in event
+                    or "_name" in event
+                    or "_from_structlog" in event
+                ):
+                    if express != _DIRECT:
+                        number = NUMBERS[event["level"]]
+                        if number < self._level and "level_number" not in event:
+                            self._count_filtered()
+                            return
+                    data = dumps(event, None, _LINE)
+                    # Taking the lock by hand: see WriteLock.
+                    turn = self._turn
+                    if express != _BUFFERED:
+                        del turn[0]
+                        holding = True
+                        try:
+                            written = _os_write(self._fd, data)
+                            if written != len(data):
+                                self._finish(data, written)
+                            self._delivered += 1
+                            return
+                        finally:
+                            holding = False
+                            turn += TURN
+                    if number < self._flush_level and monotonic() < self._flush_due:
+                        del turn[0]
+                        holding = True
+                        try:
+                            size = self._buffered + len(data)
+                            if size < self._buffer_limit:
+                                self._buffer.append(data)
+                                self._buffered = size
+                                return
+                        finally:
+                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            turn += TURN
+            except Exception:  # noqa: BLE001, S110
+                pass
+            except BaseException:
+                self._count_dropped("interrupted")
+                raise
+        super().handle(event)
+
+    def _refresh(self) -> None:
+        self._turn = self._lock.turn
+        own = type(self)
+        plain_pipeline = (
+            own.deliver is Sink.deliver
+            and own.emit is ByteSink.emit
+            and own.render is ByteSink.render
+            and own.write is FileSink.write
+            and own._put is FileSink._put  # noqa: SLF001 - its own class
+        )
+        renderer = self._renderer
+        usual = (
+            plain_pipeline
+            and type(renderer) is OrjsonRenderer
+            and renderer.is_plain
+            and self._terminator == "\n"
+            and not (self._processors or self._closed or self._reporting)
+        )
+        if not usual:
+            self._express = _PIPELINE
+        elif self._buffer_limit:
+            self._express = _BUFFERED
+        else:
+            self._express = _DIRECT_WITH_LEVEL if self._level else _DIRECT
+
+    # -- the pipeline
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        if type(self).emit is not ByteSink.emit or not self._buffer_limit:
+            return super()._put(event)
+        data = self.render(event)
+        with self._lock:
+            self._check_open()
+            self._buffer.append(data)
+            self._buffered += len(data)
+            if (
+                self._buffered >= self._buffer_limit
+                or level_of(event) >= self._flush_level
+                or monotonic() >= self._flush_due
+            ):
+                # If it fails this event is among the lost, and the pipeline counts it.
+                self._write_buffer(counted_elsewhere=1)
+        return None
+
+    def write(self, data: bytes) -> None:
+        """Write *data*, one rendered event, whole or not at all."""
+        self._write_whole(data, (len(data),))
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Write all items by one call of the system; what a full disk keeps out is left for a retry."""
+        with self._lock:
+            self._check_open()
+            self._flush()
+            ends = tuple(accumulate(len(item.data) for item in batch))
+            try:
+                self._write_whole(b"".join(item.data for item in batch), ends)
+            except OSError:
+                if not self._kept:
+                    raise
+                return BatchResult(retry=range(self._kept, len(batch)))
+        return None
+
+    def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
+        """Write *data*, in which events end at *ends*; if that fails keep whole events only, `_kept` of them."""
+        self._kept = 0
+        try:
+            written = _os_write(self._fd, data)
+        except OSError as error:
+            if self._fd != _NOT_OPEN:
+                if error.errno in _NO_ROOM:
+                    raise
+                # The descriptor is of no more use: closed behind our back, a pipe without its reader, a stale mount.
+                self._forget_descriptor(error.errno)
+            prefix = self._take_descriptor()
+            try:
+                written = _os_write(self._fd, prefix + data)
+                if written != len(prefix) + len(data):
+                    self._finish(prefix + data, written, [len(prefix) + end for end in ends])
+            except BaseException:
+                if prefix and not self._kept and self._fd != _NOT_OPEN:
+                    self._install(self._fd, prefix)
+                raise
+        else:
+            if written != len(data):
+                self._finish(data, written, ends)
+
+    def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
+        """Write the rest of *data* after a short write, or take back the part of an event that stands there."""
+        view = memoryview(data)
+        try:
+            while written < len(data):
+                written += _os_write(self._fd, view[written:])
+        except BaseException:
+            self._kept = sum(1 for end in ends if end <= written)
+            keep = ends[self._kept - 1] if self._kept else 0
+            self._take_back(data[keep:written])
+            raise
+
+    def _take_back(self, part: bytes) -> None:
+        """Remove *part*, half an event, from the end of the file; where that cannot be done, have it ended."""
+        if not part:
+            return
+        try:
+            if self._regular and self._ends_with(part):
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(part))
+                return
+        except OSError:
+            pass
+        self._install(self._fd, self._terminator_bytes or b"\n")
+
+    def _ends_with(self, part: bytes) -> bool:
+        # The file is open for writing alone, and others may append to it: ours is only what can be read at its end.
+        size = os.fstat(self._fd).st_size
+        reader = os.open(self.base_filename, os.O_RDONLY | _CLOEXEC)
+        try:
+            same = os.path.samestat(os.fstat(reader), os.fstat(self._fd))
+            return same and size >= len(part) and _read_at(reader, size - len(part), len(part) + 1) == part
+        finally:
+            os.close(reader)
+
+    # -- the buffer
+
+    def _empty_buffer(self) -> None:
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._in_flight = 0
+        self._kept = 0
+        self._flush_due = monotonic() + self._flush_seconds
+
+    def _write_buffer(self, counted_elsewhere: int = 0) -> None:
+        """Write what waits. If that fails, what is not in the file is lost and counted, but for *counted_elsewhere*."""
+        # Exchanged first: what a signal handler logs meanwhile must neither be written twice nor be lost.
+        chunk, self._buffer = self._buffer, []
+        self._buffered = 0
+        self._flush_due = monotonic() + self._flush_seconds
+        if not chunk:
+            return
+        self._in_flight = len(chunk)
+        self._kept = 0
+        try:
+            self._write_whole(b"".join(chunk), tuple(accumulate(map(len, chunk))))
+        except BaseException as error:
+            self._delivered += self._kept
+            lost = len(chunk) - self._kept - counted_elsewhere
+            self._count_dropped("error" if isinstance(error, Exception) else "interrupted", lost)
+            self._lost += lost
+            raise
+        else:
+            self._delivered += len(chunk)
+        finally:
+            self._in_flight = 0
+
+    def _flush(self) -> None:
+        if self._buffer:
+            self._write_buffer()
+
+    def drain(self, timeout: float) -> None:
+        """Write what waits, at exit, and buffer nothing from now on."""
+        self._buffer_limit = 0
+        self._refresh()
+        super().drain(timeout)
+
+    def _stats(self) -> SinkStats:
+        stats = super()._stats()
+        pending = len(self._buffer) + self._in_flight
+        return replace(stats, pending=pending, accepted=stats.accepted + pending) if pending else stats
+
+    # -- the file
+
+    def reopen(self) -> None:
+        """Open the path anew, as after ``logrotate`` has moved the file; for a SIGHUP handler.
+
+        What waits in the buffer goes to the old file. If the path cannot be opened, that goes to ``on_error`` and the
+        old file, where there is one, is kept. Never truncates.
+        """
+        error: OSError | None = None
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self._flush()
+                self._exchange()
+            except OSError as caught:
+                error = caught
+            lost, self._lost = self._lost, 0
+        if error is not None:
+            self._fail(error, None, events=lost)
+
+    def _exchange(self) -> None:
+        """Open the path and let its file take the place of the one that is open, under the same descriptor."""
+        current = self._fd if self._fd != _NOT_OPEN else self._parked_fd
+        opened, prefix = self._open_file()
+        if current != _NOT_OPEN:
+            # In one step: a write that a signal handler interrupted still holds the number, and must not meet another
+            # file under it, nor none.
+            os.dup2(opened, current, inheritable=False)
+            os.close(opened)
+            opened = current
+        self._install(opened, prefix)
+
+    def _install(self, descriptor: int, prefix: bytes) -> None:
+        """Write to *descriptor* from now on, *prefix* first: until then the hot path must not find it."""
+        self._prefix = prefix
+        self._fd, self._parked_fd = (_NOT_OPEN, descriptor) if prefix else (descriptor, _NOT_OPEN)
+
+    def _take_descriptor(self) -> bytes:
+        """Have an open descriptor in `_fd`; return the prefix that the caller has to write first."""
+        self._check_open()
+        if self._parked_fd == _NOT_OPEN:
+            self._install(*self._open_file())
+        if self._parked_fd != _NOT_OPEN:
+            self._fd, self._parked_fd = self._parked_fd, _NOT_OPEN
+        prefix, self._prefix = self._prefix, b""
+        return prefix
+
+    def _open_file(self) -> tuple[int, bytes]:
+        """Open the path; return the descriptor and what has to be written first."""
+        # O_NONBLOCK only for the opening: without it a pipe that nobody reads would block the application here.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | _NOCTTY | _NONBLOCK
+        if not self._opened_before:
+            flags |= {"a": 0, "w": os.O_TRUNC, "x": os.O_EXCL}[self.mode[0]]
+        descriptor = self._create(flags)
+        try:
+            self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            if not self._regular and _NONBLOCK:
+                os.set_blocking(descriptor, True)  # noqa: FBT003 - its only argument
+            prefix = self._missing_start(descriptor) if self._regular else b""
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._opened_before = True
+        return descriptor, prefix
+
+    def _create(self, flags: int) -> int:
+        if self.permissions is None:
+            return os.open(self.base_filename, flags, 0o666)
+        try:
+            # O_EXCL tells whether it is this call that makes the file.
+            descriptor = os.open(self.base_filename, flags | os.O_EXCL, self.permissions)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return os.open(self.base_filename, flags, self.permissions)
+        if hasattr(os, "fchmod"):  # not on Windows before Python 3.13
+            os.fchmod(descriptor, self.permissions)
+        return descriptor
+
+    def _missing_start(self, descriptor: int) -> bytes:
+        """Return what must come before the next event: a byte order mark, or an end for somebody's half line."""
+        if os.fstat(descriptor).st_size == 0:
+            return b"" if type(self._renderer) is OrjsonRenderer else self._byte_order_mark
+        end = self._terminator_bytes
+        if not end:
+            return b""
+        with contextlib.suppress(OSError):  # write-only for us: then nothing can be known
+            reader = os.open(self.base_filename, os.O_RDONLY | _CLOEXEC)
+            try:
+                for attempt in range(_TAIL_LOOKS):
+                    size = os.fstat(reader).st_size
+                    tail = _read_at(reader, max(0, size - len(end)), len(end))
+                    if tail.endswith((end, b"\n")) or not size:
+                        return b""
+                    # Another process may be in the midst of writing its line; a dead one's half line stays as it is.
+                    time.sleep(0.001 * attempt)
+                return end
+            finally:
+                os.close(reader)
+        return b""
+
+    def _forget_descriptor(self, why: int | None) -> None:
+        descriptor, self._fd = self._fd, _NOT_OPEN
+        # A number that is not open may by now be somebody else's; it must not be closed again.
+        if descriptor != _NOT_OPEN and why != errno.EBADF:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def _release(self) -> None:
+        self._fd, self._parked_fd, descriptors = _NOT_OPEN, _NOT_OPEN, (self._fd, self._parked_fd)
+        for descriptor in descriptors:
+            if descriptor != _NOT_OPEN:
+                os.close(descriptor)
+
+    def _describe(self) -> str:
+        return repr(self.base_filename)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: the same open file, nothing of the parent's buffer."""
+        # Whoever opens first truncates; in a child that would be what the parent has written since.
+        self._opened_before = True
+        self._empty_buffer()
+        super().after_fork()
+
+    def __del__(self) -> None:
+        # A sink nobody holds any more: what it buffered is written, and its descriptor is not leaked.
+        if not getattr(self, "_closed", True):
+            with contextlib.suppress(Exception):
+                self.close(0)
+
+
+_TAIL_LOOKS = 4
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_NOCTTY = getattr(os, "O_NOCTTY", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+
+HAND_TAKEN.add(FileSink.handle.__code__)
+
+
+def _read_at(descriptor: int, offset: int, size: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+def _checked_mode(mode: str) -> str:
+    if not isinstance(mode, str) or mode.replace("b", "").replace("t", "").replace("+", "") not in ("a", "w", "x"):
+        msg = f"mode={mode!r} is not 'a', 'w' or 'x'"
+        raise ValueError(msg)
+    return mode
+
+
+def _checked_permissions(permissions: int | None) -> int | None:
+    if permissions is not None and not (isinstance(permissions, int) and 0 <= permissions <= 0o7777):  # noqa: PLR2004
+        msg = f"permissions={permissions!r} is not a set of permission bits such as 0o640"
+        raise ValueError(msg)
+    return permissions
+
+
+def _checked_size(size: int, argument: str) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        msg = f"{argument}={size!r} is not a whole number of bytes from 0 up"
+        raise ValueError(msg)
+    return size
+
+
+def _checked_seconds(duration: float | dt.timedelta, argument: str) -> float:
+    seconds = duration.total_seconds() if isinstance(duration, dt.timedelta) else duration
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
+        msg = f"{argument}={duration!r} is not a number of seconds from 0 up, nor a timedelta"
+        raise ValueError(msg)
+    return seconds

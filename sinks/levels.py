@@ -1,0 +1,127 @@
+"""Level names and their numbers.
+
+The numbers are those of `logging`; the names are those of structlog, the usual aliases, and whatever was registered
+with `logging.addLevelName`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NOTSET = logging.NOTSET
+INFO = logging.INFO
+
+#: Greater than every level: what an event gets whose level nobody knows, so that no filter swallows it.
+UNKNOWN = float("inf")
+
+_CANONICAL: dict[str, int] = {
+    "notset": logging.NOTSET,
+    "trace": 5,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+_ALIASES: dict[str, int] = {
+    "informational": logging.INFO,
+    "msg": logging.INFO,
+    "notice": 25,
+    "warn": logging.WARNING,
+    "err": logging.ERROR,
+    "exception": logging.ERROR,
+    "failure": logging.ERROR,
+    "fatal": logging.CRITICAL,
+    "crit": logging.CRITICAL,
+    "alert": logging.CRITICAL,
+    "emerg": logging.CRITICAL,
+    "emergency": logging.CRITICAL,
+    "panic": logging.CRITICAL,
+}
+
+#: Every known spelling in lower case, upper case and capitalised, so that the usual ones cost one dict lookup.
+NUMBERS: dict[str, int] = {
+    spelling: number
+    for name, number in (_CANONICAL | _ALIASES).items()
+    for spelling in (name, name.upper(), name.capitalize())
+}
+_NAMES: dict[int, str] = {number: name for name, number in _CANONICAL.items()}
+
+
+def _number_of_name(name: str) -> int | None:
+    known = NUMBERS.get(name)
+    if known is None:
+        known = NUMBERS.get(name.strip().lower())
+    if known is None:
+        # getLevelName maps registered names to numbers as well (CPython bpo-29220); for others it makes up a text.
+        for spelling in (name, name.upper()):
+            registered = logging.getLevelName(spelling)
+            if isinstance(registered, int):
+                return registered
+        digits = name.strip()
+        if digits.isascii() and digits.isdigit():
+            return int(digits)
+    return known
+
+
+def parse_level(level: str | float, argument: str = "level") -> float:
+    """Return the number of *level*, a name in any case or a number.
+
+    Args:
+        level: For example ``"warning"``, ``"WARN"``, ``logging.WARNING`` or 30.
+        argument: What to call it in the error message.
+
+    Raises:
+        ValueError: If the name is not known here nor to `logging`.
+        TypeError: If *level* is neither text nor a number.
+    """
+    if isinstance(level, str):
+        number = _number_of_name(level)
+        if number is None:
+            known = ", ".join(_CANONICAL)
+            msg = f"{argument}={level!r} is not a known level; use a number, one of {known}, or a name registered with logging.addLevelName"
+            raise ValueError(msg)
+        return number
+    if isinstance(level, (int, float)) and not isinstance(level, bool):
+        if level != level:  # noqa: PLR0124 - the one value that differs from itself is NaN
+            msg = f"{argument}={level!r} is not a level"
+            raise ValueError(msg)
+        return level
+    msg = f"{argument}={level!r} is not a level: a name or a number is needed, not {type(level).__name__}"
+    raise TypeError(msg)
+
+
+def level_of(event: Mapping[str, Any]) -> float:
+    """Return the level number of *event*; never raises.
+
+    ``level_number`` wins over ``level``; without either, the level the event was carried in with counts (that of a
+    `LevelledEvent`), else INFO. A name nobody knows gives `UNKNOWN`, which passes every filter.
+    """
+    number = event.get("level_number")
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
+        return number
+    level = event.get("level")
+    if level is None:
+        carried = getattr(event, "carried_level", None)
+        return INFO if carried is None else carried
+    if isinstance(level, str):
+        known = _number_of_name(level)
+        return UNKNOWN if known is None else known
+    if isinstance(level, (int, float)) and not isinstance(level, bool):
+        return level
+    return UNKNOWN
+
+
+def level_name(number: float) -> str:
+    """Return the lower-case name of a level number, after `logging`'s registry for the uncommon ones.
+
+    A number without a name gives ``"level 35"``, as `logging.getLevelName` words it.
+    """
+    known = _NAMES.get(number)  # type: ignore[call-overload]
+    if known is not None:
+        return str(known)
+    return str(logging.getLevelName(number)).lower()  # type: ignore[arg-type]

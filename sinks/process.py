@@ -1,0 +1,115 @@
+"""What happens to all sinks of a process when it forks and when it exits."""
+
+from __future__ import annotations
+
+import atexit
+
+# Imported for its atexit hook as well: ours must be registered after logging's, to run before it.
+import logging
+import os
+import sys
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: How long the exit hook lets all sinks together drain, in seconds.
+EXIT_DEADLINE_SECONDS = 5.0
+
+#: Runs before ours at exit, so that what it still logs finds sinks that were drained but are open.
+_ = logging.shutdown
+
+
+class Participant(Protocol):
+    """What a sink lets this module do to it."""
+
+    def drain(self, timeout: float) -> None:
+        """Put out what waits, within *timeout* seconds, and keep nothing back from now on."""
+
+    def after_fork(self) -> None:
+        """Replace locks, connections and queues that belong to the parent. Called in the child."""
+
+
+_participants: weakref.WeakSet[Any] = weakref.WeakSet()
+_in_child: list[Callable[[], None]] = []
+_at_end: list[Callable[[], None]] = []
+
+
+class _State:
+    draining = False
+    armed = False
+
+
+def exiting() -> bool:
+    """Return True once the exit hook has begun: whatever comes now must not wait in a buffer."""
+    return _State.draining
+
+
+def join(participant: Participant) -> None:
+    """Have *participant* told of forks and of the exit for as long as it lives (it is held weakly)."""
+    _participants.add(participant)
+
+
+def call_in_child(function: Callable[[], None]) -> None:
+    """Have *function* called in every forked child, before any sink is told."""
+    _in_child.append(function)
+
+
+def call_at_end(function: Callable[[], None]) -> None:
+    """Have *function* called when the exit hook has drained all sinks."""
+    _at_end.append(function)
+
+
+def drain() -> None:
+    """Drain every open sink, all under one deadline. They stay open: other exit hooks may still log.
+
+    Runs at exit by `atexit`, and where Python runs no `atexit` (children of `multiprocessing`) by
+    `multiprocessing.util.Finalize`.
+    """
+    _State.draining = True
+    deadline = time.monotonic() + EXIT_DEADLINE_SECONDS
+    for participant in list(_participants):
+        participant.drain(max(0.0, deadline - time.monotonic()))
+    for function in _at_end:
+        function()
+
+
+def _after_fork_in_child() -> None:
+    _State.draining = False
+    for function in _in_child:
+        function()
+    for participant in list(_participants):
+        participant.after_fork()
+    _arm_multiprocessing()
+
+
+class _Anchor:
+    """What `multiprocessing.util.register_after_fork` holds on to."""
+
+
+_anchor = _Anchor()
+
+
+def _arm_multiprocessing() -> None:
+    # multiprocessing is not imported for this: whoever is, or is about to make, one of its children has it already.
+    util = sys.modules.get("multiprocessing.util")
+    if util is None or _State.armed:
+        return
+    _State.armed = True
+    # A child first clears the finalizers it inherited and then runs these, so here is the place to register anew.
+    util.register_after_fork(_anchor, _arm_finalizer)  # type: ignore[attr-defined]
+    _arm_finalizer(_anchor)
+
+
+def _arm_finalizer(_anchor: _Anchor) -> None:
+    util = sys.modules["multiprocessing.util"]
+    # Before the queues of multiprocessing close (their priority is 10): a sink may put its events there.
+    util.Finalize(None, drain, exitpriority=100)  # type: ignore[attr-defined]
+
+
+atexit.register(drain)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+_arm_multiprocessing()
