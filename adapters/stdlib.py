@@ -17,6 +17,7 @@ from outfall.sinks.base import OnError, Sink
 from outfall.sinks.event import METADATA, TextEvent, timestamp_of, without_metadata
 from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET, NUMBERS, UNKNOWN, level_name, level_of
+from outfall.sinks.plain import plain_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -301,7 +302,8 @@ class HandlerSink(Sink):
         message = event.get("event", "")
         record.msg = message if isinstance(message, str) else str(message)
         self._add_exception(record, event)
-        for key, value in event.items():
+        for field, value in event.items():
+            key = field if isinstance(field, str) else plain_key(field)
             if key in METADATA or key in _EVENT_KEYS or key in _CALLSITE or key == "stack_info":
                 continue
             name = key[len(_COLLISION) :] if key.startswith(_COLLISION) and key[len(_COLLISION) :] in _EVENT_KEYS else key

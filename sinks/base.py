@@ -220,7 +220,7 @@ class Sink:
         if failure is not None:
             raise failure
 
-    def __call__(self, logger: object, method_name: str, event_dict: Any) -> NoReturn:  # noqa: ANN401, ARG002
+    def __call__(self, logger: object, method_name: str, event_dict: Any) -> NoReturn:  # noqa: ARG002
         """Be the last processor of a structlog chain: `handle` the event, then end the chain.
 
         A missing ``level`` is taken from *method_name* for filtering; it is not written into the event.
@@ -256,8 +256,8 @@ class Sink:
         finally:
             lost, self._lost = self._lost, 0
             self._lock.release()
-        for error in errors:
-            self._fail(error, None, events=lost)
+        for failure in errors:
+            self._fail(failure, None, events=lost)
         return not errors
 
     def close(self, timeout: float | None = None) -> bool:
@@ -282,22 +282,22 @@ class Sink:
             for step in (self._flush, self._release):
                 try:
                     step()
-                except Exception as error:  # noqa: BLE001, PERF203 - the error policy decides, unlocked
+                except Exception as error:  # noqa: BLE001 - the error policy decides, unlocked
                     errors.append(error)
         finally:
             lost, self._lost = self._lost, 0
             self._lock.release()
         self._close_result = not errors
-        for error in errors:
-            self._fail(error, None, events=lost)
+        for failure in errors:
+            self._fail(failure, None, events=lost)
             lost = 0
         return self._close_result
 
-    async def aflush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the same meaning as in flush
+    async def aflush(self, timeout: float | None = None) -> bool:
         """Do `flush` in a thread, for asyncio."""
         return await asyncio.to_thread(self.flush, timeout)
 
-    async def aclose(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the same meaning as in close
+    async def aclose(self, timeout: float | None = None) -> bool:
         """Do `close` in a thread, for asyncio."""
         return await asyncio.to_thread(self.close, timeout)
 
@@ -354,7 +354,7 @@ class Sink:
 
     # -- what a sink writer implements
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: dict[str, Any]) -> None:  # noqa: ARG002 - for others to use
         """Put one event out; raise if that failed. Called under the sink's lock; must not change *event*."""
         msg = f"{type(self).__name__} has to implement emit(event)"
         raise TypeError(msg)
@@ -638,7 +638,7 @@ class ByteSink(Sink):
         msg = f"the renderer returned {type(rendered).__name__}, not str or bytes"
         raise TypeError(msg)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:  # noqa: ARG002 - for others to use
         """Write *data*, one rendered event; raise if that failed. Called under the sink's lock."""
         msg = f"{type(self).__name__} has to implement write(data)"
         raise TypeError(msg)

@@ -78,26 +78,28 @@ class FanoutSink(Sink):
                 sink.deliver(event)
             except ReentrantEventError:
                 pass  # counted by the child; telling could be what feeds the loop
-            except Exception as error:  # noqa: BLE001, PERF203 - the others must still be tried
+            except Exception as error:  # noqa: BLE001 - the others must still be tried
                 failures.append((sink, error))
-        for sink, error in failures:
+        for sink, failure in failures:
             if sink.on_error is not report and sink.on_error != "raise":
-                sink._fail(error, event)  # noqa: SLF001 - a sink too
+                sink._fail(failure, event)  # noqa: SLF001 - a sink too
         if len(failures) < 2:  # noqa: PLR2004
             return failures[0][1] if failures else None
-        told = "; ".join(f"{sink.name}: {describe(cleaned(error, event))}" for sink, error in failures)
+        told = "; ".join(f"{sink.name}: {describe(cleaned(failure, event))}" for sink, failure in failures)
         return DeliveryError(f"{len(failures)} of {len(self.sinks)} sinks failed: {told}")
 
     def flush(self, timeout: float | None = None) -> bool:
         """Flush every child within one timeout; True if all said so."""
         deadline = time.monotonic() + self._seconds(timeout)
-        return all([sink.flush(max(0.0, deadline - time.monotonic())) for sink in self.sinks])
+        flushed = [sink.flush(max(0.0, deadline - time.monotonic())) for sink in self.sinks]
+        return all(flushed)
 
     def close(self, timeout: float | None = None) -> bool:
         """Close every child within one timeout; True if none had to give something up."""
         deadline = time.monotonic() + self._seconds(timeout)
         super().close(timeout)
-        return all([sink.close(max(0.0, deadline - time.monotonic())) for sink in self.sinks])
+        closed = [sink.close(max(0.0, deadline - time.monotonic())) for sink in self.sinks]
+        return all(closed)
 
     def _stats(self) -> SinkStats:
         return replace(super()._stats(), targets=tuple(sink.stats() for sink in self.sinks))

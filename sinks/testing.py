@@ -1,0 +1,416 @@
+"""For the tests of other people's code: a sink that captures, sinks that fail, and the contract every sink keeps.
+
+Needs nothing but a test runner that collects classes as pytest does.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from structlog import DropEvent
+
+from outfall.sinks.errors import SinkClosedError
+from outfall.sinks.failures import SinkFailure, report
+from outfall.sinks.levels import NOTSET
+from outfall.sinks.memory import CaptureSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from outfall.sinks.base import OnError, Sink, SinkStats
+
+__all__ = ["CaptureSink", "FailingSink", "SinkContract", "StuckSink", "assert_balanced"]
+
+
+class FailingSink(CaptureSink):
+    """Fail, as often as told, then capture.
+
+    Args:
+        error: What `emit` raises.
+        times: How many events fail before the others are captured. Default None: all.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+    """
+
+    def __init__(
+        self,
+        error: BaseException,
+        times: int | None = None,
+        *,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+        self.error = error
+        #: How many more events will fail; None for all.
+        self.times = times
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Raise, or capture *event* once it has failed often enough."""
+        if self.times is None or self.times > 0:
+            if self.times is not None:
+                self.times -= 1
+            raise self.error
+        super().emit(event)
+
+
+class StuckSink(CaptureSink):
+    """Hang in `emit` until `release` is called, then capture: a target that does not answer."""
+
+    def __init__(self, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self._released = threading.Event()
+        #: Set while an event hangs.
+        self.stuck = threading.Event()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Wait for `release`, a minute at most, and capture *event*."""
+        self.stuck.set()
+        self._released.wait(60)
+        super().emit(event)
+
+    def release(self) -> None:
+        """Let the event that hangs and all later ones through."""
+        self._released.set()
+
+
+def assert_balanced(stats: SinkStats) -> None:
+    """Raise AssertionError unless each accepted event is accounted for and none is pending."""
+    settled = stats.delivered + sum(stats.dropped.values()) + stats.dead_lettered + stats.spooled
+    if stats.pending or stats.accepted + stats.adopted != settled:
+        msg = f"the ledger does not balance: {stats}"
+        raise AssertionError(msg)
+
+
+class SinkContract:
+    """What every sink promises, as tests.
+
+    Subclass it in a test module under a name that begins with ``Test``, and implement `make_sink`; with `received` too,
+    the tests also look at what came out. Each test makes its own sink and closes it.
+    """
+
+    def make_sink(self, **options: Any) -> Sink:  # noqa: ARG002 - for others to use
+        """Return a new sink made with *options*: ``level``, ``processors``, ``on_error`` and ``name``."""
+        msg = f"{type(self).__name__} has to implement make_sink(**options)"
+        raise TypeError(msg)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]] | None:  # noqa: ARG002
+        """Return the events that came out of *sink*, oldest first, or None if that cannot be seen (the default)."""
+        return None
+
+    # -- taking events
+
+    def test_an_event_is_delivered_and_counted(self) -> None:
+        """An event that is handled comes out, and the ledger says so."""
+        with self.make_sink() as sink:
+            sink.handle({"event": "hello", "level": "info", "number": 1})
+            assert sink.flush()
+            stats = sink.stats()
+            assert (stats.accepted, stats.delivered, stats.pending) == (1, 1, 0)
+            self._assert_received(sink, [{"event": "hello", "number": 1}])
+
+    def test_the_event_is_not_changed(self) -> None:
+        """A sink leaves the dict it was given, and what is nested in it, as it was."""
+
+        def redact(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+            event["user"]["password"] = "***"  # noqa: S105
+            event["tags"].append("seen")
+            event["more"] = True
+            return event
+
+        event = {"event": "login", "user": {"password": "hunter2"}, "tags": ["a"], "exc_info": None}
+        before = copy.deepcopy(event)
+        with self.make_sink(processors=[redact]) as sink:
+            sink.handle(event)
+            sink.flush()
+            assert event == before
+            self._assert_received(sink, [{"user": {"password": "***"}, "tags": ["a", "seen"], "more": True}])
+
+    def test_events_below_the_level_are_filtered(self) -> None:
+        """The level keeps lower events out, by name in any case, alias or number; it can be set at any time."""
+        with self.make_sink(level="warning") as sink:
+            sink.handle({"event": "low", "level": "info"})
+            sink.handle({"event": "no level"})
+            sink.handle({"event": "high", "level": "ERROR"})
+            sink.handle({"event": "number wins", "level": "debug", "level_number": 40})
+            sink.handle({"event": "unknown passes", "level": "no-such-level"})
+            sink.level = "critical"
+            sink.handle({"event": "now low", "level": "error"})
+            sink.flush()
+            assert (sink.stats().accepted, sink.stats().filtered) == (3, 3)
+            self._assert_received(sink, [{"event": "high"}, {"event": "number wins"}, {"event": "unknown passes"}])
+
+    def test_a_processor_can_drop_an_event(self) -> None:
+        """DropEvent from a processor filters the event."""
+
+        def drop(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+            if event["event"] == "noise":
+                raise DropEvent
+            return event
+
+        with self.make_sink(processors=[drop]) as sink:
+            sink.handle({"event": "noise"})
+            sink.handle({"event": "signal"})
+            sink.flush()
+            assert (sink.stats().accepted, sink.stats().filtered) == (1, 1)
+            self._assert_received(sink, [{"event": "signal"}])
+
+    def test_it_ends_a_structlog_chain(self) -> None:
+        """Called as a processor it handles the event and raises a fresh DropEvent."""
+        with self.make_sink() as sink:
+            raised = []
+            for _ in range(2):
+                try:
+                    sink(None, "info", {"event": "from structlog"})
+                except DropEvent as error:
+                    raised.append(error)
+            sink.flush()
+            assert len(raised) == 2
+            assert raised[0] is not raised[1]
+            assert sink.stats().delivered == 2
+
+    def test_hostile_values_are_no_failure(self) -> None:
+        """An event whose values cannot be shown is delivered all the same."""
+
+        class Hostile:
+            def __repr__(self) -> str:
+                msg = "no"
+                raise RuntimeError(msg)
+
+        cycle: dict[str, Any] = {}
+        cycle["self"] = cycle
+        with self.make_sink() as sink:
+            sink.handle({"event": "odd", "hostile": Hostile(), "cycle": cycle, "surrogate": "\ud800", 1: 2**70})  # type: ignore[dict-item]
+            sink.flush()
+            assert sink.stats().delivered == 1
+
+    def test_rendered_text_is_taken(self) -> None:
+        """Text and bytes that somebody else rendered are taken like events."""
+        with self.make_sink() as sink:
+            sink.handle("some text")
+            sink.handle(b"some bytes")
+            sink.flush()
+            assert sink.stats().delivered == 2
+
+    def test_a_batch_is_taken(self) -> None:
+        """emit_batch takes what encode made, and returns None when all were taken."""
+        with self.make_sink() as sink:
+            batch = [sink.encode({"event": "batched", "number": number}) for number in range(3)]
+            assert sink.emit_batch(batch) is None
+            sink.flush()
+            self._assert_received(sink, [{"event": "batched", "number": number} for number in range(3)])
+
+    # -- failing
+
+    def test_a_failure_is_told_and_not_raised(self) -> None:
+        """A failing processor costs its event alone; on_error is told, without the event's values."""
+        failures: list[SinkFailure] = []
+
+        def fail(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+            if "password" in event:
+                raise ValueError(event["password"])
+            return event
+
+        with self.make_sink(processors=[fail], on_error=failures.append, name="mine") as sink:
+            sink.handle({"event": "bad", "password": "correct horse"})
+            sink.handle({"event": "good"})
+            sink.flush()
+            stats = sink.stats()
+            assert (stats.accepted, stats.delivered, stats.dropped) == (2, 1, {"error": 1})
+            assert stats.last_error is not None
+            [failure] = failures
+            assert (failure.sink, failure.events) == ("mine", 1)
+            assert "correct horse" not in f"{failure!r} {failure.error!r} {failure.error} {stats}"
+
+    def test_it_raises_if_told_to(self) -> None:
+        """With on_error="raise" a failure reaches the caller, and is counted."""
+
+        def fail(_logger: object, _name: str, _event: dict[str, Any]) -> dict[str, Any]:
+            msg = "refused"
+            raise ValueError(msg)
+
+        with self.make_sink(processors=[fail], on_error="raise") as sink:
+            try:
+                sink.handle({"event": "bad"})
+            except ValueError as error:
+                assert str(error) == "refused"
+            else:
+                msg = "handle() did not raise"
+                raise AssertionError(msg)
+            assert sink.stats().dropped == {"error": 1}
+
+    def test_a_failing_on_error_is_no_failure_of_the_application(self) -> None:
+        """Whatever on_error raises, handle returns."""
+
+        def fail(*_: object) -> dict[str, Any]:
+            msg = "refused"
+            raise ValueError(msg)
+
+        with self.make_sink(processors=[fail], on_error=fail) as sink:
+            sink.handle({"event": "bad"})
+            assert sink.stats().dropped == {"error": 1}
+
+    def test_what_on_error_logs_to_the_same_sink_is_refused(self) -> None:
+        """An event from within on_error is counted as reentrant instead of failing for ever."""
+        sinks: list[Sink] = []
+
+        def fail(_logger: object, _name: str, _event: dict[str, Any]) -> dict[str, Any]:
+            msg = "refused"
+            raise ValueError(msg)
+
+        def log_again(_failure: SinkFailure) -> None:
+            sinks[0]._processors = ()  # noqa: SLF001 - so that it could be taken
+            sinks[0].handle({"event": "the sink failed"})
+
+        with self.make_sink(processors=[fail], on_error=log_again) as sink:
+            sinks.append(sink)
+            sink.handle({"event": "bad"})
+            assert sink.stats().dropped == {"error": 1, "reentrant": 1}
+
+    def test_interrupts_pass_through(self) -> None:
+        """KeyboardInterrupt is not swallowed, and its event is counted as interrupted."""
+
+        def interrupt(_logger: object, _name: str, _event: dict[str, Any]) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+        with self.make_sink(processors=[interrupt]) as sink:
+            try:
+                sink.handle({"event": "cut short"})
+            except KeyboardInterrupt:
+                pass
+            else:
+                msg = "the KeyboardInterrupt was swallowed"
+                raise AssertionError(msg)
+            assert sink.stats().dropped == {"interrupted": 1}
+
+    def test_misconfiguration_names_the_argument_and_the_value(self) -> None:
+        """A bad level, processor or on_error raises at construction and says which."""
+        for options in ({"level": "no-such"}, {"level": True}, {"processors": [42]}, {"on_error": "no-such"}):
+            try:
+                self.make_sink(**options).close()
+            except (ValueError, TypeError) as error:
+                [(argument, value)] = options.items()
+                assert argument in str(error), str(error)
+                assert repr(value if argument != "processors" else 42) in str(error), str(error)
+            else:
+                msg = f"{options} was accepted"
+                raise AssertionError(msg)
+
+    # -- ending
+
+    def test_close_is_final_and_idempotent(self) -> None:
+        """What comes after close is counted as closed and told; closing again changes nothing."""
+        failures: list[SinkFailure] = []
+        sink = self.make_sink(on_error=failures.append)
+        sink.handle({"event": "before"})
+        assert sink.close()
+        assert sink.close()
+        assert sink.closed
+        sink.handle({"event": "after"})
+        try:
+            sink.deliver({"event": "after"})
+        except SinkClosedError:
+            pass
+        else:
+            msg = "deliver() did not raise SinkClosedError"
+            raise AssertionError(msg)
+        stats = sink.stats()
+        assert (stats.accepted, stats.delivered, stats.dropped) == (3, 1, {"closed": 2})
+        assert [type(failure.error) for failure in failures] == [SinkClosedError]
+        assert_balanced(stats)
+
+    def test_flush_and_close_return_in_time(self) -> None:
+        """They keep their timeout, and refuse one that is no duration."""
+        sink = self.make_sink()
+        try:
+            sink.flush(-1)
+        except ValueError as error:
+            assert "timeout=-1" in str(error)
+        else:
+            msg = "flush(-1) was accepted"
+            raise AssertionError(msg)
+        started = time.monotonic()
+        sink.flush(0.5)
+        sink.close(0.5)
+        assert time.monotonic() - started < 2
+
+    def test_the_ledger_balances_with_many_threads(self) -> None:
+        """Eight threads at once: each event is counted once, and comes out."""
+        with self.make_sink() as sink:
+
+            def log(thread: int) -> None:
+                for number in range(50):
+                    sink.handle({"event": "many", "level": "info", "thread": thread, "number": number})
+
+            threads = [threading.Thread(target=log, args=(thread,)) for thread in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            sink.flush()
+            stats = sink.stats()
+            assert stats.accepted == 400
+            assert_balanced(stats)
+            events = self.received(sink)
+            if events is not None:
+                assert len({(event["thread"], event["number"]) for event in events}) == stats.delivered
+
+    def test_a_forked_child_begins_anew(self) -> None:
+        """The child's ledger is empty, and its sink works and closes."""
+        if not hasattr(os, "fork"):
+            return
+        with self.make_sink() as sink:
+            sink.handle({"event": "parent"})
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    fresh = sink.stats().accepted == 0
+                    sink.handle({"event": "child"})
+                    done = sink.close(5)
+                    status = 0 if fresh and done and sink.stats().delivered == 1 else 2
+                finally:
+                    os._exit(status)
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+            sink.handle({"event": "parent"})
+            sink.flush()
+            assert sink.stats().delivered == 2
+
+    def test_it_does_not_pickle_and_says_so(self) -> None:
+        """Pickling names the class and what to do instead."""
+        with self.make_sink() as sink:
+            try:
+                pickle.dumps(sink)
+            except TypeError as error:
+                assert type(sink).__name__ in str(error)
+            else:
+                msg = "the sink was pickled"
+                raise AssertionError(msg)
+
+    def test_it_has_a_name_and_a_telling_repr(self) -> None:
+        """The name is in the stats and the repr; by default it is the class's."""
+        with self.make_sink(name="audit", level="error") as sink:
+            assert sink.stats().name == "audit"
+            assert type(sink).__name__ in repr(sink)
+            assert "audit" in repr(sink)
+            assert "error" in repr(sink)
+        with self.make_sink() as sink:
+            assert sink.name == type(sink).__name__
+
+    def _assert_received(self, sink: Sink, expected: list[dict[str, Any]]) -> None:
+        events = self.received(sink)
+        if events is None:
+            return
+        assert len(events) == len(expected), events
+        for event, part in zip(events, expected, strict=True):
+            assert part.items() <= event.items() or all(event.get(key) == value for key, value in part.items()), event

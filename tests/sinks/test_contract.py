@@ -1,0 +1,130 @@
+"""Every sink keeps the contract."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from outfall import CaptureSink, FanoutSink, FileSink, HandlerSink, NullSink, Sink, StreamSink
+from outfall.sinks.testing import FailingSink, SinkContract, StuckSink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TestCaptureSink(SinkContract):
+    """The sink that keeps events for tests."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return CaptureSink(**options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        assert isinstance(sink, CaptureSink)
+        return sink.events
+
+
+class TestNullSink(SinkContract):
+    """The sink that goes nowhere."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return NullSink(**options)
+
+
+class TestTextStreamSink(SinkContract):
+    """A stream that takes text."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return StreamSink(io.StringIO(), **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        assert isinstance(sink, StreamSink)
+        return [json.loads(line) for line in sink.stream.getvalue().splitlines()]
+
+
+class TestBinaryStreamSink(TestTextStreamSink):
+    """A stream that takes bytes."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return StreamSink(io.BytesIO(), **options)
+
+
+class TestFileSink(SinkContract):
+    """A file."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole by subclasses
+
+    @pytest.fixture(autouse=True)
+    def _directory(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "events.jsonl"
+
+    def make_sink(self, **options: Any) -> Sink:
+        return FileSink(self.path, **self.options, **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        assert isinstance(sink, FileSink)
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+class TestBufferedFileSink(TestFileSink):
+    """A file with a buffer."""
+
+    options = {"buffer_bytes": 4096}  # noqa: RUF012
+
+
+class TestFanoutSink(SinkContract):
+    """Two sinks in one."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return FanoutSink(CaptureSink(), NullSink(), **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        assert isinstance(sink, FanoutSink)
+        child = sink.sinks[0]
+        assert isinstance(child, CaptureSink)
+        return child.events
+
+
+class _ListHandler(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class TestHandlerSink(SinkContract):
+    """Any handler of the standard library."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return HandlerSink(_ListHandler(), **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        assert isinstance(sink, HandlerSink)
+        assert isinstance(sink.handler, _ListHandler)
+        return [{**record.__dict__, "event": record.getMessage()} for record in sink.handler.records]
+
+
+class TestFailingSink(SinkContract):
+    """The double that fails, once it has stopped failing."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return FailingSink(OSError("down"), times=0, **options)
+
+
+def test_a_stuck_sink_hangs_until_it_is_released() -> None:
+    """The double that hangs lets its event through when told to."""
+    import threading
+
+    sink = StuckSink()
+    thread = threading.Thread(target=sink.handle, args=({"event": "slow"},))
+    thread.start()
+    assert sink.stuck.wait(5)
+    assert not sink.flush(0)
+    sink.release()
+    thread.join(5)
+    assert sink.events == [{"event": "slow"}]
