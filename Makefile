@@ -44,7 +44,7 @@ demo: $(VENV)/.outfall-demo
 	$(BIN)/python examples/service.py $(ARGS)
 
 test: $(VENV)/.outfall-test
-	$(BIN)/python -m pytest --cov $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(VENV)/.outfall-lint
 	$(BIN)/ruff check .
