@@ -34,9 +34,7 @@ def test_all_is_a_literal_that_names_every_public_name_once():
     public = [
         name
         for name in dir(outfall)
-        if not name.startswith("_")
-        and name != "annotations"
-        and not isinstance(getattr(outfall, name), ModuleType)
+        if not name.startswith("_") and name != "annotations" and not isinstance(getattr(outfall, name), ModuleType)
     ]
     assert sorted(names) == sorted(public)
 
