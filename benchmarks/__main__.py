@@ -1,0 +1,140 @@
+"""The command ``python -m benchmarks``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.groups import GROUPS
+from benchmarks.harness import measure
+from benchmarks.machine import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.harness import Figures, Group
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what *arguments* ask for, print the tables, return the exit status.
+
+    The status is 0 whether or not the budgets are met: a busy machine is no failure.
+    """
+    options = _parser().parse_args(arguments)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="outfall-bench-", dir=options.directory) as made:
+        directory = Path(made)
+        report: dict[str, Any] = {**describe(directory), "groups": []}
+        _print_head(report)
+        for group in GROUPS:
+            if options.only and group.name not in options.only:
+                continue
+            figures = measure(group, directory, rounds=options.rounds, events=options.events)
+            _print_table(group, figures)
+            report["groups"].append(_as_json(group, figures, options))
+    print(f"\n{time.perf_counter() - began:.0f} s in all; spread: half the distance of the quartiles, of the median")
+    if options.json is not None:
+        text = json.dumps(report, indent=2, ensure_ascii=False)
+        if str(options.json) == "-":
+            print(text)
+        else:
+            options.json.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Outfall beside its peers.")
+    names = [group.name for group in GROUPS]
+    parser.add_argument("--rounds", type=_positive, metavar="N", help="turns that each row has (default: by group)")
+    parser.add_argument("--events", type=_positive, metavar="N", help="events in each turn (default: by group)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=names,
+        metavar="GROUP",
+        help=f"measure this group alone; may be given several times: {', '.join(names)}",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help='write all figures there as well; "-" prints them')
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=_default_directory(),
+        metavar="DIR",
+        help="where the files are written and removed again (default: %(default)s)",
+    )
+    return parser
+
+
+def _default_directory() -> Path:
+    # /tmp is often kept in memory; /var/tmp has to survive a reboot, so it is on a disk.
+    lasting = Path("/var/tmp")  # noqa: S108 - TemporaryDirectory makes a private one in it
+    return lasting if lasting.is_dir() else Path(tempfile.gettempdir())
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        msg = f"{text} is not 1 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def _print_head(report: dict[str, Any]) -> None:
+    print(f"{report['machine']}; {report['system']}; {report['file system']}; load {report['load']}")
+    versions = ", ".join(f"{name} {version}" for name, version in report["libraries"].items() if version)
+    print(f"{report['python']}; {versions}")
+
+
+def _print_table(group: Group, figures: list[Figures]) -> None:
+    width = max(len(each.row.name) for each in figures)
+    print(f"\n{group.name}: {group.about}")
+    print(f"  {'':{width}} {group.unit:>9} {'spread':>7} {'x floor':>8} {'x peer':>7} {'budget':>7}")
+    for each in figures:
+        if each.missing is not None:
+            print(f"  {each.row.name:{width}} {each.missing:>9}")
+            continue
+        spread = "-" if each.spread is None else f"{each.spread:.0%}"
+        verdict = {None: "", True: "met", False: "NOT MET"}[each.met]
+        print(
+            f"  {each.row.name:{width}} {_number(each.median):>9} {spread:>7} {_number(each.floor_ratio):>8}"
+            f" {_number(each.peer_ratio):>7} {_number(each.row.budget):>7} {verdict}".rstrip()
+        )
+    sys.stdout.flush()
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _as_json(group: Group, figures: list[Figures], options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "unit": group.unit,
+        "rounds": options.rounds or group.rounds,
+        "events": options.events or group.events,
+        "rows": [
+            {
+                "name": each.row.name,
+                "missing": each.missing,
+                "median": each.median,
+                "spread": each.spread,
+                "floor": each.row.floor,
+                "floor_ratio": each.floor_ratio,
+                "peer": each.row.peer,
+                "peer_ratio": each.peer_ratio,
+                "budget": each.row.budget,
+                "met": each.met,
+                "samples": [round(sample, 4) for sample in each.samples],
+            }
+            for each in figures
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
