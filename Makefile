@@ -12,8 +12,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Targets share one environment; two pips in it at once would spoil it.
 .NOTPARALLEL:
 .PHONY: help demo test lint format types docs bench wheel-check pythons clean
-# A stamp is what several targets share, so make would take it for a leftover and delete it.
-.PRECIOUS: $(VENV)/.outfall-%
+# An environment whose making broke off (Debian without python3-venv) is begun anew, not taken for a whole one.
+.DELETE_ON_ERROR:
 
 help:
 	@echo "make demo         set up and run the example service"

@@ -7,7 +7,6 @@
 import nox
 
 nox.needs_version = ">=2024.10"
-nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["tests"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
