@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import accumulate
 from os import write as _os_write
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 from orjson import dumps
@@ -35,8 +35,9 @@ _LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 #: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
 _NOT_OPEN = -1
 
-# What FileSink._express says: take the whole pipeline; render and write; look at the level first; append to the buffer.
-_PIPELINE, _DIRECT, _DIRECT_WITH_LEVEL, _BUFFERED = range(4)
+# What FileSink._express says: take the whole pipeline; render and write; look at the level first; append to the buffer;
+# and, for files with a bound, ask for room before the write, without and with a look at the level.
+_PIPELINE, _DIRECT, _DIRECT_WITH_LEVEL, _BUFFERED, _BOUNDED, _BOUNDED_WITH_LEVEL = range(6)
 
 #: Errors that leave the descriptor good: there may be room again for the next event.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
@@ -141,6 +142,12 @@ class FileSink(ByteSink):
             except OSError as error:
                 self._fail(error, None, events=0)
 
+    #: The class for whose methods the hot path stands in, and these methods: one that is overridden turns it off.
+    _hot_class: ClassVar[type[FileSink]]
+    _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "_put", "_write_whole")
+    #: True if `_has_room` has to be asked before each write.
+    _bounded = False
+
     # -- the hot path
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
@@ -161,7 +168,7 @@ class FileSink(ByteSink):
                     or "_name" in event
                     or "_from_structlog" in event
                 ):
-                    if express != _DIRECT:
+                    if express != _DIRECT and express != _BOUNDED:
                         number = NUMBERS[event["level"]]
                         if number < self._level and "level_number" not in event:
                             self._count_filtered()
@@ -173,15 +180,16 @@ class FileSink(ByteSink):
                         del turn[0]
                         holding = True
                         try:
-                            written = _os_write(self._fd, data)
-                            if written != len(data):
-                                self._finish(data, written)
-                            self._delivered += 1
-                            return
+                            if express < _BOUNDED or self._has_room(len(data)):
+                                written = _os_write(self._fd, data)
+                                if written != len(data):
+                                    self._finish(data, written)
+                                self._delivered += 1
+                                return
                         finally:
                             holding = False
                             turn += TURN
-                    if number < self._flush_level and monotonic() < self._flush_due:
+                    elif number < self._flush_level and monotonic() < self._flush_due:
                         del turn[0]
                         holding = True
                         try:
@@ -200,19 +208,16 @@ class FileSink(ByteSink):
                 raise
         super().handle(event)
 
+    def _has_room(self, size: int) -> bool:  # noqa: ARG002 - asked of files with a bound alone
+        """Return True, and count on it, if *size* more bytes may be written without more ado."""
+        return True
+
     def _refresh(self) -> None:
         self._turn = self._lock.turn
         own = type(self)
-        plain_pipeline = (
-            own.deliver is Sink.deliver
-            and own.emit is ByteSink.emit
-            and own.render is ByteSink.render
-            and own.write is FileSink.write
-            and own._put is FileSink._put  # noqa: SLF001 - its own class
-        )
         renderer = self._renderer
         usual = (
-            plain_pipeline
+            all(getattr(own, hook) is getattr(own._hot_class, hook) for hook in own._hot_hooks)
             and type(renderer) is OrjsonRenderer
             and renderer.is_plain
             and self._terminator == "\n"
@@ -222,6 +227,8 @@ class FileSink(ByteSink):
             self._express = _PIPELINE
         elif self._buffer_limit:
             self._express = _BUFFERED
+        elif self._bounded:
+            self._express = _BOUNDED_WITH_LEVEL if self._level else _BOUNDED
         else:
             self._express = _DIRECT_WITH_LEVEL if self._level else _DIRECT
 
@@ -505,6 +512,7 @@ _NOCTTY = getattr(os, "O_NOCTTY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 HAND_TAKEN.add(FileSink.handle.__code__)
+FileSink._hot_class = FileSink  # noqa: SLF001 - its own class, which it cannot name before it exists
 
 
 def _read_at(descriptor: int, offset: int, size: int) -> bytes:
