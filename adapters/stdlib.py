@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import logging.config
+import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from structlog.stdlib import ProcessorFormatter
-
 from structlog import DropEvent
+from structlog.stdlib import ProcessorFormatter
 
 from outfall.sinks.base import OnError, Sink
 from outfall.sinks.event import METADATA, TextEvent, timestamp_of, without_metadata
@@ -20,7 +20,9 @@ from outfall.sinks.levels import NOTSET, NUMBERS, UNKNOWN, level_name, level_of
 from outfall.sinks.plain import plain_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from outfall.sinks.batch import BatchResult, Encoded
 
 #: Call-site keys as `structlog.processors.CallsiteParameter` names them, and the record's attribute for each.
 _CALLSITE: dict[str, str] = {
@@ -42,21 +44,49 @@ _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
 #: What formatters add, and what older versions of Python do not have.
 _STANDARD_ATTRIBUTES = _STANDARD | {"message", "asctime", "taskName"}
 
-#: Event keys that a record's own data takes; an ``extra`` of the same name gets this before it.
-_EVENT_KEYS = frozenset({"event", "level", "level_number", "logger", "timestamp", "exc_info", "exception", "stack"})
+#: Event keys that a record's own data takes; an ``extra`` of the same name gets this before it where they differ.
+_EVENT_KEYS = frozenset({"event", "level", "level_number", "logger", "timestamp", "exception", "stack"})
+_RESERVED_KEYS = (_EVENT_KEYS | _CALLSITE.keys()) - _STANDARD_ATTRIBUTES
 _COLLISION = "extra_"
+
+
+def _bare(name: str) -> str:
+    while name.startswith(_COLLISION):
+        name = name[len(_COLLISION) :]
+    return name
+
+
+def _key_of(attribute: str) -> str:
+    """Return the event key for the ``extra`` *attribute*, undoing what `_attribute_of` does."""
+    if attribute.startswith(_COLLISION):
+        bare = _bare(attribute)
+        if bare in _STANDARD_ATTRIBUTES:
+            return attribute[len(_COLLISION) :]
+        if bare in _RESERVED_KEYS:
+            return _COLLISION + attribute
+    return attribute
+
+
+def _attribute_of(key: str) -> str:
+    """Return the record attribute for the event *key* that no attribute of the record's own stands for."""
+    bare = _bare(key)
+    if bare in _STANDARD_ATTRIBUTES:
+        return _COLLISION + key
+    return key[len(_COLLISION) :] if key != bare and bare in _RESERVED_KEYS else key
 
 
 class SinkHandler(logging.Handler):
     """Hand `logging` records to a sink, as events.
 
     An event gets the message with its arguments (``event``), the lower-case ``level``, ``logger``, ``timestamp`` (ISO
-    8601, UTC), each ``extra`` field, the call site, ``exc_info`` and ``stack``. A dict as the message gives its items as
-    fields. A structlog event dict, as `structlog.stdlib.ProcessorFormatter.wrap_for_formatter` leaves it in
-    ``record.msg``, is used as it is. Processors of the sink find the record under ``_record``, as structlog's
-    processors expect; it is never written out.
+    8601, UTC), each ``extra`` field, the call site, ``exc_info`` and ``stack``. An ``extra`` that differs from the
+    event's own field of that name gets ``extra_`` before its name. A dict as the message gives its items as fields. A
+    structlog event dict, as `structlog.stdlib.ProcessorFormatter.wrap_for_formatter` leaves it in ``record.msg``, is
+    used as it is; one that `structlog.stdlib.render_to_log_kwargs` put into ``extra`` keeps its own timestamp, level
+    and exception. Processors of the sink find the record under ``_record``, as structlog's processors expect; it is
+    never written out.
 
-    With a formatter set, its text is written instead.
+    With a formatter set, its text is written instead. Mind that `logging.basicConfig` sets one.
 
     Args:
         sink: Where events go: a `Sink`, or a dict that describes one as `logging.config.dictConfig` describes custom
@@ -83,43 +113,54 @@ class SinkHandler(logging.Handler):
         *,
         callsite: bool | Collection[str] = True,
     ) -> None:
-        super().__init__(level)
-        self._owns_sink = not isinstance(sink, Sink)
-        made = sink if isinstance(sink, Sink) else build(sink)
-        if not isinstance(made, Sink):
-            msg = f"sink={sink!r} is neither a Sink nor a dict that describes one"
-            raise TypeError(msg)
-        self.sink: Sink = made
         names = (_DEFAULT_CALLSITE if callsite else ()) if isinstance(callsite, bool) else tuple(callsite)
         unknown = [key for key in names if key not in _CALLSITE]
         if unknown:
             msg = f"callsite={callsite!r}: {unknown[0]!r} is none of {', '.join(_CALLSITE)}"
             raise ValueError(msg)
         self._callsite = tuple((key, _CALLSITE[key]) for key in names)
+        self._owns_sink = isinstance(sink, Mapping)
+        made = build(sink) if isinstance(sink, Mapping) else sink
+        if not isinstance(made, Sink):
+            msg = f"sink={sink!r} is neither a Sink nor a dict that describes one"
+            raise TypeError(msg)
+        self.sink: Sink = made
+        try:
+            # Last: logging.shutdown finds the handler from here on.
+            super().__init__(level)
+        except BaseException:
+            if self._owns_sink:
+                made.close()
+            raise
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Emit *record* unless a filter keeps it out; return whether it was emitted."""
         # logging.Handler holds its lock here. The sink has its own, and only around the write.
-        if self.filters:
-            passed: Any = self.filter(record)
-            if not passed:
-                return False
-            if isinstance(passed, logging.LogRecord):  # since Python 3.12 a filter may replace the record
-                record = passed
-        self.emit(record)
+        passed: Any = self.filter(record)
+        if not passed:
+            return False
+        # Since Python 3.12 a filter may replace the record.
+        self.emit(passed if isinstance(passed, logging.LogRecord) else record)
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand *record* to the sink."""
+        event: Any
         if self.formatter is not None:
             try:
-                text = self.format(record)
+                event = self.format(record)
             except Exception:  # noqa: BLE001 - told as logging tells it; the event is not lost with its formatting
                 self.handleError(record)
             else:
-                self.sink.handle(TextEvent(text, record.levelno))
+                # Formatters of others return dicts as well.
+                self.sink.handle(TextEvent(event, record.levelno) if isinstance(event, (str, bytes)) else event)
                 return
-        self.sink.handle(self.event(record))
+        try:
+            event = self.event(record)
+        except Exception:  # noqa: BLE001 - a record that came from elsewhere, a mapping whose methods raise
+            self.handleError(record)
+            event = {"event": record.msg, "level_number": record.levelno, "logger": record.name}
+        self.sink.handle(event)
 
     def event(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return the event that *record* stands for."""
@@ -132,47 +173,71 @@ class SinkHandler(logging.Handler):
             event["_record"] = record
             event["_from_structlog"] = True
             if "level" not in event:
-                event["level"] = record.levelname.lower()
+                self._add_level(event, record)
             return event
-        if isinstance(message, Mapping) and not record.args:
-            event = dict(message)
-        else:
-            event = {"event": self._message(record)}
-            if record.args and event["event"] is message:
-                event["positional_args"] = record.args
-        name = record.levelname
-        event.setdefault("level", name.lower())
-        if NUMBERS.get(name) != record.levelno:
-            event["level_number"] = record.levelno
+        event = self._said(record)
+        self._add_level(event, record)
         event.setdefault("logger", record.name)
         if "timestamp" not in event:
             event["timestamp"] = (
                 dt.datetime.fromtimestamp(record.created, dt.timezone.utc).isoformat().replace("+00:00", "Z")
             )
-        if len(attributes) != len(_STANDARD) or not attributes.keys() <= _STANDARD:
-            for key, value in attributes.items():
-                if key not in _STANDARD_ATTRIBUTES:
-                    event[_COLLISION + key if key in _EVENT_KEYS or key in METADATA else key] = value
         for key, attribute in self._callsite:
             value = attributes.get(attribute)
             if value is not None and key not in event:
                 event[key] = value
-        if record.exc_info:
-            event["exc_info"] = record.exc_info
-        elif record.exc_text:
-            event["exception"] = record.exc_text
-        if record.stack_info:
-            event["stack"] = record.stack_info
+        _add_exception_of(record, event)
+        if len(attributes) != len(_STANDARD) or not attributes.keys() <= _STANDARD:
+            self._add_extra(event, record)
         event["_record"] = record
         event["_from_structlog"] = False
         return event
 
-    def _message(self, record: logging.LogRecord) -> Any:  # noqa: ANN401 - text, unless formatting fails
+    def _said(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Return the beginning of an event: the message of *record*, or the fields that it is."""
+        message: Any = record.msg
+        if isinstance(message, Mapping) and not record.args:
+            event = dict(message)
+            for key in ("level", "level_number"):
+                if key in event and level_of({key: event[key]}) != record.levelno:
+                    # What the message says of another level must not decide which sinks take the record.
+                    event[_COLLISION + key] = event.pop(key)
+            return event
         try:
-            return record.getMessage()
+            return {"event": record.getMessage()}
         except Exception:  # noqa: BLE001 - told as logging tells it; the text and its arguments are kept apart
             self.handleError(record)
-            return record.msg
+            return {"event": message, "positional_args": record.args} if record.args else {"event": message}
+
+    @staticmethod
+    def _add_level(event: dict[str, Any], record: logging.LogRecord) -> None:
+        name = record.levelname
+        event["level"] = name.lower()
+        if NUMBERS.get(name) != record.levelno:
+            event["level_number"] = record.levelno
+
+    def _add_extra(self, event: dict[str, Any], record: logging.LogRecord) -> None:
+        attributes = record.__dict__
+        # structlog's add_log_level was there: what render_to_log_kwargs put into "extra" is an event, and it knows best
+        # when it happened.
+        from_structlog = _same(attributes.get("level"), event["level"])
+        for attribute, value in attributes.items():
+            if attribute in _STANDARD_ATTRIBUTES:
+                continue
+            key = _key_of(attribute)
+            if key == "timestamp" and from_structlog and timestamp_of(attributes) is not None:
+                event["timestamp"] = value
+            elif key not in event and (
+                key not in ("level_number", "exception") or self._fits(key, value, event, record)
+            ):
+                event[key] = value
+            elif not _same(value, event.get(key)):
+                event[_COLLISION + key] = value
+
+    @staticmethod
+    def _fits(key: str, value: object, event: dict[str, Any], record: logging.LogRecord) -> bool:
+        """Return True if an extra *value* may be the event's own *key*, which it does not have."""
+        return _same(value, record.levelno) if key == "level_number" else "exc_info" not in event
 
     def flush(self) -> None:
         """Flush the sink, within its `Sink.drain_timeout`."""
@@ -190,7 +255,22 @@ class SinkHandler(logging.Handler):
         return f"<SinkHandler ({logging.getLevelName(self.level)}) to {self.sink!r}>"
 
 
-def build(description: Any) -> Any:  # noqa: ANN401 - a description is any nest of dicts and lists
+def _add_exception_of(record: logging.LogRecord, event: dict[str, Any]) -> None:
+    exc_info: Any = record.exc_info
+    if exc_info and not (isinstance(exc_info, tuple) and exc_info[0] is None):
+        event["exc_info"] = exc_info
+    elif record.exc_text:
+        event["exception"] = record.exc_text
+    if record.stack_info:
+        event["stack"] = record.stack_info
+
+
+def _same(one: object, other: object) -> bool:
+    # Of built-in scalars only: another type's == may return anything, or raise.
+    return type(one) is type(other) and isinstance(one, (str, int, float)) and one == other
+
+
+def build(description: Any) -> Any:
     """Return what a `logging.config.dictConfig` description stands for: objects for dicts with ``"()"``.
 
     Also within other dicts and lists; ``ext://`` and ``cfg://`` texts are resolved.
@@ -202,7 +282,7 @@ def build(description: Any) -> Any:  # noqa: ANN401 - a description is any nest 
     return _built(description, configurator)
 
 
-def _built(value: Any, configurator: logging.config.BaseConfigurator) -> Any:  # noqa: ANN401
+def _built(value: Any, configurator: logging.config.BaseConfigurator) -> Any:
     if isinstance(value, Mapping):
         # By key, not by items(): dictConfig's dicts convert their values on access.
         items = {key: _built(value[key], configurator) for key in value}
@@ -216,17 +296,27 @@ def _built(value: Any, configurator: logging.config.BaseConfigurator) -> Any:  #
         for name, attribute in attributes.items():
             setattr(made, name, attribute)
         return made
-    if isinstance(value, (list, tuple)):
-        return [_built(value[index], configurator) for index in range(len(value))]
+    if isinstance(value, list) or (isinstance(value, tuple) and not hasattr(value, "_fields")):
+        made = [_built(value[index], configurator) for index in range(len(value))]
+        return made if isinstance(value, list) else tuple(made)
     return configurator.convert(value) if type(value) is str else value
+
+
+def _formats_structlog(handler: logging.Handler) -> bool:
+    """Return True if *handler*, or the one that a `logging.handlers.MemoryHandler` keeps for, formats event dicts."""
+    target: Any = handler
+    for _ in range(10):
+        if isinstance(target, logging.Handler) and target.formatter is None and hasattr(target, "target"):
+            target = target.target
+    return isinstance(getattr(target, "formatter", None), ProcessorFormatter)
 
 
 class HandlerSink(Sink):
     """Give events to a `logging.Handler`, as records.
 
-    ``event`` becomes the message, ``level``, ``logger``, ``timestamp``, ``exc_info`` or ``exception``, ``stack`` and the
-    call-site keys the record's own attributes, and every other key an attribute as ``extra`` makes them; a key that a
-    record has for itself gets ``extra_`` before its name. A handler that formats with
+    ``event`` becomes the message, ``level``, ``logger``, ``timestamp``, ``exc_info`` or ``exception``, ``stack`` and
+    the call-site keys the record's own attributes, and every other key an attribute as ``extra`` makes them; a key
+    that a record has for itself gets ``extra_`` before its name. A handler that formats with
     `structlog.stdlib.ProcessorFormatter` gets the event dict as that expects it.
 
     Args:
@@ -262,17 +352,28 @@ class HandlerSink(Sink):
 
     def emit(self, event: dict[str, Any]) -> None:
         """Give *event* to the handler."""
+        if not self._give(event):
+            raise DropEvent
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Give the events to the handler, one by one."""
+        # What the handler filters is settled, and no reason to reject.
+        return self._emit_each(batch, self._give_item)
+
+    def _give_item(self, item: Encoded) -> None:
+        self._give(item.event)
+
+    def _give(self, event: dict[str, Any]) -> bool:
         record = self.record(event)
         if record.levelno < self.handler.level and level_of(event) != UNKNOWN:
-            raise DropEvent
+            return False
         # Handlers of others may return None from handle(); only a False is a filter's.
-        if self.handler.handle(record) is False:
-            raise DropEvent
+        return self.handler.handle(record) is not False
 
     def record(self, event: dict[str, Any]) -> logging.LogRecord:
         """Return *event* as a log record."""
         number = level_of(event)
-        levelno = logging.INFO if number == UNKNOWN else int(number)
+        levelno = int(number) if math.isfinite(number) else logging.INFO
         logger = event.get("logger")
         record = logging.LogRecord(
             name=str(logger) if logger is not None else "root",
@@ -284,48 +385,66 @@ class HandlerSink(Sink):
             exc_info=None,
             func=event.get("func_name"),
         )
-        if number == UNKNOWN:
-            record.levelname = str(event["level"]).upper()
+        self._name_level(record, event)
         created = timestamp_of(event)
         if created is not None:
             record.relativeCreated += (created - record.created) * 1000
             record.created = created
-            record.msecs = (created - int(created)) * 1000
+            record.msecs = float(int(created % 1 * 1000))
         for key, attribute in _CALLSITE.items():
             if key in event:
                 setattr(record, attribute, event[key])
-        if isinstance(self.handler.formatter, ProcessorFormatter):
-            record.msg = without_metadata(event)
-            record._logger = event.get("_logger")  # type: ignore[attr-defined]  # noqa: SLF001 - as structlog sets it
-            record._name = event.get("_name") or level_name(levelno)  # type: ignore[attr-defined]  # noqa: SLF001
+        if _formats_structlog(self.handler):
+            structured: Any = record
+            structured.msg = without_metadata(event)
+            structured._logger = event.get("_logger")  # noqa: SLF001 - as structlog sets it
+            structured._name = event.get("_name") or level_name(levelno)  # type: ignore[attr-defined]  # noqa: SLF001
             return record
         message = event.get("event", "")
         record.msg = message if isinstance(message, str) else str(message)
-        self._add_exception(record, event)
-        for field, value in event.items():
-            key = field if isinstance(field, str) else plain_key(field)
-            if key in METADATA or key in _EVENT_KEYS or key in _CALLSITE or key == "stack_info":
-                continue
-            name = key[len(_COLLISION) :] if key.startswith(_COLLISION) and key[len(_COLLISION) :] in _EVENT_KEYS else key
-            record.__dict__[_COLLISION + name if name in _STANDARD_ATTRIBUTES else name] = value
+        taken = {"event", "level", "level_number", "logger", *_CALLSITE, *METADATA, *self._add_exception(record, event)}
+        if created is not None:
+            taken.add("timestamp")
+        for key, value in event.items():
+            if key not in taken:
+                record.__dict__[_attribute_of(key if isinstance(key, str) else plain_key(key))] = value
         return record
 
-    def _add_exception(self, record: logging.LogRecord, event: dict[str, Any]) -> None:
+    def _name_level(self, record: logging.LogRecord, event: dict[str, Any]) -> None:
+        """Give *record* the event's own name for a level that `logging` has none for."""
+        level = event.get("level")
+        if isinstance(level, str) and level.lower() != record.levelname.lower():
+            known = level_of({"level": level})
+            registered = logging.getLevelName(record.levelname) == record.levelno
+            if known == UNKNOWN or known != record.levelno or not registered:
+                record.levelname = level.upper()
+
+    def _add_exception(self, record: logging.LogRecord, event: dict[str, Any]) -> set[str]:
+        """Set the attributes for exception and stack; return the keys that they stand for."""
+        taken: set[str] = set()
         exc_info: Any = event.get("exc_info")
         if isinstance(exc_info, BaseException):
             exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
-        elif exc_info is True or exc_info == 1:
-            exc_info = sys.exc_info()
-        if isinstance(exc_info, tuple) and len(exc_info) == 3 and exc_info[0] is not None:  # noqa: PLR2004
-            record.exc_info = exc_info
-        exception = event.get("exception")
-        if isinstance(exception, str):
-            record.exc_text = exception
-        elif exception is not None:
-            record.__dict__["exception"] = exception
-        stack = event.get("stack", event.get("stack_info"))
-        if isinstance(stack, str):
-            record.stack_info = stack
+        elif type(exc_info) in (bool, int):
+            exc_info = sys.exc_info() if exc_info else None
+        if exc_info is None:
+            taken.add("exc_info")
+        elif isinstance(exc_info, tuple) and len(exc_info) == 3:  # noqa: PLR2004
+            taken.add("exc_info")
+            if exc_info[0] is not None:
+                record.exc_info = exc_info
+        if isinstance(event.get("exception"), str):
+            record.exc_text = event["exception"]
+            taken.add("exception")
+        # A stack_info that is no text asks for a stack; nobody rendered it, and it is too late to.
+        for key in ("stack", "stack_info"):
+            value = event.get(key)
+            if isinstance(value, str) and not record.stack_info:
+                record.stack_info = value
+                taken.add(key)
+            elif key == "stack_info" and not isinstance(value, str):
+                taken.add(key)
+        return taken
 
     def _flush(self) -> None:
         self.handler.flush()

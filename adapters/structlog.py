@@ -6,12 +6,13 @@ any other logger, and the logger it calls is a sink. `tee` is for chains that go
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.base import Sink
-from outfall.sinks.event import LevelledEvent, as_event, event_of_call
-from outfall.sinks.levels import level_name, parse_level
+from outfall.sinks.event import TextEvent, as_event, event_of_call
+from outfall.sinks.levels import NUMBERS, level_name, parse_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,15 +68,23 @@ class SinkLogger:
         """Return True if the sink's level lets *level* pass."""
         return level >= self._sink.level
 
-    def _hand(self, method_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _hand(
+        self, method_name: str, args: tuple[Any, ...], kwargs: dict[str, Any], level: float | None = None
+    ) -> None:
+        number = NUMBERS[method_name] if level is None else level
         event: Any
         try:
-            event = as_event(event_of_call(args, kwargs, method_name))
-        except TypeError:
-            event = args[0] if args else kwargs  # the sink counts and reports it
-        # A dict made here or by the chain for this call: the level may go into it. Text keeps its level aside.
-        if type(event) is LevelledEvent:
-            event = {**event, "level": method_name}
+            event = event_of_call(args, kwargs)
+        except Exception:  # noqa: BLE001 - a mapping whose own methods raise
+            self._sink.handle(args[0] if args else kwargs)  # the sink counts and reports it
+            return
+        # Made for this call, here or by the chain, so the level may go into it. Text keeps its level aside.
+        if isinstance(event, TextEvent):
+            event.carried_level = number
+        elif "level" not in event:
+            event["level"] = method_name
+            if level is not None and NUMBERS.get(method_name) != level:
+                event.setdefault("level_number", level)
         self._sink.handle(event)
 
     def debug(self, /, *args: Any, **kwargs: Any) -> None:
@@ -106,9 +115,17 @@ class SinkLogger:
         """Hand over an event of level error; structlog has put the exception in already."""
         self._hand("error", args, kwargs)
 
-    def log(self, level: str | float, /, *args: Any, **kwargs: Any) -> None:
-        """Hand over an event of *level*, a name or number."""
-        self._hand(level_name(parse_level(level)), args, kwargs)
+    def log(self, /, *args: Any, **kwargs: Any) -> None:
+        """Hand over an event of a level, a name or number, given before it; without one it counts as INFO."""
+        # structlog.BoundLogger, which lets every method name through, knows no level here: only the event comes.
+        level = None
+        if args and (kwargs or len(args) > 1):
+            with contextlib.suppress(TypeError, ValueError):
+                level = parse_level(args[0])
+        if level is None:
+            self._hand("info", args, kwargs)
+        else:
+            self._hand(level_name(level), args[1:], kwargs, level)
 
     msg = info
     warn = warning
@@ -118,11 +135,15 @@ class SinkLogger:
     def __repr__(self) -> str:
         return f"<SinkLogger {self.name!r} to {self._sink!r}>"
 
+    def __copy__(self) -> SinkLogger:
+        """Return a logger on the same sink."""
+        return SinkLogger(self._sink, self.name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> SinkLogger:
         """Return a logger on the same sink, as structlog's own loggers do for their file."""
         return SinkLogger(self._sink, self.name)
 
-    def __reduce__(self) -> Any:  # noqa: ANN401
+    def __reduce__(self) -> Any:
         """Refuse to be pickled."""
         msg = (
             f"a logger bound to {type(self._sink).__name__} cannot be pickled: the sink holds open resources; "
@@ -183,7 +204,7 @@ def tee(sink: Sink) -> Callable[[Any, str, Any], Any]:
         msg = f"sink={sink!r} is not a Sink"
         raise TypeError(msg)
 
-    def tee_processor(_logger: Any, method_name: str, event_dict: Any) -> Any:  # noqa: ANN401 - as structlog has it
+    def tee_processor(_logger: Any, method_name: str, event_dict: Any) -> Any:
         try:
             event = as_event(event_dict, method_name)
         except TypeError:

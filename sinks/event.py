@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
-from outfall.sinks.levels import NUMBERS
+from outfall.sinks.levels import NUMBERS, UNKNOWN, level_of
 
 #: Keys that structlog and the adapters use among themselves; never written out.
 METADATA = frozenset({"_record", "_from_structlog", "_logger", "_name"})
@@ -59,9 +59,11 @@ def as_event(given: object, method_name: str | None = None) -> dict[str, Any]:
     Raises:
         TypeError: If it is none of these.
     """
-    level = None if method_name is None else NUMBERS.get(method_name)
+    level = None if method_name is None else _level_of_method(method_name)
     if type(given) is dict or isinstance(given, LevelledEvent):
         event: dict[str, Any] = given
+        if method_name is not None and _is_logging_call(event):
+            return _event_of_logging_call((), event, method_name)
     elif isinstance(given, (str, bytes)):
         return TextEvent(given, level)
     elif isinstance(given, (bytearray, memoryview)):
@@ -70,42 +72,70 @@ def as_event(given: object, method_name: str | None = None) -> dict[str, Any]:
         event = dict(given)
     elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple):  # noqa: PLR2004 - (args, kwargs)
         args, kwargs = given
-        return event_of_call(args, dict(kwargs), method_name)
+        # One text alone is a message here: text that was rendered comes without a tuple around it.
+        return _event_of_logging_call(args, kwargs, method_name) if args else as_event(dict(kwargs), method_name)
     else:
         msg = f"an event is a dict, not {type(given).__name__}"
         raise TypeError(msg)
+    return _levelled(event, level)
+
+
+def _levelled(event: dict[str, Any], level: float | None) -> dict[str, Any]:
     if level is not None and "level" not in event and not isinstance(event, LevelledEvent):
         return LevelledEvent(event, level)
     return event
 
 
-def event_of_call(args: tuple[Any, ...], kwargs: dict[str, Any], method_name: str | None) -> dict[str, Any]:
+def _level_of_method(method_name: str) -> float | None:
+    number: float | None = NUMBERS.get(method_name)
+    if number is None:
+        # A wrapper class may have methods for levels registered with logging.addLevelName.
+        number = level_of({"level": method_name})
+    return None if number == UNKNOWN else number
+
+
+def event_of_call(args: tuple[Any, ...], kwargs: dict[str, Any], method_name: str | None = None) -> dict[str, Any]:
     """Return the event that a call ``logger.info(*args, **kwargs)`` made by a structlog chain stands for.
 
     The last processor decides what the call looks like: the event dict as keywords, text as the one argument, or the
-    arguments of a standard library logger (``msg``, ``args``, ``extra``, ``exc_info``, ``stack_info``).
+    arguments of a standard library logger (``msg``, ``extra``, ``exc_info``, ``stack_info``, positional arguments).
     """
-    if not args and "msg" not in kwargs:
-        return as_event(kwargs, method_name)
+    if not args:
+        return (
+            _event_of_logging_call((), kwargs, method_name)
+            if _is_logging_call(kwargs)
+            else as_event(kwargs, method_name)
+        )
     if len(args) == 1 and not kwargs and isinstance(args[0], (str, bytes, bytearray)):
         return as_event(args[0], method_name)
-    message, positional = (args[0], args[1:]) if args else (kwargs.pop("msg", None), ())
-    if not args and "event" in kwargs:
-        # A chain that ends in a dict whose event happens to have a field "msg".
-        return as_event({**kwargs, "msg": message}, method_name)
-    if isinstance(message, Mapping):
-        # wrap_for_formatter: the whole event is the message and "extra" is metadata about the logger.
-        return as_event({**message, **(kwargs.get("extra") or {})}, method_name)
-    positional = positional or tuple(kwargs.pop("args", ()) or ())
-    extra = kwargs.pop("extra", None) or {}
-    kwargs.pop("stacklevel", None)
-    event: dict[str, Any] = {"event": message, **extra, **kwargs}
+    return _event_of_logging_call(args, kwargs, method_name)
+
+
+#: The keywords that `structlog.stdlib.render_to_log_kwargs` makes: "msg" and "extra" always, the others sometimes.
+_CALL_KEYWORDS = frozenset({"msg", "extra", "exc_info", "stack_info", "stacklevel"})
+
+
+def _is_logging_call(event: Mapping[str, Any]) -> bool:
+    """Tell the keywords of a logging call from an event that has a field "msg" (of `EventRenamer`, for example)."""
+    return "msg" in event and isinstance(event.get("extra"), Mapping) and event.keys() <= _CALL_KEYWORDS
+
+
+def _event_of_logging_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], method_name: str | None) -> dict[str, Any]:
+    fields = dict(kwargs)
+    message, positional = (args[0], args[1:]) if args else (fields.pop("msg"), ())
+    if isinstance(fields.get("extra"), Mapping):
+        fields = {**fields.pop("extra"), **fields}
+    fields.pop("stacklevel", None)
+    # A mapping as the message: wrap_for_formatter, whose "extra" is metadata about the logger.
+    event = {**message, **fields} if isinstance(message, Mapping) else {"event": message, **fields}
     if positional:
         try:
-            event["event"] = str(message) % (positional[0] if isinstance(positional[0], Mapping) else positional)
+            # One mapping stands for keywords, as `logging` has it.
+            values = positional[0] if len(positional) == 1 and isinstance(positional[0], Mapping) else positional
+            event["event"] = str(event["event"]) % values
         except Exception:  # noqa: BLE001 - whatever %-formatting raises, the text and its arguments are kept
             event["positional_args"] = positional
-    return as_event(event, method_name)
+    return _levelled(event, None if method_name is None else _level_of_method(method_name))
 
 
 def without_metadata(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +168,7 @@ def copy_event(event: dict[str, Any]) -> dict[str, Any]:
 _CONTAINERS = (dict, list, tuple, set)
 
 
-def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:  # noqa: ANN401 - any value of an event
+def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:
     known = memo.get(id(value))
     if known is not None or depth == 0:
         return value if known is None else known
