@@ -1,0 +1,423 @@
+"""A small HTTP service whose every event goes through Outfall.
+
+It answers a few hundred real requests on loopback. Some of them fail, some make a handler raise. The service
+logs with structlog; its libraries (urllib3, http.server) log with the standard library. All of it ends in three
+sinks, each with its own level, renderer and redaction. At the end the JSON file is read back, summed up and
+compared with the ledgers.
+
+Run it with ``make demo``, or ``python examples/service.py --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import orjson
+import requests
+import structlog
+from requests.adapters import HTTPAdapter
+from structlog.contextvars import bound_contextvars, merge_contextvars
+from urllib3.util import Retry
+
+from outfall import FanoutSink, FileSink, OrjsonRenderer, SinkHandler, SinkLoggerFactory, StreamSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+    from outfall import SinkStats
+
+# -- Redaction. A processor gets its own copy of the event, so what one sink hides another may still show.
+
+SECRET_FIELDS = frozenset({"password", "token", "card"})
+SECRET_IN_QUERY = re.compile(r"\b(password|token)=([^&\s\"']+)")
+QUERY = re.compile(r"\?[^\s\"']+")
+
+
+def redact(hide: Callable[[str], str]) -> Processor:
+    """Return a processor that replaces each secret, in nested fields and in query strings, by ``hide(secret)``."""
+
+    def redacted(value: object, key: object = None) -> object:
+        if isinstance(value, dict):
+            return {name: redacted(item, name) for name, item in value.items()}
+        if isinstance(value, list):
+            return [redacted(item, key) for item in value]
+        if isinstance(value, str):
+            if key in SECRET_FIELDS:
+                return hide(value)
+            return SECRET_IN_QUERY.sub(lambda match: f"{match[1]}={hide(match[2])}", value)
+        return value
+
+    def redact_event(_logger: WrappedLogger, _method_name: str, event: EventDict) -> EventDict:
+        return {key: redacted(value, key) for key, value in event.items()}
+
+    return redact_event
+
+
+def without_people(_logger: WrappedLogger, _method_name: str, event: EventDict) -> EventDict:
+    """Take out who it was: the client's address, the order, and whatever stands in a query."""
+    event.pop("client", None)
+    event.pop("order", None)
+    return {key: QUERY.sub("?...", value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+# -- Other processors
+
+
+class AtMost:
+    """A processor that lets *number* events of each logger and level pass: enough to see what they are like."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._seen: Counter[tuple[object, object]] = Counter()
+        self._lock = threading.Lock()
+
+    def __call__(self, _logger: WrappedLogger, _method_name: str, event: EventDict) -> EventDict:
+        """Return *event*, or drop it."""
+        kind = event.get("logger"), event.get("level")
+        with self._lock:
+            self._seen[kind] += 1
+            if self._seen[kind] > self._number:
+                raise structlog.DropEvent
+        return event
+
+
+def error_in_one_line(_logger: WrappedLogger, _method_name: str, event: EventDict) -> EventDict:
+    """Replace the exception by its type and message."""
+    if event.pop("exc_info", None):
+        event["error"] = repr(sys.exc_info()[1])
+    return event
+
+
+# -- Logging: three destinations, and two ways in
+
+
+def open_sinks(directory: Path) -> FanoutSink:
+    """Return one sink that stands for three."""
+    console = StreamSink(
+        sys.stdout,
+        name="console",
+        level="info",
+        processors=[AtMost(2), redact(lambda secret: "..." + secret[-4:])],
+        renderer=structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+        ),
+    )
+    everything = FileSink(
+        directory / "service.jsonl",
+        mode="w",
+        name="everything",
+        level="debug",
+        # The traceback is made text first, so that it is redacted too.
+        processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***")],
+        renderer=OrjsonRenderer(key_order=("timestamp", "level", "logger", "event")),
+    )
+    warnings = FileSink(
+        directory / "warnings.log",
+        mode="w",
+        name="warnings",
+        level="warning",
+        processors=[error_in_one_line, without_people],
+        renderer=structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "logger", "event"]),
+    )
+    # What all three need is done once, here: the request's fields go into the libraries' events as well.
+    return FanoutSink(console, everything, warnings, name="fanout", processors=[merge_contextvars])
+
+
+def configure_logging(sink: FanoutSink) -> None:
+    """Lead structlog and the standard library into *sink*."""
+    structlog.configure(
+        processors=[structlog.stdlib.add_logger_name, structlog.processors.TimeStamper(fmt="iso")],
+        logger_factory=SinkLoggerFactory(sink),
+        cache_logger_on_first_use=True,
+    )
+    # Not by basicConfig, which would give the handler a formatter: events would arrive as text.
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG)
+    root.addHandler(SinkHandler(sink, callsite=False))
+
+
+# -- The service
+
+log = structlog.get_logger("shop")
+server_log = logging.getLogger("http.server")
+
+
+class RefusedError(Exception):
+    """The request cannot be answered; the client is told why."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class HungUpError(Exception):
+    """The connection is to be closed without an answer."""
+
+
+class Shop(BaseHTTPRequestHandler):
+    """Items to look at, orders, a login, a slow report, and a route that answers only when asked twice."""
+
+    wbufsize = -1  # each answer leaves in one piece
+    items = frozenset({"1", "2", "3"})
+    password = "correct-horse"  # noqa: S105 - a demonstration's
+    request_ids = itertools.count(1)
+    visits: ClassVar[Counter[str]] = Counter()
+
+    def do_GET(self) -> None:
+        """Answer a GET request."""
+        self.respond()
+
+    def do_POST(self) -> None:
+        """Answer a POST request."""
+        self.respond()
+
+    def respond(self) -> None:
+        """Answer one request, with its fields bound to every event that is logged meanwhile."""
+        with bound_contextvars(
+            request_id=f"r{next(self.request_ids):04}",
+            method=self.command,
+            path=self.path,
+            client=self.client_address[0],
+        ):
+            started = time.perf_counter()
+            try:
+                answer, status = self.answer(), HTTPStatus.OK
+            except HungUpError:
+                log.warning("hung up")
+                return
+            except RefusedError as refusal:
+                answer, status = {"error": str(refusal)}, refusal.status
+            except Exception:
+                log.exception("handler raised")
+                answer, status = {"error": "internal"}, HTTPStatus.INTERNAL_SERVER_ERROR
+            self.send(status, answer)
+            log.log(
+                logging.WARNING if status >= HTTPStatus.BAD_REQUEST else logging.INFO,
+                "request finished",
+                status=status.value,
+                duration_ms=round((time.perf_counter() - started) * 1000, 2),
+            )
+
+    def answer(self) -> dict[str, Any]:
+        """Return the answer to the request."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        url = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        match self.command, *url.path.strip("/").split("/"):
+            case "GET", "items", number:
+                if number not in self.items:
+                    raise RefusedError(HTTPStatus.NOT_FOUND, f"there is no item {number}")
+                return {"item": number}
+            case "POST", "login":
+                if query["password"] != self.password:
+                    raise RefusedError(HTTPStatus.UNAUTHORIZED, "wrong password")
+                log.info("logged in", user=query["user"])
+                return {"token": "tok-5d41402a"}
+            case "POST", "orders":
+                order = orjson.loads(body)
+                log.info("order received", order=order)
+                return {"total": 12 * order["quantity"]}  # a KeyError, if the client left it out
+            case "GET", "report":
+                time.sleep(int(query["rows"]) / 10_000)
+                return {"rows": query["rows"]}
+            case "GET", "flaky":
+                self.visits[query["visit"]] += 1
+                if self.visits[query["visit"]] == 1:
+                    raise HungUpError
+                return {"visit": query["visit"]}
+        raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+
+    def send(self, status: HTTPStatus, answer: dict[str, Any]) -> None:
+        """Send *answer* as JSON."""
+        body = orjson.dumps(answer)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+        """Log what the server itself has to say by `logging`, not on stderr."""
+        server_log.info(format, *args)
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[str]:
+    """Run the service on a free port of the loopback interface; give its URL."""
+    Shop.visits.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Shop)
+    server.daemon_threads = False  # so that closing it waits for the requests in progress and their events
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# -- The client
+
+CARD = "4111-1111-1111-1111"
+
+
+def request(session: requests.Session, url: str, number: int) -> int:
+    """Make request *number*, one of ten kinds in turn; return its status."""
+    order = {"item": 2, "quantity": 1 + number % 3, "payment": {"card": CARD, "token": "tok-9a0364b9"}}
+    kinds: list[tuple[str, str, Any]] = [
+        ("GET", "/items/1", None),
+        ("GET", "/items/2", None),
+        ("GET", "/items/9", None),  # not found
+        ("POST", "/login?user=u17&password=correct-horse", None),
+        ("POST", "/login?user=u18&password=guessed-wrong", None),  # unauthorized
+        ("POST", "/orders", order),
+        ("POST", "/orders", {"item": 2, "payment": order["payment"]}),  # no quantity: the handler raises
+        ("GET", f"/report?rows={number % 7 * 50}", None),  # slow
+        ("GET", f"/flaky?visit={number}", None),  # urllib3 has to try twice, and warns of it
+        ("GET", "/nowhere", None),  # not found
+    ]
+    method, path, body = kinds[number % len(kinds)]
+    return session.request(method, url + path, json=body, timeout=10).status_code
+
+
+def make_requests(url: str, count: int, clients: int = 4) -> Counter[int]:
+    """Make *count* requests, several at a time; return how often each status came."""
+
+    def client(first: int) -> list[int]:
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy on the way to loopback
+            session.mount("http://", HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0)))
+            return [request(session, url, number) for number in range(first, count, clients)]
+
+    with ThreadPoolExecutor(clients) as pool:
+        return Counter(itertools.chain.from_iterable(pool.map(client, range(clients))))
+
+
+# -- The report
+
+
+class Summary(NamedTuple):
+    """What the JSON file says."""
+
+    lines: int
+    by_logger_and_level: Counter[tuple[str, str]]
+    finished: list[dict[str, Any]]
+
+
+def read_back(path: Path) -> Summary:
+    """Read the JSON file, one event a line."""
+    events = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    return Summary(
+        lines=len(events),
+        by_logger_and_level=Counter((event["logger"], event["level"]) for event in events),
+        finished=[event for event in events if event["event"] == "request finished"],
+    )
+
+
+def what_is_wrong(summary: Summary, statuses: Counter[int], fanout: SinkStats) -> list[str]:
+    """Compare file, client and ledgers; return what does not agree."""
+    wrong = [
+        f"{sink.name} accepted {sink.accepted} events and delivered {sink.delivered}"
+        for sink in (fanout, *fanout.targets)
+        if sink.accepted != sink.delivered
+    ]
+    for sink in fanout.targets:
+        if sink.accepted + sink.filtered != fanout.delivered:
+            wrong.append(f"{sink.name} did not see each of {fanout.delivered} events")
+        if sink.name == "everything" and sink.delivered != summary.lines:
+            wrong.append(f"{sink.name} delivered {sink.delivered} events; the file has {summary.lines} lines")
+    logged = Counter(event["status"] for event in summary.finished)
+    if logged != statuses:
+        wrong.append(f"the client got statuses {dict(statuses)}; the file has {dict(logged)}")
+    return wrong
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print *rows* below *columns*; numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    print(f"\n{title}\n")
+    for row in [list(columns), ["-" * width for width in widths], *cells]:
+        texts = [
+            cell.rjust(width) if re.fullmatch(r"[\d.]+", cell) else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        print("  " + "  ".join(texts).rstrip())
+
+
+def print_report(summary: Summary, fanout: SinkStats) -> None:
+    """Print what the file holds, and each sink's ledger."""
+    print_table(
+        "Events in service.jsonl",
+        ["logger", "level", "events"],
+        [(*kind, count) for kind, count in sorted(summary.by_logger_and_level.items())],
+    )
+    slowest = sorted(summary.finished, key=lambda event: -event["duration_ms"])[:5]
+    print_table(
+        "Slowest requests",
+        ["ms", "status", "request", "id"],
+        [(e["duration_ms"], e["status"], f"{e['method']} {e['path']}", e["request_id"]) for e in slowest],
+    )
+    print_table(
+        "Ledger of each sink",
+        ["sink", "accepted", "filtered", "delivered", "dropped", "pending"],
+        [
+            (s.name, s.accepted, s.filtered, s.delivered, sum(s.dropped.values()), s.pending)
+            for s in (fanout, *fanout.targets)
+        ],
+    )
+
+
+def run(directory: Path, count: int) -> int:
+    """Serve, request, report; return the exit code."""
+    print(f"A sample of what the console sink shows of {count} requests:\n")
+    with open_sinks(directory) as sink:
+        configure_logging(sink)
+        with serving() as url:
+            statuses = make_requests(url, count)
+    # Closed: all that was accepted has been settled.
+    summary = read_back(directory / "service.jsonl")
+    print_report(summary, sink.stats())
+    wrong = what_is_wrong(summary, statuses, sink.stats())
+    for line in wrong:
+        print(f"\nDOES NOT BALANCE: {line}")
+    if not wrong:
+        print("\nThe file, the client and the ledgers agree.")
+    return 1 if wrong else 0
+
+
+def main() -> int:
+    """Read the command line, and run."""
+    parser = argparse.ArgumentParser(description="Run a service, request it, and show what its sinks received.")
+    parser.add_argument("--directory", type=Path, help="where to keep the log files (default: nowhere)")
+    parser.add_argument("--requests", type=int, default=400, help="how many to make (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.directory is None:
+        with tempfile.TemporaryDirectory(prefix="outfall-demo-") as directory:
+            return run(Path(directory), arguments.requests)
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    code = run(arguments.directory, arguments.requests)
+    print(f"\nThe log files are in {arguments.directory}.")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The example service: it runs, it redacts, and it fails when its accounts do not balance."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from outfall import SinkStats
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+SERVICE = Path(__file__).parents[1] / "examples" / "service.py"
+SECRETS = ("correct-horse", "guessed-wrong", "4111-1111-1111-1111", "tok-9a0364b9")
+REQUESTS = 60
+
+
+@dataclasses.dataclass
+class Run:
+    """What one run of the service left."""
+
+    code: int
+    output: str
+    errors: str
+    directory: Path
+
+    @property
+    def console(self) -> str:
+        """Everything before the report."""
+        return self.output.partition("Events in service.jsonl")[0]
+
+    @property
+    def events(self) -> list[dict[str, object]]:
+        """The events of the JSON file."""
+        return [json.loads(line) for line in self._text("service.jsonl").splitlines()]
+
+    @property
+    def warnings(self) -> str:
+        """The file of warnings."""
+        return self._text("warnings.log")
+
+    def _text(self, name: str) -> str:
+        return (self.directory / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run the service once for all tests."""
+    directory = tmp_path_factory.mktemp("service") / "made" / "by it"
+    result = subprocess.run(
+        [sys.executable, SERVICE, "--directory", directory, "--requests", str(REQUESTS)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=100,
+        check=False,
+    )
+    return Run(result.returncode, result.stdout, result.stderr, directory)
+
+
+@pytest.fixture
+def service() -> ModuleType:
+    """Give the example as a module."""
+    spec = importlib.util.spec_from_file_location("example_service", SERVICE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_service_runs_and_its_accounts_balance(run):
+    """It ends well, says so, and writes nothing to stderr."""
+    assert (run.code, run.errors) == (0, "")
+    assert "The file, the client and the ledgers agree." in run.output
+
+
+def test_the_file_has_the_events_of_the_service_and_of_its_libraries(run):
+    """Events of structlog and records of urllib3 and http.server end in one file, each under its own logger."""
+    loggers = {event["logger"] for event in run.events}
+    assert {"shop", "http.server", "urllib3.connectionpool"} <= loggers
+    assert {event["level"] for event in run.events} == {"debug", "info", "warning", "error"}
+
+
+def test_every_request_is_in_the_file_once_and_with_its_fields(run):
+    """What was bound for a request is in each of its events, the server's own included."""
+    finished = [event for event in run.events if event["event"] == "request finished"]
+    assert len(finished) == REQUESTS
+    assert len({event["request_id"] for event in finished}) == REQUESTS
+    for event in run.events:
+        if event["logger"] in ("shop", "http.server"):
+            assert {"request_id", "method", "path", "client"} <= event.keys()
+
+
+def test_some_requests_fail_and_some_handlers_raise(run):
+    """The input is not only fair weather: refusals, exceptions with their traceback, and a connection hung up."""
+    statuses = Counter(event["status"] for event in run.events if event["event"] == "request finished")
+    assert {200, 401, 404, 500} == statuses.keys()
+    raised = [event for event in run.events if event["event"] == "handler raised"]
+    assert len(raised) == statuses[500]
+    assert all("KeyError: 'quantity'" in str(event["exception"]) for event in raised)
+    assert any("RemoteDisconnected" in str(event["event"]) for event in run.events)
+
+
+def test_no_secret_is_in_any_of_the_outputs(run):
+    """Passwords, tokens and card numbers reach none of the three sinks whole."""
+    everything = run.output + run.warnings + json.dumps(run.events, ensure_ascii=False)
+    assert [secret for secret in SECRETS if secret in everything] == []
+
+
+def test_each_sink_has_its_own_redaction(run):
+    """The file masks secrets, the console shows their end, the warnings say nothing of who it was."""
+    assert any("password=***" in str(event.get("path")) for event in run.events)
+    (payment, *_) = [event["order"]["payment"] for event in run.events if event["event"] == "order received"]
+    assert payment == {"card": "***", "token": "***"}
+    assert "***" not in run.console
+    assert "password=..." in run.console
+    assert "client=" in run.console
+    assert "client=" not in run.warnings
+    assert "password" not in run.warnings
+    assert "/login?..." in run.warnings
+
+
+def test_each_sink_has_its_own_level_and_renderer(run):
+    """The file has all levels as JSON, the console no debug events, the warnings file logfmt from warning up."""
+    assert "[debug" not in run.console
+    assert "[info" in run.console
+    lines = run.warnings.splitlines()
+    assert lines
+    assert all("level=warning" in line or "level=error" in line for line in lines)
+    noteworthy = [event for event in run.events if event["level"] in ("warning", "error")]
+    assert len(lines) == len(noteworthy)
+
+
+def test_the_console_shows_a_sample_that_does_not_grow(run):
+    """However many requests are made, a few events of each kind are shown."""
+    assert 5 <= sum("request_id=" in line for line in run.console.splitlines()) <= 14
+
+
+def _ledger(lines: int, **changes: object) -> SinkStats:
+    """Return the fanout's ledger after *lines* events, with *changes* in that of the sink for everything."""
+    everything = dataclasses.replace(SinkStats("everything", accepted=lines, delivered=lines), **changes)
+    warnings = SinkStats("warnings", accepted=lines - 7, delivered=lines - 7, filtered=7)
+    return SinkStats("fanout", accepted=lines, delivered=lines, targets=(everything, warnings))
+
+
+def test_a_balance_that_is_off_is_found(run, service):
+    """A missing line, a lost event, an event not handed on and an answer not logged: each is named."""
+    summary = service.read_back(run.directory / "service.jsonl")
+    lines, statuses = summary.lines, Counter(event["status"] for event in summary.finished)
+    assert service.what_is_wrong(summary, statuses, _ledger(lines)) == []
+
+    (wrong,) = service.what_is_wrong(summary._replace(lines=lines - 1), statuses, _ledger(lines))
+    assert f"the file has {lines - 1} lines" in wrong
+    lost = _ledger(lines, delivered=lines - 1, dropped={"error": 1})
+    (wrong,) = service.what_is_wrong(summary._replace(lines=lines - 1), statuses, lost)
+    assert f"everything accepted {lines} events and delivered {lines - 1}" in wrong
+    skipped = _ledger(lines, accepted=lines - 1, delivered=lines - 1)
+    (wrong,) = service.what_is_wrong(summary._replace(lines=lines - 1), statuses, skipped)
+    assert "everything did not see each of" in wrong
+    (wrong,) = service.what_is_wrong(summary, statuses + Counter({200: 1}), _ledger(lines))
+    assert "the client got statuses" in wrong
+
+
+def test_the_exit_code_says_that_something_is_wrong(service, tmp_path, monkeypatch, capsys):
+    """A file that somebody cut short while the service ran ends in exit code 1 and a line that says why."""
+    genuine = service.read_back
+
+    def cut(path: Path) -> object:
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+        return genuine(path)
+
+    monkeypatch.setattr(service, "read_back", cut)
+    assert service.run(tmp_path, 10) == 1
+    assert "DOES NOT BALANCE: everything delivered" in capsys.readouterr().out
