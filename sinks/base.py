@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Union
 
@@ -84,6 +85,8 @@ class _Thread(threading.local):
         self.reporting: list[Sink] = []
         #: True while this thread delivers for a sink whose delivery runs code that logs.
         self.delivering = False
+        #: The last error that `Sink.deliver` raised for an event that was nevertheless put out.
+        self.settled: Exception | None = None
 
 
 _thread = _Thread()
@@ -149,7 +152,8 @@ class Sink:
         self._closed = False
         self._close_result = True
         self._reporting = 0
-        self._express = False
+        #: How a subclass's short cut goes; 0: not at all.
+        self._express = 0
         self._fresh_state()
         process.join(self)
 
@@ -161,10 +165,13 @@ class Sink:
         self._ledger_lock = threading.RLock()
         self._filtered = 0
         self._delivered = 0
-        self._dropped: dict[str, int] = {}
+        # A defaultdict: adding to an entry is one step for signal handlers that count too, get() and then set is not.
+        self._dropped: defaultdict[str, int] = defaultdict(int)
         self._last_error: str | None = None
         #: Events that a failing `_flush` gave up, for the report.
         self._lost = 0
+        #: When `_flush` and `_release` have to be done, by the monotonic clock; None outside flush and close.
+        self._deadline: float | None = None
 
     # -- what applications call
 
@@ -179,9 +186,7 @@ class Sink:
         except ReentrantEventError:
             pass  # counted; a report could be what feeds the loop
         except Exception as error:  # noqa: BLE001 - the error policy decides
-            # More than one where a buffer was lost with it.
-            lost, self._lost = self._lost, 0
-            self._fail(error, event, events=1 + lost)
+            self._fail(error, event, events=self._events_lost_to(error))
 
     def deliver(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event, raising if it could not be put out: what wrappers and routers call.
@@ -218,6 +223,7 @@ class Sink:
             self._count_dropped("interrupted")
             raise
         if failure is not None:
+            _thread.settled = failure
             raise failure
 
     def __call__(self, logger: object, method_name: str, event_dict: Any) -> NoReturn:  # noqa: ARG002
@@ -246,14 +252,18 @@ class Sink:
 
         Failures go to ``on_error``. Returns within *timeout* and a quarter of a second.
         """
-        if not self._lock.acquire(self._seconds(timeout)):
+        seconds = self._seconds(timeout)
+        deadline = time.monotonic() + seconds
+        if not self._lock.acquire(seconds):
             return False
         errors: list[Exception] = []
         try:
+            self._deadline = deadline
             self._flush()
         except Exception as error:  # noqa: BLE001 - the error policy decides, unlocked
             errors.append(error)
         finally:
+            self._deadline = None
             lost, self._lost = self._lost, 0
             self._lock.release()
         for failure in errors:
@@ -269,6 +279,7 @@ class Sink:
             timeout: Seconds, for locks too. None stands for `drain_timeout`, 5 s.
         """
         seconds = self._seconds(timeout)
+        deadline = time.monotonic() + seconds
         with self._ledger_lock:
             if self._closed:
                 return self._close_result
@@ -276,15 +287,18 @@ class Sink:
             self._close_result = False
         self._refresh()
         if not self._lock.acquire(seconds):
+            self._give_up()
             return False
         errors: list[Exception] = []
         try:
+            self._deadline = deadline
             for step in (self._flush, self._release):
                 try:
                     step()
                 except Exception as error:  # noqa: BLE001 - the error policy decides, unlocked
                     errors.append(error)
         finally:
+            self._deadline = None
             lost, self._lost = self._lost, 0
             self._lock.release()
         self._close_result = not errors
@@ -389,6 +403,9 @@ class Sink:
     def _release(self) -> None:
         """Let go of what is held, at close."""
 
+    def _give_up(self) -> None:
+        """Count what waits as lost, without the lock: close() did not get it in time."""
+
     def _describe(self) -> str:
         """Return what tells this sink from others of its class, for its repr."""
         return ""
@@ -478,7 +495,7 @@ class Sink:
 
     def _count_dropped(self, reason: str, events: int = 1) -> None:
         with self._ledger_lock:
-            self._dropped[reason] = self._dropped.get(reason, 0) + events
+            self._dropped[reason] += events
 
     def _stats(self) -> SinkStats:
         """Return the ledger; called under the ledger lock.
@@ -496,6 +513,15 @@ class Sink:
             dropped=dropped,
             last_error=self._last_error,
         )
+
+    def _events_lost_to(self, error: Exception) -> int:
+        """Return how many events were lost when `deliver` raised *error*."""
+        if error is _thread.settled:
+            _thread.settled = None  # not kept, with all that its traceback holds
+            return 0
+        # More than one where a buffer was lost with it.
+        lost, self._lost = self._lost, 0
+        return 1 + lost
 
     def _fail(self, error: Exception, event: object, *, events: int = 1, suppressed: int = 0) -> None:
         """Apply the error policy to *error*; the loss itself has been counted. Called without locks."""
@@ -659,10 +685,17 @@ class ByteSink(Sink):
         if type(self).emit is not ByteSink.emit:
             return super()._put(event)
         data = self.render(event)
-        with self._lock:
-            self._check_open()
-            self.write(data)
-            self._delivered += 1
+        delivered = False
+        try:
+            with self._lock:
+                self._check_open()
+                self.write(data)
+                self._delivered += 1
+                delivered = True
+        except BaseException:
+            if delivered:  # interrupted at the way out, and counted as that
+                self._delivered -= 1
+            raise
         return None
 
     @property

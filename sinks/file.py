@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import errno
 import os
+import select
 import stat
 import time
 from dataclasses import replace
@@ -18,7 +19,7 @@ import orjson
 from orjson import dumps
 
 from outfall.sinks import process
-from outfall.sinks.base import ByteSink, OnError, Sink
+from outfall.sinks.base import ByteSink, OnError
 from outfall.sinks.batch import BatchResult
 from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET, NUMBERS, level_of, parse_level
@@ -28,6 +29,7 @@ from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from outfall.sinks.base import SinkStats
     from outfall.sinks.batch import Encoded
 
 _LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
@@ -41,6 +43,10 @@ _PIPELINE, _DIRECT, _DIRECT_WITH_LEVEL, _BUFFERED, _BOUNDED, _BOUNDED_WITH_LEVEL
 
 #: Errors that leave the descriptor good: there may be room again for the next event.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
+
+
+class _NotInTimeError(TimeoutError):
+    """A flush with a deadline met a pipe or terminal that nobody reads."""
 
 
 class FileSink(ByteSink):
@@ -78,7 +84,8 @@ class FileSink(ByteSink):
 
     A file that cannot be opened goes to ``on_error``, and each event tries again. A write that fails or is cut short
     (disk full) is undone, so that no half line stays; the event is counted as ``dropped["error"]``, and writing goes
-    on as soon as there is room. Half a line that a killed process left is ended before the first event is written.
+    on as soon as there is room. Half a line that a killed process left is ended before the first event is written. A
+    pipe that is full makes `handle` wait for its reader, but `flush` and `close` no longer than their timeout.
 
     Safe from any thread and from signal handlers; any number of processes may append to one file. A forked child goes
     on with the same open file, and leaves what the parent had buffered to the parent. A named pipe without a reader
@@ -120,10 +127,17 @@ class FileSink(ByteSink):
         #: What the next write must begin with: an end for somebody's half line, or a byte order mark.
         self._prefix = b""
         self._regular = True
+        #: A pipe or a terminal: whoever reads it decides when a write ends, and how much of a line fits at once.
+        self._may_block = False
+        #: While such a line may be half written: what a signal handler logs then waits in the buffer.
+        self._mid_line = False
+        self._given_up = False
         #: Never truncate, nor insist on a new file, a second time.
         self._opened_before = False
         #: How much may wait; 0 from the process's exit on.
         self._buffer_limit = 0 if process.exiting() else self.buffer_bytes
+        self._buffered = 0
+        self._flush_due = 0.0
         self._empty_buffer()
         super().__init__(
             renderer=renderer,
@@ -150,7 +164,7 @@ class FileSink(ByteSink):
 
     # -- the hot path
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912 - see below
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event has reached the operating system, or the buffer where there is one.
@@ -167,10 +181,11 @@ class FileSink(ByteSink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
+                    or (express != _DIRECT and "level_number" in event)
                 ):
-                    if express != _DIRECT and express != _BOUNDED:
+                    if express != _DIRECT and express != _BOUNDED:  # noqa: PLR1714 - faster
                         number = NUMBERS[event["level"]]
-                        if number < self._level and "level_number" not in event:
+                        if number < self._level:
                             self._count_filtered()
                             return
                     data = dumps(event, None, _LINE)
@@ -195,7 +210,8 @@ class FileSink(ByteSink):
                         try:
                             size = self._buffered + len(data)
                             if size < self._buffer_limit:
-                                self._buffer.append(data)
+                                # Not append(): an interrupt after a call would leave an event in that is not counted.
+                                self._buffer += (data,)
                                 self._buffered = size
                                 return
                         finally:
@@ -217,11 +233,11 @@ class FileSink(ByteSink):
         own = type(self)
         renderer = self._renderer
         usual = (
-            all(getattr(own, hook) is getattr(own._hot_class, hook) for hook in own._hot_hooks)
+            all(getattr(own, hook) is getattr(self._hot_class, hook) for hook in self._hot_hooks)
             and type(renderer) is OrjsonRenderer
             and renderer.is_plain
             and self._terminator == "\n"
-            and not (self._processors or self._closed or self._reporting)
+            and not (self._processors or self._closed or self._reporting or self._may_block)
         )
         if not usual:
             self._express = _PIPELINE
@@ -235,20 +251,38 @@ class FileSink(ByteSink):
     # -- the pipeline
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
-        if type(self).emit is not ByteSink.emit or not self._buffer_limit:
+        if type(self).emit is not ByteSink.emit:
             return super()._put(event)
         data = self.render(event)
-        with self._lock:
-            self._check_open()
-            self._buffer.append(data)
-            self._buffered += len(data)
-            if (
-                self._buffered >= self._buffer_limit
-                or level_of(event) >= self._flush_level
-                or monotonic() >= self._flush_due
-            ):
-                # If it fails this event is among the lost, and the pipeline counts it.
-                self._write_buffer(counted_elsewhere=1)
+        settled = False
+        try:
+            with self._lock:
+                self._check_open()
+                if not (self._buffer_limit or self._buffer or self._mid_line):
+                    self.write(data)
+                    self._delivered += 1
+                    settled = True
+                    if self._buffer:  # from a signal handler meanwhile
+                        self._write_buffer(counted_elsewhere=1)
+                    return None
+                self._buffer += (data,)
+                settled = True
+                self._buffered += len(data)
+                if not self._mid_line and (
+                    self._buffered >= self._buffer_limit
+                    or level_of(event) >= self._flush_level
+                    or monotonic() >= self._flush_due
+                ):
+                    # If it fails this event is among the lost, and the pipeline counts it.
+                    settled = False
+                    self._write_buffer(counted_elsewhere=1)
+                    settled = True
+        except Exception:
+            raise
+        except BaseException:
+            if settled:  # interrupted at the way out, and counted as that
+                self._delivered -= 1
+            raise
         return None
 
     def write(self, data: bytes) -> None:
@@ -272,22 +306,34 @@ class FileSink(ByteSink):
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
         """Write *data*, in which events end at *ends*; if that fails keep whole events only, `_kept` of them."""
         self._kept = 0
+        self._mid_line = self._may_block
+        try:
+            self._write_or_reopen(data, ends)
+        finally:
+            self._mid_line = False
+
+    def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
         try:
             written = _os_write(self._fd, data)
         except OSError as error:
+            if self._may_block and isinstance(error, BlockingIOError):
+                self._finish(data, 0, ends)
+                return
             if self._fd != _NOT_OPEN:
                 if error.errno in _NO_ROOM:
                     raise
                 # The descriptor is of no more use: closed behind our back, a pipe without its reader, a stale mount.
                 self._forget_descriptor(error.errno)
             prefix = self._take_descriptor()
+            self._mid_line = self._may_block
             try:
-                written = _os_write(self._fd, prefix + data)
-                if written != len(prefix) + len(data):
-                    self._finish(prefix + data, written, [len(prefix) + end for end in ends])
+                self._finish(prefix + data, 0, [len(prefix) + end for end in ends])
             except BaseException:
                 if prefix and not self._kept and self._fd != _NOT_OPEN:
-                    self._install(self._fd, prefix)
+                    done = min(self._torn, len(prefix))
+                    self._torn -= done
+                    if done < len(prefix):
+                        self._install(self._fd, prefix[done:])
                 raise
         else:
             if written != len(data):
@@ -296,14 +342,35 @@ class FileSink(ByteSink):
     def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
         """Write the rest of *data* after a short write, or take back the part of an event that stands there."""
         view = memoryview(data)
+        self._torn = 0
         try:
             while written < len(data):
-                written += _os_write(self._fd, view[written:])
-        except BaseException:
+                try:
+                    written += _os_write(self._fd, view[written:])
+                except BlockingIOError:
+                    if not self._may_block:
+                        raise
+                    self._await_room()
+        except BaseException as error:
             self._kept = sum(1 for end in ends if end <= written)
             keep = ends[self._kept - 1] if self._kept else 0
-            self._take_back(data[keep:written])
+            if isinstance(error, _NotInTimeError):
+                self._torn = written - keep
+            elif self._may_block and not isinstance(error, Exception):
+                # Interrupted on the way back from the system: how much it took then is not known.
+                self._install(self._fd, self._terminator_bytes or b"\n")
+            else:
+                self._take_back(data[keep:written])
             raise
+
+    def _await_room(self) -> None:
+        """Wait until somebody reads, no longer than until the deadline of `flush` or `close` if it is one of these."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        deadline = self._deadline
+        left = None if deadline is None else 1000 * max(0.0, deadline - time.monotonic())
+        if not poll.poll(left):
+            raise _NotInTimeError(errno.ETIMEDOUT, "nobody reads it", self.base_filename)
 
     def _take_back(self, part: bytes) -> None:
         """Remove *part*, half an event, from the end of the file; where that cannot be done, have it ended."""
@@ -334,20 +401,27 @@ class FileSink(ByteSink):
         self._buffered = 0
         self._in_flight = 0
         self._kept = 0
+        #: How much of the first event that is not written stands in the pipe already.
+        self._torn = 0
+        self._mid_line = False
         self._flush_due = monotonic() + self._flush_seconds
 
     def _write_buffer(self, counted_elsewhere: int = 0) -> None:
         """Write what waits. If that fails, what is not in the file is lost and counted, but for *counted_elsewhere*."""
-        # Exchanged first: what a signal handler logs meanwhile must neither be written twice nor be lost.
-        chunk, self._buffer = self._buffer, []
-        self._buffered = 0
         self._flush_due = monotonic() + self._flush_seconds
-        if not chunk:
-            return
-        self._in_flight = len(chunk)
-        self._kept = 0
+        count = self._kept = 0
+        # Exchanged first: what a signal handler logs meanwhile must neither be written twice nor be lost. There is no
+        # call, and so no place for an interrupt, between the exchange and the try.
+        chunk, self._buffer = self._buffer, []
         try:
-            self._write_whole(b"".join(chunk), tuple(accumulate(map(len, chunk))))
+            self._buffered = 0
+            count = self._in_flight = len(chunk)
+            if chunk:
+                self._write_whole(b"".join(chunk), tuple(accumulate(map(len, chunk))))
+        except _NotInTimeError:
+            self._delivered += self._kept
+            self._put_back(chunk[self._kept :])
+            raise
         except BaseException as error:
             self._delivered += self._kept
             lost = len(chunk) - self._kept - counted_elsewhere
@@ -355,13 +429,39 @@ class FileSink(ByteSink):
             self._lost += lost
             raise
         else:
-            self._delivered += len(chunk)
+            self._delivered += count
         finally:
             self._in_flight = 0
 
+    def _put_back(self, chunk: list[bytes]) -> None:
+        """Have what `flush` could not write in time wait on, the first event less what of it is written."""
+        if self._given_up:
+            self._count_dropped("closed", len(chunk))
+            self._lost += len(chunk)
+            return
+        chunk[0] = chunk[0][self._torn :]
+        self._buffer[:0] = chunk
+        self._buffered += sum(map(len, chunk))
+
     def _flush(self) -> None:
-        if self._buffer:
+        # A signal handler in the midst of a line: whoever writes that line writes the buffer next.
+        if self._buffer and not self._mid_line:
             self._write_buffer()
+
+    def _drop_buffer(self) -> int:
+        """Count what waits as lost to `close`, let nothing more wait, and return how much it was."""
+        self._buffer_limit = 0
+        left, self._buffer = self._buffer, []
+        if left:
+            self._count_dropped("closed", len(left))
+        return len(left)
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        lost = self._drop_buffer()
+        if lost:
+            why = "closed while another thread was still writing"
+            self._fail(_NotInTimeError(errno.ETIMEDOUT, why, self.base_filename), None, events=lost)
 
     def drain(self, timeout: float) -> None:
         """Write what waits, at exit, and buffer nothing from now on."""
@@ -382,18 +482,19 @@ class FileSink(ByteSink):
         What waits in the buffer goes to the old file. If the path cannot be opened, that goes to ``on_error`` and the
         old file, where there is one, is kept. Never truncates.
         """
-        error: OSError | None = None
+        errors: list[OSError] = []
         with self._lock:
             if self._closed:
                 return
-            try:
-                self._flush()
-                self._exchange()
-            except OSError as caught:
-                error = caught
+            for step in (self._flush, self._exchange):
+                try:
+                    step()
+                except OSError as error:
+                    errors.append(error)
             lost, self._lost = self._lost, 0
-        if error is not None:
-            self._fail(error, None, events=lost)
+        for failure in errors:
+            self._fail(failure, None, events=lost)
+            lost = 0
 
     def _exchange(self) -> None:
         """Open the path and let its file take the place of the one that is open, under the same descriptor."""
@@ -427,17 +528,22 @@ class FileSink(ByteSink):
         # O_NONBLOCK only for the opening: without it a pipe that nobody reads would block the application here.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | _NOCTTY | _NONBLOCK
         if not self._opened_before:
-            flags |= {"a": 0, "w": os.O_TRUNC, "x": os.O_EXCL}[self.mode[0]]
+            flags |= os.O_TRUNC if "w" in self.mode else os.O_EXCL if "x" in self.mode else 0
         descriptor = self._create(flags)
         try:
-            self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            if not self._regular and _NONBLOCK:
-                os.set_blocking(descriptor, True)  # noqa: FBT003 - its only argument
-            prefix = self._missing_start(descriptor) if self._regular else b""
+            kind = os.fstat(descriptor).st_mode
+            regular = stat.S_ISREG(kind)
+            # A pipe stays as it was opened, not blocking, so that flush and close can keep their time.
+            may_block = bool(_NONBLOCK) and (stat.S_ISFIFO(kind) or os.isatty(descriptor))
+            prefix = self._missing_start(descriptor) if regular else b""
         except BaseException:
             os.close(descriptor)
             raise
         self._opened_before = True
+        self._regular = regular
+        if may_block != self._may_block:
+            self._may_block = may_block
+            self._refresh()
         return descriptor, prefix
 
     def _create(self, flags: int) -> int:
@@ -449,9 +555,16 @@ class FileSink(ByteSink):
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            return os.open(self.base_filename, flags, self.permissions)
+            try:
+                return os.open(self.base_filename, flags & ~os.O_CREAT)
+            except FileNotFoundError:  # a symbolic link to a file that is yet to be made
+                descriptor = os.open(self.base_filename, flags, self.permissions)
         if hasattr(os, "fchmod"):  # not on Windows before Python 3.13
-            os.fchmod(descriptor, self.permissions)
+            try:
+                os.fchmod(descriptor, self.permissions)
+            except BaseException:
+                os.close(descriptor)
+                raise
         return descriptor
 
     def _missing_start(self, descriptor: int) -> bytes:
@@ -462,7 +575,7 @@ class FileSink(ByteSink):
         if not end:
             return b""
         with contextlib.suppress(OSError):  # write-only for us: then nothing can be known
-            reader = os.open(self.base_filename, os.O_RDONLY | _CLOEXEC)
+            reader = os.open(self.base_filename, os.O_RDONLY | _CLOEXEC | _NONBLOCK)
             try:
                 for attempt in range(_TAIL_LOOKS):
                     size = os.fstat(reader).st_size
@@ -484,6 +597,7 @@ class FileSink(ByteSink):
                 os.close(descriptor)
 
     def _release(self) -> None:
+        self._lost += self._drop_buffer()
         self._fd, self._parked_fd, descriptors = _NOT_OPEN, _NOT_OPEN, (self._fd, self._parked_fd)
         for descriptor in descriptors:
             if descriptor != _NOT_OPEN:
@@ -501,9 +615,11 @@ class FileSink(ByteSink):
 
     def __del__(self) -> None:
         # A sink nobody holds any more: what it buffered is written, and its descriptor is not leaked.
-        if not getattr(self, "_closed", True):
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):
+            if not self._closed:
                 self.close(0)
+            elif self._given_up:  # nobody writes any more
+                self._release()
 
 
 _TAIL_LOOKS = 4

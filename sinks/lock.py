@@ -38,74 +38,56 @@ class WriteLock:
     adds its code object to `HAND_TAKEN`: a signal handler or ``__del__`` that logs while its own thread holds the turn
     that way finds the frame on its stack and goes on, as with an RLock.
 
-    Everybody else uses it like an RLock, with ``with`` or `acquire` and `release`. Who must wait polls, from 50 µs to
-    1 ms, instead of queueing: whoever holds the turn rarely keeps it for longer than one ``write``.
+    Everybody else uses it like an RLock, with ``with`` or `acquire` and `release`, both in one function. Who must wait
+    polls, from 50 µs to 1 ms, instead of queueing: whoever holds the turn rarely keeps it for longer than one
+    ``write``.
+
+    A KeyboardInterrupt may come at the very entry of ``__exit__``, before a line of it has run, and no code can prevent
+    that. So the lock remembers the frame that took it: who finds it taken by a frame that runs no more takes it over.
 
     A forked child must make a new one.
     """
 
-    __slots__ = ("_borrowed", "_depth", "_owner", "turn")
+    __slots__ = ("_borrowed", "_depth", "_frame", "_owner", "turn")
 
     def __init__(self) -> None:
         self.turn: list[None] = [None]
         self._owner = 0
+        #: Who took it, for as long as it is taken.
+        self._frame: FrameType | None = None
         self._depth = 0
+        #: Taken within a frame of the same thread that has the turn by hand, and gives it back.
         self._borrowed = False
+
+    # In what follows, a signal handler or another thread can come in at calls, at the start of a function and where a
+    # loop jumps back, and only there. Statements that must stay together are written without any of these between them.
 
     def acquire(self, timeout: float = -1) -> bool:
         """Take the lock; return False if *timeout* seconds passed first (a negative one waits for ever)."""
-        me = get_ident()
-        if self._owner == me:
-            self._depth += 1
-            return True
-        deadline = None if timeout < 0 else time.monotonic() + timeout
-        pauses = 0
-        while True:
-            try:
-                del self.turn[0]
-            except IndexError:
-                if deadline is not None and time.monotonic() >= deadline:
-                    return False
-                pauses += 1
-                if self._pause(pauses):
-                    self._borrowed = True
-                    break
-            else:
-                break
-        self._owner = me
-        self._depth = 1
-        return True
+        return self._take(sys._getframe(1), None if timeout < 0 else time.monotonic() + timeout)  # noqa: SLF001
 
     def release(self) -> None:
         """Give the lock back, once for every `acquire`."""
-        self._depth -= 1
-        if self._depth == 0:
-            borrowed = self._borrowed
-            self._borrowed = False
+        depth = self._depth - 1
+        self._depth = depth
+        if depth == 0:
             self._owner = 0
-            if not borrowed:
+            self._frame = None
+            if not self._borrowed:
                 self.turn += TURN
 
+    def held_here(self) -> bool:
+        """Return True if this thread has the lock."""
+        return self._owner == get_ident() and _runs(self._frame, sys._getframe(1))  # noqa: SLF001
+
     def __enter__(self) -> Self:
-        # Not acquire(): a KeyboardInterrupt on the way back from a call would leave the lock taken and nobody to
-        # release it. Between `del` and the return there is no place for one.
+        frame = sys._getframe(1)  # noqa: SLF001
         me = get_ident()
-        if self._owner == me:
-            self._depth += 1
-            return self
-        pauses = 0
-        while True:
-            try:
-                del self.turn[0]
-            except IndexError:
-                pauses += 1
-                if self._pause(pauses):
-                    self._borrowed = True
-                    break
-            else:
-                break
-        self._owner = me
-        self._depth = 1
+        try:
+            del self.turn[0]
+            self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
+        except IndexError:
+            self._take(frame, None)
         return self
 
     def __exit__(
@@ -113,19 +95,68 @@ class WriteLock:
     ) -> None:
         self.release()
 
-    def _pause(self, pauses: int) -> bool:
-        """Wait a little, the longer the more often; return True if this very thread has the turn, taken by hand."""
-        # A look at the stack costs more than two yields, and mostly the turn is back by then.
-        if pauses == _YIELDS + 1:
-            frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - nothing public shows the caller's frames
-            while frame is not None:
-                if frame.f_code in HAND_TAKEN:
-                    names = frame.f_locals
-                    if names.get("turn") is self.turn and names.get("holding"):
-                        return True
-                frame = frame.f_back
-        time.sleep(0 if pauses <= _YIELDS else min(0.000_05 * pauses, 0.001))
+    def _take(self, frame: FrameType, deadline: float | None) -> bool:
+        me = get_ident()
+        pauses = 0
+        while True:
+            try:
+                del self.turn[0]
+                self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
+            except IndexError:
+                pass
+            else:
+                return True
+            if self._owner == me:
+                if self._take_from_the_dead():
+                    continue
+                self._depth += 1
+                return True
+            late = deadline is not None and time.monotonic() >= deadline
+            # A look at the stack costs more than two yields, and mostly the turn is back by then.
+            if (late or pauses == _YIELDS) and self._taken_by_hand(frame):
+                self._borrowed, self._depth, self._owner, self._frame = True, 1, me, frame
+                return True
+            if late:
+                return False
+            pauses += 1
+            if pauses % _PAUSES_BETWEEN_LOOKS == 0:
+                self._take_from_the_dead()
+            time.sleep(0 if pauses <= _YIELDS else min(0.000_05 * pauses, 0.001))
+
+    def _taken_by_hand(self, frame: FrameType | None) -> bool:
+        """Return True if one of *frame* and its callers has the turn, taken by hand."""
+        while frame is not None:
+            if frame.f_code in HAND_TAKEN:
+                names = frame.f_locals
+                if names.get("turn") is self.turn and names.get("holding"):
+                    return True
+            frame = frame.f_back
         return False
+
+    def _take_from_the_dead(self) -> bool:
+        """Give the lock back if the frame that took it runs no more; return False if it does."""
+        owner, frame = self._owner, self._frame
+        if frame is not None and _runs(frame, sys._current_frames().get(owner)):  # noqa: SLF001
+            return False
+        # A frame that has ended cannot release any more, so if it still has the lock it always will. Only one thread
+        # gets past this comparison, since nobody comes between it and the change.
+        if frame is not None and self._frame is frame:
+            self._frame = None
+            self._owner = 0
+            if not self._borrowed:
+                self.turn += TURN
+        return True
+
+
+def _runs(sought: FrameType | None, frame: FrameType | None) -> bool:
+    """Return True if *sought* is *frame* or one of its callers."""
+    # A frame that ends meanwhile keeps its f_back, so a walk along a running thread's stack misses none that runs.
+    while frame is not None:
+        if frame is sought:
+            return True
+        frame = frame.f_back
+    return False
 
 
 _YIELDS = 2
+_PAUSES_BETWEEN_LOOKS = 16

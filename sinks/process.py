@@ -32,7 +32,8 @@ class Participant(Protocol):
         """Replace locks, connections and queues that belong to the parent. Called in the child."""
 
 
-_participants: weakref.WeakSet[Any] = weakref.WeakSet()
+#: Not a WeakSet: going through one fails if another thread adds to it meanwhile, while list() of a set is one step.
+_participants: set[weakref.ref[Any]] = set()
 _in_child: list[Callable[[], None]] = []
 _at_end: list[Callable[[], None]] = []
 
@@ -49,7 +50,11 @@ def exiting() -> bool:
 
 def join(participant: Participant) -> None:
     """Have *participant* told of forks and of the exit for as long as it lives (it is held weakly)."""
-    _participants.add(participant)
+    _participants.add(weakref.ref(participant, _participants.discard))
+
+
+def _living() -> list[Any]:
+    return [participant for reference in list(_participants) if (participant := reference()) is not None]
 
 
 def call_in_child(function: Callable[[], None]) -> None:
@@ -67,22 +72,44 @@ def drain() -> None:
 
     Runs at exit by `atexit`, and where Python runs no `atexit` (children of `multiprocessing`) by
     `multiprocessing.util.Finalize`.
+
+    Raises:
+        BaseException: What the last of those sinks that raised has raised (one whose ``on_error`` is ``"raise"``),
+            when all have been drained.
     """
     _State.draining = True
     deadline = time.monotonic() + EXIT_DEADLINE_SECONDS
-    for participant in list(_participants):
-        participant.drain(max(0.0, deadline - time.monotonic()))
+    failure: BaseException | None = None
+    for participant in _living():
+        try:
+            participant.drain(max(0.0, deadline - time.monotonic()))
+        except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt too must not cost the others
+            failure = error
     for function in _at_end:
         function()
+    if failure is not None:
+        raise failure
 
 
 def _after_fork_in_child() -> None:
     _State.draining = False
     for function in _in_child:
         function()
-    for participant in list(_participants):
-        participant.after_fork()
-    _arm_multiprocessing()
+    try:
+        _tell_all()
+    finally:
+        _arm_multiprocessing()
+
+
+def _tell_all() -> None:
+    failure: Exception | None = None
+    for participant in _living():
+        try:
+            participant.after_fork()
+        except Exception as error:  # noqa: BLE001 - one sink that cannot must not leave the others with dead locks
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 class _Anchor:
@@ -99,14 +126,14 @@ def _arm_multiprocessing() -> None:
         return
     _State.armed = True
     # A child first clears the finalizers it inherited and then runs these, so here is the place to register anew.
-    util.register_after_fork(_anchor, _arm_finalizer)  # type: ignore[attr-defined]
+    util.register_after_fork(_anchor, _arm_finalizer)
     _arm_finalizer(_anchor)
 
 
 def _arm_finalizer(_anchor: _Anchor) -> None:
     util = sys.modules["multiprocessing.util"]
     # Before the queues of multiprocessing close (their priority is 10): a sink may put its events there.
-    util.Finalize(None, drain, exitpriority=100)  # type: ignore[attr-defined]
+    util.Finalize(None, drain, exitpriority=100)
 
 
 atexit.register(drain)
