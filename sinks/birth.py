@@ -1,0 +1,81 @@
+"""When a file was created: `birth_time`."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# linux/stat.h; the layout is the same on every architecture.
+_AT_FDCWD: Final = -100
+_STATX_BTIME: Final = 0x800
+_STATX_SIZE: Final = 256
+_MASK_OFFSET: Final = 0
+_BTIME_OFFSET: Final = 80
+
+
+def birth_time(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> float | None:
+    """Return when the file at *path* was created, whatever was written to it since.
+
+    Args:
+        path: Path of the file; symbolic links are followed.
+
+    Returns:
+        Epoch seconds, or None where it cannot be known: there is no such file, it may not be looked at, or file
+        system, kernel or C library do not tell. Linux stamps files with a clock that ticks every few milliseconds, so
+        it may be that much earlier than the call that created the file.
+
+    A copy, and a file moved to another file system, is born anew. Neither `os.utime` nor a rename changes it, but some
+    Windows systems give a new file the birth time of one that had its name 15 seconds before ("tunneling").
+
+    Source: ``statx(2)``; `os.stat_result.st_birthtime`, which Python has on macOS, the BSDs and Windows.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - any kind of path
+    except (OSError, ValueError):
+        return None
+    born = getattr(status, "st_birthtime", None)
+    if born is None:
+        if sys.platform == "win32":
+            born = status.st_ctime  # means the creation there; st_birthtime came with Python 3.12
+        else:
+            born = _linux_birth_time(os.fsencode(path)) if sys.platform == "linux" else None
+    # 0 and -1 are what file systems say that keep no such time.
+    return born if born is not None and born > 0 else None
+
+
+def _linux_birth_time(path: bytes) -> float | None:
+    ask = _statx()
+    answer = bytearray(_STATX_SIZE)
+    if ask is None or not ask(path, answer):
+        return None
+    (mask,) = struct.unpack_from("=I", answer, _MASK_OFFSET)
+    if not mask & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = struct.unpack_from("=qI", answer, _BTIME_OFFSET)
+    return float(seconds + nanoseconds / 1e9)
+
+
+@cache
+def _statx() -> Callable[[bytes, bytearray], bool] | None:
+    """Return a function that fills a buffer for a path, and says whether it could; None without such a C library."""
+    try:
+        # Imported here: it costs time that only files that rotate should pay, and some Pythons are built without it.
+        import ctypes  # noqa: PLC0415
+
+        statx: Any = ctypes.CDLL(None).statx  # in glibc since 2.28
+    except (ImportError, OSError, AttributeError):
+        return None
+    buffer_type = ctypes.c_char * _STATX_SIZE
+    statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, buffer_type)
+    statx.restype = ctypes.c_int
+
+    def ask(path: bytes, answer: bytearray) -> bool:
+        return bool(statx(_AT_FDCWD, path, 0, _STATX_BTIME, buffer_type.from_buffer(answer)) == 0)
+
+    return ask
