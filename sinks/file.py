@@ -181,9 +181,10 @@ class FileSink(ByteSink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
-                    or (express != _DIRECT and "level_number" in event)
                 ):
                     if express != _DIRECT and express != _BOUNDED:  # noqa: PLR1714 - faster
+                        if "level_number" in event:
+                            raise LookupError  # it wins over the level, and may be anything
                         number = NUMBERS[event["level"]]
                         if number < self._level:
                             self._count_filtered()

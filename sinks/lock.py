@@ -76,10 +76,6 @@ class WriteLock:
             if not self._borrowed:
                 self.turn += TURN
 
-    def held_here(self) -> bool:
-        """Return True if this thread has the lock."""
-        return self._owner == get_ident() and _runs(self._frame, sys._getframe(1))  # noqa: SLF001
-
     def __enter__(self) -> Self:
         frame = sys._getframe(1)  # noqa: SLF001
         me = get_ident()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import sys
+from _thread import get_ident
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from outfall.sinks import process
 from outfall.sinks.base import ByteSink, OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET
+from outfall.sinks.rendering import OrjsonRenderer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,15 +45,16 @@ class StreamSink(ByteSink):
     written as a backslash escape. Safe from any thread; an event from a signal handler that interrupts a write of this
     sink is written right after it. ``close`` flushes and leaves the stream open.
 
-    In a forked child: if another thread was writing at the moment of the fork, that stream's own lock stays locked for
-    ever in the child; the sink then writes to the stream's descriptor directly.
+    In a forked child: if another thread was writing at the moment of the fork, by this sink or another on the same
+    stream, that stream's own lock stays locked for ever in the child; the sink then writes to the stream's descriptor
+    directly. What others than sinks were writing to the stream (`print` from a thread) is not known here.
 
     Source: `logging.StreamHandler`.
     """
 
     def __init__(
         self,
-        stream: Any = None,  # noqa: ANN401 - anything with write
+        stream: Any = None,
         *,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
@@ -72,21 +78,38 @@ class StreamSink(ByteSink):
         #: Data of events that came from a signal handler during a write of the same thread.
         self._interrupting: deque[bytes] = deque()
         self._writing = False
+        #: Where to write instead of the stream, in a child that must not touch it.
+        self._descriptor: int | None = None
+        #: None until the first write has shown it.
+        self._takes_text: bool | None = None
         self._bind(sys.stderr if stream is None else stream)
 
     @property
-    def stream(self) -> Any:  # noqa: ANN401
+    def stream(self) -> Any:
         """The stream; replace it with `set_stream`. None if there was no stderr."""
         return self._stream
 
-    def set_stream(self, stream: Any) -> Any:  # noqa: ANN401
-        """Go on with *stream*, having flushed the old one; return the old one, or None if it is the same."""
+    def set_stream(self, stream: Any) -> Any:
+        """Go on with *stream*, having flushed the old one; return the old one, or None if it is the same.
+
+        A flush that fails goes to ``on_error``.
+
+        Raises:
+            TypeError: If *stream* has no ``write``; the old one is kept.
+        """
+        failure: Exception | None = None
         with self._lock:
             old = self._stream
             if stream is old:
                 return None
-            self._flush()
+            _check_stream(stream)
+            try:
+                self._flush()
+            except Exception as error:  # noqa: BLE001 - a broken stream is a good reason to exchange it
+                failure = error
             self._bind(stream)
+        if failure is not None:
+            self._fail(failure, None, events=0)
         return old
 
     def write(self, data: bytes) -> None:
@@ -97,15 +120,43 @@ class StreamSink(ByteSink):
             return
         self._writing = True
         try:
-            self._write_and_flush(data)
-            while self._interrupting:
-                self._write_and_flush(self._interrupting.popleft())
+            _in_use[id(self)] = (get_ident(), _lock_of(self._stream))
+            try:
+                self._write_and_flush(data)
+            except BaseException:
+                self._write_interrupting()
+                raise
+            if self._interrupting:
+                self._write_interrupting(counted_elsewhere=1)
         finally:
             self._writing = False
+            _in_use.pop(id(self), None)
+
+    def _write_interrupting(self, counted_elsewhere: int = 0) -> None:
+        """Write what came meanwhile, whatever fails; what is lost is counted, but for *counted_elsewhere*, if any."""
+        failures: list[Exception] = []
+        while self._interrupting:
+            try:
+                self._write_and_flush(self._interrupting.popleft())
+            except Exception as error:  # noqa: BLE001 - the others must still be tried
+                failures.append(error)
+        if not failures:
+            return
+        # All were counted as delivered when they came.
+        lost = len(failures) - counted_elsewhere
+        self._delivered -= lost
+        self._lost += lost
+        if lost:
+            self._count_dropped("error", lost)
+        if counted_elsewhere:
+            raise failures[-1]
 
     def _write_and_flush(self, data: bytes) -> None:
         stream = self._stream
         if self._descriptor is not None:
+            if self._takes_text:
+                encoding = getattr(stream, "encoding", None) or "utf-8"
+                data = data.decode(self._data_encoding, "replace").encode(encoding, "backslashreplace")
             _write_all(self._descriptor, data)
             return
         if stream is None:
@@ -119,8 +170,8 @@ class StreamSink(ByteSink):
         if flush is not None:
             flush()
 
-    def _write_text(self, stream: Any, data: bytes) -> None:  # noqa: ANN401
-        text = data.decode(self._encoding, "replace")
+    def _write_text(self, stream: Any, data: bytes) -> None:
+        text = data.decode(self._data_encoding, "replace")
         try:
             stream.write(text)
         except UnicodeEncodeError:
@@ -134,18 +185,20 @@ class StreamSink(ByteSink):
         else:
             self._takes_text = True
 
-    def _bind(self, stream: Any) -> None:  # noqa: ANN401
-        if stream is not None and not callable(getattr(stream, "write", None)):
-            msg = f"stream={stream!r} has no write method"
-            raise TypeError(msg)
+    def _bind(self, stream: Any) -> None:
+        _check_stream(stream)
         self._stream = stream
-        self._descriptor: int | None = None
-        #: None until the first write has shown it.
-        self._takes_text: bool | None = None
+        self._descriptor = self._takes_text = None
         if isinstance(stream, io.TextIOBase):
             self._takes_text = True
         elif isinstance(stream, io.IOBase) or "b" in str(getattr(stream, "mode", "")):
             self._takes_text = False
+        self._go_round()
+
+    @property
+    def _data_encoding(self) -> str:
+        """How `render` has encoded what it returns."""
+        return "utf-8" if type(self._renderer) is OrjsonRenderer else self._bare_encoding
 
     def _flush(self) -> None:
         flush = getattr(self._stream, "flush", None)
@@ -158,21 +211,55 @@ class StreamSink(ByteSink):
 
     def after_fork(self) -> None:
         """Begin anew in a forked child; go round a stream whose lock another thread held at the fork."""
-        busy = self._writing and not self._lock.acquire(0)
         super().after_fork()
         self._writing = False
         self._interrupting.clear()
-        if busy:
-            try:
+        self._go_round()
+
+    def _go_round(self) -> None:
+        """Write to the stream's descriptor if a thread of the parent has left its lock locked."""
+        holder = _lock_of(self._stream)
+        if any(stuck is holder for stuck in _stuck):
+            with contextlib.suppress(Exception):  # whatever a stream in memory raises; it has no such lock
                 self._descriptor = self._stream.fileno()
-            except (AttributeError, OSError, ValueError):
-                self._descriptor = None  # in memory, so without a lock of the system's
 
 
-def _write_binary(stream: Any, data: bytes) -> None:  # noqa: ANN401
+#: By the sink that is writing: its thread, and what has the stream's own lock.
+_in_use: dict[int, tuple[int, Any]] = {}
+
+#: In a forked child: those whose lock was left locked by a thread of the parent.
+_stuck: list[Any] = []
+
+
+def _lock_of(stream: Any) -> Any:
+    # A text stream has none; its buffer, which other sinks may write to directly, has.
+    try:
+        return stream.buffer
+    except Exception:  # noqa: BLE001 - it has none, or has been detached from it
+        return stream
+
+
+def _in_child() -> None:
+    me = get_ident()
+    _stuck.extend(holder for thread, holder in _in_use.values() if thread != me and holder is not None)
+    _in_use.clear()
+
+
+process.call_in_child(_in_child)
+
+
+def _check_stream(stream: Any) -> None:
+    if stream is not None and not callable(getattr(stream, "write", None)):
+        msg = f"stream={stream!r} has no write method"
+        raise TypeError(msg)
+
+
+def _write_binary(stream: Any, data: bytes) -> None:
     written = stream.write(data)
     # A raw stream may take a part; BufferedIOBase and most others take all and return the length, or None.
-    while isinstance(written, int) and 0 < written < len(data) and isinstance(stream, io.RawIOBase):
+    while isinstance(stream, io.RawIOBase) and written != len(data):
+        if not written:
+            raise BlockingIOError(errno.EAGAIN, "the stream takes no more now")
         data = data[written:]
         written = stream.write(data)
 
