@@ -7,7 +7,7 @@ with `logging.addLevelName`.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,10 @@ NUMBERS: dict[str, int] = {
     for name, number in (_CANONICAL | _ALIASES).items()
     for spelling in (name, name.upper(), name.capitalize())
 }
-_NAMES: dict[int, str] = {number: name for name, number in _CANONICAL.items()}
+#: Longer texts are no levels; int() raises at some 4 300 digits.
+_MAX_DIGITS = 19
+
+_NAMES: dict[float, str] = {number: name for name, number in _CANONICAL.items()}
 
 
 def _number_of_name(name: str) -> int | None:
@@ -57,13 +60,15 @@ def _number_of_name(name: str) -> int | None:
     if known is None:
         known = NUMBERS.get(name.strip().lower())
     if known is None:
+        name = name.strip()
         # getLevelName maps registered names to numbers as well (CPython bpo-29220); for others it makes up a text.
-        for spelling in (name, name.upper()):
+        for spelling in (name, name.upper(), name.lower(), name.title(), name.capitalize()):
             registered = logging.getLevelName(spelling)
             if isinstance(registered, int):
                 return registered
-        digits = name.strip()
-        if digits.isascii() and digits.isdigit():
+        # "level 35" is what level_name and logging call a number without a name.
+        digits = name[6:] if name[:6].lower() == "level " else name
+        if digits.isascii() and digits.isdigit() and len(digits) < _MAX_DIGITS:
             return int(digits)
     return known
 
@@ -83,7 +88,10 @@ def parse_level(level: str | float, argument: str = "level") -> float:
         number = _number_of_name(level)
         if number is None:
             known = ", ".join(_CANONICAL)
-            msg = f"{argument}={level!r} is not a known level; use a number, one of {known}, or a name registered with logging.addLevelName"
+            msg = (
+                f"{argument}={level!r} is not a known level; use a number, one of {known}, "
+                "or a name registered with logging.addLevelName"
+            )
             raise ValueError(msg)
         return number
     if isinstance(level, (int, float)) and not isinstance(level, bool):
@@ -101,18 +109,21 @@ def level_of(event: Mapping[str, Any]) -> float:
     ``level_number`` wins over ``level``; without either, the level the event was carried in with counts (that of a
     `LevelledEvent`), else INFO. A name nobody knows gives `UNKNOWN`, which passes every filter.
     """
-    number = event.get("level_number")
-    if isinstance(number, (int, float)) and not isinstance(number, bool):
-        return number
-    level = event.get("level")
-    if level is None:
-        carried = getattr(event, "carried_level", None)
-        return INFO if carried is None else carried
-    if isinstance(level, str):
-        known = _number_of_name(level)
-        return UNKNOWN if known is None else known
-    if isinstance(level, (int, float)) and not isinstance(level, bool):
-        return level
+    try:
+        number = event.get("level_number")
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and number == number:  # noqa: PLR0124 - NaN
+            return number
+        level = event.get("level")
+        if level is None:
+            carried = getattr(event, "carried_level", None)
+            return INFO if carried is None else carried
+        if isinstance(level, str):
+            known = _number_of_name(level)
+            return UNKNOWN if known is None else known
+        if isinstance(level, (int, float)) and not isinstance(level, bool) and level == level:  # noqa: PLR0124
+            return level
+    except Exception:  # noqa: BLE001, S110 - a hostile key or value
+        pass
     return UNKNOWN
 
 
@@ -121,7 +132,6 @@ def level_name(number: float) -> str:
 
     A number without a name gives ``"level 35"``, as `logging.getLevelName` words it.
     """
-    known = _NAMES.get(number)  # type: ignore[call-overload]
-    if known is not None:
-        return str(known)
-    return str(logging.getLevelName(number)).lower()  # type: ignore[arg-type]
+    known = _NAMES.get(number)
+    # The registry is a dict by number: 35.0 is found as 35.
+    return str(logging.getLevelName(cast("int", number))).lower() if known is None else known
