@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,8 @@ import orjson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,9 @@ class Encoded:
     def event(self) -> dict[str, Any]:
         """The event as a dict, decoded anew at each access; text that is no JSON object is ``{"event": text}``."""
         try:
-            decoded = orjson.loads(self.data)
-        except ValueError:
+            # orjson makes floats of integers beyond 64 bits; json keeps their digits.
+            decoded = json.loads(self.data) if _LONG_NUMBER.search(self.data) else orjson.loads(self.data)
+        except (ValueError, RecursionError):
             decoded = None
         if isinstance(decoded, dict):
             return decoded
