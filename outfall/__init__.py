@@ -20,10 +20,13 @@ from outfall.sinks.failures import SinkFailure, report
 from outfall.sinks.file import FileSink
 from outfall.sinks.memory import CaptureSink
 from outfall.sinks.rendering import OrjsonRenderer
+from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
 from outfall.sinks.routing import FanoutSink
 from outfall.sinks.stream import NullSink, StreamSink
+from outfall.sinks.timed import TimedRotatingFileSink
 
 __all__ = [
+    "BaseRotatingFileSink",
     "BatchResult",
     "ByteSink",
     "CaptureSink",
@@ -37,6 +40,7 @@ __all__ = [
     "OrjsonRenderer",
     "PermanentDeliveryError",
     "ReentrantEventError",
+    "RotatingFileSink",
     "Sink",
     "SinkClosedError",
     "SinkError",
@@ -47,6 +51,7 @@ __all__ = [
     "SinkStats",
     "StreamSink",
     "TemporaryDeliveryError",
+    "TimedRotatingFileSink",
     "report",
     "tee",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import errno
 import os
 import select
@@ -19,6 +18,7 @@ import orjson
 from orjson import dumps
 
 from outfall.sinks import process
+from outfall.sinks.arguments import checked_seconds, checked_size
 from outfall.sinks.base import ByteSink, OnError
 from outfall.sinks.batch import BatchResult
 from outfall.sinks.failures import report
@@ -27,6 +27,7 @@ from outfall.sinks.lock import HAND_TAKEN, TURN
 from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from outfall.sinks.base import SinkStats
@@ -118,8 +119,8 @@ class FileSink(ByteSink):
         self.mode = _checked_mode(mode)
         self.delay = bool(delay)
         self.permissions = _checked_permissions(permissions)
-        self.buffer_bytes = _checked_size(buffer_bytes, "buffer_bytes")
-        self._flush_seconds = _checked_seconds(flush_interval, "flush_interval")
+        self.buffer_bytes = checked_size(buffer_bytes, "buffer_bytes")
+        self._flush_seconds = checked_seconds(flush_interval, "flush_interval")
         self._flush_level = parse_level(flush_level, "flush_level")
         self._fd = _NOT_OPEN
         #: An open descriptor that the hot path must not use, since `_prefix` has to be written first.
@@ -649,18 +650,3 @@ def _checked_permissions(permissions: int | None) -> int | None:
         msg = f"permissions={permissions!r} is not a set of permission bits such as 0o640"
         raise ValueError(msg)
     return permissions
-
-
-def _checked_size(size: int, argument: str) -> int:
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        msg = f"{argument}={size!r} is not a whole number of bytes from 0 up"
-        raise ValueError(msg)
-    return size
-
-
-def _checked_seconds(duration: float | dt.timedelta, argument: str) -> float:
-    seconds = duration.total_seconds() if isinstance(duration, dt.timedelta) else duration
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
-        msg = f"{argument}={duration!r} is not a number of seconds from 0 up, nor a timedelta"
-        raise ValueError(msg)
-    return seconds

@@ -82,7 +82,7 @@ class FanoutSink(Sink):
                 failures.append((sink, error))
         for sink, failure in failures:
             if sink.on_error is not report and sink.on_error != "raise":
-                sink._fail(failure, event)  # noqa: SLF001 - a sink too
+                sink._fail(failure, event, events=sink._events_lost_to(failure))  # noqa: SLF001 - a sink too
         if len(failures) < 2:  # noqa: PLR2004
             return failures[0][1] if failures else None
         told = "; ".join(f"{sink.name}: {describe(cleaned(failure, event))}" for sink, failure in failures)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from outfall import CaptureSink, FanoutSink, FileSink, HandlerSink, NullSink, Sink, StreamSink
+from outfall import (
+    CaptureSink,
+    FanoutSink,
+    FileSink,
+    HandlerSink,
+    NullSink,
+    RotatingFileSink,
+    Sink,
+    StreamSink,
+    TimedRotatingFileSink,
+)
 from outfall.sinks.testing import FailingSink, SinkContract, StuckSink
 
 if TYPE_CHECKING:
@@ -128,3 +138,33 @@ def test_a_stuck_sink_hangs_until_it_is_released() -> None:
     sink.release()
     thread.join(5)
     assert sink.events == [{"event": "slow"}]
+
+
+class TestRotatingFileSink(TestFileSink):
+    """A file that rolls over by size."""
+
+    options = {"max_bytes": 100_000, "backup_count": 3}  # noqa: RUF012
+
+    def make_sink(self, **options: Any) -> Sink:
+        return RotatingFileSink(self.path, **self.options, **options)
+
+
+class TestBufferedRotatingFileSink(TestRotatingFileSink):
+    """The same with a buffer."""
+
+    options = {"max_bytes": 100_000, "backup_count": 3, "buffer_bytes": 4096}  # noqa: RUF012
+
+
+class TestSharedRotatingFileSink(TestRotatingFileSink):
+    """The same for many processes."""
+
+    options = {"max_bytes": 100_000, "backup_count": 3, "multiprocess": True}  # noqa: RUF012
+
+
+class TestTimedRotatingFileSink(TestFileSink):
+    """A file that rolls over by time."""
+
+    options = {"when": "midnight"}  # noqa: RUF012
+
+    def make_sink(self, **options: Any) -> Sink:
+        return TimedRotatingFileSink(self.path, **self.options, **options)

@@ -1,0 +1,30 @@
+"""Checks of arguments that several sinks take, each with a message that names the argument and the value."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+
+def checked_size(size: int, argument: str, unit: str = "bytes") -> int:
+    """Return *size*, a whole number from 0 up.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        msg = f"{argument}={size!r} is not a whole number of {unit} from 0 up"
+        raise ValueError(msg)
+    return size
+
+
+def checked_seconds(duration: float | dt.timedelta, argument: str) -> float:
+    """Return *duration*, seconds or a timedelta from 0 up, in seconds.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    seconds = duration.total_seconds() if isinstance(duration, dt.timedelta) else duration
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
+        msg = f"{argument}={duration!r} is not a number of seconds from 0 up, nor a timedelta"
+        raise ValueError(msg)
+    return seconds

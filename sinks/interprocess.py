@@ -1,0 +1,91 @@
+"""A lock between processes, for what must not happen to one file in two of them at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from outfall.sinks.errors import TemporaryDeliveryError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+#: Whether the platform has ``flock(2)``.
+AVAILABLE = fcntl is not None
+
+#: How long to wait for another process, which holds the lock for a few renames. One that is stopped must not stop all.
+_PATIENCE_SECONDS = 5.0
+
+
+class DirectoryLock:
+    """An exclusive lock on a directory, re-entrant within its owner; its users take turns in a lock of their own.
+
+    The directory itself is locked, by ``flock(2)``: no lock file is left behind, and none can be deleted while it is
+    held. The kernel gives the lock back when its holder dies. It binds only those who ask for it.
+
+    Args:
+        directory: Path of the directory.
+
+    Raises on entry:
+        TemporaryDeliveryError: If it was not to be had for 5 seconds.
+        OSError: If the directory cannot be opened, or its file system has no such locks.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._descriptor = -1
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._depth:
+            self._depth += 1
+            return
+        # Opened anew each time: a descriptor kept would be shared with forked children, and its lock with them.
+        self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            pause = 0.000_5
+            while not try_lock(self._descriptor):
+                if time.monotonic() >= deadline:
+                    msg = f"another process has kept the lock on {self._directory!r} for {_PATIENCE_SECONDS:g} s"
+                    raise TemporaryDeliveryError(msg)
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.02)
+        except BaseException:
+            self._close()
+            raise
+        self._depth = 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if not self._depth:
+            # Said, not left to close: a child forked meanwhile holds the same open directory.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor != -1:
+            os.close(descriptor)
+
+    def after_fork(self) -> None:
+        """Let go, in a forked child, of what the parent holds."""
+        self._depth = 0
+        self._close()
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file, or share it; return False at once if another holder is in the way."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,741 @@
+"""Files that roll over: `BaseRotatingFileSink`, and by size `RotatingFileSink`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import time
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
+
+from outfall.sinks import compression as compressing
+from outfall.sinks import interprocess
+from outfall.sinks.arguments import checked_seconds, checked_size
+from outfall.sinks.compression import Compressor
+from outfall.sinks.errors import SinkError
+from outfall.sinks.failures import SinkFailure, describe, report
+from outfall.sinks.file import FileSink
+from outfall.sinks.levels import NOTSET
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from outfall.sinks.base import OnError
+
+#: After a failed rotation the next is tried after this many seconds, then twice as many, up to the second figure.
+_BACKOFF_SECONDS = (1.0, 60.0)
+
+#: How often a file that is being rotated by another process is opened anew before that counts as a failure.
+_OPEN_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedFile:
+    """A file that a sink has rotated away.
+
+    Args:
+        path: Where it is.
+        ending: What compression added to its name, or nothing.
+        age: What sorts its files, the newest first.
+    """
+
+    path: str
+    ending: str
+    age: tuple[float, int]
+
+
+class BaseRotatingFileSink(FileSink):
+    """What all rotating files have in common; for subclasses that decide when and how to roll over.
+
+    A subclass implements `should_rollover` and `do_rollover`; to have retention and compression it also says which
+    files are its own, by `names_of_rotated`.
+
+    Args:
+        filename: See `FileSink`.
+        mode: See `FileSink`.
+        encoding: See `FileSink`.
+        delay: See `FileSink`.
+        errors: See `FileSink`.
+        namer: Makes the name of a rotated file from its default name; also an attribute, or a method of a subclass.
+            Default None: the default name.
+        rotator: Called with source and destination instead of the renaming; also an attribute, or a method of a
+            subclass. It has to leave nothing, or an empty file, at the source. Default None.
+        backup_count: How many rotated files to keep. Default 0: not limited by number.
+        max_age: Delete rotated files whose last event is older, in seconds or as a timedelta. Default None.
+        max_total_bytes: Delete the oldest rotated files while all together are larger. Default None.
+        compression: ``"gzip"``, ``"zstd"`` (extra ``zstd``), or a callable ``(source, destination)`` with an attribute
+            ``ending``; done by a background thread, no write waits for it. Default None.
+        multiprocess: Any number of processes may write to the file and rotate it. Default False. Needs ``flock(2)`` on
+            a local file system; refused on Windows.
+        permissions: See `FileSink`.
+        buffer_bytes: See `FileSink`.
+        flush_interval: See `FileSink`.
+        flush_level: See `FileSink`.
+        terminator: See `FileSink`.
+        renderer: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If a bound is negative or no number, *compression* is unknown, or *multiprocess* cannot be had.
+        TypeError: If *namer* or *rotator* is not callable.
+        MissingDependencyError: If zstd is asked for and zstandard is not installed.
+
+    A rotation that fails, by a hook that raises or by the file system, costs no event: the event is written to the file
+    as it is, ``on_error`` is told once, and the rotation is tried again after 1 s, then 2 s, up to a minute. Retention
+    is applied after each rotation and at construction; only files whose name the sink would make itself, through
+    `namer`, are ever deleted or compressed.
+
+    Source: `logging.handlers.BaseRotatingHandler`.
+    """
+
+    #: Makes the name of a rotated file from its default name.
+    namer: Callable[[str], str] | None = None
+    #: Moves the file away, given source and destination.
+    rotator: Callable[[str, str], object] | None = None
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        encoding: str | None = None,
+        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.BaseRotatingHandler
+        errors: str | None = None,
+        *,
+        namer: Callable[[str], str] | None = None,
+        rotator: Callable[[str, str], object] | None = None,
+        backup_count: int = 0,
+        max_age: float | dt.timedelta | None = None,
+        max_total_bytes: int | None = None,
+        compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
+        multiprocess: bool = False,
+        permissions: int | None = None,
+        buffer_bytes: int = 0,
+        flush_interval: float | dt.timedelta = 1.0,
+        flush_level: str | float = "error",
+        terminator: str = "\n",
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        for argument, hook in (("namer", namer), ("rotator", rotator)):
+            if hook is not None and not callable(hook):
+                msg = f"{argument}={hook!r} is not callable"
+                raise TypeError(msg)
+        # Only where given: a subclass may have made them methods.
+        if namer is not None:
+            self.namer = namer
+        if rotator is not None:
+            self.rotator = rotator
+        self.backup_count: int = checked_size(backup_count, "backup_count", "files")
+        self.max_age: float | None = None if max_age is None else checked_seconds(max_age, "max_age")
+        self.max_total_bytes: int | None = (
+            None if max_total_bytes is None else checked_size(max_total_bytes, "max_total_bytes")
+        )
+        if multiprocess and not interprocess.AVAILABLE:
+            msg = f"multiprocess={multiprocess!r}: this platform has no flock()"
+            raise ValueError(msg)
+        self.multiprocess: bool = bool(multiprocess)
+        self._compressor = None if compression is None else Compressor(compression, self, guarded=self.multiprocess)
+        #: Size of the current file in bytes; None if it has to be asked of the system.
+        self._size: int | None = None
+        #: Device and inode of the current file.
+        self._identity: tuple[int, int] | None = None
+        self._rotation_failure: Exception | None = None
+        self._told_failure = ""
+        self._told_others = False
+        self._retry_at = 0.0
+        self._backoff = _BACKOFF_SECONDS[0]
+        #: Bytes of events that are counted in `_size` and not written yet.
+        self._unwritten = 0
+        path = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - as FileSink does
+        self._directory_lock = interprocess.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
+        super().__init__(
+            filename,
+            mode,
+            encoding,
+            delay,
+            errors,
+            permissions=permissions,
+            buffer_bytes=buffer_bytes,
+            flush_interval=flush_interval,
+            flush_level=flush_level,
+            terminator=terminator,
+            renderer=renderer,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+        self._tidy_up_at_start()
+
+    # -- hooks
+
+    def should_rollover(self, data: bytes) -> bool:  # noqa: ARG002 - for subclasses
+        """Return True if the file has to roll over before *data*, one event, is written. Called under the lock."""
+        msg = f"{type(self).__name__} has to implement should_rollover(data)"
+        raise TypeError(msg)
+
+    def do_rollover(self) -> None:
+        """Roll over now: move the file away by `rotate`, and open a new one by `begin_new_file`."""
+        msg = f"{type(self).__name__} has to implement do_rollover()"
+        raise TypeError(msg)
+
+    def rotation_filename(self, default_name: str) -> str:
+        """Return the name for a rotated file: what `namer` makes of *default_name*, or that."""
+        namer = self.namer
+        return namer(default_name) if callable(namer) else default_name
+
+    def rotate(self, source: str, dest: str) -> None:
+        """Move *source* away to *dest*, by `rotator` if there is one; a *source* that is not there is no error."""
+        rotator = self.rotator
+        if callable(rotator):
+            rotator(source, dest)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(source, dest)  # noqa: PTH105 - paths are text here
+
+    def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:  # noqa: ARG002
+        """Give the default names, with full path, that *file_name* could have been made of, each with its age.
+
+        The age sorts: the newest file has the greatest. Called for every file in the directory; what does not become
+        *file_name* again by `rotation_filename` is left alone.
+        """
+        return iter(())
+
+    def sample_of_rotated(self) -> str:
+        """Return the default name of some rotated file, which tells the directory they are in."""
+        return f"{self.base_filename}.1"
+
+    def get_files_to_delete(self) -> list[str]:
+        """Return the paths of the rotated files that exceed `backup_count`, `max_age` or `max_total_bytes`."""
+        now = time.time()
+        doomed: list[str] = []
+        total = 0
+        for position, file in enumerate(self.rotated_files()):
+            try:
+                state = os.stat(file.path)  # noqa: PTH116
+            except FileNotFoundError:
+                continue
+            total += state.st_size
+            if (
+                (self.backup_count and position >= self.backup_count)
+                or (self.max_age is not None and state.st_mtime < now - self.max_age)
+                or (self.max_total_bytes is not None and total > self.max_total_bytes)
+            ):
+                doomed.append(file.path)
+        return doomed
+
+    def rotated_files(self) -> list[RotatedFile]:
+        """Return the rotated files there are, the newest first: those whose name round-trips through `namer`."""
+        directory = os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))  # noqa: PTH100, PTH120
+        endings = compressing.endings([self._compressor.ending] if self._compressor else [])
+        found: list[RotatedFile] = []
+        try:
+            entries = os.scandir(directory)
+        except FileNotFoundError:
+            return found
+        with entries:
+            for entry in entries:
+                if not entry.is_file(follow_symlinks=False) or entry.path == self.base_filename:
+                    continue
+                file = self._as_rotated(entry.path, endings)
+                if file is not None:
+                    found.append(file)
+        return sorted(found, key=lambda file: file.age, reverse=True)
+
+    def _as_rotated(self, path: str, endings: Sequence[str]) -> RotatedFile | None:
+        for ending in endings:
+            if not path.endswith(ending):
+                continue
+            stem = path[: len(path) - len(ending)]
+            for age, default_name in self.names_of_rotated(os.path.basename(stem)):  # noqa: PTH119
+                if os.path.abspath(self.rotation_filename(default_name)) == stem:  # noqa: PTH100
+                    return RotatedFile(path, ending, age)
+        return None
+
+    # -- writing
+
+    def _has_room(self, size: int) -> bool:  # noqa: ARG002 - for subclasses, which know the bounds
+        """Return True if the file is as this process left it, which several processes have to ask."""
+        if self.multiprocess:
+            # What is asked of the system, at one call for each event, is whether others have moved the file away, how
+            # large they have made it, and whether one of them may have died in the midst of a line.
+            state = os.stat(self.base_filename)  # noqa: PTH116
+            if (state.st_dev, state.st_ino) != self._identity or state.st_size != self._size:
+                return False
+        return True
+
+    def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
+        """Write *data* as `FileSink` does, rolling over before each event that should not go to the file as it is."""
+        kept = 0
+        begun = start = 0  # of what is not written yet, and of the event looked at
+        group: list[int] = []
+        self._catch_up()
+        try:
+            for end in ends:
+                event = data[start:end]
+                if self.should_rollover(event):
+                    if group:
+                        super()._write_whole(data[begun:start], group)
+                        kept += len(group)
+                        begun, group = start, []
+                        self._unwritten = 0
+                    # Again, since a file that another process has begun may be full by now.
+                    for _ in range(3):
+                        if not (self._roll() and self.should_rollover(event)):
+                            break
+                if self._size is not None:
+                    self._size += end - start
+                group.append(end - begun)
+                start = end
+                self._unwritten = start - begun
+            self._kept = 0
+            self._unwritten = 0
+            super()._write_whole(data[begun:], group)
+        except BaseException:
+            self._kept += kept
+            self._size = None
+            self._unwritten = 0
+            raise
+
+    def _catch_up(self) -> None:
+        """Find out, where several processes write, which file is the current one and how large it is."""
+        if not self.multiprocess:
+            return
+        for _ in range(_OPEN_ATTEMPTS):
+            try:
+                state = os.stat(self.base_filename)  # noqa: PTH116
+            except FileNotFoundError:
+                state = None
+            if self._fd == self._parked_fd:  # neither is open: the write opens
+                return
+            if state is not None and (state.st_dev, state.st_ino) == self._identity:
+                break
+            self._exchange()
+        else:
+            return
+        if state.st_size != self._size and self._regular and not self._prefix:
+            prefix = self._missing_start(self._fd)
+            if prefix:
+                self._install(self._fd, prefix)
+        self._size = state.st_size + len(self._prefix)
+
+    def _current_size(self) -> int:
+        """Return the size of the current file, with what the next write has to begin with."""
+        if self._fd == self._parked_fd:
+            self._install(*self._open_file())
+        if self._size is None:
+            descriptor = self._parked_fd if self._prefix else self._fd
+            self._size = os.fstat(descriptor).st_size + len(self._prefix) + self._unwritten
+        return self._size
+
+    def _install(self, descriptor: int, prefix: bytes) -> None:
+        super()._install(descriptor, prefix)
+        self._size = None
+
+    def _open_file(self) -> tuple[int, bytes]:
+        for _ in range(_OPEN_ATTEMPTS):
+            descriptor, prefix = super()._open_file()
+            state = os.fstat(descriptor)
+            self._identity = (state.st_dev, state.st_ino)
+            if not (self.multiprocess and self._regular):
+                return descriptor, prefix
+            # Shared by all who write to it, for as long as they do: until the last has moved on, nobody compresses it.
+            if interprocess.try_lock(descriptor, shared=True):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.stat(self.base_filename), state):  # noqa: PTH116
+                        return descriptor, prefix
+            os.close(descriptor)  # rotated away in between
+            time.sleep(0.001)
+        msg = f"{self.base_filename!r} was rotated by other processes again and again while it was being opened"
+        raise SinkError(msg)
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        settled = super()._put(event)
+        failure, self._rotation_failure = self._rotation_failure, None
+        return failure or settled
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Write what is buffered; see `Sink.flush`. Compression in the background is not waited for."""
+        done = super().flush(timeout)
+        self._tell_rotation_failure()
+        return done
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Flush, wait for compression within *timeout*, and close; see `Sink.close`.
+
+        What is not compressed by then is compressed at the next start.
+        """
+        deadline = monotonic() + self._seconds(timeout)
+        done = super().close(timeout)
+        self._tell_rotation_failure()
+        if self._compressor is not None:
+            self._compressor.wait(max(0.0, deadline - monotonic()))
+        return done
+
+    def drain(self, timeout: float) -> None:
+        """Write what waits, at exit, and let compression finish within *timeout*."""
+        deadline = monotonic() + timeout
+        super().drain(timeout)
+        if self._compressor is not None:
+            self._compressor.wait(max(0.0, deadline - monotonic()))
+
+    def _tell_rotation_failure(self) -> None:
+        failure, self._rotation_failure = self._rotation_failure, None
+        if failure is not None:
+            self._fail(failure, None, events=0)
+
+    # -- rolling over
+
+    def _roll(self) -> bool:
+        """Roll over, unless that has failed a short while ago; return True if there is a new file."""
+        if monotonic() < self._retry_at:
+            return False
+        try:
+            with self.exclusively():
+                if not self._others_have_rotated():
+                    self.do_rollover()
+                self._tidy_up()
+        except Exception as error:  # noqa: BLE001 - hooks may raise anything; the event is written all the same
+            self._retry_at = monotonic() + self._backoff
+            self._backoff = min(2 * self._backoff, _BACKOFF_SECONDS[1])
+            # Once, and again if it fails in another way: a lasting fault is one report, not one for each event.
+            if describe(error) != self._told_failure:
+                self._told_failure = describe(error)
+                self._rotation_failure = error
+            return False
+        self._retry_at = 0.0
+        self._backoff = _BACKOFF_SECONDS[0]
+        self._told_failure = ""
+        return True
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Hold the sink's lock, and where several processes write also the one between them; for `do_rollover`."""
+        with self._lock:
+            if self.multiprocess:
+                with self._directory_lock:
+                    yield
+            else:
+                yield
+
+    def _others_have_rotated(self) -> bool:
+        """Go on with the file at the path if that is not ours any more; return True if so."""
+        if self._fd == self._parked_fd:
+            return False
+        current = _identity_of(self.base_filename)
+        if current == self._identity:
+            return False
+        if current is not None:
+            self._notice_others("was replaced")
+        self._exchange()
+        return True
+
+    def _notice_others(self, what: str) -> None:
+        """Tell once that another process writes to or rotates the file, which needs multiprocess=True."""
+        if not self.multiprocess and not self._told_others:
+            self._told_others = True
+            warning = RuntimeWarning(
+                f"{self.base_filename!r} {what} by somebody else: several processes on one rotating file lose events "
+                "and backups, unless each of them sets multiprocess=True"
+            )
+            if self.on_error == "raise":
+                report(SinkFailure(self.name, warning, 0, time.time()))
+            else:
+                self._rotation_failure = warning
+
+    def begin_new_file(self) -> None:
+        """Open the path anew after the file was moved away; for `do_rollover`. Nothing is lost if that fails.
+
+        Raises:
+            SinkError: If the file is still there, and not empty: a rotator has left it.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            state = os.stat(self.base_filename)  # noqa: PTH116
+            if (state.st_dev, state.st_ino) == self._identity:
+                self._size = None
+                if state.st_size:
+                    msg = f"the rotator left {self.base_filename!r} where it was"
+                    raise SinkError(msg)
+                return
+        self._exchange()
+
+    def _tidy_up(self) -> None:
+        """Delete what retention does not keep, and have the rest compressed."""
+        for path in self.get_files_to_delete():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # noqa: PTH108
+        if self._compressor is not None:
+            self._compressor.start()
+
+    def _tidy_up_at_start(self) -> None:
+        if self._compressor is None and not self.backup_count and self.max_age is None and self.max_total_bytes is None:
+            return
+        try:
+            with self.exclusively():
+                if self._compressor is not None:
+                    for directory in {os.path.dirname(file.path) for file in self.rotated_files()}:  # noqa: PTH120
+                        compressing.remove_unfinished(directory, os.path.basename(self.base_filename))  # noqa: PTH119
+                self._tidy_up()
+        except Exception as error:  # noqa: BLE001 - hooks may raise anything; it is tried again after the next rotation
+            self._fail(error, None, events=0)
+
+    # -- what the compressor asks
+
+    def files_to_compress(self) -> list[str]:
+        """Return the paths of the rotated files that are not compressed yet, oldest first."""
+        # The directory is read without the lock, so that no write waits; what has changed since is noticed later.
+        by_age: dict[tuple[float, int], list[RotatedFile]] = {}
+        for file in self.rotated_files():
+            by_age.setdefault(file.age, []).append(file)
+        paths: list[str] = []
+        for _, same in sorted(by_age.items()):
+            plain = [file.path for file in same if not file.ending]
+            compressed = [file.path for file in same if file.ending]
+            if compressed and plain:
+                self._finish_placing(plain[0], compressed)
+            else:
+                paths += plain
+        return paths
+
+    def _finish_placing(self, plain: str, compressed: list[str]) -> None:
+        """Unlink *plain* if one of *compressed* is made of it: somebody was killed between the steps of placing it."""
+        with self.exclusively(), contextlib.suppress(FileNotFoundError):
+            made = os.stat(plain).st_mtime_ns  # noqa: PTH116
+            if any(os.stat(path).st_mtime_ns == made for path in compressed):  # noqa: PTH116
+                os.unlink(plain)  # noqa: PTH108
+
+    def place_compressed(self, identity: tuple[int, int], compressed: str, ending: str) -> None:
+        """Put *compressed* in the place of the rotated file that *identity* is, wherever it is now."""
+        for _ in range(_OPEN_ATTEMPTS):  # since it may be shifted again between the look and the lock
+            paths = [file.path for file in self.rotated_files() if _identity_of(file.path) == identity]
+            if not paths:
+                return  # deleted meanwhile
+            with self.exclusively():
+                if _identity_of(paths[0]) == identity:
+                    # In this order: a kill between the two leaves both, which the next start can tell.
+                    os.replace(compressed, paths[0] + ending)  # noqa: PTH105
+                    os.unlink(paths[0])  # noqa: PTH108
+                    return
+
+    def compression_failed(self, error: Exception) -> None:
+        """Tell of a file that could not be compressed; it stays as it is."""
+        self._fail(error, None, events=0)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, which shares the open file; see `FileSink`."""
+        self._directory_lock.after_fork()
+        if self._compressor is not None:
+            self._compressor.after_fork()
+        self._size = None
+        super().after_fork()
+
+
+class RotatingFileSink(BaseRotatingFileSink):
+    r"""Append each event to a file that rolls over before it grows beyond a size.
+
+    ``app.log`` becomes ``app.log.1``, ``app.log.1`` becomes ``app.log.2`` and so on up to *backup_count*; the oldest is
+    deleted.
+
+    Args:
+        filename: See `FileSink`.
+        mode: See `FileSink`. With *max_bytes* ``"w"`` means ``"a"``, since a restart would lose what was not rotated.
+        max_bytes: Size in encoded bytes, terminators included, that the file does not exceed, unless one event alone
+            does. Default 0: it never rolls over.
+        backup_count: How many rotated files to keep. Default 0: it never rolls over, as with
+            `logging.handlers.RotatingFileHandler`, unless *max_age* or *max_total_bytes* says what to keep.
+        encoding: See `FileSink`.
+        delay: See `FileSink`.
+        errors: See `FileSink`.
+        namer: See `BaseRotatingFileSink`.
+        rotator: See `BaseRotatingFileSink`.
+        max_age: See `BaseRotatingFileSink`.
+        max_total_bytes: See `BaseRotatingFileSink`.
+        compression: See `BaseRotatingFileSink`.
+        multiprocess: See `BaseRotatingFileSink`.
+        permissions: See `FileSink`.
+        buffer_bytes: See `FileSink`.
+        flush_interval: See `FileSink`.
+        flush_level: See `FileSink`.
+        terminator: See `FileSink`.
+        renderer: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: As `BaseRotatingFileSink`.
+
+    An empty file and one that is not a regular file never roll over. The size is counted, not asked for each event; a
+    file truncated by somebody else is noticed when it seems full. With *multiprocess* each event costs one ``stat``,
+    the file may exceed *max_bytes* by one event a process, and a rotated file that an idle process still has open is
+    compressed when that process has moved on.
+
+    Source: `logging.handlers.RotatingFileHandler`.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        max_bytes: int = 0,
+        backup_count: int = 0,
+        encoding: str | None = None,
+        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.RotatingFileHandler
+        errors: str | None = None,
+        *,
+        namer: Callable[[str], str] | None = None,
+        rotator: Callable[[str, str], object] | None = None,
+        max_age: float | dt.timedelta | None = None,
+        max_total_bytes: int | None = None,
+        compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
+        multiprocess: bool = False,
+        permissions: int | None = None,
+        buffer_bytes: int = 0,
+        flush_interval: float | dt.timedelta = 1.0,
+        flush_level: str | float = "error",
+        terminator: str = "\n",
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self.max_bytes: int = checked_size(max_bytes, "max_bytes")
+        super().__init__(
+            filename,
+            mode.replace("w", "a") if isinstance(mode, str) and max_bytes else mode,
+            encoding,
+            delay,
+            errors,
+            namer=namer,
+            rotator=rotator,
+            backup_count=backup_count,
+            max_age=max_age,
+            max_total_bytes=max_total_bytes,
+            compression=compression,
+            multiprocess=multiprocess,
+            permissions=permissions,
+            buffer_bytes=buffer_bytes,
+            flush_interval=flush_interval,
+            flush_level=flush_level,
+            terminator=terminator,
+            renderer=renderer,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+
+    _bounded = True
+    _hot_hooks = (*FileSink._hot_hooks, "should_rollover")  # noqa: SLF001 - its base class
+
+    def _has_room(self, size: int) -> bool:
+        # Attributes may be set at any time, so they are read at each event.
+        if self.multiprocess and not super()._has_room(size):
+            return False
+        counted = self._size
+        if counted is not None:
+            counted += size
+            if counted <= self.max_bytes:
+                self._size = counted
+                return True
+        if self._rolls():
+            return False
+        self._size = None  # not counted while nothing depends on it
+        return True
+
+    def _rolls(self) -> bool:
+        return self.max_bytes > 0 and (
+            self.backup_count > 0 or self.max_age is not None or self.max_total_bytes is not None
+        )
+
+    def should_rollover(self, data: bytes) -> bool:
+        """Return True if *data* would make the file larger than `max_bytes`."""
+        if not self._rolls():
+            return False
+        size = self._current_size()
+        if not (self._regular and size and size + len(data) > self.max_bytes):
+            return False
+        # So it seems; the system knows what others have done to the file.
+        counted, self._size = size, None
+        size = self._current_size()
+        if size > counted:
+            self._notice_others("was appended to")
+        return size > 0 and size + len(data) > self.max_bytes
+
+    def do_rollover(self) -> None:
+        """Roll over now: shift the numbered files, move the file to ``.1`` and open a new one.
+
+        Raises:
+            OSError: If the file system refuses; the file goes on as it is.
+            Exception: Whatever `namer` and `rotator` raise.
+        """
+        with self.exclusively():
+            if self._closed:
+                return
+            self._free_first_number()
+            self.rotate(self.base_filename, self.rotation_filename(f"{self.base_filename}.1"))
+            self.begin_new_file()
+
+    def _free_first_number(self) -> None:
+        """Shift the numbered files up by one, as far as the first number that is free or one too many."""
+        # Only so far: after a shift that failed or was killed halfway, those above the gap have moved already.
+        number = 1
+        while self._variants(number) and number != self.backup_count:
+            number += 1
+        for path, _ in self._variants(number):
+            os.unlink(path)  # noqa: PTH108
+        for lower in range(number - 1, 0, -1):
+            target = self.rotation_filename(f"{self.base_filename}.{lower + 1}")
+            for path, ending in self._variants(lower):
+                os.replace(path, target + ending)  # noqa: PTH105
+
+    def _variants(self, number: int) -> list[tuple[str, str]]:
+        """Return the files that have *number*, plain and compressed, each with its ending.
+
+        Raises:
+            OSError: If something that is not a file has its name.
+        """
+        stem = self.rotation_filename(f"{self.base_filename}.{number}")
+        found: list[tuple[str, str]] = []
+        for ending in compressing.endings([self._compressor.ending] if self._compressor else []):
+            with contextlib.suppress(FileNotFoundError):
+                mode = os.lstat(stem + ending).st_mode
+                if stat.S_ISDIR(mode):
+                    raise IsADirectoryError(_IS_A_DIRECTORY, os.strerror(_IS_A_DIRECTORY), stem + ending)
+                found.append((stem + ending, ending))
+        return found
+
+    def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
+        """Give the default name for each number in *file_name*; the lowest number is the newest file."""
+        for match in re.finditer(r"[1-9][0-9]*", file_name):
+            number = match.group()
+            yield (-float(number), 0), f"{self.base_filename}.{number}"
+
+
+_IS_A_DIRECTORY = errno.EISDIR
+
+
+def _identity_of(path: str) -> tuple[int, int] | None:
+    """Return device and inode of the file at *path*, or None if there is none."""
+    try:
+        state = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return state.st_dev, state.st_ino
+
+
+BaseRotatingFileSink._hot_class = BaseRotatingFileSink  # noqa: SLF001 - its own class
+RotatingFileSink._hot_class = RotatingFileSink  # noqa: SLF001 - its own class
