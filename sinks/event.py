@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -158,40 +159,44 @@ def copy_event(event: dict[str, Any]) -> dict[str, Any]:
         copied = LevelledEvent(event, event.carried_level)
     else:
         copied = event.copy()
-    memo: dict[int, Any] = {id(event): copied}
+    memo: dict[int, tuple[Any, Any]] = {id(event): (event, copied)}
     for key, value in list(copied.items()):
-        if isinstance(value, _CONTAINERS):
+        if issubclass(type(value), _CONTAINERS):
             copied[key] = _copy_container(value, memo, 100)
     return copied
 
 
+# Found by issubclass and not isinstance, which asks __class__: a proxy lies in it, and it may raise.
 _CONTAINERS = (dict, list, tuple, set)
 
 
 def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:
     known = memo.get(id(value))
-    if known is not None or depth == 0:
-        return value if known is None else known
+    if known is not None:
+        return known[1]
+    if depth == 0:
+        return value
+    # The memo keeps the originals alive: one that another thread lets go of would leave its id to the next.
     # The copies are made by the built-in types' own methods: each is one step for other threads, and a subclass
     # cannot run code of its own in it.
-    if isinstance(value, dict):
-        twin = memo[id(value)] = dict.copy(value)
-        for key, item in list(twin.items()):
-            if isinstance(item, _CONTAINERS):
-                twin[key] = _copy_container(item, memo, depth - 1)
+    if issubclass(type(value), (dict, list)):
+        # dict.copy goes by the keys() of a subclass that has an __iter__ of its own.
+        twin: Any = dict(dict.items(value)) if issubclass(type(value), dict) else list.copy(value)
+        memo[id(value)] = (value, twin)
+        for place, item in list(twin.items() if type(twin) is dict else enumerate(twin)):
+            if issubclass(type(item), _CONTAINERS):
+                twin[place] = _copy_container(item, memo, depth - 1)
         return twin
-    if isinstance(value, list):
-        items = memo[id(value)] = list.copy(value)
-        for index, item in enumerate(items):
-            if isinstance(item, _CONTAINERS):
-                items[index] = _copy_container(item, memo, depth - 1)
-        return items
+    made: Any = value
     if type(value) is tuple:
         # A tuple can only hold itself by way of a list or dict, which the memo knows by then.
-        return tuple(
-            _copy_container(item, memo, depth - 1) if isinstance(item, _CONTAINERS) else item for item in value
+        made = tuple(
+            _copy_container(item, memo, depth - 1) if issubclass(type(item), _CONTAINERS) else item for item in value
         )
-    return set.copy(value) if type(value) is set else value
+    elif issubclass(type(value), set):
+        made = set.copy(value)
+    memo[id(value)] = (value, made)
+    return made
 
 
 def timestamp_of(event: Mapping[str, Any]) -> float | None:
@@ -199,15 +204,16 @@ def timestamp_of(event: Mapping[str, Any]) -> float | None:
 
     Read are epoch seconds, datetimes (naive ones as local time) and ISO 8601 text; never raises.
     """
-    value = event.get("timestamp")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if value == value and abs(value) < 1e12 else None  # noqa: PLR0124, PLR2004 - NaN; ms
     try:
+        value = event.get("timestamp")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value) if abs(value) < 1e12 else None  # noqa: PLR2004 - more is not seconds; nor is NaN less
         if isinstance(value, str):
             # fromisoformat before Python 3.11 does not know "Z".
             value = dt.datetime.fromisoformat(value[:-1] + "+00:00" if value[-1:] in "Zz" else value)
         if isinstance(value, dt.datetime):
-            return value.timestamp()
-    except (ValueError, OverflowError, OSError):
+            seconds = value.timestamp()
+            return seconds if abs(seconds) < math.inf else None  # "not a time" is a datetime to pandas
+    except Exception:  # noqa: BLE001, S110 - out of range, or what a tzinfo or a hostile value raises
         pass
     return None
