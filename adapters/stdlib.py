@@ -47,6 +47,8 @@ _STANDARD_ATTRIBUTES = _STANDARD | {"message", "asctime", "taskName"}
 #: Event keys that a record's own data takes; an ``extra`` of the same name gets this before it where they differ.
 _EVENT_KEYS = frozenset({"event", "level", "level_number", "logger", "timestamp", "exception", "stack"})
 _RESERVED_KEYS = (_EVENT_KEYS | _CALLSITE.keys()) - _STANDARD_ATTRIBUTES
+#: Names that mean the same in an event and in a record, so that nothing else may take them there.
+_SHARED = _STANDARD_ATTRIBUTES & (_CALLSITE.keys() | {"exc_info", "stack_info"})
 _COLLISION = "extra_"
 
 
@@ -60,7 +62,7 @@ def _key_of(attribute: str) -> str:
     """Return the event key for the ``extra`` *attribute*, undoing what `_attribute_of` does."""
     if attribute.startswith(_COLLISION):
         bare = _bare(attribute)
-        if bare in _STANDARD_ATTRIBUTES:
+        if bare in _STANDARD_ATTRIBUTES and bare not in _SHARED:
             return attribute[len(_COLLISION) :]
         if bare in _RESERVED_KEYS:
             return _COLLISION + attribute
@@ -71,7 +73,7 @@ def _attribute_of(key: str) -> str:
     """Return the record attribute for the event *key* that no attribute of the record's own stands for."""
     bare = _bare(key)
     if bare in _STANDARD_ATTRIBUTES:
-        return _COLLISION + key
+        return key if key != bare and bare in _SHARED else _COLLISION + key
     return key[len(_COLLISION) :] if key != bare and bare in _RESERVED_KEYS else key
 
 
@@ -407,7 +409,10 @@ class HandlerSink(Sink):
             taken.add("timestamp")
         for key, value in event.items():
             if key not in taken:
-                record.__dict__[_attribute_of(key if isinstance(key, str) else plain_key(key))] = value
+                attribute = _attribute_of(key if isinstance(key, str) else plain_key(key))
+                while attribute in record.__dict__:
+                    attribute = _COLLISION + attribute
+                record.__dict__[attribute] = value
         return record
 
     def _name_level(self, record: logging.LogRecord, event: dict[str, Any]) -> None:
@@ -433,13 +438,14 @@ class HandlerSink(Sink):
             taken.add("exc_info")
             if exc_info[0] is not None:
                 record.exc_info = exc_info
-        if isinstance(event.get("exception"), str):
-            record.exc_text = event["exception"]
+        exception = event.get("exception")
+        if exception and isinstance(exception, str):
+            record.exc_text = exception
             taken.add("exception")
         # A stack_info that is no text asks for a stack; nobody rendered it, and it is too late to.
         for key in ("stack", "stack_info"):
             value = event.get(key)
-            if isinstance(value, str) and not record.stack_info:
+            if value and isinstance(value, str) and not record.stack_info:
                 record.stack_info = value
                 taken.add(key)
             elif key == "stack_info" and not isinstance(value, str):
