@@ -1,0 +1,155 @@
+"""How Sphinx builds the documentation: ``make docs``. It needs no network."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING, Any
+
+from docutils import nodes
+
+if TYPE_CHECKING:
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+project = "Outfall"
+author = "The Outfall authors"
+project_copyright = author
+version = release = version_of("outfall")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+nitpicky = True
+
+# -- Text
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+# In docstrings `name` is a reference, to a name of ours or to one that _URLS below knows.
+default_role = "py:obj"
+
+# -- Reference
+
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 80
+
+# -- HTML
+
+html_theme = "furo"
+html_title = "Outfall"
+html_static_path = ["_static"]
+html_css_files = ["outfall.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": True}
+
+
+# -- References to other projects
+#
+# sphinx.ext.intersphinx would fetch their inventories at each build. What is referred to are a few names in a few
+# pages, whose anchors are the names themselves.
+
+_PYTHON = "https://docs.python.org/3/library/"
+_URLS = {
+    **{
+        module: f"{_PYTHON}{module}.html"
+        for module in (
+            "collections.abc",
+            "datetime",
+            "enum",
+            "logging",
+            "logging.config",
+            "logging.handlers",
+            "os",
+            "sys",
+            "time",
+            "typing",
+            "uuid",
+        )
+    },
+    "print": _PYTHON + "functions.html",
+    "str": _PYTHON + "stdtypes.html",
+    "structlog": "https://www.structlog.org/en/stable/api.html",
+    "orjson": "https://github.com/ijl/orjson",
+}
+
+# Types in signatures, which are annotations and thus without their module.
+_TYPES = {
+    "Any": "typing.Any",
+    "Callable": "collections.abc.Callable",
+    "Collection": "collections.abc.Collection",
+    "Iterable": "collections.abc.Iterable",
+    "Mapping": "collections.abc.Mapping",
+    "Sequence": "collections.abc.Sequence",
+    "DropEvent": "structlog.DropEvent",
+    "NoReturn": "typing.NoReturn",
+    "ExcInfo": "sys.exc_info",
+    "OnError": "outfall.sinks.base.OnError",
+}
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what follows to Sphinx's events."""
+    app.connect("autodoc-process-signature", _without_factories)
+    app.connect("missing-reference", _resolve)
+
+
+def _without_factories(*arguments: Any) -> tuple[str | None, str | None]:
+    """Show the default of a dataclass field that is made anew as what is made; all of ours are dicts."""
+    *_, signature, returns = arguments
+    return signature and signature.replace("<factory>", "{}"), returns
+
+
+def _resolve(
+    _app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
+) -> nodes.Element | None:
+    """Find what Sphinx did not: our own names under the name they are documented by, and those of others."""
+    target: str = node["reftarget"]
+    # Modules that are imported under a short name.
+    target = _TYPES.get(target, f"datetime.{target[3:]}" if target.startswith("dt.") else target)
+    documented = _documented_name(target, node.get("py:class"))
+    if documented is not None:
+        domain = env.domains["py"]
+        return domain.resolve_xref(env, node["refdoc"], env.app.builder, "obj", documented, node, content)
+    page = _page_of(target)
+    if page is None:
+        return None
+    return nodes.reference("", "", content, internal=False, refuri=f"{page}#{target}")
+
+
+def _documented_name(target: str, class_name: str | None) -> str | None:
+    """Return the documented name for *target*: a class by its module, an inherited member, a class's parameter."""
+    head, _, name = target.rpartition(".")
+    outfall = importlib.import_module("outfall")
+    if not head or head.startswith("outfall."):
+        if name in outfall.__all__:
+            return f"outfall.{name}"
+        if head:
+            return target
+    owner = getattr(outfall, head or (class_name or "").rpartition(".")[2], None)
+    if inspect.isclass(owner):
+        for base in owner.__mro__:
+            if name in vars(base) and base.__name__ in outfall.__all__:
+                return f"outfall.{base.__name__}.{name}"
+        if not head and name in inspect.signature(owner).parameters:
+            return f"outfall.{owner.__name__}"
+    return None
+
+
+def _page_of(target: str) -> str | None:
+    """Return the page of another project's documentation that has *target*."""
+    module = target
+    while module:
+        if module in _URLS:
+            return _URLS[module]
+        module = module.rpartition(".")[0]
+    return None

@@ -1,0 +1,74 @@
+"""The documentation: its examples run, it names everything that is public, and its links lead somewhere.
+
+That it builds without a warning is what ``make docs`` says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import outfall
+from outfall.sinks import testing
+from tests.code_blocks import blocks, run_page
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
+def _has_code(page: Path) -> bool:
+    return any(block.language == "python" for block in blocks(page))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _has_code(page)], ids=_name)
+def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path, monkeypatch):
+    """The code blocks of a page run from top to bottom, and what they print is what stands below them."""
+    if "os.fork" in page.read_text(encoding="utf-8") and not hasattr(os, "fork"):
+        pytest.skip("the example forks")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_page(page) > 0
+
+
+def test_there_are_examples():
+    """The test above does not pass for want of pages."""
+    assert {"tutorial.md", "how-to/own-sink.md"} <= {_name(page) for page in PAGES if _has_code(page)}
+
+
+def _documented() -> set[str]:
+    return set(re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", REFERENCE, re.MULTILINE))
+
+
+def test_the_reference_has_every_public_name():
+    """What `outfall` and `outfall.sinks.testing` export is in the reference."""
+    assert set(outfall.__all__) | set(testing.__all__) <= _documented()
+
+
+def test_the_reference_has_no_name_that_is_gone():
+    """What the reference names is public."""
+    assert _documented() <= set(outfall.__all__) | set(testing.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_to_pages(page):
+    """No relative link is broken, and no page is left out of the contents."""
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (page.parent / link).is_file()] == []
+
+
+def test_levels_of_the_reference_are_those_of_the_code():
+    """The table of level names says what the sinks understand."""
+    from outfall.sinks.levels import NUMBERS
+
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", REFERENCE, re.MULTILINE)
+    table = {name: int(number) for number, names in rows for name in re.findall(r"`(\w+)`", names)}
+    assert table == {name: number for name, number in NUMBERS.items() if name.islower()}
