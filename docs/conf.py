@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
@@ -116,33 +118,29 @@ def _resolve(
     target: str = node["reftarget"]
     # Modules that are imported under a short name.
     target = _TYPES.get(target, f"datetime.{target[3:]}" if target.startswith("dt.") else target)
-    documented = _documented_name(target, node.get("py:class"))
-    if documented is not None:
-        domain = env.domains["py"]
-        return domain.resolve_xref(env, node["refdoc"], env.app.builder, "obj", documented, node, content)
+    domain = env.domains["py"]
+    for name in _documented_names(target, node.get("py:class")):
+        found = domain.resolve_xref(env, node["refdoc"], env.app.builder, "obj", name, node, content)
+        if found is not None:
+            return found
     page = _page_of(target)
     if page is None:
         return None
     return nodes.reference("", "", content, internal=False, refuri=f"{page}#{target}")
 
 
-def _documented_name(target: str, class_name: str | None) -> str | None:
-    """Return the documented name for *target*: a class by its module, an inherited member, a class's parameter."""
+def _documented_names(target: str, class_name: str | None) -> Iterator[str]:
+    """Give what may be documented for *target*: a class by its module, an inherited member, a class's parameter."""
     head, _, name = target.rpartition(".")
     outfall = importlib.import_module("outfall")
-    if not head or head.startswith("outfall."):
-        if name in outfall.__all__:
-            return f"outfall.{name}"
-        if head:
-            return target
+    if name in outfall.__all__ and (not head or head.startswith("outfall.")):
+        yield f"outfall.{name}"
+    yield target
     owner = getattr(outfall, head or (class_name or "").rpartition(".")[2], None)
     if inspect.isclass(owner):
-        for base in owner.__mro__:
-            if name in vars(base) and base.__name__ in outfall.__all__:
-                return f"outfall.{base.__name__}.{name}"
-        if not head and name in inspect.signature(owner).parameters:
-            return f"outfall.{owner.__name__}"
-    return None
+        yield from (f"outfall.{base.__name__}.{name}" for base in owner.__mro__ if name in vars(base))
+        if not head and name in inspect.signature(owner.__init__).parameters:
+            yield f"outfall.{owner.__name__}"
 
 
 def _page_of(target: str) -> str | None:
