@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
+import math
 import os
 import sys
 import threading
@@ -42,9 +44,14 @@ def describe(error: BaseException) -> str:
     """Return *error* as one line of printable text: its type and message."""
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001 - an exception's own __str__ may raise anything
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - an exception's own __str__ may raise anything
         message = "(no message: its __str__ raised)"
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return _one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+
+
+def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -57,11 +64,14 @@ class _Reports:
 
     def due(self, failure: SinkFailure, now: float) -> tuple[int, int] | None:
         """Return (suppressed reports, events lost in them) if *failure* is to be written, else None."""
-        cause = (failure.sink, type(failure.error), getattr(failure.error, "errno", None))
+        kind = type(failure.error)
+        # By OSError's own attribute: a subclass's may raise, and others' errno may not even be hashable.
+        errno = vars(OSError)["errno"].__get__(failure.error) if issubclass(kind, OSError) else None
+        cause = (failure.sink, kind, errno if isinstance(errno, int) else None)
         with self.lock:
-            when, suppressed, events = self.last.get(cause, (-REPORT_INTERVAL_SECONDS, 0, 0))
+            when, suppressed, events = self.last.get(cause, (-math.inf, 0, 0))
             if now - when < REPORT_INTERVAL_SECONDS:
-                self.last[cause] = (when, suppressed + 1, events + failure.events)
+                self.last[cause] = (when, suppressed + 1 + failure.suppressed, events + failure.events)
                 return None
             self.last[cause] = (now, 0, 0)
             return suppressed, events
@@ -114,9 +124,10 @@ def _write(line: str) -> None:
     try:
         stderr = sys.__stderr__
         if stderr is not None:
-            os.write(stderr.fileno(), line.encode("utf-8", "backslashreplace") + b"\n")
-    except (OSError, ValueError):
-        pass  # closed, or none: there is nobody to tell
+            # The sink's name may have line breaks too.
+            os.write(stderr.fileno(), _one_line(line).encode("utf-8", "backslashreplace") + b"\n")
+    except Exception:  # noqa: BLE001, S110 - closed, none, or a stand-in without a descriptor: nobody to tell
+        pass
 
 
 def _in_child() -> None:
@@ -129,7 +140,13 @@ process.call_at_end(_report_suppressed)
 
 
 def cleaned(error: BaseException, event: object) -> BaseException:
-    """Return *error*, or a stand-in for it if its text or that of what caused it repeats a value of *event*."""
+    """Return *error*, or a stand-in for it if its text or that of what caused it repeats a value of *event*.
+
+    What an error hides, raised ``from None``, it no longer holds afterwards.
+    """
+    if error.__suppress_context__ and error.__cause__ is None:
+        # Replaced because of what it says: requests' exceptions hold the URL and the headers.
+        error.__context__ = None
     if isinstance(error, SinkError) and error.__cause__ is None and error.__context__ is None:
         return error
     if isinstance(error, UnicodeError) and len(error.args) == 5:  # noqa: PLR2004 - the arguments of its constructor
@@ -140,9 +157,16 @@ def cleaned(error: BaseException, event: object) -> BaseException:
             return type(error)(encoding, empty, start, end, reason)
         except Exception:  # noqa: BLE001 - a subclass with another constructor
             return _stand_in(error)
-    if isinstance(error, OSError) and error.errno is not None and error.__cause__ is None and error.__context__ is None:
-        return error  # the system's words about the sink's own file or peer
     values = _values(event)
+    if (
+        isinstance(error, OSError)
+        and isinstance(error.errno, int)
+        and error.strerror == os.strerror(error.errno)
+        and str(error.filename) not in values
+        and error.__cause__ is None
+        and error.__context__ is None
+    ):
+        return error  # the system's words about the sink's own file or peer, whose name may hold a word of the event
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
     while chain:
@@ -151,10 +175,16 @@ def cleaned(error: BaseException, event: object) -> BaseException:
             continue
         seen.add(id(link))
         chain += (link.__cause__, link.__context__)
+        if isinstance(link, _GROUP):
+            chain += link.exceptions
         text = _text(link)
-        if any(value in text for value in values):
+        if text is None or any(value in text for value in values):
             return _stand_in(error)
     return error
+
+
+#: Exception groups came with Python 3.11.
+_GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
 
 
 def _stand_in(error: BaseException) -> SinkError:
@@ -164,16 +194,20 @@ def _stand_in(error: BaseException) -> SinkError:
         code = trace.tb_frame.f_code
         place = f" in {code.co_name} ({os.path.basename(code.co_filename)}:{trace.tb_lineno})"  # noqa: PTH119
         trace = trace.tb_next
-    return SinkError(f"{type(error).__name__}{place}; its message is left out, since it repeated values of the event")
+    return SinkError(f"{type(error).__name__}{place}; its message is left out, since it may repeat values of the event")
 
 
-def _text(error: BaseException) -> str:
-    parts = []
-    for read in (str, repr):
-        try:
-            parts.append(read(error))
-        except Exception:  # noqa: BLE001, PERF203 - whatever its methods raise, what they might print is unknown
-            parts.append("")
+def _text(error: BaseException) -> str | None:
+    """Return all that *error* may tell; None if that cannot be known, since its methods raise."""
+    try:
+        # The attributes too: a JSONDecodeError has the whole document in one. Its notes are among them.
+        parts = [str(error), repr(error), repr(error.args), repr(vars(error))]
+        if isinstance(error, OSError):
+            parts.append(repr((error.filename, error.filename2)))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - whatever its methods raise
+        return None
     return "\n".join(parts)
 
 
@@ -195,17 +229,29 @@ def _values(event: object) -> set[str]:
                 found |= {text, repr(text)[1:-1]}
             elif isinstance(value, bytes):
                 found.add(repr(value)[2:-1])
-            elif isinstance(value, (int, float)):
-                found.add(repr(value))
+            elif value is None or isinstance(value, bool):
+                pass  # words of many a message
             elif depth == _MAX_DEPTH:
                 pass
             elif isinstance(value, Mapping):
-                stack += [(item, depth + 1) for key, item in list(value.items()) if key not in _HARMLESS]
+                items = list(value.items())
+                stack += [(item, depth + 1) for key, item in items if type(key) is not str or key not in _HARMLESS]
             elif isinstance(value, (list, tuple, set, frozenset)):
                 stack += [(item, depth + 1) for item in list(value)]
-        except Exception:  # noqa: BLE001, S112 - a hostile value; what it hides cannot be looked for
+            else:
+                found |= {repr(value), str(value)}
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001, S112 - a hostile value; what it hides cannot be looked for
             continue
-    return {text for text in found if len(text) >= _MIN_LENGTH}
+    # Messages often quote no more than the beginning and the end of a long text.
+    ends = {text[:_END] for text in found if len(text) > 2 * _END} | {
+        text[-_END:] for text in found if len(text) > 2 * _END
+    }
+    return {text for text in found | ends if len(text) >= _MIN_LENGTH}
+
+
+_END = 20
 
 
 _MAX_DEPTH = 20
