@@ -124,7 +124,7 @@ def _resolve(
         if found is not None:
             return found
     page = _page_of(target)
-    if page is None:
+    if page is None or target == "str":  # Sphinx leaves the built-in types in signatures as they are
         return None
     return nodes.reference("", "", content, internal=False, refuri=f"{page}#{target}")
 
