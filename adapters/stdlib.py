@@ -229,6 +229,10 @@ class SinkHandler(logging.Handler):
             key = _key_of(attribute)
             if key == "timestamp" and from_structlog and timestamp_of(attributes) is not None:
                 event["timestamp"] = value
+            elif key == "exception" and from_structlog:
+                # Rendered by the chain, whose word it is; Logger.exception adds the live one on its own.
+                event.pop("exc_info", None)
+                event["exception"] = value
             elif key not in event and (
                 key not in ("level_number", "exception") or self._fits(key, value, event, record)
             ):
@@ -400,7 +404,7 @@ class HandlerSink(Sink):
             structured: Any = record
             structured.msg = without_metadata(event)
             structured._logger = event.get("_logger")  # noqa: SLF001 - as structlog sets it
-            structured._name = event.get("_name") or level_name(levelno)  # type: ignore[attr-defined]  # noqa: SLF001
+            structured._name = event.get("_name") or level_name(levelno)  # noqa: SLF001
             return record
         message = event.get("event", "")
         record.msg = message if isinstance(message, str) else str(message)

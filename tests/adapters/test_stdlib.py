@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.stdlib import ProcessorFormatter
 
@@ -335,6 +335,20 @@ def test_a_structlog_extra_keeps_its_time_and_anothers_does_not_move_the_event(a
     assert alone["timestamp"] != stamp
     assert unreadable["extra_timestamp"] == "soon"
     assert timestamp_of(unreadable) is not None
+
+
+def test_a_structlog_extra_keeps_its_rendered_exception(attached, sink):
+    """The text that the chain rendered is the exception; the one that Logger.exception adds would be a second."""
+    try:
+        raise ValueError("v")
+    except ValueError:
+        attached.exception("x", extra={"level": "error", "exception": "rendered"})
+        attached.exception("x", extra={"exception": "somebody's field"})
+    ours, alone = sink.events
+    assert ours["exception"] == "rendered"
+    assert "exc_info" not in ours
+    assert alone["extra_exception"] == "somebody's field"
+    assert alone["exc_info"][0] is ValueError
 
 
 def test_an_extra_with_a_hostile_comparison_costs_nothing(attached, sink):
@@ -976,6 +990,7 @@ _NAMES = st.sampled_from(_COLLIDING.split()) | st.text("abcdefghé. ", min_size=
 _VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
 
 
+@settings(max_examples=50)
 @given(
     extra=st.dictionaries(
         _NAMES.filter(lambda name: name not in logging.LogRecord("", 0, "", 0, "", (), None).__dict__), _VALUES
@@ -1004,6 +1019,7 @@ def test_a_record_that_becomes_an_event_and_a_record_again_loses_nothing(extra, 
             assert back.__dict__[name] == value
 
 
+@settings(max_examples=50)
 @given(
     event=st.dictionaries(_NAMES | st.sampled_from(["msg", "args", "name", "levelname", "created", "message"]), _VALUES)
 )
