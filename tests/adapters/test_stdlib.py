@@ -1009,7 +1009,7 @@ def test_a_record_that_becomes_an_event_and_a_record_again_loses_nothing(extra, 
         assert getattr(back, name) == getattr(record, name)
     assert back.getMessage() == message
     assert back.created == pytest.approx(created, abs=1e-6)
-    own = {"level": record.levelname.lower(), "level_number": level, "logger": "app"}
+    own = handler.event(_record(message, (), level, created=created)) | {"level_number": level}
     for name, value in extra.items():
         if name in ("exception", "stack") and isinstance(value, str):
             assert value in (back.exc_text, back.stack_info, back.__dict__.get(name))
