@@ -24,6 +24,7 @@ from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
 from outfall.sinks.routing import FanoutSink
 from outfall.sinks.stream import NullSink, StreamSink
 from outfall.sinks.timed import TimedRotatingFileSink
+from outfall.sinks.watched import WatchedFileSink
 
 __all__ = [
     "BaseRotatingFileSink",
@@ -52,6 +53,7 @@ __all__ = [
     "StreamSink",
     "TemporaryDeliveryError",
     "TimedRotatingFileSink",
+    "WatchedFileSink",
     "report",
     "tee",
 ]
