@@ -10,6 +10,7 @@ import logging.handlers
 import pickle
 import queue
 import sys
+import threading
 
 import pytest
 import structlog
@@ -289,6 +290,16 @@ def test_the_handler_s_lock_is_taken(keeper):
     assert held == [True]
 
 
+def test_the_sink_holds_no_lock_of_its_own(sink, keeper):
+    """An event passes while another thread flushes the sink; the handler's lock is the only one."""
+    with sink._lock:
+        thread = threading.Thread(target=sink.handle, args=({"event": "x"},), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(keeper.records) == 1
+
+
 def test_a_handler_whose_handle_returns_nothing_has_delivered(sink, keeper, monkeypatch):
     """Only a False is a filter's answer; NullHandler and others return None."""
     monkeypatch.setattr(keeper, "handle", keeper.emit)
@@ -478,6 +489,7 @@ def test_structlog_s_formatter_learns_logger_and_method():
 
     def look(logger, name, event):
         seen.append((logger, name, event["_record"].name, event["_from_structlog"]))
+        assert not event.keys() & {"_logger", "_name"}
         return event
 
     handler = logging.StreamHandler(io.StringIO())

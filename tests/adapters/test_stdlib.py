@@ -732,6 +732,16 @@ def test_logging_shutdown_drains_and_leaves_a_sink_of_the_user_s_open(tmp_path):
         assert len(path.read_bytes().splitlines()) == 2
 
 
+def test_close_flushes_a_sink_that_it_leaves_open(tmp_path):
+    """A handler that is removed and closed by hand keeps nothing back."""
+    with FileSink(tmp_path / "app.jsonl", buffer_bytes=1 << 16, flush_interval=1e9) as sink:
+        handler = SinkHandler(sink)
+        handler.handle(_record())
+        handler.close()
+        assert json.loads((tmp_path / "app.jsonl").read_bytes())["event"] == "x"
+        assert not sink.closed
+
+
 def test_close_closes_a_described_sink_alone(tmp_path, sink):
     """Who made the sink closes it: the handler if it came as a description, else nobody."""
     handler = SinkHandler({"()": FileSink, "filename": tmp_path / "app.jsonl", "buffer_bytes": 1 << 16})
