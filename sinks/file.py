@@ -21,6 +21,7 @@ from outfall.sinks import process
 from outfall.sinks.arguments import checked_seconds, checked_size
 from outfall.sinks.base import ByteSink, OnError
 from outfall.sinks.batch import BatchResult
+from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET, NUMBERS, level_of, parse_level
 from outfall.sinks.lock import HAND_TAKEN, TURN
@@ -132,7 +133,9 @@ class FileSink(ByteSink):
         self._may_block = False
         #: While such a line may be half written: what a signal handler logs then waits in the buffer.
         self._mid_line = False
-        self._given_up = False
+        #: close() could not have the lock in time, or it has let go of the file: it must not be opened again. Before
+        #: that close() may well have to open it, for what waits.
+        self._given_up = self._released = False
         #: Never truncate, nor insist on a new file, a second time.
         self._opened_before = False
         #: How much may wait; 0 from the process's exit on.
@@ -278,6 +281,8 @@ class FileSink(ByteSink):
                     # If it fails this event is among the lost, and the pipeline counts it.
                     settled = False
                     self._write_buffer(counted_elsewhere=1)
+                    if self._buffer and self._may_block:  # from a signal handler meanwhile
+                        self._write_buffer(counted_elsewhere=1)
                     settled = True
         except Exception:
             raise
@@ -517,7 +522,9 @@ class FileSink(ByteSink):
 
     def _take_descriptor(self) -> bytes:
         """Have an open descriptor in `_fd`; return the prefix that the caller has to write first."""
-        self._check_open()
+        if self._given_up or self._released:
+            msg = f"{self.name} is closed"
+            raise SinkClosedError(msg)
         if self._parked_fd == _NOT_OPEN:
             self._install(*self._open_file())
         if self._parked_fd != _NOT_OPEN:
@@ -600,6 +607,7 @@ class FileSink(ByteSink):
 
     def _release(self) -> None:
         self._lost += self._drop_buffer()
+        self._released = True
         self._fd, self._parked_fd, descriptors = _NOT_OPEN, _NOT_OPEN, (self._fd, self._parked_fd)
         for descriptor in descriptors:
             if descriptor != _NOT_OPEN:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType, TracebackType
+    from typing import SupportsIndex
 
     from typing_extensions import Self
 
@@ -17,6 +18,21 @@ TURN = (None,)
 
 #: The code of functions that take and give a turn by hand, holding it while their local ``holding`` is true.
 HAND_TAKEN: set[CodeType] = set()
+
+
+class _Turn(list[None]):
+    """The right to go on: its one item."""
+
+    __slots__ = ()
+
+
+class _ReservedTurn(_Turn):
+    """The same while one thread alone may take it: all others find none."""
+
+    __slots__ = ()
+
+    def __delitem__(self, index: SupportsIndex | slice) -> None:
+        raise IndexError
 
 
 class WriteLock:
@@ -42,16 +58,22 @@ class WriteLock:
     polls, from 50 µs to 1 ms, instead of queueing: whoever holds the turn rarely keeps it for longer than one
     ``write``.
 
+    Who polls finds it taken again and again if others never pause: they hold it just when they let go of the
+    interpreter, in ``write``. So who has waited for long reserves it, which the hot path need not look for: the turn's
+    class is exchanged for one whose item nobody else can delete.
+
     A KeyboardInterrupt may come at the very entry of ``__exit__``, before a line of it has run, and no code can prevent
     that. So the lock remembers the frame that took it: who finds it taken by a frame that runs no more takes it over.
 
     A forked child must make a new one.
     """
 
-    __slots__ = ("_borrowed", "_depth", "_frame", "_owner", "turn")
+    __slots__ = ("_borrowed", "_depth", "_frame", "_owner", "_reserved", "turn")
 
     def __init__(self) -> None:
-        self.turn: list[None] = [None]
+        self.turn: list[None] = _Turn(TURN)
+        #: The thread, and its frame, that alone may take the turn next.
+        self._reserved: tuple[int, FrameType] | None = None
         self._owner = 0
         #: Who took it, for as long as it is taken.
         self._frame: FrameType | None = None
@@ -91,33 +113,53 @@ class WriteLock:
     ) -> None:
         self.release()
 
-    def _take(self, frame: FrameType, deadline: float | None) -> bool:
+    def _take(self, frame: FrameType, deadline: float | None) -> bool:  # noqa: C901, PLR0912 - calls are what costs
+        reservation: tuple[int, FrameType] | None = None
         me = get_ident()
+        turn = self.turn
         pauses = 0
-        while True:
-            try:
-                del self.turn[0]
-                self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
-            except IndexError:
-                pass
-            else:
-                return True
-            if self._owner == me:
-                if self._take_from_the_dead():
-                    continue
-                self._depth += 1
-                return True
-            late = deadline is not None and time.monotonic() >= deadline
-            # A look at the stack costs more than two yields, and mostly the turn is back by then.
-            if (late or pauses == _YIELDS) and self._taken_by_hand(frame):
-                self._borrowed, self._depth, self._owner, self._frame = True, 1, me, frame
-                return True
-            if late:
-                return False
-            pauses += 1
-            if pauses % _PAUSES_BETWEEN_LOOKS == 0:
-                self._take_from_the_dead()
-            time.sleep(0 if pauses <= _YIELDS else min(0.000_05 * pauses, 0.001))
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            while True:
+                try:
+                    del turn[0]
+                    self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
+                except IndexError:
+                    pass
+                else:
+                    return True
+                # By thread and not by frame: a signal handler may have come in below.
+                if self._reserved is not None and self._reserved[0] == me and turn:
+                    turn *= 0
+                    self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
+                    return True
+                if self._owner == me:
+                    if self._take_from_the_dead():
+                        continue
+                    self._depth += 1
+                    return True
+                now = time.monotonic()
+                late = deadline is not None and now >= deadline
+                # A look at the stack costs more than two yields, and mostly the turn is back by then.
+                if (late or pauses == _YIELDS) and self._taken_by_hand(frame):
+                    self._borrowed, self._depth, self._owner, self._frame = True, 1, me, frame
+                    return True
+                if late:
+                    return False
+                if now >= patience and self._reserved is None:
+                    reservation = self._reserved = (me, frame)
+                    turn.__class__ = _ReservedTurn
+                pauses += 1
+                if pauses % _PAUSES_BETWEEN_LOOKS == 0:
+                    self._take_from_the_dead()
+                if pauses <= _YIELDS:
+                    time.sleep(0)
+                else:
+                    time.sleep(0.000_05 if reservation is not None else min(0.000_05 * pauses, 0.001))
+        finally:
+            if reservation is not None and self._reserved is reservation:
+                self._reserved = None
+                turn.__class__ = _Turn
 
     def _taken_by_hand(self, frame: FrameType | None) -> bool:
         """Return True if one of *frame* and its callers has the turn, taken by hand."""
@@ -131,6 +173,11 @@ class WriteLock:
 
     def _take_from_the_dead(self) -> bool:
         """Give the lock back if the frame that took it runs no more; return False if it does."""
+        reserved = self._reserved
+        dead = reserved is not None and not _runs(reserved[1], sys._current_frames().get(reserved[0]))  # noqa: SLF001
+        if dead and self._reserved is reserved:
+            self._reserved = None
+            self.turn.__class__ = _Turn
         owner, frame = self._owner, self._frame
         if frame is not None and _runs(frame, sys._current_frames().get(owner)):  # noqa: SLF001
             return False
@@ -155,4 +202,5 @@ def _runs(sought: FrameType | None, frame: FrameType | None) -> bool:
 
 
 _YIELDS = 2
+_PATIENCE_SECONDS = 0.02
 _PAUSES_BETWEEN_LOOKS = 16

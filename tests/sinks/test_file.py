@@ -714,3 +714,12 @@ def test_a_failing_construction_leaves_no_noise(path):
         path,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_close_opens_a_delayed_file_for_what_waits(path):
+    """Events that were buffered before the file was ever opened are not lost to close."""
+    sink = FileSink(path, delay=True, buffer_bytes=1000)
+    sink.handle({"level": "info", "n": 1})
+    assert not path.exists()
+    assert sink.close()
+    assert _numbers(path) == [1]

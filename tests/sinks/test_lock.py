@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from outfall.sinks.lock import HAND_TAKEN, TURN, WriteLock
-from tests.sinks._processes import PATIENCE_SECONDS, check
+from tests.sinks._processes import PATIENCE_SECONDS, check, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -276,6 +278,151 @@ def test_a_holder_deep_in_calls_is_not_taken_for_dead():
     finally:
         stop.set()
         thread.join(PATIENCE_SECONDS)
+    assert _free(lock)
+
+
+def test_who_waits_is_served_although_others_never_pause():
+    """Threads that write in a tight loop, letting go of the interpreter in each write, starve nobody."""
+    lock = WriteLock()
+    stop = threading.Event()
+    null = os.open(os.devnull, os.O_WRONLY)
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                _take_by_hand(lock, lambda: os.write(null, b"x"))
+            except IndexError:
+                with lock:
+                    os.write(null, b"x")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        longest = 0.0
+        for _ in range(200):
+            begin = time.monotonic()
+            with lock:
+                pass
+            longest = max(longest, time.monotonic() - begin)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_SECONDS)
+        os.close(null)
+    assert longest < 2
+    assert type(lock.turn) is type(WriteLock().turn)
+
+
+class _Holder(threading.Thread):
+    """A thread that has the lock until it is told to give it back."""
+
+    def __init__(self, lock: WriteLock) -> None:
+        super().__init__()
+        self.lock, self.inside, self.enough = lock, threading.Event(), threading.Event()
+        self.start()
+        assert self.inside.wait(PATIENCE_SECONDS)
+
+    def run(self) -> None:
+        with self.lock:
+            self.inside.set()
+            self.enough.wait(PATIENCE_SECONDS)
+
+    def give(self) -> None:
+        self.enough.set()
+        self.join(PATIENCE_SECONDS)
+
+
+def test_a_turn_reserved_by_one_thread_is_not_taken_by_another():
+    """Whoever has waited for long goes next, before anybody who comes in between."""
+    lock = WriteLock()
+    holder = _Holder(lock)
+    taken = threading.Event()
+    enough = threading.Event()
+
+    def wait() -> None:
+        with lock:
+            taken.set()
+            enough.wait(PATIENCE_SECONDS)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    until(lambda: lock._reserved)
+    holder.give()
+    assert not lock.acquire(0)
+    with pytest.raises(IndexError):
+        _take_by_hand(lock, lambda: None)
+    assert taken.wait(PATIENCE_SECONDS)
+    enough.set()
+    waiting.join(PATIENCE_SECONDS)
+    _take_by_hand(lock, lambda: None)
+
+
+def test_giving_up_a_reservation_leaves_the_lock_to_others():
+    """A thread whose patience or time ends while it waits does not bar the way."""
+    lock = WriteLock()
+    holder = _Holder(lock)
+    assert not lock.acquire(0.06)
+    assert lock._reserved is None
+    holder.give()
+    _take_by_hand(lock, lambda: None)
+
+
+def test_an_interrupt_while_waiting_leaves_the_lock_to_others():
+    """KeyboardInterrupt ends the waiting and takes nothing."""
+    lock = WriteLock()
+    holder = _Holder(lock)
+    main = threading.get_ident()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def soon() -> None:
+        until(lambda: lock._reserved)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=soon)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lock.acquire()
+    finally:
+        thread.join(PATIENCE_SECONDS)
+        signal.signal(signal.SIGUSR1, before)
+    holder.give()
+    assert _free(lock)
+    _take_by_hand(lock, lambda: None)
+
+
+def test_a_signal_handler_uses_the_lock_while_its_thread_waits_for_it():
+    """The handler goes first, on the reservation of the very wait that it interrupts."""
+    lock = WriteLock()
+    holder = _Holder(lock)
+    main = threading.get_ident()
+    order: list[str] = []
+
+    def handle(*_):
+        holder.enough.set()
+        with lock:
+            order.append("handler")
+
+    def soon() -> None:
+        until(lambda: lock._reserved)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=soon)
+    thread.start()
+    try:
+        with lock:
+            order.append("thread")
+            assert not _free(lock)
+    finally:
+        thread.join(PATIENCE_SECONDS)
+        signal.signal(signal.SIGUSR1, before)
+        holder.give()
+    assert order == ["handler", "thread"]
     assert _free(lock)
 
 
