@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import os
 import shutil
+import stat
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +27,9 @@ ENDINGS = (".gz", ".zst")
 class Owner(Protocol):
     """What a `Compressor` asks of the sink whose files it compresses."""
 
+    #: Path of the file that is rotated.
+    base_filename: str
+
     def files_to_compress(self) -> list[str]:
         """Return the paths of the rotated files that are not compressed yet, oldest first."""
 
@@ -35,10 +40,14 @@ class Owner(Protocol):
         """Tell of a file that could not be compressed; it stays as it is."""
 
 
+# The two that are built in read from the descriptor, which stays good when the file is renamed. They leave it open: a
+# copy of it, with the lock that comes with it, would stay in a child forked meanwhile.
+
+
 def _gzip(source: int, destination: str) -> None:
     # Without name and time in the header: the file says both, and equal events make equal files.
     with (
-        open(source, "rb") as plain,
+        open(source, "rb", closefd=False) as plain,
         open(destination, "wb") as raw,  # noqa: PTH123 - paths are text here
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as compressed,
     ):
@@ -48,7 +57,7 @@ def _gzip(source: int, destination: str) -> None:
 def _zstd(source: int, destination: str) -> None:
     import zstandard  # noqa: PLC0415 - an extra
 
-    with open(source, "rb") as plain, open(destination, "wb") as compressed:  # noqa: PTH123
+    with open(source, "rb", closefd=False) as plain, open(destination, "wb") as compressed:  # noqa: PTH123
         zstandard.ZstdCompressor().copy_stream(plain, compressed)
 
 
@@ -56,17 +65,18 @@ class Compressor:
     """Compress rotated files in a thread of its own, which lives as long as there is something to do.
 
     A compressed file is written under a temporary name and then moved into place, whole, before the plain one is
-    unlinked: a kill leaves the plain file, or both. `cleaned` finishes such work at the next start.
+    unlinked: a kill leaves the plain file, or both. The owner finishes such work at the next start.
 
     Args:
         method: ``"gzip"``, ``"zstd"`` or a callable ``(source, destination)`` that writes *destination*; its attribute
-            ``ending``, such as ``".xz"``, is what the name of the file gets, ``".compressed"`` without one.
+            ``ending``, such as ``".xz"``, is what the name of the file gets, ``".compressed"`` without one. Its
+            *source* is a second name of the file, which stays while rotation goes on to rename the first.
         owner: Whose files they are.
         guarded: Leave a file alone while another process still has it open for writing; see
             `outfall.sinks.rotating`.
 
     Raises:
-        ValueError: If *method* is none of these.
+        ValueError: If *method* is none of these, or its ``ending`` cannot be one.
         MissingDependencyError: If ``"zstd"`` is asked for and zstandard is not installed.
     """
 
@@ -83,7 +93,7 @@ class Compressor:
             self.ending = ".zst"
         elif callable(method):
             self._method = method
-            self.ending = str(getattr(method, "ending", ".compressed"))
+            self.ending = _checked_ending(method)
         else:
             msg = f"compression={method!r} is not 'gzip', 'zstd' or a callable"
             raise ValueError(msg)
@@ -99,7 +109,8 @@ class Compressor:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self._held = []
-        self._state = threading.Condition(threading.Lock())
+        # Re-entrant, for signal handlers that log.
+        self._state = threading.Condition(threading.RLock())
         self._wanted = False
         self._thread: threading.Thread | None = None
 
@@ -109,12 +120,12 @@ class Compressor:
             self._wanted = True
             if self._thread is not None:
                 return
-            thread = threading.Thread(target=self._run, name="outfall-compressor", daemon=True)
+            # Set first: what a signal handler logs meanwhile must not start a second one.
+            self._thread = threading.Thread(target=self._run, name="outfall-compressor", daemon=True)
             try:
-                thread.start()
+                self._thread.start()
             except RuntimeError:
-                return  # the interpreter is going down; the next start finishes it
-            self._thread = thread
+                self._thread = None  # the interpreter is going down; the next start finishes it
 
     def wait(self, timeout: float) -> bool:
         """Wait until all is done, *timeout* seconds at most; return whether it is."""
@@ -122,68 +133,125 @@ class Compressor:
             return self._state.wait_for(lambda: self._thread is None, timeout)
 
     def _run(self) -> None:
-        while True:
-            with self._state:
-                if not self._wanted:
+        ended = False
+        try:
+            while not ended:
+                with self._state:
+                    self._wanted, wanted = False, self._wanted
+                    if not wanted:
+                        ended = True
+                        self._thread = None
+                        self._state.notify_all()
+                if wanted:
+                    self._look()
+        finally:
+            if not ended:  # by what on_error raised
+                with self._state:
                     self._thread = None
                     self._state.notify_all()
-                    return
-                self._wanted = False
-            try:
-                for path in self._owner.files_to_compress():
-                    self._compress(path)
-            except Exception as error:  # noqa: BLE001 - a thread that dies would leave all later files as they are
-                self._owner.compression_failed(error)
+
+    def _look(self) -> None:
+        try:
+            paths = self._owner.files_to_compress()
+        except Exception as error:  # noqa: BLE001 - namer may raise anything
+            self._owner.compression_failed(error)
+        else:
+            for path in paths:
+                self._compress(path)
 
     def _compress(self, path: str) -> None:
+        directory, base_name = os.path.dirname(path), os.path.basename(self._owner.base_filename)  # noqa: PTH119, PTH120
+        temporaries: list[str] = []
         try:
-            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return  # shifted or deleted meanwhile; the next look finds it
-        directory, name = os.path.split(path)
-        state = os.fstat(source)
-        # The same name for the same file, so that a killed process's attempt is overwritten by the next.
-        temporary = os.path.join(directory, f".{name}.{state.st_ino}{_UNFINISHED}")  # noqa: PTH118
-        self._held.append(source)
-        marker = -1
-        try:
+            source = self._hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             # Held as long as it takes: no other process compresses it too, and none writes to it any more.
-            if self._guarded and not interprocess.try_lock(source):
+            if not self._lock(source):
                 return
-            marker = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._held.append(marker)
-            if interprocess.AVAILABLE:
-                interprocess.try_lock(marker)  # shows `remove_unfinished` that somebody is at it
-            # A rotation may rename the file meanwhile, while its descriptor stays good. A callable of others gets the
-            # path, which it may want to look at.
-            self._method(os.dup(source) if self._method in (_gzip, _zstd) else path, temporary)
-            os.chmod(temporary, state.st_mode & 0o7777)  # noqa: PTH101
+            state = os.fstat(source)
+            # The same name for the same file, so that a killed process's attempt is overwritten by the next.
+            stem = os.path.join(directory, f".{base_name}.{state.st_ino}")  # noqa: PTH118
+            temporary, link = stem + _UNFINISHED, f"{stem}.source{_UNFINISHED}"
+            temporaries += (temporary, link)
+            marker = self._hold(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            self._lock(marker)  # shows `remove_unfinished` that somebody is at it
+            if self._method in (_gzip, _zstd):
+                self._method(source, temporary)
+            else:
+                self._call(path, state, link, temporary)
+            os.chmod(temporary, stat.S_IMODE(state.st_mode))  # noqa: PTH101
             # The time of its last event, for retention by age; and what shows that both hold the same.
             os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
             self._owner.place_compressed((state.st_dev, state.st_ino), temporary, self.ending)
+        except FileNotFoundError as error:
+            # Shifted or deleted meanwhile; the next look finds it.
+            if error.filename != path:
+                self._owner.compression_failed(error)
         except Exception as error:  # noqa: BLE001 - told, and the file stays as it is
             self._owner.compression_failed(error)
         finally:
-            self._held.clear()
-            os.close(source)
-            if marker != -1:
-                os.close(marker)
+            held, self._held = self._held, []
+            for descriptor in held:
+                os.close(descriptor)
+            for left in temporaries:
                 with contextlib.suppress(OSError):
-                    os.unlink(temporary)  # noqa: PTH108 - gone when it was put in its place
+                    os.unlink(left)  # noqa: PTH108 - gone when it was put in its place
+
+    def _call(self, path: str, state: os.stat_result, link: str, temporary: str) -> None:
+        """Call a callable of others, which opens the file by its name."""
+        # A rotation may rename the file meanwhile, and put the next one in its place.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)  # noqa: PTH108
+        try:
+            os.link(path, link)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without second names: whether it has stayed where it was is seen afterwards
+            self._method(path, temporary)
+            _check_same(path, state, path)
+        else:
+            _check_same(link, state, path)
+            self._method(link, temporary)
+
+    def _hold(self, descriptor: int) -> int:
+        self._held.append(descriptor)
+        return descriptor
+
+    def _lock(self, descriptor: int) -> bool:
+        """Lock an open file; return False if another process has it."""
+        try:
+            return not interprocess.AVAILABLE or interprocess.try_lock(descriptor)
+        except OSError:
+            if self._guarded:
+                raise
+            return True  # a file system without locks; one process alone can do without
 
 
-def remove_unfinished(directory: str, base_name: str) -> None:
-    """Delete what killed processes' compression of *base_name*'s files has left in *directory*."""
+def _check_same(name: str, state: os.stat_result, path: str) -> None:
+    if not os.path.samestat(os.stat(name), state):  # noqa: PTH116
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def _checked_ending(method: Any) -> str:
+    ending = getattr(method, "ending", ".compressed")
+    if not isinstance(ending, str) or not ending or os.path.basename(ending) != ending:  # noqa: PTH119
+        msg = f"compression={method!r}: its ending={ending!r} is not what a file's name can get, such as '.xz'"
+        raise ValueError(msg)
+    return ending
+
+
+def remove_unfinished(directory: str, path: str) -> None:
+    """Delete what killed processes' compression of the files rotated from *path* has left in *directory*."""
     if not interprocess.AVAILABLE:
         return  # it cannot be told from what a living process is writing
+    prefix = f".{os.path.basename(path)}."  # noqa: PTH119
     with os.scandir(directory) as entries:
-        left = [e.path for e in entries if e.name.startswith(f".{base_name}.") and e.name.endswith(_UNFINISHED)]
-    for path in left:
+        unfinished = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(_UNFINISHED)]
+    for name in unfinished:
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if interprocess.try_lock(descriptor):
-                    os.unlink(path)  # noqa: PTH108
+                    os.unlink(name)  # noqa: PTH108
             finally:
                 os.close(descriptor)
 

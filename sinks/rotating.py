@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from outfall.sinks.base import OnError
+    from outfall.sinks.batch import BatchResult, Encoded
 
 #: After a failed rotation the next is tried after this many seconds, then twice as many, up to the second figure.
 _BACKOFF_SECONDS = (1.0, 60.0)
@@ -157,6 +158,8 @@ class BaseRotatingFileSink(FileSink):
         self._backoff = _BACKOFF_SECONDS[0]
         #: Bytes of events that are counted in `_size` and not written yet.
         self._unwritten = 0
+        #: While files are being moved: what hooks and signal handlers log then must not move them too.
+        self._rolling = False
         path = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - as FileSink does
         self._directory_lock = interprocess.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
         super().__init__(
@@ -193,7 +196,7 @@ class BaseRotatingFileSink(FileSink):
     def rotation_filename(self, default_name: str) -> str:
         """Return the name for a rotated file: what `namer` makes of *default_name*, or that."""
         namer = self.namer
-        return namer(default_name) if callable(namer) else default_name
+        return os.fsdecode(namer(default_name)) if callable(namer) else default_name
 
     def rotate(self, source: str, dest: str) -> None:
         """Move *source* away to *dest*, by `rotator` if there is one; a *source* that is not there is no error."""
@@ -221,14 +224,16 @@ class BaseRotatingFileSink(FileSink):
         now = time.time()
         doomed: list[str] = []
         total = 0
-        for position, file in enumerate(self.rotated_files()):
+        ages: set[tuple[float, int]] = set()
+        for file in self.rotated_files():
             try:
                 state = os.stat(file.path)  # noqa: PTH116
             except FileNotFoundError:
                 continue
             total += state.st_size
+            ages.add(file.age)
             if (
-                (self.backup_count and position >= self.backup_count)
+                (self.backup_count and len(ages) > self.backup_count)
                 or (self.max_age is not None and state.st_mtime < now - self.max_age)
                 or (self.max_total_bytes is not None and total > self.max_total_bytes)
             ):
@@ -237,11 +242,10 @@ class BaseRotatingFileSink(FileSink):
 
     def rotated_files(self) -> list[RotatedFile]:
         """Return the rotated files there are, the newest first: those whose name round-trips through `namer`."""
-        directory = os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))  # noqa: PTH100, PTH120
         endings = compressing.endings([self._compressor.ending] if self._compressor else [])
         found: list[RotatedFile] = []
         try:
-            entries = os.scandir(directory)
+            entries = os.scandir(self._directory_of_rotated())
         except FileNotFoundError:
             return found
         with entries:
@@ -252,6 +256,9 @@ class BaseRotatingFileSink(FileSink):
                 if file is not None:
                     found.append(file)
         return sorted(found, key=lambda file: file.age, reverse=True)
+
+    def _directory_of_rotated(self) -> str:
+        return os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))  # noqa: PTH100, PTH120
 
     def _as_rotated(self, path: str, endings: Sequence[str]) -> RotatedFile | None:
         for ending in endings:
@@ -277,14 +284,14 @@ class BaseRotatingFileSink(FileSink):
 
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
         """Write *data* as `FileSink` does, rolling over before each event that should not go to the file as it is."""
-        kept = 0
+        kept = self._kept = 0
         begun = start = 0  # of what is not written yet, and of the event looked at
         group: list[int] = []
-        self._catch_up()
         try:
+            self._catch_up()
             for end in ends:
                 event = data[start:end]
-                if self.should_rollover(event):
+                if self._must_roll(event):
                     if group:
                         super()._write_whole(data[begun:start], group)
                         kept += len(group)
@@ -292,14 +299,13 @@ class BaseRotatingFileSink(FileSink):
                         self._unwritten = 0
                     # Again, since a file that another process has begun may be full by now.
                     for _ in range(3):
-                        if not (self._roll() and self.should_rollover(event)):
+                        if not (self._roll() and self._must_roll(event)):
                             break
                 if self._size is not None:
                     self._size += end - start
                 group.append(end - begun)
                 start = end
                 self._unwritten = start - begun
-            self._kept = 0
             self._unwritten = 0
             super()._write_whole(data[begun:], group)
         except BaseException:
@@ -308,27 +314,43 @@ class BaseRotatingFileSink(FileSink):
             self._unwritten = 0
             raise
 
+    def _must_roll(self, event: bytes) -> bool:
+        try:
+            return self.should_rollover(event)
+        except Exception as error:  # noqa: BLE001 - a hook may raise anything; the event is written all the same
+            self._note(error)
+            return False
+
     def _catch_up(self) -> None:
-        """Find out, where several processes write, which file is the current one and how large it is."""
+        """Have the file open; where several processes write, find out which is the current one and how large it is."""
+        if self._fd == self._parked_fd:
+            self._install(*self._open_file())
         if not self.multiprocess:
             return
-        for _ in range(_OPEN_ATTEMPTS):
-            try:
-                state = os.stat(self.base_filename)  # noqa: PTH116
-            except FileNotFoundError:
-                state = None
-            if self._fd == self._parked_fd:  # neither is open: the write opens
+        try:
+            for _ in range(_OPEN_ATTEMPTS):
+                state = _state_of(self.base_filename)
+                if state is not None and (state.st_dev, state.st_ino) == self._identity:
+                    break
+                self._move_on()
+            else:
                 return
-            if state is not None and (state.st_dev, state.st_ino) == self._identity:
-                break
-            self._exchange()
-        else:
+        except Exception as error:  # noqa: BLE001 - the file that is open takes the event as well
+            self._size = None
+            self._note(error)
             return
         if state.st_size != self._size and self._regular and not self._prefix:
             prefix = self._missing_start(self._fd)
             if prefix:
                 self._install(self._fd, prefix)
         self._size = state.st_size + len(self._prefix)
+
+    def _move_on(self) -> None:
+        """Go on with the file that another process has begun."""
+        self._exchange()
+        if self._compressor is not None:
+            # The last that lets go of a file finds it free to be compressed.
+            self._compressor.start()
 
     def _current_size(self) -> int:
         """Return the size of the current file, with what the next write has to begin with."""
@@ -346,16 +368,21 @@ class BaseRotatingFileSink(FileSink):
     def _open_file(self) -> tuple[int, bytes]:
         for _ in range(_OPEN_ATTEMPTS):
             descriptor, prefix = super()._open_file()
-            state = os.fstat(descriptor)
-            self._identity = (state.st_dev, state.st_ino)
-            if not (self.multiprocess and self._regular):
+            current = False
+            try:
+                state = os.fstat(descriptor)
+                identity = (state.st_dev, state.st_ino)
+                # Shared by all who write to it, for as long as they do: until the last has moved on, nobody compresses
+                # it. And it may have been rotated away in between.
+                current = not (self.multiprocess and self._regular) or (
+                    interprocess.try_lock(descriptor, shared=True) and _identity_of(self.base_filename) == identity
+                )
+            finally:
+                if not current:
+                    os.close(descriptor)
+            if current:
+                self._identity = identity
                 return descriptor, prefix
-            # Shared by all who write to it, for as long as they do: until the last has moved on, nobody compresses it.
-            if interprocess.try_lock(descriptor, shared=True):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.stat(self.base_filename), state):  # noqa: PTH116
-                        return descriptor, prefix
-            os.close(descriptor)  # rotated away in between
             time.sleep(0.001)
         msg = f"{self.base_filename!r} was rotated by other processes again and again while it was being opened"
         raise SinkError(msg)
@@ -364,6 +391,19 @@ class BaseRotatingFileSink(FileSink):
         settled = super()._put(event)
         failure, self._rotation_failure = self._rotation_failure, None
         return failure or settled
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Write all items; see `FileSink`."""
+        try:
+            return super().emit_batch(batch)
+        finally:
+            # Told and not raised, which would say that none was taken.
+            self._tell_rotation_failure(raising=False)
+
+    def reopen(self) -> None:
+        """Open the path anew; see `FileSink`."""
+        super().reopen()
+        self._tell_rotation_failure()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Write what is buffered; see `Sink.flush`. Compression in the background is not waited for."""
@@ -377,57 +417,94 @@ class BaseRotatingFileSink(FileSink):
         What is not compressed by then is compressed at the next start.
         """
         deadline = monotonic() + self._seconds(timeout)
-        done = super().close(timeout)
-        self._tell_rotation_failure()
-        if self._compressor is not None:
-            self._compressor.wait(max(0.0, deadline - monotonic()))
+        try:
+            done = super().close(timeout)
+            self._tell_rotation_failure()
+        finally:
+            if self._compressor is not None:
+                self._compressor.wait(max(0.0, deadline - monotonic()))
         return done
 
     def drain(self, timeout: float) -> None:
         """Write what waits, at exit, and let compression finish within *timeout*."""
         deadline = monotonic() + timeout
-        super().drain(timeout)
-        if self._compressor is not None:
-            self._compressor.wait(max(0.0, deadline - monotonic()))
+        try:
+            super().drain(timeout)
+        finally:
+            if self._compressor is not None:
+                self._compressor.wait(max(0.0, deadline - monotonic()))
 
-    def _tell_rotation_failure(self) -> None:
+    def _tell_rotation_failure(self, *, raising: bool = True) -> None:
         failure, self._rotation_failure = self._rotation_failure, None
         if failure is not None:
+            self._tell(failure, raising=raising)
+
+    def _tell(self, failure: Exception, *, raising: bool) -> None:
+        """Tell of *failure*, which cost no event; by `report` where nobody is there to raise it to."""
+        if raising or self.on_error != "raise":
             self._fail(failure, None, events=0)
+        else:
+            self._last_error = describe(failure)
+            report(SinkFailure(self.name, failure, 0, time.time()))
 
     # -- rolling over
 
     def _roll(self) -> bool:
-        """Roll over, unless that has failed a short while ago; return True if there is a new file."""
-        if monotonic() < self._retry_at:
+        """Roll over, unless that has failed a short while ago; return True if others have begun the file there is."""
+        if self._rolling or monotonic() < self._retry_at:
             return False
         try:
             with self.exclusively():
-                if not self._others_have_rotated():
+                others = self._others_have_rotated()
+                if not others:
                     self.do_rollover()
-                self._tidy_up()
         except Exception as error:  # noqa: BLE001 - hooks may raise anything; the event is written all the same
             self._retry_at = monotonic() + self._backoff
             self._backoff = min(2 * self._backoff, _BACKOFF_SECONDS[1])
-            # Once, and again if it fails in another way: a lasting fault is one report, not one for each event.
-            if describe(error) != self._told_failure:
-                self._told_failure = describe(error)
-                self._rotation_failure = error
+            self._note(error)
             return False
         self._retry_at = 0.0
         self._backoff = _BACKOFF_SECONDS[0]
         self._told_failure = ""
-        return True
+        return others
+
+    def _note(self, error: Exception) -> None:
+        """Have *error* told when the event is written, unless it was the last that was told."""
+        # Once, and again if it fails in another way: a lasting fault is one report, not one for each event.
+        if describe(error) != self._told_failure:
+            self._told_failure = describe(error)
+            self._rotation_failure = error
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
         """Hold the sink's lock, and where several processes write also the one between them; for `do_rollover`."""
         with self._lock:
-            if self.multiprocess:
-                with self._directory_lock:
+            rolling = self._rolling
+            self._rolling = True
+            try:
+                if self.multiprocess:
+                    with self._directory_lock:
+                        yield
+                else:
                     yield
-            else:
-                yield
+            finally:
+                self._rolling = rolling
+
+    @contextlib.contextmanager
+    def _rollover(self) -> Iterator[bool]:
+        """Hold the locks for a rollover; give whether there is something to roll over: no empty or special file."""
+        with self._lock:
+            by_hand = not self._rolling
+            if by_hand:
+                if self._closed:
+                    yield False
+                    return
+                self._flush()
+            with self.exclusively():
+                if by_hand:
+                    self._others_have_rotated()
+                state = _state_of(self.base_filename)
+                yield state is not None and stat.S_ISREG(state.st_mode) and state.st_size > 0
 
     def _others_have_rotated(self) -> bool:
         """Go on with the file at the path if that is not ours any more; return True if so."""
@@ -436,9 +513,9 @@ class BaseRotatingFileSink(FileSink):
         current = _identity_of(self.base_filename)
         if current == self._identity:
             return False
+        self._move_on()
         if current is not None:
             self._notice_others("was replaced")
-        self._exchange()
         return True
 
     def _notice_others(self, what: str) -> None:
@@ -450,25 +527,45 @@ class BaseRotatingFileSink(FileSink):
                 "and backups, unless each of them sets multiprocess=True"
             )
             if self.on_error == "raise":
-                report(SinkFailure(self.name, warning, 0, time.time()))
+                self._tell(warning, raising=False)
             else:
                 self._rotation_failure = warning
 
+    def _move_away(self, dest: str) -> None:
+        """Have `rotate` move the file to *dest*, where nothing is, and begin a new one; all of it, or nothing."""
+        before = os.stat(self.base_filename)  # noqa: PTH116
+        try:
+            self.rotate(self.base_filename, dest)
+            self.begin_new_file()
+        except BaseException:
+            # Where all is still in its place, a copy, whole or half, would be made again and again with each attempt,
+            # and would push the older files out.
+            after = _state_of(self.base_filename)
+            if after is not None and os.path.samestat(before, after) and after.st_size >= before.st_size:
+                with contextlib.suppress(OSError):
+                    os.unlink(dest)  # noqa: PTH108
+            raise
+
     def begin_new_file(self) -> None:
-        """Open the path anew after the file was moved away; for `do_rollover`. Nothing is lost if that fails.
+        """Open the path anew after the file was moved away, and apply retention; for `do_rollover`.
+
+        Nothing is lost if that fails.
 
         Raises:
             SinkError: If the file is still there, and not empty: a rotator has left it.
         """
-        with contextlib.suppress(FileNotFoundError):
-            state = os.stat(self.base_filename)  # noqa: PTH116
-            if (state.st_dev, state.st_ino) == self._identity:
-                self._size = None
-                if state.st_size:
-                    msg = f"the rotator left {self.base_filename!r} where it was"
-                    raise SinkError(msg)
-                return
-        self._exchange()
+        state = _state_of(self.base_filename)
+        if state is not None and (state.st_dev, state.st_ino) == self._identity:
+            self._size = None
+            if state.st_size:
+                msg = f"the rotator left {self.base_filename!r} where it was"
+                raise SinkError(msg)
+        else:
+            self._exchange()
+        try:
+            self._tidy_up()
+        except Exception as error:  # noqa: BLE001 - it is told, and tried again after the next rotation
+            self._rotation_failure = error
 
     def _tidy_up(self) -> None:
         """Delete what retention does not keep, and have the rest compressed."""
@@ -482,10 +579,10 @@ class BaseRotatingFileSink(FileSink):
         if self._compressor is None and not self.backup_count and self.max_age is None and self.max_total_bytes is None:
             return
         try:
-            with self.exclusively():
+            with contextlib.suppress(FileNotFoundError), self.exclusively():  # no directory, and so nothing in it
                 if self._compressor is not None:
-                    for directory in {os.path.dirname(file.path) for file in self.rotated_files()}:  # noqa: PTH120
-                        compressing.remove_unfinished(directory, os.path.basename(self.base_filename))  # noqa: PTH119
+                    compressing.remove_unfinished(self._directory_of_rotated(), self.base_filename)
+                self.files_to_compress()  # finishes first what would count twice
                 self._tidy_up()
         except Exception as error:  # noqa: BLE001 - hooks may raise anything; it is tried again after the next rotation
             self._fail(error, None, events=0)
@@ -497,6 +594,9 @@ class BaseRotatingFileSink(FileSink):
         # The directory is read without the lock, so that no write waits; what has changed since is noticed later.
         by_age: dict[tuple[float, int], list[RotatedFile]] = {}
         for file in self.rotated_files():
+            # Not one that was moved away without a new one to write to.
+            if _identity_of(file.path) == self._identity:
+                continue
             by_age.setdefault(file.age, []).append(file)
         paths: list[str] = []
         for _, same in sorted(by_age.items()):
@@ -530,7 +630,7 @@ class BaseRotatingFileSink(FileSink):
 
     def compression_failed(self, error: Exception) -> None:
         """Tell of a file that could not be compressed; it stays as it is."""
-        self._fail(error, None, events=0)
+        self._tell(error, raising=False)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, which shares the open file; see `FileSink`."""
@@ -538,6 +638,8 @@ class BaseRotatingFileSink(FileSink):
         if self._compressor is not None:
             self._compressor.after_fork()
         self._size = None
+        self._unwritten = 0
+        self._rolling = False
         super().after_fork()
 
 
@@ -657,8 +759,10 @@ class RotatingFileSink(BaseRotatingFileSink):
         return True
 
     def _rolls(self) -> bool:
-        return self.max_bytes > 0 and (
-            self.backup_count > 0 or self.max_age is not None or self.max_total_bytes is not None
+        return (
+            self.max_bytes > 0
+            and self._regular
+            and (self.backup_count > 0 or self.max_age is not None or self.max_total_bytes is not None)
         )
 
     def should_rollover(self, data: bytes) -> bool:
@@ -666,14 +770,15 @@ class RotatingFileSink(BaseRotatingFileSink):
         if not self._rolls():
             return False
         size = self._current_size()
-        if not (self._regular and size and size + len(data) > self.max_bytes):
+        if size + len(data) <= self.max_bytes:
             return False
         # So it seems; the system knows what others have done to the file.
         counted, self._size = size, None
         size = self._current_size()
         if size > counted:
             self._notice_others("was appended to")
-        return size > 0 and size + len(data) > self.max_bytes
+        # A byte order mark that is yet to be written does not make an empty file one that has something in it.
+        return size > len(self._prefix) and size + len(data) > self.max_bytes
 
     def do_rollover(self) -> None:
         """Roll over now: shift the numbered files, move the file to ``.1`` and open a new one.
@@ -682,39 +787,55 @@ class RotatingFileSink(BaseRotatingFileSink):
             OSError: If the file system refuses; the file goes on as it is.
             Exception: Whatever `namer` and `rotator` raise.
         """
-        with self.exclusively():
-            if self._closed:
+        with self._rollover() as due:
+            if not due:
                 return
-            self._free_first_number()
-            self.rotate(self.base_filename, self.rotation_filename(f"{self.base_filename}.1"))
-            self.begin_new_file()
+            surplus = self._free_first_number()
+            self._move_away(self.rotation_filename(f"{self.base_filename}.1"))
+            for path in surplus:
+                with contextlib.suppress(FileNotFoundError):  # what retention has deleted by now
+                    os.unlink(path)  # noqa: PTH108
 
-    def _free_first_number(self) -> None:
-        """Shift the numbered files up by one, as far as the first number that is free or one too many."""
-        # Only so far: after a shift that failed or was killed halfway, those above the gap have moved already.
-        number = 1
-        while self._variants(number) and number != self.backup_count:
-            number += 1
-        for path, _ in self._variants(number):
-            os.unlink(path)  # noqa: PTH108
-        for lower in range(number - 1, 0, -1):
-            target = self.rotation_filename(f"{self.base_filename}.{lower + 1}")
-            for path, ending in self._variants(lower):
-                os.replace(path, target + ending)  # noqa: PTH105
-
-    def _variants(self, number: int) -> list[tuple[str, str]]:
-        """Return the files that have *number*, plain and compressed, each with its ending.
+    def _free_first_number(self) -> list[str]:
+        """Shift the numbered files up by one, as far as the first number that is free; return what is one too many.
 
         Raises:
-            OSError: If something that is not a file has its name.
+            SinkError: If all numbers get the same name, and not just one file is to be kept.
         """
-        stem = self.rotation_filename(f"{self.base_filename}.{number}")
+        # Only so far: after a shift that failed or was killed halfway, those above the gap have moved already.
+        names = [self.rotation_filename(f"{self.base_filename}.1")]
+        while self._variants(names[-1]) and not 0 < self.backup_count < len(names):
+            name = self.rotation_filename(f"{self.base_filename}.{len(names) + 1}")
+            if name == names[-1]:
+                if not self.backup_count:
+                    msg = f"namer gives all rotated files the name {name!r}"
+                    raise SinkError(msg)
+                names.append(name)
+                break
+            names.append(name)
+        for path, _ in self._variants(names[-1]):  # left by a rotation that was cut short
+            os.unlink(path)  # noqa: PTH108
+        surplus: list[str] = []
+        for number in range(len(names) - 1, 0, -1):
+            for path, ending in self._variants(names[number - 1]):
+                os.replace(path, names[number] + ending)  # noqa: PTH105
+                # Not deleted before the rotation has succeeded: one that fails costs nothing.
+                if number == self.backup_count:
+                    surplus.append(names[number] + ending)
+        return surplus
+
+    def _variants(self, stem: str) -> list[tuple[str, str]]:
+        """Return the files that are called *stem*, plain and compressed, each with its ending.
+
+        Raises:
+            OSError: If a directory has its name.
+        """
         found: list[tuple[str, str]] = []
         for ending in compressing.endings([self._compressor.ending] if self._compressor else []):
             with contextlib.suppress(FileNotFoundError):
                 mode = os.lstat(stem + ending).st_mode
                 if stat.S_ISDIR(mode):
-                    raise IsADirectoryError(_IS_A_DIRECTORY, os.strerror(_IS_A_DIRECTORY), stem + ending)
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), stem + ending)
                 found.append((stem + ending, ending))
         return found
 
@@ -725,17 +846,18 @@ class RotatingFileSink(BaseRotatingFileSink):
             yield (-float(number), 0), f"{self.base_filename}.{number}"
 
 
-_IS_A_DIRECTORY = errno.EISDIR
+def _state_of(path: str) -> os.stat_result | None:
+    """Return what the system says of the file at *path*, or None if there is none."""
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
 
 
 def _identity_of(path: str) -> tuple[int, int] | None:
     """Return device and inode of the file at *path*, or None if there is none."""
-    try:
-        state = os.stat(path)  # noqa: PTH116
-    except FileNotFoundError:
-        return None
-    return state.st_dev, state.st_ino
+    state = _state_of(path)
+    return None if state is None else (state.st_dev, state.st_ino)
 
 
-BaseRotatingFileSink._hot_class = BaseRotatingFileSink  # noqa: SLF001 - its own class
 RotatingFileSink._hot_class = RotatingFileSink  # noqa: SLF001 - its own class

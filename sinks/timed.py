@@ -185,7 +185,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         now = time.time()
         if self._start is None:
             self._begin(now, size)
-        if not (self._regular and size):
+        if not (self._regular and size > len(self._prefix)):
             if now >= self.rollover_at:
                 self._begin(now, 0)  # nothing in it yet: the interval is that of its first event
             return False
@@ -205,14 +205,13 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             OSError: If the file system refuses; the file goes on as it is.
             Exception: Whatever `namer` and `rotator` raise.
         """
-        with self.exclusively():
-            if self._closed:
+        with self._rollover() as due:
+            if not due:
                 return
             now = time.time()
             if self._start is None:
                 self._begin(now, self._current_size())
-            self.rotate(self.base_filename, self._free_name())
-            self.begin_new_file()
+            self._move_away(self._free_name())
             self._begin(now, 0)
 
     def _free_name(self) -> str:
