@@ -2,15 +2,18 @@
 
 ``logrotate``'s *copytruncate* copies a log file to its end, waits for the disk, and truncates the file. What was
 appended in between stands in neither. Here is what it takes to find out which events those are: `RecentWrites`, the
-last bytes that were written and where they stood, and `copied_up_to`, the search for the copy.
+last bytes that were written and where they stood, and `find_copies`, the search for the copy.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -82,11 +85,6 @@ class RecentWrites:
         """Offset of the first byte that is kept."""
         return self.end - (self._limit - self.room)
 
-    @property
-    def first_end(self) -> int:
-        """Offset at which the first write that is kept ends; `end` where there is none."""
-        return self.start + len(_data_of(self.items[0])) if self.items else self.end
-
     def joined(self) -> bytes:
         """Return all that is kept."""
         return b"".join(map(_data_of, self.items))
@@ -107,45 +105,110 @@ def _data_of(item: bytes | tuple[bytes, Sequence[int]]) -> bytes:
     return item if isinstance(item, bytes) else item[0]
 
 
-def copied_up_to(recent: RecentWrites, standing: int, log: os.stat_result, path: str, since_ns: int) -> int | None:
-    """Return how many bytes of a file stand in the copy that was made before it was truncated, or None if unknown.
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a file that was truncated then.
+
+    Args:
+        path: Where it is.
+        begin: Offset of its first byte, as `RecentWrites` counts. It counts on where a truncation has gone unnoticed,
+            so that of two copies the later one does not begin at 0.
+        end: Offset after its last byte.
+        status: The file's status.
+        plain: False if it is compressed.
+    """
+
+    path: str
+    begin: int
+    end: int
+    status: os.stat_result
+    plain: bool
+
+    def holds(self, start: int, end: int) -> bool:
+        """Return True if what was written from *start* to *end* is in it."""
+        return self.begin <= start and end <= self.end
+
+    def drop_half_event(self, size: int) -> os.stat_result:
+        """Cut the last *size* bytes off, the part of an event that is to be written again; return the new status.
+
+        The copy was finished before the file was truncated, so nobody adds to it. A compressor that is at work on it
+        finds the half event there or does not.
+        """
+        descriptor = self._open()
+        try:
+            status = os.fstat(descriptor)
+            if status.st_size == self.status.st_size:
+                os.ftruncate(descriptor, status.st_size - size)
+                # Rotators go by it.
+                os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        # Under whatever name: a rotator at work may have moved it on since.
+        names = [self.path]
+        for _ in range(_LOOKS):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    descriptor = os.open(name, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+                    if os.path.samestat(os.fstat(descriptor), self.status):
+                        return descriptor
+                    os.close(descriptor)
+            with os.scandir(os.path.dirname(self.path)) as entries:  # noqa: PTH120 - paths are text here
+                names = [entry.path for entry in entries if entry.inode() == self.status.st_ino]
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+
+
+def find_copies(
+    recent: RecentWrites, standing: int, log: os.stat_result, path: str, since_ns: int, known: set[Identity]
+) -> list[Copy]:
+    """Return the copies that were made of a file before it was truncated, oldest first; none if one is not found.
 
     A copy is a file beside it whose name begins as that of the file does, up to the last dot: ``app.log.1``,
     ``app.log-20300101.gz``, ``app.1.log``. It must have been modified since *since_ns*, end within *recent*, and agree
     with it byte for byte. Copies packed by gzip, bzip2 or xz are unpacked. Where several fit, the longest is the one.
+    There are more than one if the file was truncated again before that was noticed.
 
     Args:
         recent: What was written last to the file, before and after the truncation.
-        standing: How much of it was written after the truncation.
+        standing: How much of it was written after the truncation and is in the file.
         log: The truncated file's status.
         path: Its absolute path.
         since_ns: When the file was opened or truncated before, in nanoseconds since the epoch, by its own clock.
+        known: Copies of what was written earlier.
     """
-    written = recent.joined()
-    start = recent.start
-    stop = recent.end - standing
     oldest = max(since_ns, log.st_mtime_ns - COPY_MAX_AGE_SECONDS * 1_000_000_000)
-    found: int | None = None
-    for candidate, modified_ns in _candidates(path, oldest, log):
-        content = _content_from(candidate, start, stop)
-        if content is None or not written.startswith(content):
-            continue
-        length = start + len(content)
-        if length >= (recent.first_end if start else 1) or length == stop:
-            proven = True
-        else:
-            # It agrees, since there is next to nothing to compare. An empty copy of a file that was empty then: it
-            # must be from between the file's becoming empty and its first event.
-            proven = length == 0 and modified_ns <= recent.began_ns
-        if proven and (found is None or length > found):
-            found = length
+    found: list[Copy] = []
+    candidates = _candidates(path, oldest, log)
+    for attempt in range(_LOOKS):
+        copies = _copies_among(candidates, recent, recent.end - standing, known)
+        if copies and (not found or copies[0].end >= found[0].end):
+            found = copies
+        # A rotator that is at work again renames its files, and one that is renamed while the directory is read may
+        # be missed, or another be found under its name.
+        before, candidates = candidates, _candidates(path, oldest, log)
+        if found and _same_files(before, candidates):
+            break
+        time.sleep(0.0005 * (attempt + 1))
     return found
 
 
-def _candidates(path: str, oldest_ns: int, log: os.stat_result) -> list[tuple[str, int]]:
+#: Device, inode, size and time of modification.
+Identity = tuple[int, int, int, int]
+
+_LOOKS = 10
+
+
+def identity(status: os.stat_result) -> Identity:
+    """Return what tells a file, as it is now, from others."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _candidates(path: str, oldest_ns: int, log: os.stat_result) -> list[tuple[str, os.stat_result]]:
     directory, base = os.path.split(path)
     stem = base.rpartition(".")[0] or base
-    found: list[tuple[str, int]] = []
+    found: list[tuple[str, os.stat_result]] = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -159,29 +222,76 @@ def _candidates(path: str, oldest_ns: int, log: os.stat_result) -> list[tuple[st
                         and status.st_mtime_ns >= oldest_ns
                         and not os.path.samestat(status, log)
                     ):
-                        found.append((entry.path, status.st_mtime_ns))
+                        found.append((entry.path, status))
     except OSError:
         pass
-    # A copy being compressed stands there twice, and only the uncompressed one is whole: "app.log.1" sorts first.
-    return sorted(found)
+    return found
 
 
-def _content_from(path: str, start: int, stop: int) -> bytes | None:
-    """Return what stands in a file from *start* on, unpacked, or None unless it ends between *start* and *stop*."""
+def _same_files(some: list[tuple[str, os.stat_result]], others: list[tuple[str, os.stat_result]]) -> bool:
+    return {(path, status.st_ino) for path, status in some} == {(path, status.st_ino) for path, status in others}
+
+
+def _copies_among(
+    candidates: list[tuple[str, os.stat_result]], recent: RecentWrites, stop: int, known: set[Identity]
+) -> list[Copy]:
+    candidates = [(path, status) for path, status in candidates if identity(status) not in known]
+    first = _first_copy(candidates, recent, stop)
+    if first is None:
+        return []
+    found = [first]
+    # What was written after truncations that nobody noticed is in copies of its own, from some event on.
+    written = recent.joined()
+    begins = [begin for begin, _ in recent.events() if first.end <= begin < stop]
+    for path, status in candidates if begins else ():
+        if path != first.path:
+            content, plain = _content_from(path, status, 0, stop - begins[0])
+            for begin in begins if content else ():
+                if content and begin + len(content) <= stop and written.startswith(content, begin - recent.start):
+                    found.append(Copy(path, begin, begin + len(content), status, plain))
+                    break
+    return found
+
+
+def _first_copy(candidates: list[tuple[str, os.stat_result]], recent: RecentWrites, stop: int) -> Copy | None:
+    written = recent.joined()
+    start = recent.start
+    enough = next((start + len(event) for start, event in recent.events()), recent.end)
+    first: Copy | None = None
+    for path, status in candidates:
+        content, plain = _content_from(path, status, start, stop)
+        if content is not None and written.startswith(content):
+            end = start + len(content)
+            # Where there is less than an event to compare, it may be another file that agrees. It is the copy of a file
+            # that was empty then, if it was made between the file's becoming empty and its first event.
+            if (end >= enough or end == stop or (not start and status.st_mtime_ns <= recent.began_ns)) and (
+                first is None or end > first.end
+            ):
+                first = Copy(path, 0, end, status, plain)
+    return first
+
+
+def _content_from(path: str, status: os.stat_result, start: int, stop: int) -> tuple[bytes | None, bool]:
+    """Return what stands in a file from *start* on, unpacked, and whether it is plain.
+
+    The former is None unless the file ends between *start* and *stop*.
+    """
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - names from scandir are text
+            if not os.path.samestat(os.fstat(file.fileno()), status):
+                return None, True
             magic = file.read(6)
             file.seek(0)
             unpacked = _unpacked(file, magic)
             if unpacked is not None:
-                return _end_of_stream(unpacked, start, stop) if stop <= MAX_DECOMPRESSED_BYTES else None
+                return (_end_of_stream(unpacked, start, stop) if stop <= MAX_DECOMPRESSED_BYTES else None), False
             size = os.fstat(file.fileno()).st_size
             if not start <= size <= stop:
-                return None
+                return None, True
             file.seek(start)
-            return _read_all(file, size - start)
+            return _read_all(file, size - start), True
     except Exception:  # noqa: BLE001 - unreadable, still being compressed, or an algorithm that this Python lacks
-        return None
+        return None, True
 
 
 class _Readable(Protocol):

@@ -18,7 +18,7 @@ from outfall.sinks.file import FileSink
 from outfall.sinks.levels import NOTSET, NUMBERS
 from outfall.sinks.lock import HAND_TAKEN, TURN
 from outfall.sinks.rendering import OPTIONS
-from outfall.sinks.truncation import UNKNOWN, RecentWrites, copied_up_to
+from outfall.sinks.truncation import UNKNOWN, RecentWrites, find_copies, identity
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from outfall.sinks.base import OnError
     from outfall.sinks.batch import BatchResult, Encoded
+    from outfall.sinks.truncation import Copy, Identity
 
 # Looked up once: the hot path calls them for each event.
 _stat, _os_write = os.stat, os.write
@@ -41,6 +42,8 @@ KEEP_BYTES = 4 * 1024 * 1024
 #: again within the hour, so that the events in the one before are lost. It needs a fraction of a millisecond.
 _MOVER_SECONDS = 0.02
 _MOVER_POLLS = 20
+
+_LOOKS_AT_CONTENT = 3
 
 
 class WatchedFileSink(FileSink):
@@ -81,10 +84,10 @@ class WatchedFileSink(FileSink):
         TypeError: If *filename* is not a path.
 
     The copy is looked for beside the file, under a name that begins as the file's own does up to its last dot, plain
-    or packed by gzip, bzip2 or xz. An event of which half stands at the copy's end is written again whole; the half
-    line stays, since the copy is not ours to change. Truncation is noticed by the next event, `flush` or `close`. While
-    other processes append to the same file, offsets in it are not ours: then nothing is written again, and a
-    truncation is told.
+    or packed by gzip, bzip2 or xz. An event of which only a part got into it is written again whole, and the part is
+    cut off the copy unless that is compressed or not ours to write. Truncation is noticed by the next event, `flush` or
+    `close`. While others append to the same file, where an event stands is not known: what cannot be proven to be
+    missing is not written again, and the truncation is told.
 
     A file that is moved is given 20 ms to be made anew by whoever moved it, before this sink makes it; the one event
     that finds the path empty waits for that long.
@@ -121,6 +124,8 @@ class WatchedFileSink(FileSink):
         self._device = self._inode = 0
         #: When the open file was opened or found truncated, in nanoseconds by the clock of its file system.
         self._since_ns = 0
+        #: The copies that were found at the last truncation.
+        self._known_copies: set[Identity] = set()
         #: True while the path leads to something that cannot be opened; and how many events the old file got since.
         self._astray = False
         self._events_astray = 0
@@ -213,9 +218,10 @@ class WatchedFileSink(FileSink):
     def _refresh(self) -> None:
         super()._refresh()
         # FileSink's way past the pipeline does not look at the path. For a buffer it need not: it writes nothing.
-        self._shortcut = bool(self._express) and not self._buffer_limit
-        if self._shortcut:
+        direct = bool(self._express) and not self._buffer_limit
+        if direct:
             self._express = 0
+        self._shortcut = direct and not self._astray
 
     # -- the pipeline
 
@@ -327,6 +333,7 @@ class WatchedFileSink(FileSink):
         except OSError as error:
             if not self._astray:
                 self._astray = True
+                self._shortcut = False
                 self._notices.append((error, 0))
             return
         astray = self._events_astray
@@ -346,8 +353,10 @@ class WatchedFileSink(FileSink):
         return status.st_ino == self._inode and status.st_dev == self._device
 
     def _found_again(self) -> None:
-        self._astray = False
         self._events_astray = 0
+        if self._astray:
+            self._astray = False
+            self._refresh()
 
     def _await_mover(self) -> None:
         for _ in range(_MOVER_POLLS):
@@ -379,29 +388,50 @@ class WatchedFileSink(FileSink):
         """Write again what is neither in the file, which was truncated, nor in the copy made before."""
         recent = self._recent
         size = status.st_size
-        copied = None
-        if self._stands(recent, size):
-            copied = copied_up_to(recent, size, status, self.base_filename, self._since_ns)
+        stands = self._stands(recent, size)
+        for _ in range(_LOOKS_AT_CONTENT):
+            if not stands and self._fd != _NOT_OPEN:
+                # Truncated once more while it was read?
+                status = os.fstat(self._fd)
+                size = status.st_size
+                stands = self._stands(recent, size)
         truncated_at = recent.end - size
-        again: list[bytes] = []
-        standing: list[bytes] = []
-        if copied is not None:
-            for start, event in recent.events():
-                if start >= truncated_at:
-                    standing.append(event)
-                elif start + len(event) > copied:
-                    again.append(event)
+        copies: list[Copy] = []
+        if stands:
+            copies = find_copies(recent, size, status, self.base_filename, self._since_ns, self._known_copies)
+        standing = [event for start, event in recent.events() if start >= truncated_at]
+        again = self._missing(truncated_at, copies)
+        if copies:
+            # Not when the file was truncated or written to after that: the next copy may have been begun before.
+            self._since_ns = max(copy.status.st_mtime_ns for copy in copies)
         else:
             msg = (
                 f"{self.base_filename!r} was truncated, and no copy of it was found that tells what was in it: "
                 "events written between copy and truncation may be missing"
             )
             self._notices.append((SinkError(msg), 0))
-        self._since_ns = status.st_mtime_ns
+            standing = []
         recent.restart(size - sum(map(len, standing)))
         for event in standing:
             recent.add(event)
+        recent.began_ns = status.st_mtime_ns
         self._write_again(again)
+
+    def _missing(self, truncated_at: int, copies: list[Copy]) -> list[bytes]:
+        """Return the events from before *truncated_at* that are in none of *copies*; without copies none is known."""
+        if not copies:
+            return []
+        self._known_copies = {identity(copy.status) for copy in copies}
+        missing: list[bytes] = []
+        for start, event in self._recent.events():
+            end = start + len(event)
+            if start < truncated_at and not any(copy.holds(start, end) for copy in copies):
+                missing.append(event)
+                for copy in copies:
+                    if copy.plain and start < copy.end < end:
+                        with contextlib.suppress(OSError):  # not ours to write
+                            self._known_copies.add(identity(copy.drop_half_event(copy.end - start)))
+        return missing
 
     def _stands(self, recent: RecentWrites, size: int) -> bool:
         """Return True if the file holds the last *size* bytes of *recent*, and nothing else."""
