@@ -147,6 +147,8 @@ class BaseRotatingFileSink(FileSink):
             raise ValueError(msg)
         self.multiprocess: bool = bool(multiprocess)
         self._compressor = None if compression is None else Compressor(compression, self, guarded=self.multiprocess)
+        #: Under which endings a rotated file may stand, whatever compression was in force.
+        self._endings = compressing.endings([self._compressor.ending] if self._compressor else [])
         #: Size of the current file in bytes; None if it has to be asked of the system.
         self._size: int | None = None
         #: Device and inode of the current file.
@@ -226,9 +228,8 @@ class BaseRotatingFileSink(FileSink):
         total = 0
         ages: set[tuple[float, int]] = set()
         for file in self.rotated_files():
-            try:
-                state = os.stat(file.path)  # noqa: PTH116
-            except FileNotFoundError:
+            state = _state_of(file.path)
+            if state is None:
                 continue
             total += state.st_size
             ages.add(file.age)
@@ -242,7 +243,6 @@ class BaseRotatingFileSink(FileSink):
 
     def rotated_files(self) -> list[RotatedFile]:
         """Return the rotated files there are, the newest first: those whose name round-trips through `namer`."""
-        endings = compressing.endings([self._compressor.ending] if self._compressor else [])
         found: list[RotatedFile] = []
         try:
             entries = os.scandir(self._directory_of_rotated())
@@ -252,7 +252,7 @@ class BaseRotatingFileSink(FileSink):
             for entry in entries:
                 if not entry.is_file(follow_symlinks=False) or entry.path == self.base_filename:
                     continue
-                file = self._as_rotated(entry.path, endings)
+                file = self._as_rotated(entry.path)
                 if file is not None:
                     found.append(file)
         return sorted(found, key=lambda file: file.age, reverse=True)
@@ -260,8 +260,8 @@ class BaseRotatingFileSink(FileSink):
     def _directory_of_rotated(self) -> str:
         return os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))  # noqa: PTH100, PTH120
 
-    def _as_rotated(self, path: str, endings: Sequence[str]) -> RotatedFile | None:
-        for ending in endings:
+    def _as_rotated(self, path: str) -> RotatedFile | None:
+        for ending in self._endings:
             if not path.endswith(ending):
                 continue
             stem = path[: len(path) - len(ending)]
@@ -804,39 +804,44 @@ class RotatingFileSink(BaseRotatingFileSink):
         """
         # Only so far: after a shift that failed or was killed halfway, those above the gap have moved already.
         names = [self.rotation_filename(f"{self.base_filename}.1")]
-        while self._variants(names[-1]) and not 0 < self.backup_count < len(names):
+        endings: list[list[str]] = []
+        while endings_there := self._endings_of(names[-1]):
+            endings.append(endings_there)
+            if 0 < self.backup_count < len(names):
+                break
             name = self.rotation_filename(f"{self.base_filename}.{len(names) + 1}")
             if name == names[-1]:
                 if not self.backup_count:
                     msg = f"namer gives all rotated files the name {name!r}"
                     raise SinkError(msg)
-                names.append(name)
                 break
             names.append(name)
-        for path, _ in self._variants(names[-1]):  # left by a rotation that was cut short
-            os.unlink(path)  # noqa: PTH108
-        surplus: list[str] = []
-        for number in range(len(names) - 1, 0, -1):
-            for path, ending in self._variants(names[number - 1]):
-                os.replace(path, names[number] + ending)  # noqa: PTH105
-                # Not deleted before the rotation has succeeded: one that fails costs nothing.
-                if number == self.backup_count:
-                    surplus.append(names[number] + ending)
-        return surplus
+        if len(endings) == len(names):  # one too many, left by a rotation that was cut short
+            for ending in endings.pop():
+                os.unlink(names[-1] + ending)  # noqa: PTH108
+        for number in range(len(endings), 0, -1):
+            for ending in endings[number - 1]:
+                os.replace(names[number - 1] + ending, names[number] + ending)  # noqa: PTH105
+        # Not deleted before the rotation has succeeded: one that fails costs nothing.
+        if 0 < self.backup_count == len(endings):
+            return [names[-1] + ending for ending in endings[-1]]
+        return []
 
-    def _variants(self, stem: str) -> list[tuple[str, str]]:
-        """Return the files that are called *stem*, plain and compressed, each with its ending.
+    def _endings_of(self, stem: str) -> list[str]:
+        """Return the endings under which there is a file that is called *stem*, plain or compressed.
 
         Raises:
             OSError: If a directory has its name.
         """
-        found: list[tuple[str, str]] = []
-        for ending in compressing.endings([self._compressor.ending] if self._compressor else []):
-            with contextlib.suppress(FileNotFoundError):
+        found: list[str] = []
+        for ending in self._endings:
+            try:
                 mode = os.lstat(stem + ending).st_mode
-                if stat.S_ISDIR(mode):
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), stem + ending)
-                found.append((stem + ending, ending))
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), stem + ending)
+            found.append(ending)
         return found
 
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
