@@ -40,8 +40,9 @@ _LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 _NOT_OPEN = -1
 
 # What FileSink._express says: take the whole pipeline; render and write; look at the level first; append to the buffer;
-# and, for files with a bound, ask for room before the write, without and with a look at the level.
-_PIPELINE, _DIRECT, _DIRECT_WITH_LEVEL, _BUFFERED, _BOUNDED, _BOUNDED_WITH_LEVEL = range(6)
+# for files with a bound, ask for room before the write, without and with a look at the level; and the same for those
+# that several processes write to.
+_PIPELINE, _DIRECT, _DIRECT_WITH_LEVEL, _BUFFERED, _BOUNDED, _BOUNDED_WITH_LEVEL, _SHARED, _SHARED_WITH_LEVEL = range(8)
 
 #: Errors that leave the descriptor good: there may be room again for the next event.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
@@ -165,6 +166,8 @@ class FileSink(ByteSink):
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "_put", "_write_whole")
     #: True if `_has_room` has to be asked before each write.
     _bounded = False
+    #: True if other processes rotate the file, and `_append_shared` has to do the write.
+    _shared = False
 
     # -- the hot path
 
@@ -186,7 +189,7 @@ class FileSink(ByteSink):
                     or "_name" in event
                     or "_from_structlog" in event
                 ):
-                    if express != _DIRECT and express != _BOUNDED:  # noqa: PLR1714 - faster
+                    if express != _DIRECT and express != _BOUNDED and express != _SHARED:  # noqa: PLR1714 - faster
                         if "level_number" in event:
                             raise LookupError  # it wins over the level, and may be anything
                         number = NUMBERS[event["level"]]
@@ -200,7 +203,11 @@ class FileSink(ByteSink):
                         del turn[0]
                         holding = True
                         try:
-                            if express < _BOUNDED or self._has_room(len(data)):
+                            if express >= _SHARED:
+                                if self._append_shared(data):
+                                    self._delivered += 1
+                                    return
+                            elif express < _BOUNDED or self._has_room(len(data)):
                                 written = _os_write(self._fd, data)
                                 if written != len(data):
                                     self._finish(data, written)
@@ -233,6 +240,10 @@ class FileSink(ByteSink):
         """Return True, and count on it, if *size* more bytes may be written without more ado."""
         return True
 
+    def _append_shared(self, data: bytes) -> bool:  # noqa: ARG002 - asked of files of several processes alone
+        """Append *data*, one event, and return True, if that may be done without more ado."""
+        return False
+
     def _refresh(self) -> None:
         self._turn = self._lock.turn
         own = type(self)
@@ -248,6 +259,8 @@ class FileSink(ByteSink):
             self._express = _PIPELINE
         elif self._buffer_limit:
             self._express = _BUFFERED
+        elif self._bounded and self._shared:
+            self._express = _SHARED_WITH_LEVEL if self._level else _SHARED
         elif self._bounded:
             self._express = _BOUNDED_WITH_LEVEL if self._level else _BOUNDED
         else:

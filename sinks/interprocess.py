@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ class DirectoryLock:
         directory: Path of the directory.
 
     Raises on entry:
-        TemporaryDeliveryError: If it was not to be had for 5 seconds.
+        TemporaryDeliveryError: If it was not to be had for 5 seconds, and then again until it was.
         OSError: If the directory cannot be opened, or its file system has no such locks.
     """
 
@@ -41,6 +42,7 @@ class DirectoryLock:
         self._directory = directory
         self._descriptor = -1
         self._depth = 0
+        self._patience = _PATIENCE_SECONDS
 
     def __enter__(self) -> None:
         if self._depth:
@@ -49,10 +51,12 @@ class DirectoryLock:
         # Opened anew each time: a descriptor kept would be shared with forked children, and its lock with them.
         self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            deadline = time.monotonic() + _PATIENCE_SECONDS
+            deadline = time.monotonic() + self._patience
             pause = 0.000_5
             while not try_lock(self._descriptor):
                 if time.monotonic() >= deadline:
+                    # Who has kept it so long may be stopped: from now on nobody waits for him that long again.
+                    self._patience = _PATIENCE_SECONDS / 100
                     msg = f"another process has kept the lock on {self._directory!r} for {_PATIENCE_SECONDS:g} s"
                     raise TemporaryDeliveryError(msg)
                 time.sleep(pause)
@@ -60,6 +64,7 @@ class DirectoryLock:
         except BaseException:
             self._close()
             raise
+        self._patience = _PATIENCE_SECONDS
         self._depth = 1
 
     def __exit__(
@@ -89,3 +94,38 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def await_writer(descriptor: int) -> None:
+    """Wait until the ``write`` to an open file that is under way, if there is one, is done or its process is dead."""
+    # While a line is written, others may read its first half: nothing but the inode's lock, which the writer holds
+    # until the last byte, tells it from one that has been left. Linux takes that lock to remove an attribute, even one
+    # that is not there. Elsewhere some time has to do.
+    if hasattr(os, "removexattr"):
+        with contextlib.suppress(OSError):
+            os.removexattr(descriptor, "user.outfall.none")
+    else:
+        time.sleep(0.005)
+
+
+def ends_with(descriptor: int, end: bytes) -> bool:
+    """Return True if the file ends with a whole line; lines end with *end*. The descriptor has to be readable."""
+    size = os.fstat(descriptor).st_size
+    return not size or os.pread(descriptor, len(end), max(0, size - len(end))).endswith((end, b"\n"))
+
+
+def stands_alone(descriptor: int, data: bytes, end: bytes) -> bool:
+    """Return True if *data*, which this process has just appended, begins a line; lines end with *end*.
+
+    The descriptor has to be readable and this process's alone: its offset is where *data* ends.
+    """
+    start = os.lseek(descriptor, 0, os.SEEK_CUR) - len(data)
+    if start <= 0:
+        return True
+    before = min(start, len(end))
+    try:
+        found = os.pread(descriptor, before + len(data), start - before)
+    except OSError:
+        return True  # it may not be read: then nothing can be known
+    # What is not ours any more was truncated away by somebody else.
+    return found[before:] != data or found[:before].endswith((end, b"\n"))

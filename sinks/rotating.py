@@ -9,6 +9,10 @@ import re
 import stat
 import time
 from dataclasses import dataclass
+from os import SEEK_CUR as _SEEK_CUR
+from os import lseek as _lseek
+from os import stat as _stat
+from os import write as _os_write
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,8 +35,12 @@ if TYPE_CHECKING:
 #: After a failed rotation the next is tried after this many seconds, then twice as many, up to the second figure.
 _BACKOFF_SECONDS = (1.0, 60.0)
 
-#: How often a file that is being rotated by another process is opened anew before that counts as a failure.
-_OPEN_ATTEMPTS = 20
+#: How often what others may have rotated meanwhile is tried anew.
+_OPEN_ATTEMPTS = 10
+
+_NOT_OPEN = -1
+# Not on Windows, where several processes are refused.
+_pread: Any = getattr(os, "pread", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,8 @@ class BaseRotatingFileSink(FileSink):
     namer: Callable[[str], str] | None = None
     #: Moves the file away, given source and destination.
     rotator: Callable[[str, str], object] | None = None
+    #: The size in bytes at which the file rolls over, in subclasses that have one.
+    max_bytes: int = 0
 
     def __init__(
         self,
@@ -164,6 +174,9 @@ class BaseRotatingFileSink(FileSink):
         self._rolling = False
         path = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - as FileSink does
         self._directory_lock = interprocess.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
+        # The compressor's own: no write waits while it waits for another process.
+        self._compressor_lock = interprocess.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
+        self._shared = self.multiprocess
         super().__init__(
             filename,
             mode,
@@ -272,16 +285,6 @@ class BaseRotatingFileSink(FileSink):
 
     # -- writing
 
-    def _has_room(self, size: int) -> bool:  # noqa: ARG002 - for subclasses, which know the bounds
-        """Return True if the file is as this process left it, which several processes have to ask."""
-        if self.multiprocess:
-            # What is asked of the system, at one call for each event, is whether others have moved the file away, how
-            # large they have made it, and whether one of them may have died in the midst of a line.
-            state = os.stat(self.base_filename)  # noqa: PTH116
-            if (state.st_dev, state.st_ino) != self._identity or state.st_size != self._size:
-                return False
-        return True
-
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
         """Write *data* as `FileSink` does, rolling over before each event that should not go to the file as it is."""
         kept = self._kept = 0
@@ -298,7 +301,7 @@ class BaseRotatingFileSink(FileSink):
                         begun, group = start, []
                         self._unwritten = 0
                     # Again, since a file that another process has begun may be full by now.
-                    for _ in range(3):
+                    for _ in range(_OPEN_ATTEMPTS):
                         if not (self._roll() and self._must_roll(event)):
                             break
                 if self._size is not None:
@@ -339,11 +342,117 @@ class BaseRotatingFileSink(FileSink):
             self._size = None
             self._note(error)
             return
-        if state.st_size != self._size and self._regular and not self._prefix:
+        if not self._prefix and self._regular and state.st_size != self._size and not self._ends_whole(state.st_size):
             prefix = self._missing_start(self._fd)
             if prefix:
                 self._install(self._fd, prefix)
-        self._size = state.st_size + len(self._prefix)
+        self._size = state.st_size
+        if self._prefix:
+            self._write_start()
+
+    def _ends_whole(self, size: int) -> bool:
+        """Return True if the file, which has *size* bytes, is known to end with a whole line."""
+        try:
+            return os.pread(self._fd, 1, size - 1) == b"\n"
+        except OSError:  # empty, or it may not be read
+            return False
+
+    def _missing_start(self, descriptor: int) -> bytes:
+        end = self._terminator_bytes
+        if not (self.multiprocess and end and os.fstat(descriptor).st_size):
+            return super()._missing_start(descriptor)
+        try:
+            if interprocess.ends_with(descriptor, end):
+                return b""
+            interprocess.await_writer(descriptor)
+            return b"" if interprocess.ends_with(descriptor, end) else end
+        except OSError:  # it may not be read
+            return super()._missing_start(descriptor)
+
+    def _write_start(self) -> None:
+        """Write what has to come before the next event, unless another process has done so."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._directory_lock)
+            except Exception as error:  # noqa: BLE001 - the event is written all the same
+                self._note(error)
+            descriptor = self._parked_fd
+            missing = self._missing_start(descriptor)
+            if missing:
+                os.write(descriptor, missing)
+            self._install(descriptor, b"")
+
+    def _append_shared(self, data: bytes) -> bool:
+        # What is asked of the system before each event is whether others have moved the file away, and how large they
+        # have made it; then whether one of them has died in the midst of its line.
+        state = _stat(self.base_filename)  # noqa: PTH116
+        if (state.st_dev, state.st_ino) != self._identity:
+            return False
+        size = state.st_size
+        end = size + len(data)
+        descriptor = self._fd
+        if (end > self.max_bytes and self._is_bound_by_size()) or (
+            size != self._size and _pread(descriptor, 1, size - 1) != b"\n"
+        ):
+            return False
+        self._size = end
+        written = _os_write(descriptor, data)
+        if written != len(data):
+            self._finish(data, written, (len(data),))
+        # And afterwards whether one did between the look and the write. Not if a signal handler has logged meanwhile:
+        # it has looked itself.
+        elif _lseek(descriptor, 0, _SEEK_CUR) != end and self._size == end:
+            self._size = None
+            self._mend(data, len(data))
+        return True
+
+    def _mend(self, data: bytes, first: int) -> None:
+        """Write the first event of *data*, *first* bytes, once more if it follows the half line of a dead writer."""
+        end = self._terminator_bytes
+        # The event ended the broken line; the new one may follow another.
+        while end and not interprocess.stands_alone(self._fd, data, end):
+            data = data[:first]
+            if _os_write(self._fd, data) != first:
+                self._install(self._fd, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.base_filename)
+
+    def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
+        super()._write_or_reopen(data, ends)
+        if self.multiprocess and self._regular and ends and self._fd != _NOT_OPEN:
+            self._size = None
+            self._mend(data, ends[0])
+
+    def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
+        if not (self.multiprocess and self._regular):
+            super()._finish(data, written, ends)
+            return
+        if not written:
+            written = _os_write(self._fd, data)
+        if written == len(data):
+            return
+        # What others have written since would stand between the halves, and would be cut off with the first: so it
+        # stays, as after a kill, and is ended.
+        self._kept = sum(1 for end in ends if end <= written)
+        if written != (ends[self._kept - 1] if self._kept else 0):
+            self._install(self._fd, self._terminator_bytes or b"\n")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.base_filename)
+
+    def _take_back(self, part: bytes) -> None:
+        if not self.multiprocess:
+            super()._take_back(part)
+
+    def _is_bound_by_size(self) -> bool:
+        """Return True if `max_bytes` is in force."""
+        return True
+
+    def _create(self, flags: int) -> int:
+        if self.multiprocess:
+            state = _state_of(self.base_filename)
+            if state is None or stat.S_ISREG(state.st_mode):
+                # To be read as well: what others have left at its end.
+                with contextlib.suppress(PermissionError):
+                    return super()._create(flags & ~os.O_WRONLY | os.O_RDWR)
+        return super()._create(flags)
 
     def _move_on(self) -> None:
         """Go on with the file that another process has begun."""
@@ -367,25 +476,35 @@ class BaseRotatingFileSink(FileSink):
 
     def _open_file(self) -> tuple[int, bytes]:
         for _ in range(_OPEN_ATTEMPTS):
-            descriptor, prefix = super()._open_file()
-            current = False
-            try:
-                state = os.fstat(descriptor)
-                identity = (state.st_dev, state.st_ino)
-                # Shared by all who write to it, for as long as they do: until the last has moved on, nobody compresses
-                # it. And it may have been rotated away in between.
-                current = not (self.multiprocess and self._regular) or (
-                    interprocess.try_lock(descriptor, shared=True) and _identity_of(self.base_filename) == identity
-                )
-            finally:
-                if not current:
-                    os.close(descriptor)
-            if current:
-                self._identity = identity
-                return descriptor, prefix
+            opened = self._open_current()
+            if opened is not None:
+                return opened
             time.sleep(0.001)
-        msg = f"{self.base_filename!r} was rotated by other processes again and again while it was being opened"
-        raise SinkError(msg)
+        with self._directory_lock:  # nobody can rotate it now
+            opened = self._open_current()
+        if opened is None:
+            msg = f"{self.base_filename!r} was moved away again and again while it was being opened"
+            raise SinkError(msg)
+        return opened
+
+    def _open_current(self) -> tuple[int, bytes] | None:
+        """Open the path; return None if that file has been rotated away in between."""
+        descriptor, prefix = super()._open_file()
+        current = False
+        try:
+            state = os.fstat(descriptor)
+            identity = (state.st_dev, state.st_ino)
+            # Shared by all who write to it, for as long as they do: until the last has moved on, nobody compresses it.
+            current = not (self.multiprocess and self._regular) or (
+                interprocess.try_lock(descriptor, shared=True) and _identity_of(self.base_filename) == identity
+            )
+        finally:
+            if not current:
+                os.close(descriptor)
+        if not current:
+            return None
+        self._identity = identity
+        return descriptor, prefix
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         settled = super()._put(event)
@@ -491,6 +610,16 @@ class BaseRotatingFileSink(FileSink):
                 self._rolling = rolling
 
     @contextlib.contextmanager
+    def _beside_writes(self) -> Iterator[None]:
+        """Keep rotation out, for the compressor's thread; where several processes write, without the sink's lock."""
+        if self.multiprocess:
+            with self._compressor_lock:
+                yield
+        else:
+            with self.exclusively():
+                yield
+
+    @contextlib.contextmanager
     def _rollover(self) -> Iterator[bool]:
         """Hold the locks for a rollover; give whether there is something to roll over: no empty or special file."""
         with self._lock:
@@ -582,14 +711,14 @@ class BaseRotatingFileSink(FileSink):
             with contextlib.suppress(FileNotFoundError), self.exclusively():  # no directory, and so nothing in it
                 if self._compressor is not None:
                     compressing.remove_unfinished(self._directory_of_rotated(), self.base_filename)
-                self.files_to_compress()  # finishes first what would count twice
+                self.files_to_compress(locked=True)  # finishes first what would count twice
                 self._tidy_up()
         except Exception as error:  # noqa: BLE001 - hooks may raise anything; it is tried again after the next rotation
             self._fail(error, None, events=0)
 
     # -- what the compressor asks
 
-    def files_to_compress(self) -> list[str]:
+    def files_to_compress(self, *, locked: bool = False) -> list[str]:
         """Return the paths of the rotated files that are not compressed yet, oldest first."""
         # The directory is read without the lock, so that no write waits; what has changed since is noticed later.
         by_age: dict[tuple[float, int], list[RotatedFile]] = {}
@@ -603,17 +732,11 @@ class BaseRotatingFileSink(FileSink):
             plain = [file.path for file in same if not file.ending]
             compressed = [file.path for file in same if file.ending]
             if compressed and plain:
-                self._finish_placing(plain[0], compressed)
+                with contextlib.nullcontext() if locked else self._beside_writes():
+                    _finish_placing(plain[0], compressed)
             else:
                 paths += plain
         return paths
-
-    def _finish_placing(self, plain: str, compressed: list[str]) -> None:
-        """Unlink *plain* if one of *compressed* is made of it: somebody was killed between the steps of placing it."""
-        with self.exclusively(), contextlib.suppress(FileNotFoundError):
-            made = os.stat(plain).st_mtime_ns  # noqa: PTH116
-            if any(os.stat(path).st_mtime_ns == made for path in compressed):  # noqa: PTH116
-                os.unlink(plain)  # noqa: PTH108
 
     def place_compressed(self, identity: tuple[int, int], compressed: str, ending: str) -> None:
         """Put *compressed* in the place of the rotated file that *identity* is, wherever it is now."""
@@ -621,7 +744,7 @@ class BaseRotatingFileSink(FileSink):
             paths = [file.path for file in self.rotated_files() if _identity_of(file.path) == identity]
             if not paths:
                 return  # deleted meanwhile
-            with self.exclusively():
+            with self._beside_writes():
                 if _identity_of(paths[0]) == identity:
                     # In this order: a kill between the two leaves both, which the next start can tell.
                     os.replace(compressed, paths[0] + ending)  # noqa: PTH105
@@ -635,6 +758,13 @@ class BaseRotatingFileSink(FileSink):
     def after_fork(self) -> None:
         """Begin anew in a forked child, which shares the open file; see `FileSink`."""
         self._directory_lock.after_fork()
+        self._compressor_lock.after_fork()
+        if self.multiprocess and self._regular:
+            # The child opens the path itself. The parent's open file, were it kept, would keep the lock on it too, and
+            # its offset would not tell where the last write went.
+            for descriptor in {self._fd, self._parked_fd} - {_NOT_OPEN}:
+                os.close(descriptor)
+            super()._install(_NOT_OPEN, b"")
         if self._compressor is not None:
             self._compressor.after_fork()
         self._size = None
@@ -745,8 +875,6 @@ class RotatingFileSink(BaseRotatingFileSink):
 
     def _has_room(self, size: int) -> bool:
         # Attributes may be set at any time, so they are read at each event.
-        if self.multiprocess and not super()._has_room(size):
-            return False
         counted = self._size
         if counted is not None:
             counted += size
@@ -757,6 +885,9 @@ class RotatingFileSink(BaseRotatingFileSink):
             return False
         self._size = None  # not counted while nothing depends on it
         return True
+
+    def _is_bound_by_size(self) -> bool:
+        return self._rolls()
 
     def _rolls(self) -> bool:
         return (
@@ -849,6 +980,14 @@ class RotatingFileSink(BaseRotatingFileSink):
         for match in re.finditer(r"[1-9][0-9]*", file_name):
             number = match.group()
             yield (-float(number), 0), f"{self.base_filename}.{number}"
+
+
+def _finish_placing(plain: str, compressed: list[str]) -> None:
+    """Unlink *plain* if one of *compressed* is made of it: somebody was killed between the steps of placing it."""
+    with contextlib.suppress(FileNotFoundError):
+        made = os.stat(plain).st_mtime_ns  # noqa: PTH116
+        if any(os.stat(path).st_mtime_ns == made for path in compressed):  # noqa: PTH116
+            os.unlink(plain)  # noqa: PTH108
 
 
 def _state_of(path: str) -> os.stat_result | None:

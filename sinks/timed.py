@@ -169,15 +169,21 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")  # noqa: SLF001 - its base class
 
     def _has_room(self, size: int) -> bool:
-        if time.time() >= self.rollover_at or (self.multiprocess and not super()._has_room(size)):
+        if time.time() >= self.rollover_at:
             return False
         if self._size is None:
-            return not (self.max_bytes or self.multiprocess)
+            return not self.max_bytes
         counted = self._size + size
         if self.max_bytes and counted > self.max_bytes:
             return False
         self._size = counted
         return True
+
+    def _append_shared(self, data: bytes) -> bool:
+        return time.time() < self.rollover_at and super()._append_shared(data)
+
+    def _is_bound_by_size(self) -> bool:
+        return self.max_bytes > 0
 
     def should_rollover(self, data: bytes) -> bool:
         """Return True if the interval of the file has ended, or *data* would make it larger than `max_bytes`."""
