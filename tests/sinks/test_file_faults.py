@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import random
 import resource
@@ -468,32 +469,33 @@ def test_killed_at_any_instant_it_keeps_what_handle_returned_for(path):
     script = """
         import os, sys
         from outfall.sinks.file import FileSink
-        sink, first = FileSink(sys.argv[1]), int(sys.argv[2])
-        for n in range(first, first + 10_000_000):
+        sink = FileSink(sys.argv[1])
+        for n in range(10_000_000):
             sink.handle({"event": "x" * (n % 300), "n": n})
             os.write(1, b"%d\\n" % n)
     """
     rng = random.Random(7)
-    first = 0
-    for _ in range(6):
-        child = start(script, path, first, stdout=subprocess.PIPE)
+    files = [path.with_suffix(f".{number}") for number in range(4)]
+    children = [start(script, file, stdout=subprocess.PIPE) for file in files]
+    for file, child in zip(files, children, strict=True):
+        # They wait for us, with a full pipe, if they were faster.
         try:
-            assert child.stdout.readline()
-            time.sleep(rng.uniform(0, 0.03))
+            child.stdout.read(rng.randrange(1, 5_000))
         finally:
-            child.send_signal(signal.SIGKILL)
-        acknowledged = [int(line) for line in child.stdout.read().splitlines() if line]
+            child.kill()
+        rest = child.stdout.read()
         child.stdout.close()
         child.wait(PATIENCE_SECONDS)
-        whole = path.read_bytes().rpartition(b"\n")[0]
-        (path.with_suffix(".whole")).write_bytes(whole + b"\n")
-        numbers = _numbers(path.with_suffix(".whole"))
-        last = acknowledged[-1] if acknowledged else first
-        assert numbers[: last + 1] == list(range(last + 1))
-        first = numbers[-1] + 1
-    with FileSink(path) as sink:
-        sink.handle({"n": first})
-    assert path.read_bytes().endswith(b'\n{"n":%d}\n' % first)
+        assert rest.endswith(b"\n")
+        acknowledged = int(rest.split()[-1])
+        with FileSink(file) as sink:
+            sink.handle({"n": "next"})
+        *lines, last = file.read_bytes().splitlines()
+        assert last == b'{"n":"next"}'
+        whole = acknowledged + 1
+        assert [json.loads(line)["n"] for line in lines[:whole]] == list(range(whole))
+        # The one that was on its way may be there, whole or not.
+        assert len(lines) - whole in (0, 1)
 
 
 # -- pipes
@@ -769,7 +771,7 @@ def test_signal_handlers_that_log_to_the_sink_they_interrupt(path, buffer_bytes)
         signal.signal(signal.SIGALRM, log)
         signal.setitimer(signal.ITIMER_REAL, 0.0001)
         outer, end = 0, time.monotonic() + 20
-        while nested < 1500 and time.monotonic() < end:
+        while nested < 700 and time.monotonic() < end:
             outer += 1
             sink.handle({"event": "outer", "level": "info", "n": outer})
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -849,7 +851,7 @@ def test_interrupts_at_random_instants(path, error, options):
         signal.signal(signal.SIGALRM, interrupt)
         caught = calls = 0
         end = time.monotonic() + 20
-        while caught < 400 and time.monotonic() < end:
+        while caught < 250 and time.monotonic() < end:
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00001, 0.0006))
                 while True:

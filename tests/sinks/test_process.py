@@ -240,8 +240,18 @@ _CHILDREN = """
 """
 
 
-@pytest.mark.parametrize("imported", ["first", "after multiprocessing", "in the child"])
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    ("method", "imported"),
+    [
+        ("fork", "first"),
+        ("fork", "after multiprocessing"),
+        ("fork", "in the child"),
+        ("spawn", "first"),
+        ("spawn", "in the child"),
+        ("forkserver", "first"),
+        ("forkserver", "in the child"),
+    ],
+)
 def test_what_waits_is_written_when_a_child_of_multiprocessing_ends(tmp_path, path, method, imported):
     """Where Python runs no atexit the buffer is written all the same, whatever came first."""
     imports = {
