@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import logging.config
 import math
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from outfall.sinks.plain import plain_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
+    from logging.config import BaseConfigurator
 
     from outfall.sinks.batch import BatchResult, Encoded
 
@@ -50,6 +51,13 @@ _RESERVED_KEYS = (_EVENT_KEYS | _CALLSITE.keys()) - _STANDARD_ATTRIBUTES
 #: Names that mean the same in an event and in a record, so that nothing else may take them there.
 _SHARED = _STANDARD_ATTRIBUTES & (_CALLSITE.keys() | {"exc_info", "stack_info"})
 _COLLISION = "extra_"
+
+#: From here on years have four digits without padding, which platforms do in different ways: 1970.
+_FOUR_DIGIT_YEARS = 0
+
+
+def _is_prefixed(name: str) -> bool:
+    return name.startswith(_COLLISION)
 
 
 def _bare(name: str) -> str:
@@ -121,6 +129,7 @@ class SinkHandler(logging.Handler):
             msg = f"callsite={callsite!r}: {unknown[0]!r} is none of {', '.join(_CALLSITE)}"
             raise ValueError(msg)
         self._callsite = tuple((key, _CALLSITE[key]) for key in names)
+        self._second = (-1, "")
         self._owns_sink = isinstance(sink, Mapping)
         made = build(sink) if isinstance(sink, Mapping) else sink
         if not isinstance(made, Sink):
@@ -181,9 +190,7 @@ class SinkHandler(logging.Handler):
         self._add_level(event, record)
         event.setdefault("logger", record.name)
         if "timestamp" not in event:
-            event["timestamp"] = (
-                dt.datetime.fromtimestamp(record.created, dt.timezone.utc).isoformat().replace("+00:00", "Z")
-            )
+            event["timestamp"] = self._timestamp(record.created)
         for key, attribute in self._callsite:
             value = attributes.get(attribute)
             if value is not None and key not in event:
@@ -191,9 +198,24 @@ class SinkHandler(logging.Handler):
         _add_exception_of(record, event)
         if len(attributes) != len(_STANDARD) or not attributes.keys() <= _STANDARD:
             self._add_extra(event, record)
-        event["_record"] = record
-        event["_from_structlog"] = False
+        if self.sink._reads_metadata():  # noqa: SLF001 - only where somebody looks, since taking it out again costs
+            event["_record"] = record
+            event["_from_structlog"] = False
         return event
+
+    def _timestamp(self, created: float) -> str:
+        """Return *created*, epoch seconds, as ISO 8601 text in UTC, as `structlog.processors.TimeStamper` writes it."""
+        second = int(created)
+        microsecond = round((created - second) * 1_000_000)
+        if 0 < microsecond < 1_000_000 and second >= _FOUR_DIGIT_YEARS:  # noqa: PLR2004 - no carry, none left out
+            # The text of a second is kept, since making it costs more than the rest of the event. In one attribute,
+            # which other threads can only replace as a whole.
+            known, text = self._second
+            if second != known:
+                text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+                self._second = (second, text)
+            return f"{text}.{microsecond:06d}Z"
+        return dt.datetime.fromtimestamp(created, dt.timezone.utc).isoformat().replace("+00:00", "Z")
 
     def _said(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return the beginning of an event: the message of *record*, or the fields that it is."""
@@ -220,12 +242,15 @@ class SinkHandler(logging.Handler):
 
     def _add_extra(self, event: dict[str, Any], record: logging.LogRecord) -> None:
         attributes = record.__dict__
+        extra = {key: value for key, value in attributes.items() if key not in _STANDARD_ATTRIBUTES}
+        names = extra.keys()
+        if names.isdisjoint(event) and names.isdisjoint(_EVENT_KEYS) and not any(map(_is_prefixed, names)):
+            event.update(extra)
+            return
         # structlog's add_log_level was there: what render_to_log_kwargs put into "extra" is an event, and it knows best
         # when it happened.
         from_structlog = _same(attributes.get("level"), event["level"])
-        for attribute, value in attributes.items():
-            if attribute in _STANDARD_ATTRIBUTES:
-                continue
+        for attribute, value in extra.items():
             key = _key_of(attribute)
             if key == "timestamp" and from_structlog and timestamp_of(attributes) is not None:
                 event["timestamp"] = value
@@ -284,11 +309,13 @@ def build(description: Any) -> Any:
     Raises:
         ValueError: If a name cannot be resolved.
     """
-    configurator = getattr(description, "configurator", None) or logging.config.BaseConfigurator({})
+    from logging.config import BaseConfigurator  # noqa: PLC0415 - who configures by dicts has it; others need it not
+
+    configurator = getattr(description, "configurator", None) or BaseConfigurator({})
     return _built(description, configurator)
 
 
-def _built(value: Any, configurator: logging.config.BaseConfigurator) -> Any:
+def _built(value: Any, configurator: BaseConfigurator) -> Any:
     if isinstance(value, Mapping):
         # By key, not by items(): dictConfig's dicts convert their values on access.
         items = {key: _built(value[key], configurator) for key in value}

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Union
 
@@ -358,10 +359,18 @@ class Sink:
             parts.append("closed")
         return f"<{type(self).__name__} {' '.join(part for part in parts if part)}>".replace(" >", ">")
 
+    def __copy__(self) -> Self:
+        """Return the sink itself, so that a logger whose processors hold it can be copied."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the sink itself, so that a logger whose processors hold it can be copied."""
+        return self
+
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled, or copied by `copy`."""
+        """Refuse to be pickled."""
         msg = (
-            f"{type(self).__name__} cannot be pickled or copied: it holds locks and open resources; "
+            f"{type(self).__name__} cannot be pickled: it holds locks and open resources; "
             "make a sink in each process, and pickle the arguments to make it with"
         )
         raise TypeError(msg)
@@ -409,6 +418,10 @@ class Sink:
     def _describe(self) -> str:
         """Return what tells this sink from others of its class, for its repr."""
         return ""
+
+    def _reads_metadata(self) -> bool:
+        """Return True if something here may look at an event's metadata keys, which are costly to take out again."""
+        return True
 
     def _refresh(self) -> None:
         """Find out anew whether a subclass's short cut may be taken; called when what it depends on changes."""
@@ -471,8 +484,10 @@ class Sink:
         rejected: dict[int, str] = {}
         for index, item in enumerate(batch):
             try:
-                with self._lock:
+                with self._lock if self.locks_emit else nullcontext():
                     emit(item)
+            except DropEvent:
+                pass
             except TemporaryDeliveryError as error:
                 if index == 0:
                     raise
@@ -663,6 +678,9 @@ class ByteSink(Sink):
             return bytes(rendered) + self._terminator_bytes
         msg = f"the renderer returned {type(rendered).__name__}, not str or bytes"
         raise TypeError(msg)
+
+    def _reads_metadata(self) -> bool:
+        return bool(self._processors)
 
     def write(self, data: bytes) -> None:  # noqa: ARG002 - for others to use
         """Write *data*, one rendered event; raise if that failed. Called under the sink's lock."""

@@ -104,5 +104,8 @@ class FanoutSink(Sink):
     def _stats(self) -> SinkStats:
         return replace(super()._stats(), targets=tuple(sink.stats() for sink in self.sinks))
 
+    def _reads_metadata(self) -> bool:
+        return bool(self._processors) or any(sink._reads_metadata() for sink in self.sinks)  # noqa: SLF001 - sinks too
+
     def _describe(self) -> str:
         return "to " + ", ".join(sink.name for sink in self.sinks)
