@@ -156,7 +156,7 @@ class WatchedFileSink(FileSink):
 
     # -- the hot path
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901 - see below
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event has reached the operating system, or the buffer where there is one.
@@ -194,16 +194,13 @@ class WatchedFileSink(FileSink):
                                 self._finish(data, written)
                                 written = len(data)
                             self._delivered += 1
-                            # If not, a signal handler's event came in between, and its place is not known exactly.
-                            if recent.end == end:
-                                # Not append(): after a call there may be an interrupt.
-                                recent.items += (data,)
-                                recent.end = end + written
-                                recent.room -= written
-                                if recent.room < 0:
-                                    recent.trim()
-                            else:
-                                recent.restart(UNKNOWN)
+                            # Where a signal handler's event came in between, this leaves `end` below the file's size,
+                            # and the next look begins anew. Not append(): after a call there may be an interrupt.
+                            recent.items += (data,)
+                            recent.end = end + written
+                            recent.room -= written
+                            if recent.room < 0:
+                                recent.trim()
                             return
                     finally:
                         holding = False  # noqa: F841 - WriteLock looks for it in the frame
@@ -269,8 +266,7 @@ class WatchedFileSink(FileSink):
         """
         with self._lock:
             attending = self._attending
-            if not self._closed:
-                self._look()
+            self._look()
         if not attending:
             self._tell()
 
@@ -279,13 +275,7 @@ class WatchedFileSink(FileSink):
         recent = self._recent
         end = recent.end
         fresh = self._fd == _NOT_OPEN
-        try:
-            super()._write_whole(data, ends)
-        except OSError:
-            # What was kept of a batch stands in the file; where exactly, the next look finds out.
-            if self._kept:
-                recent.restart(UNKNOWN)
-            raise
+        super()._write_whole(data, ends)
         if self._astray:
             self._events_astray += len(ends)
         if fresh:
@@ -297,6 +287,7 @@ class WatchedFileSink(FileSink):
         elif recent.end == end and end != UNKNOWN:
             recent.add(data, ends)
         else:
+            # A signal handler has written, before this or after it, or the file has been opened anew.
             recent.restart(UNKNOWN)
 
     def _attend(self) -> None:

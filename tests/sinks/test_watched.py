@@ -179,8 +179,9 @@ def test_a_moved_file_is_left_and_the_path_opened_anew(watching):
     assert watching.failures == []
 
 
-def test_a_deleted_file_is_made_anew(watching):
-    """What comes after a deletion is in a new file, and nothing from before is."""
+def test_a_deleted_file_is_made_anew(watching, monkeypatch):
+    """What comes after a deletion is in a new file, at once, and nothing from before is."""
+    monkeypatch.setattr(watched.time, "sleep", lambda _: pytest.fail("waits for nobody"))
     watching.log(1)
     watching.path.unlink()
     watching.log(2, 3)
@@ -532,19 +533,201 @@ def test_the_copy_of_the_last_rotation_is_not_taken_for_this_one(tmp_path):
     path = tmp_path / "app.log"
     with WatchedFileSink(path, on_error="raise") as sink:
         line = {"event": "tick"}
-        for copied, between in [(5, 0), (2, 2)]:
+        same = time.time() + 1  # the clock of a file system may stand still for some milliseconds
+        for copied, between in [(3, 0), (2, 2)]:
             for _ in range(copied):
                 sink.handle(line)
-            content = path.read_bytes()
-            if (tmp_path / "app.log.1").exists():
-                (tmp_path / "app.log.1").rename(tmp_path / "app.log.2")
-            (tmp_path / "app.log.1").write_bytes(content)
+            copy = tmp_path / "app.log.1"
+            if copy.exists():
+                copy.rename(tmp_path / "app.log.2")
+            copy.write_bytes(path.read_bytes())
+            os.utime(copy, (same, same))
             for _ in range(between):
                 sink.handle(line)
             os.truncate(path, 0)
             sink.flush()
         lines = {file.name: len(file.read_bytes().splitlines()) for file in tmp_path.iterdir()}
-    assert lines == {"app.log.2": 5, "app.log.1": 2, "app.log": 2}
+    assert lines == {"app.log.2": 3, "app.log.1": 2, "app.log": 2}
+
+
+def test_a_copy_from_before_the_file_was_opened_is_none_of_it(tmp_path):
+    """Lines that are all alike do not make an earlier process's rotated file look like the copy."""
+    path, old, copy = (tmp_path / name for name in ("app.log", "app.log.2", "app.log.1"))
+    line = {"event": "tick"}
+    old.write_bytes(b'{"event":"tick"}\n' * 3)
+    os.utime(old, (time.time() - 60, time.time() - 60))
+    with WatchedFileSink(path, on_error="raise") as sink:
+        sink.handle(line)
+        copy.write_bytes(path.read_bytes())
+        for _ in range(3):
+            sink.handle(line)
+        os.truncate(path, 0)
+    assert path.read_bytes() == b'{"event":"tick"}\n' * 3
+
+
+def test_the_longest_copy_is_the_one(watching):
+    """Copies that somebody made earlier of the same file hold less, and do not make events come out twice."""
+    for number, name in enumerate(["app.log.z", "app.log.a", "app.log.m"], 1):
+        watching.log(number)
+        shutil.copyfile(watching.path, watching.path.with_name(name))
+    longer = watching.rotate(4)
+    for name in ("app.log.0", "app.log.zz"):
+        watching.path.with_name(name).write_bytes(longer.read_bytes()[:50])
+    watching.log(5)
+    assert numbers(watching.path) == [4, 5]
+
+
+def test_a_copy_begun_before_the_last_truncation_was_noticed(watching, monkeypatch):
+    """A rotator at work again before an event came has copied an empty file: all since then is written again."""
+    watching.log(2)
+    copied = shutil.copyfile(watching.path, watching.path.with_name("app.log.2"))
+    second = watching.path.with_name("app.log.1")
+
+    def rotate() -> None:
+        os.truncate(watching.path, 0)
+        second.touch()
+
+    _truncate_between_look_and_write(watching, monkeypatch, rotate)
+    watching.log(3)
+    # Later than the second copy, by any clock, and noticed after that.
+    for path, seconds in ((copied, -2), (second, -1)):
+        when = time.time() + seconds
+        os.utime(path, (when, when))
+    watching.sink._since_ns = 0
+    watching.sink.flush()
+    watching.log(4)
+    os.truncate(watching.path, 0)
+    watching.log(5)
+    assert (numbers(copied), numbers(watching.path)) == ([2], [3, 4, 5])
+    assert watching.failures == []
+
+
+def test_a_file_truncated_and_then_moved_is_put_right_first(watching):
+    """What a truncation took is written to the file that it was taken from, though the path leads elsewhere now."""
+    watching.log(1)
+    copy = watching.rotate(2)
+    moved = watching.path.rename(watching.path.with_name("moved"))
+    watching.log(3)
+    assert (numbers(copy), numbers(moved), numbers(watching.path)) == ([1], [2], [3])
+
+
+def test_what_stands_in_the_file_must_be_ours(watching):
+    """Another's line, as long as the last event, is not taken for that event."""
+    watching.log(1)
+    watching.rotate(2)
+    watching.path.write_bytes(b"x" * (len(watching.path.with_name("app.log.1").read_bytes()) - 1) + b"\n")
+    watching.log(3)
+    assert watching.path.read_bytes().count(b"\n") == 2
+    assert len(watching.failures) == 1
+
+
+def test_a_truncation_while_the_file_is_looked_at(watching, monkeypatch):
+    """A second truncation in the midst of putting the first right is seen."""
+    watching.log(1)
+    copy = watching.rotate(2)
+    real = WatchedFileSink._stands
+    with watching.path.open("ab") as file:
+        file.write(b"y\n")
+
+    def stands(sink: WatchedFileSink, *args: Any) -> bool:
+        answer = real(sink, *args)
+        os.truncate(watching.path, 0)
+        return answer
+
+    monkeypatch.setattr(WatchedFileSink, "_stands", stands)
+    watching.log(3)
+    assert (numbers(copy), numbers(watching.path)) == ([1], [2, 3])
+    assert watching.failures == []
+
+
+@pytest.mark.parametrize("by", ["flush", "close", "emit_batch", "reopen", "reopen_if_needed"])
+def test_whoever_notices_tells(by, watching):
+    """A truncation that cannot be put right is told by whatever call has noticed it."""
+    watching.log(1)
+    os.truncate(watching.path, 0)
+    getattr(watching.sink, by)(*([[]] if by == "emit_batch" else []))
+    assert len(watching.failures) == 1
+
+
+def test_a_failed_write_does_not_keep_other_failures_back(watching, monkeypatch):
+    """That the path is lost is told although the event could not be written to the old file either."""
+    watching.path.rename(watching.path.with_name("moved"))
+    watching.path.mkdir()
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("outfall.sinks.file._os_write", refuse)
+        watching.log(1)
+    assert sorted((failure.events, failure.error.errno) for failure in watching.failures) == [
+        (0, errno.EISDIR),
+        (1, errno.ENOSPC),
+    ]
+
+
+def test_flush_brings_back_what_a_deleted_file_got(tmp_path):
+    """Events that wait for the path to come back do not wait for another event."""
+    (tmp_path / "logs").mkdir()
+    made = Watching(tmp_path / "logs")
+    shutil.rmtree(tmp_path / "logs")
+    made.log(1)
+    (tmp_path / "logs").mkdir()
+    assert made.sink.flush()
+    assert numbers(made.path) == [1]
+    made.sink.close()
+
+
+def test_a_child_does_not_write_the_parents_events_again(watching):
+    """What was missed before a fork is the parent's to write again, or to tell of."""
+    watching.log(1)
+    copy = shutil.copyfile(watching.path, watching.path.with_name("app.log.1"))
+    watching.log(2)
+
+    def child() -> None:
+        os.truncate(watching.path, 0)
+        watching.log(3)
+        assert watching.sink.close()
+
+    in_fork(child)
+    watching.log(4)
+    assert numbers(copy) == [1]
+    assert numbers(watching.path) == [3, 4]
+    assert len(watching.failures) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b'{"event": "ki'])
+def test_the_first_event_after_opening_is_known_too(content, tmp_path):
+    """Opened late, or with half a line to end first, a file is put right from its first event on."""
+    (tmp_path / "app.log").write_bytes(content)
+    made = Watching(tmp_path, delay=True)
+    made.log(1)
+    made.rotate(2)
+    made.log(3)
+    assert numbers(made.path) == [2, 3]
+    assert made.failures == []
+    made.sink.close()
+
+
+def test_a_signal_handlers_event_within_the_pipeline(tmp_path, monkeypatch):
+    """Nor is a truncation told when the event in the midst of which it came took the long way."""
+    made = Watching(tmp_path, processors=[lambda _logger, _name, event: event])
+    made.log(1)
+    real = os.write
+    nested = [3]
+
+    def write(descriptor: int, data: bytes) -> int:
+        written = real(descriptor, data)
+        if nested:
+            made.log(nested.pop())
+        return written
+
+    monkeypatch.setattr("outfall.sinks.file._os_write", write)
+    made.log(2)
+    made.log(4)
+    made.sink.close()
+    assert numbers(made.path) == [1, 2, 3, 4]
+    assert made.failures == []
 
 
 def _truncate_between_look_and_write(watching: Watching, monkeypatch: pytest.MonkeyPatch, *actions: Any) -> None:
@@ -682,21 +865,6 @@ def test_missing_events_that_find_no_room_are_counted_as_lost(watching, monkeypa
     assert [failure.events for failure in watching.failures] == [2]
     stats = watching.sink.stats()
     assert (stats.delivered, stats.dropped) == (2, {"error": 2})
-
-
-def test_the_first_event_after_half_a_line_is_known_too(tmp_path):
-    """A file that began with somebody's half line is put right from its first event on."""
-    (tmp_path / "app.log").write_bytes(b'{"event": "ki')
-    made = Watching(tmp_path)
-    copy = tmp_path / "app.log.1"
-    shutil.copy(made.path, copy)
-    made.log(1)
-    with made.path.open("rb") as file:
-        copy.write_bytes(file.readline())
-    os.truncate(made.path, 0)
-    made.log(2)
-    assert [json.loads(line)["number"] for line in made.path.read_text().splitlines()][-1] == 2
-    made.sink.close()
 
 
 # -- processes, threads, interrupts
