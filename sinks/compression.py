@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outfall.sinks import interprocess
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1024 * 1024
 _UNFINISHED = ".outfall-tmp"
+_ATTEMPTS = 10
 
 #: Endings under which a rotated file may stand, whatever compression is in force now.
 ENDINGS = (".gz", ".zst")
@@ -172,8 +174,8 @@ class Compressor:
             stem = os.path.join(directory, f".{base_name}.{state.st_ino}")  # noqa: PTH118
             temporary, link = stem + _UNFINISHED, f"{stem}.source{_UNFINISHED}"
             temporaries += (temporary, link)
-            marker = self._hold(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
-            self._lock(marker)  # shows `remove_unfinished` that somebody is at it
+            if not self._mark(temporary):
+                return
             if self._method in (_gzip, _zstd):
                 self._method(source, temporary)
             else:
@@ -189,12 +191,13 @@ class Compressor:
         except Exception as error:  # noqa: BLE001 - told, and the file stays as it is
             self._owner.compression_failed(error)
         finally:
-            held, self._held = self._held, []
-            for descriptor in held:
-                os.close(descriptor)
+            # While the locks are held: the next who takes them makes files of the same names.
             for left in temporaries:
                 with contextlib.suppress(OSError):
                     os.unlink(left)  # noqa: PTH108 - gone when it was put in its place
+            held, self._held = self._held, []
+            for descriptor in held:
+                os.close(descriptor)
 
     def _call(self, path: str, state: os.stat_result, link: str, temporary: str) -> None:
         """Call a callable of others, which opens the file by its name."""
@@ -211,6 +214,16 @@ class Compressor:
         else:
             _check_same(link, state, path)
             self._method(link, temporary)
+
+    def _mark(self, temporary: str) -> bool:
+        """Make *temporary*, locked, which shows `remove_unfinished` that somebody is at it."""
+        for _ in range(_ATTEMPTS):
+            marker = self._hold(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            with contextlib.suppress(FileNotFoundError):
+                if self._lock(marker) and os.path.samestat(os.stat(temporary), os.fstat(marker)):  # noqa: PTH116
+                    return True
+            time.sleep(0.001)  # taken for left, and deleted, before it was locked
+        return False
 
     def _hold(self, descriptor: int) -> int:
         self._held.append(descriptor)
