@@ -139,6 +139,8 @@ class FileSink(ByteSink):
         self._given_up = self._released = False
         #: Never truncate, nor insist on a new file, a second time.
         self._opened_before = False
+        #: The levels, as they are spelt, of events that may wait in the buffer.
+        self._waiting_levels: frozenset[str] = frozenset()
         #: How much may wait; 0 from the process's exit on.
         self._buffer_limit = 0 if process.exiting() else self.buffer_bytes
         self._buffered = 0
@@ -171,7 +173,7 @@ class FileSink(ByteSink):
 
     # -- the hot path
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - see below
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event has reached the operating system, or the buffer where there is one.
@@ -182,53 +184,68 @@ class FileSink(ByteSink):
         express = self._express
         if express and event.__class__ is dict:  # faster than calling type()
             try:
-                if not (
+                if (
                     "exc_info" in event
                     or "_record" in event
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
                 ):
-                    if express != _DIRECT and express != _BOUNDED and express != _SHARED:  # noqa: PLR1714 - faster
-                        if "level_number" in event:
-                            raise LookupError  # it wins over the level, and may be anything
-                        number = NUMBERS[event["level"]]
-                        if number < self._level:
-                            self._count_filtered()
-                            return
+                    pass
+                elif express == 1:  # _DIRECT; the others below do the same with more questions
                     data = dumps(event, None, _LINE)
                     # Taking the lock by hand: see WriteLock.
                     turn = self._turn
-                    if express != _BUFFERED:
-                        del turn[0]
-                        holding = True
-                        try:
-                            if express >= _SHARED:
-                                if self._append_shared(data):
-                                    self._delivered += 1
+                    del turn[0]
+                    holding = True
+                    try:
+                        written = _os_write(self._fd, data)
+                        if written != len(data):
+                            self._finish(data, written)
+                        self._delivered += 1
+                        return
+                    finally:
+                        holding = False
+                        turn += TURN
+                elif express == _BUFFERED:
+                    if event["level"] in self._waiting_levels and "level_number" not in event:
+                        data = dumps(event, None, _LINE)
+                        turn = self._turn
+                        if monotonic() < self._flush_due:
+                            del turn[0]
+                            holding = True
+                            try:
+                                size = self._buffered + len(data)
+                                if size < self._buffer_limit:
+                                    # Not append(): an interrupt after a call would leave an event in that is not
+                                    # counted.
+                                    self._buffer += (data,)
+                                    self._buffered = size
                                     return
-                            elif express < _BOUNDED or self._has_room(len(data)):
-                                written = _os_write(self._fd, data)
-                                if written != len(data):
-                                    self._finish(data, written)
-                                self._delivered += 1
-                                return
-                        finally:
-                            holding = False
-                            turn += TURN
-                    elif number < self._flush_level and monotonic() < self._flush_due:
-                        del turn[0]
-                        holding = True
-                        try:
-                            size = self._buffered + len(data)
-                            if size < self._buffer_limit:
-                                # Not append(): an interrupt after a call would leave an event in that is not counted.
-                                self._buffer += (data,)
-                                self._buffered = size
-                                return
-                        finally:
-                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                            turn += TURN
+                            finally:
+                                holding = False
+                                turn += TURN
+                else:
+                    if express != _BOUNDED:
+                        if "level_number" in event:
+                            raise LookupError  # it wins over the level, and may be anything
+                        if NUMBERS[event["level"]] < self._level:
+                            self._count_filtered()
+                            return
+                    data = dumps(event, None, _LINE)
+                    turn = self._turn
+                    del turn[0]
+                    holding = True
+                    try:
+                        if express < _BOUNDED or self._has_room(len(data)):
+                            written = _os_write(self._fd, data)
+                            if written != len(data):
+                                self._finish(data, written)
+                            self._delivered += 1
+                            return
+                    finally:
+                        holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                        turn += TURN
             except Exception:  # noqa: BLE001, S110
                 pass
             except BaseException:
@@ -259,6 +276,9 @@ class FileSink(ByteSink):
             self._express = _PIPELINE
         elif self._buffer_limit:
             self._express = _BUFFERED
+            self._waiting_levels = frozenset(
+                name for name, number in NUMBERS.items() if self._level <= number < self._flush_level
+            )
         elif self._bounded and self._shared:
             self._express = _SHARED_WITH_LEVEL if self._level else _SHARED
         elif self._bounded:
