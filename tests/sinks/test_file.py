@@ -16,6 +16,7 @@ import structlog
 
 from outfall.sinks import file as file_module
 from outfall.sinks.batch import Encoded
+from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.file import FileSink
 from outfall.sinks.rendering import OrjsonRenderer
 from tests.sinks._processes import PATIENCE_SECONDS, events_of, in_fork, run
@@ -645,6 +646,8 @@ def test_after_close_nothing_reopens_or_truncates_the_file(path, buffer_bytes):
     for n in range(3):
         sink.handle({"n": n, "level": "info"})
     sink.reopen()
+    with pytest.raises(SinkClosedError):
+        sink.write(b"late\n")  # as a thread that had passed all checks
     assert sink.flush()
     assert sink.close()
     assert not path.exists()

@@ -477,17 +477,17 @@ def test_killed_at_any_instant_it_keeps_what_handle_returned_for(path):
     rng = random.Random(7)
     files = [path.with_suffix(f".{number}") for number in range(4)]
     children = [start(script, file, stdout=subprocess.PIPE) for file in files]
-    for file, child in zip(files, children, strict=True):
+    told = []
+    for child in children:
         # They wait for us, with a full pipe, if they were faster.
-        try:
-            child.stdout.read(rng.randrange(1, 5_000))
-        finally:
-            child.kill()
-        rest = child.stdout.read()
+        data = child.stdout.read(rng.randrange(1, 5_000))
+        child.kill()
+        told.append(data + child.stdout.read())
         child.stdout.close()
         child.wait(PATIENCE_SECONDS)
-        assert rest.endswith(b"\n")
-        acknowledged = int(rest.split()[-1])
+    for file, data in zip(files, told, strict=True):
+        assert data.endswith(b"\n")
+        acknowledged = int(data.split()[-1])
         with FileSink(file) as sink:
             sink.handle({"n": "next"})
         *lines, last = file.read_bytes().splitlines()
