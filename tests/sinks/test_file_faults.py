@@ -107,6 +107,21 @@ def test_a_full_disk_costs_events_and_no_line(small_disk, buffer_bytes):
     assert _account(sink)[1] == len(numbers)
 
 
+def test_a_full_disk_is_no_reason_to_leave_the_open_file(small_disk):
+    """Moved but not told to reopen, the sink waits for room where it is, and makes no new file."""
+    path = small_disk / "log"
+    sink = FileSink(path, on_error=lambda failure: None)
+    path.rename(small_disk / "moved")
+    ballast = _fill(small_disk)
+    for n in range(100):
+        sink.handle({"event": "x" * 100, "n": n})
+    assert sink.stats().dropped["error"] > 0
+    assert not path.exists()
+    ballast.unlink()
+    sink.handle({"n": 100})
+    assert _numbers(small_disk / "moved")[-1] == 100
+
+
 @pytest.mark.parametrize("buffer_bytes", [0, 500])
 def test_a_disk_that_is_full_now_and_then_under_threads(small_disk, buffer_bytes):
     """With 8 threads, and room coming and going, no line is torn and the account is exact."""
