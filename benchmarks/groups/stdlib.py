@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.events import REQUEST_ID
 from benchmarks.groups import floors
@@ -44,7 +44,7 @@ class _JSONFormatter(logging.Formatter):
 
 
 @contextmanager
-def _drive(handler: logging.Handler) -> Iterator[Run]:
+def drive_handler(handler: logging.Handler) -> Iterator[Run]:
     """Log to *handler* alone; close it at the end."""
     # getLogger's would stay in the process, and propagate to whatever is configured in it.
     log = logging.Logger("shop.orders", logging.INFO)  # noqa: LOG001
@@ -76,7 +76,7 @@ def _sink_handler(*, callsite: bool) -> SetUp:
     def setup(directory: Path) -> Iterator[Run]:
         with (
             FileSink(directory / "events.jsonl", on_error="raise") as sink,
-            _drive(SinkHandler(sink, callsite=callsite)) as run,
+            drive_handler(SinkHandler(sink, callsite=callsite)) as run,
         ):
             yield run
 
@@ -86,7 +86,7 @@ def _sink_handler(*, callsite: bool) -> SetUp:
 def _file_handler(directory: Path, formatter: logging.Formatter) -> AbstractContextManager[Run]:
     handler = logging.FileHandler(directory / "events.jsonl", encoding="utf-8")
     handler.setFormatter(formatter)
-    return _drive(handler)
+    return drive_handler(handler)
 
 
 def _by_hand(directory: Path) -> AbstractContextManager[Run]:
@@ -104,12 +104,13 @@ def _python_json_logger(*, callsite: bool) -> SetUp:
 
 
 @contextmanager
-def _loguru(directory: Path) -> Iterator[Run]:
+def drive_loguru(directory: Path, **arguments: Any) -> Iterator[Run]:
+    """Log by loguru's own calls, into a file that its *arguments* describe."""
     from loguru import logger  # noqa: PLC0415 - may be missing
 
     with suppress(ValueError):  # it is gone the second time
         logger.remove(0)  # the handler on stderr that loguru begins with
-    handler = logger.add(directory / "events.jsonl", format="{message}", serialize=True)
+    handler = logger.add(directory / "events.jsonl", format="{message}", serialize=True, **arguments)
 
     def run(events: int) -> None:
         for number in range(events):
@@ -152,7 +153,7 @@ GROUP = Group(
             peer=_PEER_WITH_CALLSITE,
         ),
         Row("FileHandler + json", _by_hand, floor=floors.WRITTEN.name),
-        Row("loguru, serialize=True", _loguru, floor=floors.WRITTEN.name),
+        Row("loguru, serialize=True", drive_loguru, floor=floors.WRITTEN.name),
     ),
     rounds=30,
     events=1_000,
