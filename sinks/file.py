@@ -226,7 +226,7 @@ class FileSink(ByteSink):
                                 holding = False
                                 turn += TURN
                 else:
-                    if express != _BOUNDED:
+                    if express != _BOUNDED and express != _SHARED:  # noqa: PLR1714 - faster
                         if "level_number" in event:
                             raise LookupError  # it wins over the level, and may be anything
                         if NUMBERS[event["level"]] < self._level:
@@ -237,7 +237,11 @@ class FileSink(ByteSink):
                     del turn[0]
                     holding = True
                     try:
-                        if express < _BOUNDED or self._has_room(len(data)):
+                        if express >= _SHARED:
+                            if self._append_shared(data):
+                                self._delivered += 1
+                                return
+                        elif express < _BOUNDED or self._has_room(len(data)):
                             written = _os_write(self._fd, data)
                             if written != len(data):
                                 self._finish(data, written)

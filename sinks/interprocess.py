@@ -114,13 +114,15 @@ def ends_with(descriptor: int, end: bytes) -> bool:
     return not size or os.pread(descriptor, len(end), max(0, size - len(end))).endswith((end, b"\n"))
 
 
-def stands_alone(descriptor: int, data: bytes, end: bytes) -> bool:
+def stands_alone(descriptor: int, data: bytes, end: bytes, mark: int = 0) -> bool:
     """Return True if *data*, which this process has just appended, begins a line; lines end with *end*.
+
+    *mark* is the length of what may come before the first line.
 
     The descriptor has to be readable and this process's alone: its offset is where *data* ends.
     """
     start = os.lseek(descriptor, 0, os.SEEK_CUR) - len(data)
-    if start <= 0:
+    if start <= mark:
         return True
     before = min(start, len(end))
     try:

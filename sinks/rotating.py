@@ -410,7 +410,7 @@ class BaseRotatingFileSink(FileSink):
         """Write the first event of *data*, *first* bytes, once more if it follows the half line of a dead writer."""
         end = self._terminator_bytes
         # The event ended the broken line; the new one may follow another.
-        while end and not interprocess.stands_alone(self._fd, data, end):
+        while end and not interprocess.stands_alone(self._fd, data, end, len(self._byte_order_mark)):
             data = data[:first]
             if _os_write(self._fd, data) != first:
                 self._install(self._fd, end)
