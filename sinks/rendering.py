@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 import traceback
-from types import TracebackType
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 from orjson import dumps
 
-from outfall.sinks.event import METADATA, copy_event
-from outfall.sinks.plain import plain, plain_key
+from outfall.sinks.event import METADATA
+from outfall.sinks.plain import items_of, plain_fields, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
+    from types import TracebackType
 
 ExcInfo = tuple[type[BaseException], BaseException, "TracebackType | None"]
 
@@ -42,27 +43,30 @@ class OrjsonRenderer:
         sort_keys: Sort the keys, nested ones too. Default False: the event's own order.
         key_order: Keys to put first, in this order, where present; for example ``("event", "level", "timestamp")``.
             Default none.
-        snapshot: Copy all containers before rendering. Needed only where another thread changes a container that holds
-            `enum.Enum` members while it is being logged: orjson reads their value by Python code, and can crash the
-            process then. Default False.
+        snapshot: Always take the slower way, which copies all containers and lets orjson see plain values alone.
+            Default False, which trusts four kinds of value: `enum.Enum` members, whose value orjson reads by Python
+            code, and which crash the process if that raises or if another thread changes the container they are in
+            meanwhile; `uuid.UUID` objects made half, by ``UUID.__new__``, which crash it too; tuples in a cycle or a
+            deep nest, for which orjson 3.12.0 and 3.13.0 have no limit and crash; and `orjson.Fragment`, which is
+            written as it is, though it be no JSON or more than one line.
 
     Raises:
         ValueError: If *tracebacks* is neither of these, or *key_order* comes with *sort_keys*.
-        TypeError: If *key_order* is one text or holds something else than text.
+        TypeError: If *key_order* is one text, or anything else but some texts.
 
     Safe from any thread; holds no lock and no state.
 
     Source: https://github.com/ijl/orjson and `structlog.processors.JSONRenderer`.
     """
 
-    __slots__ = ("_format", "_key_order", "_line", "_options", "_snapshot", "_sort_keys", "_tracebacks")
+    __slots__ = ("_format", "_key_order", "_options", "_snapshot", "_sort_keys", "_tracebacks")
 
     def __init__(
         self,
         *,
         tracebacks: Literal["text", "dict"] | Callable[[ExcInfo], Any] = "text",
         sort_keys: bool = False,
-        key_order: Sequence[str] = (),
+        key_order: Iterable[str] = (),
         snapshot: bool = False,
     ) -> None:
         if tracebacks == "text":
@@ -76,15 +80,16 @@ class OrjsonRenderer:
         else:
             msg = f"tracebacks={tracebacks!r} is not 'text', 'dict' or a callable"
             raise ValueError(msg)
-        if isinstance(key_order, str) or not all(isinstance(key, str) for key in key_order):
+        keys = tuple(key_order) if isinstance(key_order, Iterable) and not isinstance(key_order, str) else (None,)
+        if not all(isinstance(key, str) for key in keys):
             msg = f"key_order={key_order!r} is not a sequence of texts"
             raise TypeError(msg)
-        if sort_keys and key_order:
+        if sort_keys and keys:
             msg = f"key_order={key_order!r} has no meaning with sort_keys=True"
             raise ValueError(msg)
         self._tracebacks = tracebacks
         self._sort_keys = bool(sort_keys)
-        self._key_order = tuple(key_order)
+        self._key_order = keys
         self._snapshot = bool(snapshot)
         self._options = OPTIONS | (orjson.OPT_SORT_KEYS if sort_keys else 0)
 
@@ -106,8 +111,9 @@ class OrjsonRenderer:
     def render(self, event: Mapping[str, Any], option: int = 0) -> bytes:
         """Return *event* as one line of JSON, with more of orjson's option bits, such as ``OPT_APPEND_NEWLINE``."""
         option |= self._options
+        prepared = None
         try:
-            if (
+            if not (
                 type(event) is not dict
                 or "exc_info" in event
                 or "_record" in event
@@ -117,81 +123,115 @@ class OrjsonRenderer:
                 or self._key_order
                 or self._snapshot
             ):
-                event = self._prepared(event)
-                if self._snapshot:
-                    event = copy_event(event)
-            return dumps(event, None, option)
+                return dumps(event, None, option)
+            prepared = self._prepared(event)
+            if not self._snapshot:
+                return dumps(prepared, None, option)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # noqa: BLE001 - orjson's errors; those of a key's __eq__; a stack nearly used up
-            return self._render_slowly(event, option)
+        except BaseException:  # noqa: BLE001, S110 - orjson's errors; those of a key's __eq__; a stack nearly used up
+            pass
+        # Not within the except clause, where the exception that exc_info=True stands for is orjson's own.
+        try:
+            return self._render_slowly(event, prepared, option)
+        except RecursionError:  # there was not even room for the call
+            return dumps(_LOST, None, option)
 
-    def _prepared(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a shallow copy without metadata, with the exception rendered, in the order asked for."""
-        # dict.copy is one step for other threads, and runs none of a subclass's code.
-        source = dict.copy(event) if isinstance(event, dict) else dict(event)
-        made = {key: source[key] for key in self._key_order if key in source}
-        for key, value in source.items():
-            if key == "exc_info":
-                rendered = self._exception(value)
-                if rendered is not None:
-                    made["exc_info" if "exception" in source else "exception"] = rendered
-            elif type(key) is not str or key not in METADATA:
-                made[key] = value
+    def _prepared(self, event: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Return a shallow copy without metadata, with the exception rendered, in the order asked for.
+
+        Raises what the methods of hostile keys raise.
+        """
+        made: dict[Any, Any] = dict(items_of(event)) if issubclass(type(event), Mapping) else {"event": event}
+        for key in METADATA:
+            made.pop(key, None)
+        if "exc_info" in made:
+            value = made["exc_info"]
+            shown = self._exception(value)
+            if shown is not value or value is None:
+                del made["exc_info"]
+                if shown is not None:
+                    made["exc_info" if "exception" in made else "exception"] = shown
+        if self._key_order:
+            made = {key: made[key] for key in self._key_order if key in made} | made
         return made
 
-    def _exception(self, exc_info: object) -> Any:  # noqa: ANN401 - text, or whatever the traceback callable makes
-        """Return *exc_info* rendered, or None if it stands for no exception."""
-        if exc_info is None or exc_info is False:
-            return None
-        triple: Any
-        if isinstance(exc_info, BaseException):
-            triple = (type(exc_info), exc_info, exc_info.__traceback__)
-        elif isinstance(exc_info, tuple) and len(exc_info) == 3:  # noqa: PLR2004 - as sys.exc_info() returns it
-            triple = exc_info
-        elif type(exc_info) in (bool, int):
-            triple = sys.exc_info() if exc_info else (None, None, None)
+    def _fields(self, event: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+        """Return the items of what `_prepared` returns, also where a key's own methods raise."""
+        try:
+            return list(self._prepared(event).items())
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001, S110 - a key's __eq__ or __hash__
+            pass
+        # Of the keys that are text only their content is asked, of the others nothing; those come last.
+        others: list[tuple[Any, Any]] = []
+        texts: dict[str, Any] = {}
+        for key, value in items_of(event):
+            name = str.__str__(key) if issubclass(type(key), str) else None
+            if name is None or name in texts:
+                others.append((key, value))
+            else:
+                texts[name] = value
+        return [*self._prepared(texts).items(), *others]
+
+    def _exception(self, exc_info: Any) -> Any:
+        """Return *exc_info* rendered, itself if it is no exception but somebody's field, None if it stands for none."""
+        kind = type(exc_info)
+        error: Any
+        if issubclass(kind, BaseException):
+            error = exc_info
+        elif kind is bool or kind is int:
+            error = sys.exc_info()[1] if exc_info else None
+        elif issubclass(kind, tuple) and tuple.__len__(exc_info) == 3:  # noqa: PLR2004 - as sys.exc_info() returns it
+            given = tuple(tuple.__iter__(exc_info))
+            error = given[1]
+            if not issubclass(type(error), BaseException):
+                return None if error is None and given[0] is None else exc_info
+            exc_info = given
         else:
-            return exc_info  # no exception in it, but somebody's field
-        if not isinstance(triple[1], BaseException):
+            return exc_info
+        if error is None:
             return None
         try:
-            return self._format(triple)
+            return self._format(exc_info if type(exc_info) is tuple else (type(error), error, error.__traceback__))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - the exception's own methods run here
-            return f"<unrenderable traceback of {type(triple[1]).__name__}: {type(error).__name__}>"
+        except BaseException as raised:  # noqa: BLE001 - the exception's own methods run here
+            return f"<unrenderable traceback of {type_name(error)}: {type_name(raised)}>"
 
-    def _render_slowly(self, event: Mapping[str, Any], option: int) -> bytes:
+    def _render_slowly(self, event: Mapping[Any, Any], prepared: dict[Any, Any] | None, option: int) -> bytes:
+        error: BaseException
         try:
-            made: Any = plain(self._prepared(event))
+            fields = self._fields(event) if prepared is None else list(prepared.items())
+            # A text of another type may have its own idea of what it is equal to.
+            kept = [(k, v) for k, v in fields if not issubclass(type(k), str) or str.__str__(k) not in METADATA]
+            # What is no mapping has become a field, and holds it no more than that.
+            whole = event if issubclass(type(event), Mapping) else kept
+            return dumps(plain_fields(kept, whole), None, option)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - keys whose __eq__ raises, a stack nearly used up
-            made = self._salvaged(event, error)
-        try:
-            return dumps(made, None, option)
-        except Exception as error:  # noqa: BLE001 - not known to happen; a line that says so beats an exception
-            return dumps({"event": "<unrenderable event>", "error": type(error).__name__}, None, option)
-
-    def _salvaged(self, event: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-        """Return what can be kept, field by field, of an event that could not even be copied."""
+        except BaseException as raised:  # noqa: BLE001 - a mapping that cannot be read; a stack or memory used up
+            error = raised
+        # What can be kept without another call of a Python function, for which the stack may have no room.
         made: dict[str, Any] = {}
-        try:
-            # Over the items, without a lookup: a hostile key's __eq__ or __hash__ is not asked.
-            items = list(dict.items(event)) if isinstance(event, dict) else list(event.items())
-            for key, value in items:
-                name = plain_key(key)
-                if name == "exc_info":
-                    name, value = "exception", self._exception(value)  # noqa: PLW2901
-                if name not in METADATA:
-                    made[name] = plain(value)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as second:  # noqa: BLE001
-            error = second
-            made["unrenderable"] = type(error).__name__
-        return made or {"event": "<unrenderable event>", "error": type(error).__name__}
+        source: Any = event if prepared is None else prepared
+        items: Any = list(dict.items(source)) if issubclass(type(source), dict) else ()
+        for key, value in items:
+            if type(key) is str and type(value) in _SCALARS and key not in METADATA:
+                try:
+                    dumps({key: value})
+                    made[key] = value
+                except Exception:  # noqa: BLE001, S112 - a lone surrogate, a huge integer
+                    continue
+        made.setdefault("event", "<unrenderable event>")
+        made["unrenderable"] = type(error).__name__
+        return dumps(made, None, option)
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+_LOST = {"event": "<unrenderable event>", "unrenderable": "RecursionError"}
 
 
 def _traceback_text(exc_info: ExcInfo) -> str:
