@@ -973,6 +973,11 @@ class RotatingFileSink(BaseRotatingFileSink):
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), stem + ending)
             found.append(ending)
+        if len(found) > 1 and not found[0]:
+            # Now, since a kill in the midst of shifting the two would leave them under two numbers.
+            _finish_placing(stem, [stem + ending for ending in found[1:]])
+            if not os.path.lexists(stem):
+                found.pop(0)
         return found
 
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
