@@ -24,6 +24,8 @@ from tests.sinks._processes import PATIENCE_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
+
 #: The calls of the system that rotation and compression are made of.
 STEPS = ("open", "close", "stat", "lstat", "fstat", "replace", "unlink", "dup2", "chmod", "utime", "scandir")
 
@@ -139,7 +141,7 @@ class Crew:
                 os.waitpid(pid, 0)
         self.living.clear()
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,8 +149,14 @@ class Crew:
 
     # -- looking
 
-    def check(
-        self, *, max_bytes: int = 0, complete: bool = True, torn: int | None = None, numbered: bool = True, **options: Any
+    def check(  # noqa: C901 - one look at all there is
+        self,
+        *,
+        max_bytes: int = 0,
+        complete: bool = True,
+        torn: int | None = None,
+        numbered: bool = True,
+        **options: Any,
     ) -> list[Path]:
         """Start once more, so that what was left is finished, and look at every file; return them, oldest first."""
         where = f"seed {self.seed}"
@@ -194,7 +202,9 @@ class Crew:
             elif not complete:
                 expected = set()
             missing = expected - set(numbers)
-            assert not missing, f"{where}: writer {writer}: {len(missing)} lost: {sorted(missing)[:5]} of {acknowledged}"
+            assert not missing, (
+                f"{where}: writer {writer}: {len(missing)} lost of {acknowledged}: {sorted(missing)[:5]}"
+            )
             beyond = set(numbers) - set(range(acknowledged + 1))
             assert not beyond, f"{where}: writer {writer}: never handled: {beyond}"
         numbers_of_files = Counter(re.sub(r"\.(gz|zst)$", "", file.name) for file in files)
@@ -227,7 +237,7 @@ def die_at(step: int, *, after: bool, names: tuple[str, ...] = STEPS, half: bool
     return lambda: count
 
 
-def storm(
+def storm(  # noqa: C901 - what happens in it is told from the seed
     path: Path,
     seed: int,
     *,
@@ -318,14 +328,14 @@ def main(argv: list[str]) -> None:
         try:
             crew = storm(directory / "app.log", seed, **options)
         except BaseException:
-            print(f"FAILED seed {seed} {options} in {directory}", flush=True)
+            print(f"FAILED seed {seed} {options} in {directory}", flush=True)  # noqa: T201
             raise
         events = sum(crew.progress[writer] for writer in range(crew.writers))
-        print(seed, options, f"{crew.writers} writers, {crew.kills} kills, {events} events", flush=True)
+        print(seed, options, f"{crew.writers} writers, {crew.kills} kills, {events} events", flush=True)  # noqa: T201
         total.update(runs=1, writers=crew.writers, kills=crew.kills, events=events)
         shutil.rmtree(directory)
         seed += 1
-    print(dict(total))
+    print(dict(total))  # noqa: T201
 
 
 if __name__ == "__main__":
