@@ -65,7 +65,8 @@ class Schedule:
     ``midnight``  at *at_time* on every *interval*-th day,   ``2024-03-31``
                   counted from the anchor's
     ``W0``-``W6`` at *at_time* on each Monday (``W0``),      ``2024-03-31``
-                  Tuesday, … Sunday (``W6``)
+                  Tuesday, … Sunday (``W6``); without it at
+                  the midnight that ends this day
     ============  =========================================  ========================
 
     Args:
@@ -74,7 +75,8 @@ class Schedule:
             weekdays.
         utc: Reckon in UTC instead of local time. Default False.
         at_time: Time of day of the boundaries of ``midnight`` and weekdays, without time zone; its ``fold`` has no
-            meaning. Default None: midnight, where the day begins. Not used for ``S``, ``M``, ``H`` and ``D``.
+            meaning. Default None: midnight, where a day begins, and where a weekday ends. Not used for ``S``, ``M``,
+            ``H`` and ``D``.
 
     Raises:
         ValueError: If an argument is none of these; it names the argument and the value.
@@ -96,8 +98,8 @@ class Schedule:
 
     Immutable, and so safe from any thread.
 
-    Differs from `logging.handlers.TimedRotatingFileHandler`, where a weekday without a time of day means the midnight
-    that *ends* this day, and with ``datetime.time(0)`` the one that begins it; here it is the latter in both cases.
+    As in `logging.handlers.TimedRotatingFileHandler`, a weekday without a time of day means the midnight that *ends*
+    this day, and with ``datetime.time(0)`` the one that begins it.
 
     Source: `logging.handlers.TimedRotatingFileHandler`; :pep:`495` on gaps and folds.
     """
@@ -228,7 +230,9 @@ class Schedule:
         """Return the latest day up to *day* that is the weekday in question; *day* itself for ``midnight``."""
         if self.when == "MIDNIGHT":
             return day
-        return day - (day + _EPOCH_WEEKDAY - int(self.when[1])) % _WEEK
+        # Without a time of day it is the midnight at the end of the weekday, as in logging.
+        weekday = int(self.when[1]) + (self.at_time is None)
+        return day - (day + _EPOCH_WEEKDAY - weekday) % _WEEK
 
     def _day_of(self, moment: float) -> int:
         """Return the last day that has begun, in the sense of *at_time*, at *moment*."""

@@ -42,7 +42,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         encoding: See `FileSink`.
         delay: See `FileSink`.
         utc: Whether days, weekdays and names are in UTC instead of local time. Default False.
-        at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight.
+        at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight; that of a
+            weekday is the one that ends it.
         errors: See `FileSink`.
         max_bytes: Roll over as well before the file grows beyond so many bytes. Default 0: by time alone.
         mode: See `FileSink`. ``"w"`` truncates what an earlier process has left.
@@ -266,8 +267,10 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         birth = birth_time(self.base_filename)
         # Copied, restored or touched files have a birth that says nothing about their events.
         if birth is not None and birth <= last_write + _GRAIN_SECONDS and (newest is None or birth >= newest):
-            # On the grid of this sink's intervals where it has one, so that several processes agree.
-            return schedule.start_of(birth, birth if self._start is None else self._start)
+            # On the grid of this sink's intervals where it has one, so that several processes agree. A name of
+            # midnight's is exact, so days are counted on over a restart; the others lack what is below their unit.
+            anchor = newest if newest is not None and schedule.when == "MIDNIGHT" else birth
+            return schedule.start_of(birth, anchor if self._start is None else self._start)
         if newest is None:
             return schedule.start_of(last_write, last_write)
         if newest <= last_write:

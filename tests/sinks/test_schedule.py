@@ -55,7 +55,7 @@ class TestArguments:
             ("h", "%Y-%m-%d_%H", "2024-02-29_13"),
             ("d", "%Y-%m-%d", "2024-02-29"),
             ("midnight", "%Y-%m-%d", "2024-02-29"),
-            ("w3", "%Y-%m-%d", "2024-02-29"),
+            ("w2", "%Y-%m-%d", "2024-02-29"),
         ],
     )
     def test_each_unit_has_the_documented_suffix(self, when: str, suffix: str, text: str) -> None:
@@ -213,7 +213,7 @@ class TestBoundaries:
     def test_a_weekday_that_was_left_out_begins_with_the_next_day(self) -> None:
         """A week that begins on a day that was left out keeps that day's name, and can be found by it."""
         with local_zone("Pacific/Apia"):
-            schedule = Schedule("w4")
+            schedule = Schedule("w3")
             start = schedule.start_of(local("2012-01-02"), 0.0)
             assert shown(start) == "2011-12-31 00:00:00"
             assert schedule.text_of(start) == "2011-12-30"
@@ -261,7 +261,7 @@ class TestBoundaries:
     def test_weekdays_begin_with_monday(self, number: int, day: str) -> None:
         """W0 is Monday and W6 Sunday, from midnight to midnight; 1 January 2024 was a Monday."""
         with local_zone("Europe/Berlin"):
-            assert boundaries(Schedule(f"w{number}"), f"2024-01-{day} 00:00", 2) == [
+            assert boundaries(Schedule(f"w{number}", at_time=dt.time(0)), f"2024-01-{day} 00:00", 2) == [
                 f"2024-01-{day} 00:00:00", f"2024-01-{int(day) + 7:02} 00:00:00"
             ]  # fmt: skip
 
@@ -269,12 +269,13 @@ class TestBoundaries:
         """An interval of 3 leaves a weekday as it is."""
         assert Schedule("w2", 3).next_after(1e9, 5.0) == Schedule("w2").next_after(1e9, 0.0)
 
-    @pytest.mark.parametrize("at_time", [None, dt.time(0)])
-    def test_no_time_of_day_means_the_midnight_that_begins_the_day(self, at_time: dt.time | None) -> None:
-        """None and midnight are the same time of day, for days and for weekdays."""
+    def test_no_time_of_day_is_the_start_of_a_day_and_the_end_of_a_weekday(self) -> None:
+        """None is midnight; a weekday is over then, as with logging's handler, and begins with a time of 0:00."""
         with local_zone("UTC"):
-            assert boundaries(Schedule("w0", at_time=at_time), "2024-01-03", 1) == ["2024-01-01 00:00:00"]
-            assert boundaries(Schedule("midnight", at_time=at_time), "2024-01-03", 1) == ["2024-01-03 00:00:00"]
+            assert boundaries(Schedule("midnight"), "2024-01-03 12:00", 1) == ["2024-01-03 00:00:00"]
+            assert boundaries(Schedule("w0"), "2024-01-03", 1) == ["2024-01-02 00:00:00"]
+            assert boundaries(Schedule("w6"), "2024-01-03", 1) == ["2024-01-01 00:00:00"]
+            assert boundaries(Schedule("w0", at_time=dt.time(0)), "2024-01-03", 1) == ["2024-01-01 00:00:00"]
 
     def test_before_its_time_of_day_a_weekday_has_not_begun(self) -> None:
         """On Monday morning a week that begins on Mondays at noon is still the last one."""
@@ -347,7 +348,7 @@ class TestNames:
             ("h", "2024-01-01_24"),
             ("m", "2024-01-01_23-60"),
             ("s", "2024-01-01_23-59-60"),
-            ("w0", "2024-01-02"),
+            ("w0", "2024-01-01"),
         ],
     )
     def test_what_is_no_name_is_not_taken_for_one(self, when: str, text: str) -> None:
@@ -546,7 +547,8 @@ def test_the_boundaries_of_whole_years_are_what_the_clock_says(name: str) -> Non
                 origin = max(date for date in dates if reference[date] <= anchor)
                 kept = [date for date in dates if (date - origin).days % schedule.interval == 0]
             else:
-                kept = [date for date in dates if date.weekday() == int(schedule.when[1])]
+                weekday = (int(schedule.when[1]) + (schedule.at_time is None)) % 7
+                kept = [date for date in dates if date.weekday() == weekday]
             expected = sorted({reference[date] for date in kept})
             found = [schedule.start_of(first, anchor)]
             while found[-1] <= last:
