@@ -413,6 +413,19 @@ def test_the_lock_of_a_killed_holder_is_free(path, children):
         os.close(end)
 
 
+def test_the_lock_is_given_back_and_not_left_to_who_shares_it(path):
+    """A copy of the descriptor, as a child forked at a bad moment has it, does not keep the lock."""
+    lock = DirectoryLock(str(path.parent))
+    with lock:
+        copy = os.dup(lock._descriptor)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        assert interprocess.try_lock(descriptor)
+    finally:
+        os.close(copy)
+        os.close(descriptor)
+
+
 def test_a_child_forked_under_the_lock_does_not_keep_it(path, sink, children):
     """A child forked by another thread during a rotation holds nothing, even when its parent is killed."""
     reader, ready = os.pipe()
@@ -731,7 +744,10 @@ def test_a_compressed_file_just_begun_is_not_taken_for_one_that_was_left(path, s
     lock = Compressor._lock
     deleted = []
 
+    looks = []
+
     def slow(self, descriptor):
+        looks.append(len(self._held))
         if not deleted and len(self._held) == 2:
             deleted.extend(path.parent.glob(".*outfall-tmp"))
             compression.remove_unfinished(str(path.parent), str(path))
@@ -741,6 +757,7 @@ def test_a_compressed_file_just_begun_is_not_taken_for_one_that_was_left(path, s
     _fill(writer, 0, 30)
     assert writer.close(PATIENCE_SECONDS)
     assert deleted
+    assert 3 in looks  # the first, which is nobody's any more, and the second
     assert told == []
     assert {file.suffix for file in path.parent.iterdir()} == {".gz", ".log"}
 
