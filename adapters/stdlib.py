@@ -339,8 +339,8 @@ def _formats_structlog(handler: logging.Handler) -> bool:
     """Return True if *handler*, or the one that a `logging.handlers.MemoryHandler` keeps for, formats event dicts."""
     target: Any = handler
     for _ in range(10):
-        if isinstance(target, logging.Handler) and target.formatter is None and hasattr(target, "target"):
-            target = target.target
+        if isinstance(target, logging.Handler) and target.formatter is None:
+            target = getattr(target, "target", target)
     return isinstance(getattr(target, "formatter", None), ProcessorFormatter)
 
 
@@ -451,7 +451,7 @@ class HandlerSink(Sink):
         level = event.get("level")
         if isinstance(level, str) and level.lower() != record.levelname.lower():
             known = level_of({"level": level})
-            registered = logging.getLevelName(record.levelname) == record.levelno
+            registered = logging.getLevelName(record.levelname) == record.levelno  # pyright: ignore[reportDeprecated] - text to number
             if known == UNKNOWN or known != record.levelno or not registered:
                 record.levelname = level.upper()
 

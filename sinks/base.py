@@ -1,5 +1,8 @@
 """The contract of a sink: `Sink`, `ByteSink` and `SinkStats`."""
 
+# `type(renderer) is OrjsonRenderer` does not narrow a callable for pyright.
+# pyright: reportFunctionMemberAccess=false
+
 from __future__ import annotations
 
 import asyncio

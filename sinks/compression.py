@@ -34,6 +34,7 @@ class Owner(Protocol):
 
     def files_to_compress(self) -> list[str]:
         """Return the paths of the rotated files that are not compressed yet, oldest first."""
+        ...
 
     def place_compressed(self, identity: tuple[int, int], compressed: str, ending: str) -> None:
         """Put *compressed* in the place of the rotated file that *identity* (device, inode) is, wherever it is now."""
@@ -88,7 +89,7 @@ class Compressor:
             self.ending = ".gz"
         elif method == "zstd":
             try:
-                import zstandard  # noqa: F401, PLC0415 - an extra
+                import zstandard  # noqa: F401, PLC0415 - an extra  # pyright: ignore[reportUnusedImport]
             except ImportError:
                 raise MissingDependencyError(package="zstandard", extra="zstd") from None
             self._method = _zstd

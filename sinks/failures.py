@@ -176,7 +176,7 @@ def cleaned(error: BaseException, event: object) -> BaseException:
         seen.add(id(link))
         chain += (link.__cause__, link.__context__)
         if isinstance(link, _GROUP):
-            chain += link.exceptions
+            chain += link.exceptions  # pyright: ignore[reportAttributeAccessIssue] - since Python 3.11
         text = _text(link)
         if text is None or any(value in text for value in values):
             return _stand_in(error)

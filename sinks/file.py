@@ -1,5 +1,9 @@
 """Events appended to a file: `FileSink`."""
 
+# `event.__class__ is dict` does not narrow a type for pyright, and WriteLock reads `holding` from the frame.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
+# pyright: reportFunctionMemberAccess=false
+
 from __future__ import annotations
 
 import contextlib

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
 from outfall.sinks.errors import TemporaryDeliveryError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 #: Whether the platform has ``flock(2)``.
-AVAILABLE = fcntl is not None
+AVAILABLE = sys.platform != "win32"
 
 #: How long to wait for another process, which holds the lock for a few renames. One that is stopped must not stop all.
 _PATIENCE_SECONDS = 5.0

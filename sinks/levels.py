@@ -63,7 +63,7 @@ def _number_of_name(name: str) -> int | None:
         name = name.strip()
         # getLevelName maps registered names to numbers as well (CPython bpo-29220); for others it makes up a text.
         for spelling in (name, name.upper(), name.lower(), name.title(), name.capitalize()):
-            registered = logging.getLevelName(spelling)
+            registered = logging.getLevelName(spelling)  # pyright: ignore[reportDeprecated] - the way before 3.11
             if isinstance(registered, int):
                 return registered
         # "level 35" is what level_name and logging call a number without a name.

@@ -155,7 +155,7 @@ def _convert(value: Any, depth: int, parents: set[int]) -> Any:  # noqa: C901, P
         return dt.timedelta.total_seconds(value)
     if issubclass(kind, (decimal.Decimal, uuid.UUID)):
         return _text(str.__str__(str(value)))
-    if issubclass(kind, os.PathLike):
+    if isinstance(value, os.PathLike):
         path = os.fspath(value)
         return _text(str.__str__(path)) if isinstance(path, str) else _decoded(memoryview(path))
     if issubclass(kind, (type, BaseException)):

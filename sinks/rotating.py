@@ -27,7 +27,7 @@ from outfall.sinks.levels import NOTSET
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from outfall.sinks.base import OnError
     from outfall.sinks.batch import BatchResult, Encoded
@@ -595,7 +595,7 @@ class BaseRotatingFileSink(FileSink):
             self._rotation_failure = error
 
     @contextlib.contextmanager
-    def exclusively(self) -> Iterator[None]:
+    def exclusively(self) -> Generator[None]:
         """Hold the sink's lock, and where several processes write also the one between them; for `do_rollover`."""
         with self._lock:
             rolling = self._rolling
@@ -610,7 +610,7 @@ class BaseRotatingFileSink(FileSink):
                 self._rolling = rolling
 
     @contextlib.contextmanager
-    def _beside_writes(self) -> Iterator[None]:
+    def _beside_writes(self) -> Generator[None]:
         """Keep rotation out, for the compressor's thread; where several processes write, without the sink's lock."""
         if self.multiprocess:
             with self._compressor_lock:
@@ -620,7 +620,7 @@ class BaseRotatingFileSink(FileSink):
                 yield
 
     @contextlib.contextmanager
-    def _rollover(self) -> Iterator[bool]:
+    def _rollover(self) -> Generator[bool]:
         """Hold the locks for a rollover; give whether there is something to roll over: no empty or special file."""
         with self._lock:
             by_hand = not self._rolling

@@ -1,5 +1,8 @@
 """Events appended to a file that others move, delete or truncate: `WatchedFileSink`."""
 
+# `event.__class__ is dict` does not narrow a type for pyright, and WriteLock reads `holding` from the frame.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
+
 from __future__ import annotations
 
 import contextlib
