@@ -1,9 +1,9 @@
 """A small HTTP service whose every event goes through Outfall.
 
 It answers a few hundred real requests on loopback. Some of them fail, some make a handler raise. The service
-logs with structlog; its libraries (urllib3, http.server) log with the standard library. All of it ends in three
-sinks, each with its own level, renderer and redaction. At the end the JSON file is read back, summed up and
-compared with the ledgers.
+logs with structlog; its libraries (urllib3, http.server) log with the standard library. All of it ends in four
+sinks, each with its own level, renderer and redaction, one of them a file that rolls over. At the end the JSON file
+is read back, summed up and compared with the ledgers.
 
 Run it with ``make demo``, or ``python examples/service.py --help``.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import itertools
 import logging
 import re
@@ -34,7 +35,15 @@ from requests.adapters import HTTPAdapter
 from structlog.contextvars import bound_contextvars, merge_contextvars
 from urllib3.util import Retry
 
-from outfall import FanoutSink, FileSink, OrjsonRenderer, SinkHandler, SinkLoggerFactory, StreamSink
+from outfall import (
+    FanoutSink,
+    FileSink,
+    OrjsonRenderer,
+    RotatingFileSink,
+    SinkHandler,
+    SinkLoggerFactory,
+    StreamSink,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,11 +114,13 @@ def error_in_one_line(_logger: WrappedLogger, _method_name: str, event: EventDic
     return event
 
 
-# -- Logging: three destinations, and two ways in
+# -- Logging: four destinations, and two ways in
 
 
 def open_sinks(directory: Path) -> FanoutSink:
-    """Return one sink that stands for three."""
+    """Return one sink that stands for four."""
+    for left in archive_files(directory):  # by an earlier run; the other files are opened with mode="w"
+        left.unlink()
     console = StreamSink(
         sys.stdout,
         name="console",
@@ -136,8 +147,22 @@ def open_sinks(directory: Path) -> FanoutSink:
         processors=[error_in_one_line, without_people],
         renderer=structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "logger", "event"]),
     )
-    # What all three need is done once, here: the request's fields go into the libraries' events as well.
-    return FanoutSink(console, everything, warnings, name="fanout", processors=[merge_contextvars])
+    archive = RotatingFileSink(
+        directory / "archive.jsonl",
+        max_bytes=32_000,
+        backup_count=100,
+        compression="gzip",  # in the background
+        name="archive",
+        level="info",
+        processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***")],
+    )
+    # What all four need is done once, here: the request's fields go into the libraries' events as well.
+    return FanoutSink(console, everything, warnings, archive, name="fanout", processors=[merge_contextvars])
+
+
+def archive_files(directory: Path) -> list[Path]:
+    """Return the files of the sink that rolls over, the newest first."""
+    return sorted(directory.glob("archive.jsonl*"), key=lambda path: int((re.findall(r"\d+", path.name) or [0])[0]))
 
 
 def configure_logging(sink: FanoutSink) -> None:
@@ -320,15 +345,23 @@ class Summary(NamedTuple):
     lines: int
     by_logger_and_level: Counter[tuple[str, str]]
     finished: list[dict[str, Any]]
+    #: Size in bytes, and events, of each file of the archive.
+    archive: dict[str, tuple[int, int]]
 
 
-def read_back(path: Path) -> Summary:
-    """Read the JSON file, one event a line."""
-    events = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+def read_back(directory: Path) -> Summary:
+    """Read the JSON files, one event a line."""
+    events = [orjson.loads(line) for line in (directory / "service.jsonl").read_bytes().splitlines()]
+    archive: dict[str, tuple[int, int]] = {}
+    for path in archive_files(directory):
+        written = path.read_bytes()
+        text = gzip.decompress(written) if path.suffix == ".gz" else written
+        archive[path.name] = len(written), len([orjson.loads(line) for line in text.splitlines()])
     return Summary(
         lines=len(events),
         by_logger_and_level=Counter((event["logger"], event["level"]) for event in events),
         finished=[event for event in events if event["event"] == "request finished"],
+        archive=archive,
     )
 
 
@@ -344,6 +377,9 @@ def what_is_wrong(summary: Summary, statuses: Counter[int], fanout: SinkStats) -
             wrong.append(f"{sink.name} did not see each of {fanout.delivered} events")
         if sink.name == "everything" and sink.delivered != summary.lines:
             wrong.append(f"{sink.name} delivered {sink.delivered} events; the file has {summary.lines} lines")
+        archived = sum(lines for _, lines in summary.archive.values())
+        if sink.name == "archive" and sink.delivered != archived:
+            wrong.append(f"{sink.name} delivered {sink.delivered} events; its files have {archived} lines")
     logged = Counter(event["status"] for event in summary.finished)
     if logged != statuses:
         wrong.append(f"the client got statuses {dict(statuses)}; the file has {dict(logged)}")
@@ -370,6 +406,11 @@ def print_report(summary: Summary, fanout: SinkStats) -> None:
         ["logger", "level", "events"],
         [(*kind, count) for kind, count in sorted(summary.by_logger_and_level.items())],
     )
+    print_table(
+        "Files of the archive, which rolls over at 32 000 bytes",
+        ["file", "bytes", "events"],
+        [(name, size, lines) for name, (size, lines) in summary.archive.items()],
+    )
     slowest = sorted(summary.finished, key=lambda event: -event["duration_ms"])[:5]
     print_table(
         "Slowest requests",
@@ -394,13 +435,13 @@ def run(directory: Path, count: int) -> int:
         with serving() as url:
             statuses = make_requests(url, count)
     # Closed: all that was accepted has been settled.
-    summary = read_back(directory / "service.jsonl")
+    summary = read_back(directory)
     print_report(summary, sink.stats())
     wrong = what_is_wrong(summary, statuses, sink.stats())
     for line in wrong:
         print(f"\nDOES NOT BALANCE: {line}")
     if not wrong:
-        print("\nThe file, the client and the ledgers agree.")
+        print("\nThe files, the client and the ledgers agree.")
     return 1 if wrong else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import importlib.util
 import json
 import subprocess
@@ -47,6 +48,12 @@ class Run:
         """The file of warnings."""
         return self._text("warnings.log")
 
+    @property
+    def archive(self) -> str:
+        """All files of the sink that rolls over, as one text."""
+        files = (path.read_bytes() for path in self.directory.glob("archive.jsonl*"))
+        return b"".join(gzip.decompress(file) if file[:2] == b"\x1f\x8b" else file for file in files).decode()
+
     def _text(self, name: str) -> str:
         return (self.directory / name).read_text(encoding="utf-8")
 
@@ -81,7 +88,7 @@ def service() -> ModuleType:
 def test_the_service_runs_and_its_accounts_balance(run):
     """It ends well, says so, and writes nothing to stderr."""
     assert (run.code, run.errors) == (0, "")
-    assert "The file, the client and the ledgers agree." in run.output
+    assert "The files, the client and the ledgers agree." in run.output
 
 
 def test_the_file_has_the_events_of_the_service_and_of_its_libraries(run):
@@ -112,9 +119,17 @@ def test_some_requests_fail_and_some_handlers_raise(run):
 
 
 def test_no_secret_is_in_any_of_the_outputs(run):
-    """Passwords, tokens and card numbers reach none of the three sinks whole."""
-    everything = run.output + run.warnings + json.dumps(run.events, ensure_ascii=False)
+    """Passwords, tokens and card numbers reach none of the sinks whole."""
+    everything = run.output + run.warnings + run.archive + json.dumps(run.events, ensure_ascii=False)
     assert [secret for secret in SECRETS if secret in everything] == []
+
+
+def test_the_archive_rolls_over_and_is_compressed(run):
+    """It has everything from info up, in files of the size that was asked for."""
+    kept = [event for event in run.events if event["level"] != "debug"]
+    assert len(run.archive.splitlines()) == len(kept)
+    assert (run.directory / "archive.jsonl").stat().st_size <= 32_000
+    assert list(run.directory.glob("archive.jsonl.*.gz"))
 
 
 def test_each_sink_has_its_own_redaction(run):
@@ -155,7 +170,7 @@ def _ledger(lines: int, **changes: object) -> SinkStats:
 
 def test_a_balance_that_is_off_is_found(run, service):
     """A missing line, a lost event, an event not handed on and an answer not logged: each is named."""
-    summary = service.read_back(run.directory / "service.jsonl")
+    summary = service.read_back(run.directory)
     lines, statuses = summary.lines, Counter(event["status"] for event in summary.finished)
     assert service.what_is_wrong(summary, statuses, _ledger(lines)) == []
 
@@ -167,6 +182,10 @@ def test_a_balance_that_is_off_is_found(run, service):
     skipped = _ledger(lines, accepted=lines - 1, delivered=lines - 1)
     (wrong,) = service.what_is_wrong(summary._replace(lines=lines - 1), statuses, skipped)
     assert "everything did not see each of" in wrong
+    archive = SinkStats("archive", accepted=lines, delivered=lines)
+    short = dataclasses.replace(_ledger(lines), targets=(*_ledger(lines).targets, archive))
+    (wrong,) = service.what_is_wrong(summary, statuses, short)
+    assert f"archive delivered {lines} events; its files have" in wrong
     (wrong,) = service.what_is_wrong(summary, statuses + Counter({200: 1}), _ledger(lines))
     assert "the client got statuses" in wrong
 
@@ -175,9 +194,10 @@ def test_the_exit_code_says_that_something_is_wrong(service, tmp_path, monkeypat
     """A file that somebody cut short while the service ran ends in exit code 1 and a line that says why."""
     genuine = service.read_back
 
-    def cut(path: Path) -> object:
+    def cut(directory: Path) -> object:
+        path = directory / "service.jsonl"
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-        return genuine(path)
+        return genuine(directory)
 
     monkeypatch.setattr(service, "read_back", cut)
     assert service.run(tmp_path, 10) == 1
