@@ -9,8 +9,10 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import uuid
 from decimal import Decimal
 from pathlib import Path
@@ -290,15 +292,27 @@ def test_a_forked_child_reports_for_itself_even_if_the_lock_was_held(told):
     """The child neither waits for a thread that it does not have nor repeats the parent's summary."""
     report(failure())
     report(failure())
-    with failures._reports.lock:
-        child = os.fork()
-        if child == 0:
-            try:
-                failures._report_suppressed()
-                report(failure(sink="child"))
-            finally:
-                os._exit(0)
-    os.waitpid(child, 0)
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with failures._reports.lock:
+            held.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a child that waits for the lock must not wait for ever
+        try:
+            failures._report_suppressed()
+            report(failure(sink="child"))
+        finally:
+            os._exit(0)
+    done.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
     assert told() == ["outfall: S lost 1 event: ValueError: bad", "outfall: child lost 1 event: ValueError: bad"]
 
 

@@ -498,7 +498,8 @@ def test_dict_tracebacks_have_no_locals():
     line = OrjsonRenderer(tracebacks="dict").render({"exc_info": caught(lambda text: boom(len(text)), secret)})
     frames = read(line)["exception"][0]["frames"]
     assert [frame["name"] for frame in frames][-1] == "boom"
-    assert b"s3cret" not in line.replace(b'"s3cret"', b"") or "locals" not in frames[0]
+    assert not any(frame.get("locals") for frame in frames)
+    assert secret.encode() not in line
 
 
 def test_a_callable_makes_the_traceback():
@@ -681,7 +682,8 @@ def test_a_stack_nearly_used_up_costs_what_there_is_no_room_for(renderer):
     finally:
         sys.setrecursionlimit(limit)
     assert kept > 250
-    assert lost <= 3 * len(events)
+    # Once for each event there is room for `attempt` and for nothing it calls.
+    assert lost <= len(events)
 
 
 def iter_frames():
