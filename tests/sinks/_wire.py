@@ -1,0 +1,124 @@
+"""Peers for the tests of sockets: real ones, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+
+from tests.sinks._processes import until
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Receiver:
+    """A stream server that keeps the frames of each connection."""
+
+    def __init__(self, family=socket.AF_INET, address=("127.0.0.1", 0), context=None) -> None:
+        self.socket = socket.socket(family, socket.SOCK_STREAM)
+        if family != socket.AF_UNIX:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(address)
+        self.socket.listen(64)
+        self.address = self.socket.getsockname()
+        self.context = context
+        self.connections = []
+        self.payloads = []
+        self.certificates = []
+        #: How each connection ended: b"" in order, or the error.
+        self.endings = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    @property
+    def target(self):
+        """What a sink is given: host and port, or path and None."""
+        return (self.address, None) if isinstance(self.address, str) else self.address[:2]
+
+    def wait(self, frames):
+        """Wait until so many have come, and return them."""
+        until(lambda: len(self.payloads) >= frames)
+        return list(self.payloads)
+
+    def _accept(self):
+        while True:
+            try:
+                made, _ = self.socket.accept()
+            except OSError:
+                return
+            if self._closing:
+                made.close()
+                return
+            threading.Thread(target=self._read, args=(made,), daemon=True).start()
+
+    def _read(self, made):
+        try:
+            if self.context is not None:
+                made = self.context.wrap_socket(made, server_side=True)
+                self.certificates.append(made.getpeercert())
+            self.connections.append(made)
+            with made.makefile("rb") as stream:
+                while True:
+                    head = stream.read(4)
+                    if len(head) < 4:
+                        self.endings.append(head)
+                        return
+                    (length,) = struct.unpack(">L", head)
+                    payload = stream.read(length)
+                    if len(payload) < length:
+                        self.endings.append(head + payload)
+                        return
+                    self.payloads.append(payload)
+        except OSError as error:
+            self.endings.append(error)
+            made.close()
+
+    def hang_up(self):
+        """Close all connections and go on listening."""
+        while self.connections:
+            made = self.connections.pop()
+            with contextlib.suppress(OSError):
+                made.shutdown(socket.SHUT_RDWR)
+            made.close()
+
+    def close(self):
+        """Close everything; the address is free again."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        self._thread.join(5)
+        self.hang_up()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def free_port(family=socket.AF_INET, host="127.0.0.1"):
+    """Return a port on which nobody listens."""
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def has_ipv6():
+    """Return True if there is an IPv6 loopback."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
