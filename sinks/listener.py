@@ -420,10 +420,10 @@ class SocketListener:
             self._peers[made] = peer
             self._accepted += 1
 
-    def _receive(self, peer: _Peer, now: float) -> bool:
-        """Take what *peer* has sent, up to so much; return False if nothing was there or it has ended."""
+    def _receive(self, peer: _Peer, now: float) -> None:
+        """Take what *peer* has sent, up to so much."""
         if peer.handshaking and not self._shake_hands(peer):
-            return False
+            return
         chunks: list[bytes] = []
         ended = False
         try:
@@ -434,12 +434,9 @@ class SocketListener:
             pending: Any = getattr(peer.sock, "pending", None)
             while not ended and pending is not None and pending():
                 chunks.append(peer.sock.recv(_CHUNK_BYTES))
-        except (BlockingIOError, InterruptedError):
-            return False
         except OSError as error:
-            if _would_block(error):
-                return False
-            ended = True  # reset; what came before it counts
+            # What came before it counts, be it a reset or the end of what there is for now.
+            ended = not _would_block(error)
         data = b"".join(chunks)
         if data:
             peer.heard = now
@@ -451,7 +448,6 @@ class SocketListener:
                 self._refuse(peer, "truncated", f"the peer was gone after {len(peer.buffer)} bytes of a frame")
             else:
                 self._drop(peer)
-        return not ended
 
     def _shake_hands(self, peer: _Peer) -> bool:
         sock: Any = peer.sock
@@ -510,18 +506,17 @@ class SocketListener:
             greatest = max(self._peers.values(), key=lambda each: len(each.buffer))
             self._refuse(greatest, "overload", f"{self._buffered} bytes of half frames are in memory")
 
-    def _receive_datagrams(self, bound: socket.socket) -> bool:
+    def _receive_datagrams(self, bound: socket.socket) -> None:
         room = min(self.max_frame_bytes, _GREATEST_DATAGRAM) + LENGTH_BYTES + 1
-        for count in range(_DATAGRAMS_AT_ONCE):
+        for _ in range(_DATAGRAMS_AT_ONCE):
             try:
                 data = bound.recv(room)
             except (BlockingIOError, InterruptedError):
-                return count > 0
+                return
             except OSError as error:
                 self._tell("receive", error)
-                return count > 0
+                return
             self._take_datagram(data)
-        return True
 
     def _take_datagram(self, data: bytes) -> None:
         prefix = LENGTH_BYTES if self.codec.length_in_datagrams else 0
@@ -649,7 +644,10 @@ def _why(error: Exception) -> tuple[str, str]:
 
 def _would_block(error: OSError) -> bool:
     # By name: not every Python is built with ssl.
-    return type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
+    return isinstance(error, (BlockingIOError, InterruptedError)) or type(error).__name__ in (
+        "SSLWantReadError",
+        "SSLWantWriteError",
+    )
 
 
 def _at_least_one(number: int, argument: str, unit: str) -> int:
