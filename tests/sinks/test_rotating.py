@@ -430,6 +430,19 @@ def test_a_second_process_that_writes_is_told_once(path, failures):
     assert in_order(path) == list(range(100))
 
 
+def test_a_second_process_that_rotates_is_told(path, failures):
+    """A file that was replaced by somebody else's is noticed at the next rollover, and gone on with."""
+    with RotatingFileSink(path, max_bytes=60, backup_count=9, on_error=failures.append) as sink:
+        _write(sink, 1, 2, 3)
+        path.rename(path.with_name("moved"))
+        path.write_text('{"event":"4"}\n')
+        _write(sink, 5)
+        assert by_name(path.parent) == {"app.log": [4, 5], "moved": [1, 2, 3]}
+    [failure] = failures
+    assert isinstance(failure.error, RuntimeWarning)
+    assert "was replaced" in str(failure.error)
+
+
 def test_two_rotating_sinks_on_one_file_are_told_once_each(path, failures):
     """Who rolls the file over under another's feet is noticed by that one at its next rollover."""
     first = RotatingFileSink(path, max_bytes=100, backup_count=99, on_error=failures.append, name="first")
@@ -452,10 +465,13 @@ def test_with_multiprocess_nothing_is_told(path, failures):
     ]
     for number in range(100):
         _write(sinks[number % 2], number)
+    sinks[0].do_rollover()
+    _write(sinks[0], 100)
+    sinks[1].do_rollover()
     for sink in sinks:
         assert sink.close()
     assert failures == []
-    assert in_order(path) == list(range(100))
+    assert in_order(path) == list(range(101))
     assert _bounded(path.parent, 100)
 
 
