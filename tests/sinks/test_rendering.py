@@ -682,8 +682,8 @@ def test_a_stack_nearly_used_up_costs_what_there_is_no_room_for(renderer):
     finally:
         sys.setrecursionlimit(limit)
     assert kept > 250
-    # Once for each event there is room for `attempt` and for nothing it calls.
-    assert lost <= len(events)
+    # For each event there is once room for `attempt` and for nothing it calls; Python 3.10 counts calls of C as well.
+    assert lost <= len(events) * (1 if sys.version_info >= (3, 11) else 2)
 
 
 def iter_frames():
