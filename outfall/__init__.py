@@ -7,6 +7,7 @@ from outfall.adapters.stdlib import HandlerSink, SinkHandler
 from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
 from outfall.sinks.base import ByteSink, Sink, SinkStats
 from outfall.sinks.batch import BatchResult, Encoded
+from outfall.sinks.codec import JSONFrames, PickleFrames, SignedFrames
 from outfall.sinks.errors import (
     DeliveryError,
     MissingDependencyError,
@@ -18,10 +19,12 @@ from outfall.sinks.errors import (
 )
 from outfall.sinks.failures import SinkFailure, report
 from outfall.sinks.file import FileSink
+from outfall.sinks.listener import ListenerStats, SocketListener
 from outfall.sinks.memory import CaptureSink
 from outfall.sinks.rendering import OrjsonRenderer
 from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
 from outfall.sinks.routing import FanoutSink
+from outfall.sinks.socket import DatagramSink, SocketSink
 from outfall.sinks.stream import NullSink, StreamSink
 from outfall.sinks.timed import TimedRotatingFileSink
 from outfall.sinks.watched import WatchedFileSink
@@ -31,17 +34,22 @@ __all__ = [
     "BatchResult",
     "ByteSink",
     "CaptureSink",
+    "DatagramSink",
     "DeliveryError",
     "Encoded",
     "FanoutSink",
     "FileSink",
     "HandlerSink",
+    "JSONFrames",
+    "ListenerStats",
     "MissingDependencyError",
     "NullSink",
     "OrjsonRenderer",
     "PermanentDeliveryError",
+    "PickleFrames",
     "ReentrantEventError",
     "RotatingFileSink",
+    "SignedFrames",
     "Sink",
     "SinkClosedError",
     "SinkError",
@@ -50,6 +58,8 @@ __all__ = [
     "SinkLogger",
     "SinkLoggerFactory",
     "SinkStats",
+    "SocketListener",
+    "SocketSink",
     "StreamSink",
     "TemporaryDeliveryError",
     "TimedRotatingFileSink",
