@@ -188,9 +188,16 @@ class Sink:
         try:
             self.deliver(event)
         except ReentrantEventError:
-            pass  # counted; a report could be what feeds the loop
+            return  # counted; a report could be what feeds the loop
         except Exception as error:  # noqa: BLE001 - the error policy decides
-            self._fail(error, event, events=self._events_lost_to(error))
+            caught = error
+        else:
+            return
+        # Out here, so that what is raised for it has no context that gives the event away.
+        try:
+            self._fail(caught, event, events=self._events_lost_to(caught))
+        finally:
+            del caught  # with its traceback, which holds this frame
 
     def deliver(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event, raising if it could not be put out: what wrappers and routers call.

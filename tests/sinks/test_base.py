@@ -21,6 +21,7 @@ from outfall import (
     ReentrantEventError,
     Sink,
     SinkClosedError,
+    SinkError,
     SinkFailure,
     TemporaryDeliveryError,
 )
@@ -549,3 +550,18 @@ def test_stats_are_frozen() -> None:
     assert stats.dropped == {"error": 1}
     with pytest.raises(AttributeError):
         stats.delivered = 7  # type: ignore[misc]
+
+
+def test_what_is_raised_for_an_audit_sink_has_no_context_with_the_event() -> None:
+    """Where an error's own text would give the event away, its stand-in does not lead to it either."""
+
+    def fail(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError(event["password"])
+
+    sink = CaptureSink(processors=[fail], on_error="raise")
+    with pytest.raises(SinkError) as caught:
+        sink.handle({"event": "x", "password": "correct horse"})
+    link: BaseException | None = caught.value
+    while link is not None:
+        assert "correct horse" not in f"{link!r} {link}"
+        link = link.__cause__ or link.__context__
