@@ -26,6 +26,7 @@ from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
 from outfall.sinks.routing import FanoutSink
 from outfall.sinks.socket import DatagramSink, SocketSink
 from outfall.sinks.stream import NullSink, StreamSink
+from outfall.sinks.syslog import SysLogSink
 from outfall.sinks.timed import TimedRotatingFileSink
 from outfall.sinks.watched import WatchedFileSink
 
@@ -61,6 +62,7 @@ __all__ = [
     "SocketListener",
     "SocketSink",
     "StreamSink",
+    "SysLogSink",
     "TemporaryDeliveryError",
     "TimedRotatingFileSink",
     "WatchedFileSink",

@@ -295,7 +295,7 @@ class SysLogSink(SocketSink):
 
     @property
     def append_nul(self) -> bool | None:
-        """Whether a NUL byte ends each message; None: where that is usual. Settable."""
+        """Whether a NUL byte ends each message, or None, where that is usual. Settable."""
         return self._append_nul
 
     @append_nul.setter

@@ -1,5 +1,5 @@
 """What is measured, in the order in which it is."""
 
-from benchmarks.groups import file, rotating, startup, stdlib, structlog, threads
+from benchmarks.groups import file, rotating, startup, stdlib, structlog, syslog, threads, wire
 
-GROUPS = (file.GROUP, structlog.GROUP, stdlib.GROUP, rotating.GROUP, threads.GROUP, startup.GROUP)
+GROUPS = (file.GROUP, structlog.GROUP, stdlib.GROUP, rotating.GROUP, syslog.GROUP, threads.GROUP, wire.GROUP, startup.GROUP)

@@ -55,28 +55,35 @@ class Rsyslogd:
         self.output = directory / "out.jsonl"
         self.udp, self.tcp = _port_for_both(), _port_for_both()
         self.datagram, self.stream = str(directory / "datagram"), str(directory / "stream")
-        configuration = CONFIGURATION.format(
-            directory=directory, udp=self.udp, tcp=self.tcp, driver=driver, defaults=defaults
+        self.start(
+            CONFIGURATION.format(directory=directory, udp=self.udp, tcp=self.tcp, driver=driver, defaults=defaults)
         )
-        (directory / "rsyslog.conf").write_text(configuration)
-        self.start()
 
-    def start(self):
-        """Start it and return when it takes messages by all its inputs."""
+    def start(self, configuration=None, ready=None):
+        """Start it, with another *configuration* if given, and return when it takes messages by all its inputs."""
+        if configuration is not None:
+            (self.directory / "rsyslog.conf").write_text(configuration)
         command = [self.program, "-n", "-f", f"{self.directory}/rsyslog.conf", "-i", f"{self.directory}/pid"]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            until(self._is_ready)
+            until(lambda: self._runs() and (ready or self._is_ready)())
         except BaseException:
             self.stop(signal.SIGKILL)
             raise
 
-    def _is_ready(self):
+    def _runs(self):
         assert self.process.poll() is None, (self.directory / "log").read_text()
+        return True
+
+    def takes_tcp(self):
+        """Return True if it takes connections."""
+        return _connects(socket.AF_INET, ("127.0.0.1", self.tcp))
+
+    def _is_ready(self):
         return (
             _is_taken(socket.SOCK_DGRAM, self.udp)
-            and _connects(socket.AF_INET, ("127.0.0.1", self.tcp))
+            and self.takes_tcp()
             and _connects(socket.AF_UNIX, self.stream)
             and _connects(socket.AF_UNIX, self.datagram, socket.SOCK_DGRAM)
         )

@@ -6,6 +6,7 @@ import datetime as dt
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -17,7 +18,7 @@ import trustme
 from outfall.sinks.errors import SinkError
 from outfall.sinks.syslog import SysLogSink
 from outfall.sinks.testing import assert_balanced
-from tests.sinks._processes import until
+from tests.sinks._processes import ROOT, until
 from tests.sinks._rsyslogd import Rsyslogd, fields_of
 
 pytestmark = [pytest.mark.service, pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="Unix alone")]
@@ -185,6 +186,25 @@ def test_a_batch_arrives(rsyslogd):
     messages = rsyslogd.wait(app, 6)
     assert [message["severity"] for message in messages] == ["3"] * 6
     assert sorted(fields_of(message["sd"]).get("number", "-") for message in messages) == ["-"] * 3 + ["0", "1", "2"]
+
+
+def test_the_configuration_in_the_documentation(require_service, tmp_path_factory):
+    """rsyslog with the how-to's configuration writes the line that the how-to shows."""
+    page = (ROOT / "docs" / "how-to" / "syslog.md").read_text(encoding="utf-8")
+    configuration, shown, _ = (body for body in re.findall(r"```none\n(.*?)```", page, re.DOTALL))
+    event = {"event": "order placed", "level": "notice", "order": 17, "note": 'say "hi"', "tags": ["a", "b"]}
+    directory = _directory(tmp_path_factory)
+    with Rsyslogd(require_service("rsyslogd"), directory) as daemon:
+        output = directory / "shop.jsonl"
+        configuration = configuration.replace("/var/log/shop.jsonl", str(output)).replace("601", str(daemon.tcp))
+        work = f'global(workDirectory="{directory}")\n'
+        # With its own inputs the helper's readiness would wait for what this configuration does not have.
+        daemon.stop()
+        daemon.start(work + configuration, ready=daemon.takes_tcp)
+        with SysLogSink(("127.0.0.1", daemon.tcp), "local0", STREAM, format="rfc5424", ident="shop") as sink:
+            sink.handle({**event, "timestamp": TIME})
+        until(lambda: output.exists() and output.read_bytes().endswith(b"\n"))
+    assert json.loads(output.read_bytes()) == json.loads(shown)
 
 
 @pytest.fixture(scope="module")
