@@ -2,4 +2,13 @@
 
 from benchmarks.groups import file, rotating, startup, stdlib, structlog, syslog, threads, wire
 
-GROUPS = (file.GROUP, structlog.GROUP, stdlib.GROUP, rotating.GROUP, syslog.GROUP, threads.GROUP, wire.GROUP, startup.GROUP)
+GROUPS = (
+    file.GROUP,
+    structlog.GROUP,
+    stdlib.GROUP,
+    rotating.GROUP,
+    syslog.GROUP,
+    threads.GROUP,
+    wire.GROUP,
+    startup.GROUP,
+)
