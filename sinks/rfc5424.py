@@ -26,28 +26,26 @@ _NOT_PRINTABLE = re.compile(r"[^!-~]")
 _SD_NAME = re.compile(r'[^\x00-\x20"=\]\x7f-\U0010ffff]{1,32}')
 #: What is percent-encoded in a name: whatever may not stand there, and the two characters with a meaning of their own.
 _UNFIT = re.compile(r"[^!#$&-<>-\\^-}]")
-_SPECIAL = re.compile(r'["\\\]]')
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 #: The same in UTF-8.
 _CONTROL_BYTES = re.compile(rb"[\x00-\x1f\x7f]|\xc2[\x80-\x9f]")
+_ASCII_CONTROLS = bytes([*range(0x20), 0x7F])
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 _SCALARS = frozenset({str, float, bool, type(None)})
 #: Larger integers are the renderer's business: some have too many digits to be shown.
 _BITS = 64
 
 
-def header(priority: int, when: float, hostname: str, app_name: str, process_id: str, message_id: str) -> bytes:
+def header(priority: int, when: float, origin: str, message_id: str) -> str:
     """Return the header, without a space at its end.
 
     Args:
         priority: Facility and severity in one number, 0 to 191.
         when: Seconds since the epoch.
-        hostname: At most 255 characters; see `header_field` for this and the following.
-        app_name: At most 48.
-        process_id: At most 128.
-        message_id: At most 32.
+        origin: HOSTNAME, APP-NAME and PROCID with spaces between; see `header_field` for each and the following.
+        message_id: At most 32 characters.
     """
-    return f"<{priority}>1 {timestamp(when)} {hostname} {app_name} {process_id} {message_id}".encode("ascii", "replace")
+    return f"<{priority}>1 {timestamp(when)} {origin} {message_id}"
 
 
 def header_field(text: str, limit: int) -> str:
@@ -125,22 +123,26 @@ def structured_data(sd_id: str, fields: Iterable[tuple[str, Any]], *, escape_con
         escape_controls: True to write control characters as JSON does. False leaves all but NUL as they are.
     """
     parameters: list[str] = []
-    taken: dict[str, str] = {}
-    abbreviated: list[tuple[str, str]] = []
+    #: By what they became, the names of which no more than the beginning is left; all others differ anyway.
+    abbreviated: dict[str, str] = {}
     for name, value in fields:
-        short, attempt = parameter_name(name), 0
-        while taken.setdefault(short, name) != name:
-            attempt += 1
-            short = parameter_name(name, attempt)
+        short = parameter_name(name)
         if "~" in short:
-            abbreviated.append((short, name))
-        text = value if type(value) is str else value_text(value)
-        parameters.append(f' {short}="{escaped(text, controls=escape_controls)}"')
+            attempt = 0
+            while abbreviated.setdefault(short, name) != name:
+                attempt += 1
+                short = parameter_name(name, attempt)
+        kind = type(value)
+        if kind is int:  # whose digits need no escape; json.dumps takes its time over them
+            parameters.append(f' {short}="{value}"')
+        else:
+            text = escaped(value if kind is str else value_text(value), controls=escape_controls)
+            parameters.append(f' {short}="{text}"')
     if not parameters:
         return NIL
     made = f"[{sd_id}{''.join(parameters)}]"
     if abbreviated:
-        names = "".join(f' {short}="{escaped(name, controls=escape_controls)}"' for short, name in abbreviated)
+        names = "".join(f' {short}="{escaped(name, controls=escape_controls)}"' for short, name in abbreviated.items())
         made += f"[{names_id(sd_id)}{names}]"
     return made
 
@@ -154,8 +156,8 @@ def names_id(sd_id: str) -> str:
 
 def value_text(value: Any) -> str:
     """Return *value*, which JSON has, as JSON."""
-    if isinstance(value, float) and not isfinite(value):
-        return "null"
+    if type(value) is float:
+        return repr(value) if isfinite(value) else "null"
     return _json_text(value)
 
 
@@ -165,17 +167,25 @@ _json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def escaped(text: str, *, controls: bool) -> str:
     """Return *text* as it may stand between the quotes of a parameter, with all *controls* escaped or NUL alone."""
     if controls:
-        if _CONTROL.search(text) is not None:
+        # What is printable has none; this is many times faster than the expression.
+        if not text.isprintable():
             text = _CONTROL.sub(_control_escape, text)
     elif "\0" in text:
         text = text.replace("\0", "\\u0000")
-    return _SPECIAL.sub(r"\\\g<0>", text) if _SPECIAL.search(text) is not None else text
+    if "\\" in text:
+        text = text.replace("\\", "\\\\")
+    if '"' in text:
+        text = text.replace('"', '\\"')
+    return text.replace("]", "\\]") if "]" in text else text
 
 
 def without_controls(data: bytes, *, controls: bool = True) -> bytes:
     r"""Return *data*, UTF-8, with *controls* (C0, DEL, C1) or NUL alone as JSON writes them: ``\n``, ``\u001b``."""
     if not controls:
         return data.replace(b"\0", b"\\u0000")
+    # Both are many times faster than the expression.
+    if data.isascii() and len(data.translate(None, _ASCII_CONTROLS)) == len(data):
+        return data
     if _CONTROL_BYTES.search(data) is None:
         return data
     return _CONTROL_BYTES.sub(lambda match: _control_escape(match).encode(), data)
@@ -192,10 +202,11 @@ def plain_fields(event: dict[str, Any]) -> dict[str, Any]:
     if type(event) is dict and "exc_info" not in event and event.keys().isdisjoint(METADATA):
         # A copy, made in one step of the interpreter: another thread may change the event meanwhile.
         fields = event.copy()
-        if all(
-            type(key) is str and (type(value) in _SCALARS or (type(value) is int and value.bit_length() <= _BITS))
-            for key, value in fields.items()
-        ):
+        for key, value in fields.items():
+            kind = type(value)
+            if type(key) is not str or (kind not in _SCALARS and not (kind is int and value.bit_length() <= _BITS)):
+                break
+        else:
             return fields
     return Encoded(_json.render(event), 0, 0.0).event
 

@@ -236,6 +236,10 @@ class SysLogSink(SocketSink):
         self.socktype = _checked_socktype(socktype, port, tls)
         #: ``"octet"``, ``"lf"`` or ``"nul"``.
         self.framing = _checked_framing(framing, structured=format == "rfc5424", encrypted=tls is not None)
+        self._hostname = rfc5424.header_field(socket.gethostname(), 255)
+        self._process_id = str(os.getpid())
+        self._has_message_ids = type(self).get_message_id is not SysLogSink.get_message_id
+        self._renders_as_usual = type(self).render is SysLogSink.render
         self.facility = facility
         self.ident = ident
         self.append_nul = append_nul
@@ -246,7 +250,6 @@ class SysLogSink(SocketSink):
         if max_message_bytes < _LEAST_MESSAGE_BYTES:
             msg = f"max_message_bytes={max_message_bytes!r} is below {_LEAST_MESSAGE_BYTES}"
             raise ValueError(msg)
-        self._hostname = rfc5424.header_field(socket.gethostname(), 255)
         self._use(socket.SOCK_DGRAM if self.socktype is None else self.socktype)
         if renderer is None and format == "rfc5424":
             renderer = _text_of_event
@@ -269,6 +272,10 @@ class SysLogSink(SocketSink):
     def _fresh_state(self) -> None:
         super()._fresh_state()
         self._process_id = str(os.getpid())
+        self._set_origin()
+
+    def _set_origin(self) -> None:
+        self._origin = f"{self._hostname} {self._app_name} {self._process_id}"
 
     @property
     def facility(self) -> int:
@@ -278,6 +285,7 @@ class SysLogSink(SocketSink):
     @facility.setter
     def facility(self, facility: str | int) -> None:
         self._facility = _number(facility, self.facility_names, "facility")
+        self._numbers: dict[str, int] = {}
 
     @property
     def ident(self) -> str:
@@ -292,6 +300,7 @@ class SysLogSink(SocketSink):
         self._ident = ident
         self._ident_bytes = rfc5424.without_controls(ident.encode("utf-8", "backslashreplace"))
         self._app_name = rfc5424.header_field(ident.rstrip(": ") or _program_name(), 48)
+        self._set_origin()
 
     @property
     def append_nul(self) -> bool | None:
@@ -304,6 +313,22 @@ class SysLogSink(SocketSink):
             msg = f"append_nul={append_nul!r} is not True, False or None"
             raise TypeError(msg)
         self._append_nul = append_nul
+
+    def _priority(self, level: str) -> int:
+        """Return the number for PRI, kept where no override has a say and the level's name none but one meaning."""
+        known = self._numbers.get(level)
+        if known is None:
+            numbers = self._numbers
+            known = self.encode_priority(self._facility, self.map_priority(level))
+            own = type(self)
+            if (
+                own.map_priority is SysLogSink.map_priority
+                and own.encode_priority is SysLogSink.encode_priority
+                and self.priority_map is SysLogSink.priority_map
+                and level in self.priority_map
+            ):
+                numbers[level] = known
+        return known
 
     # -- the hooks
 
@@ -393,17 +418,13 @@ class SysLogSink(SocketSink):
 
     def _traditional(self, data: bytes, level: str, source: dict[str, Any] | Encoded | None) -> bytes:
         """Return the message of RFC 3164 with *data*, rendered from *source*, which is None for text."""
-        prefix = f"<{self.encode_priority(self._facility, self.map_priority(level))}>".encode() + self._ident_bytes
-
-        def made(rendered: bytes) -> bytes:
-            return prefix + self._shown(rendered)
-
-        message = made(data)
+        prefix = b"<%d>%s" % (self._priority(level), self._ident_bytes)
+        message = prefix + self._shown(data)
         limit = self._limit
         if len(message) > limit:
             if source is not None and type(self._renderer) is OrjsonRenderer:
                 event = source.event if isinstance(source, Encoded) else source
-                message = shortened(event, lambda short: made(self.render(short)), limit) or message
+                message = shortened(event, lambda short: prefix + self._shown(self.render(short)), limit) or message
             message = rfc5424.cut(message, limit)
         return message
 
@@ -411,12 +432,10 @@ class SysLogSink(SocketSink):
         """Return the message of RFC 5424 for *event*, which may have come in *item*."""
         when = timestamp_of(event)
         head = rfc5424.header(
-            self.encode_priority(self._facility, self.map_priority(level)),
+            self._priority(level),
             (time.time() if item is None else item.time) if when is None else when,
-            self._hostname,
-            self._app_name,
-            self._process_id,
-            rfc5424.header_field(self.get_message_id(event), 32),
+            self._origin,
+            rfc5424.header_field(self.get_message_id(event), 32) if self._has_message_ids else rfc5424.NIL,
         )
         in_header = ("event",) if when is None else ("event", "timestamp")
         escape_controls = not self._counts_octets
@@ -424,27 +443,29 @@ class SysLogSink(SocketSink):
         def made(fields: Mapping[str, Any], message: bytes) -> bytes:
             data = rfc5424.structured_data(
                 self.structured_data_id,
-                [(name, value) for name, value in fields.items() if name not in in_header],
+                [field for field in fields.items() if field[0] not in in_header],
                 escape_controls=escape_controls,
-            ).encode("utf-8", "backslashreplace")
-            return b"%s %s %s" % (head, data, message) if message else b"%s %s" % (head, data)
+            )
+            start = f"{head} {data}".encode("utf-8", "backslashreplace")
+            return b"%s %s" % (start, message) if message else start
 
         if isinstance(event, TextEvent):
             return rfc5424.cut(made({}, self._shown(self.render(event))), self._limit)
         plain = rfc5424.plain_fields(event)
-
-        def message_of(fields: dict[str, Any]) -> bytes:
-            return self._shown(self.render(fields))
-
         # Plain fields for the text of the event, which may be anything; a renderer of somebody's gets what was logged.
-        message = message_of(plain if self._renderer is _text_of_event else event)
+        message = self._message_of(plain if self._renderer is _text_of_event else event)
         whole = made(plain, message)
         limit = self._limit
         if len(whole) > limit:
-            whole = shortened(event, lambda short: made(short, message_of(short)), limit) or rfc5424.cut(
+            whole = shortened(event, lambda short: made(short, self._message_of(short)), limit) or rfc5424.cut(
                 made({}, message), limit
             )
         return whole
+
+    def _message_of(self, event: dict[str, Any]) -> bytes:
+        if self._renderer is _text_of_event and self._renders_as_usual:
+            return self._shown(_text_of_event(None, "", event).encode("utf-8", "backslashreplace"))
+        return self._shown(self.render(event))
 
     def _shown(self, rendered: bytes) -> bytes:
         """Return *rendered* as it may stand in a message."""
