@@ -380,15 +380,9 @@ class SysLogSink(SocketSink):
         self._use(socket.SOCK_DGRAM)
         try:
             return super().make_socket(timeout)
-        except OSError as failure:
+        except OSError:
             self._use(socket.SOCK_STREAM)
-            try:
-                return super().make_socket(timeout)
-            except OSError as error:
-                # "Wrong type" says nothing of why the right one failed.
-                if error.errno == errno.EPROTOTYPE:
-                    raise failure from None
-                raise
+            return super().make_socket(timeout)
 
     # -- messages
 

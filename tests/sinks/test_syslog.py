@@ -646,7 +646,7 @@ def test_a_path_that_changes_its_kind(short_path):
 
 @needs_unix
 def test_why_a_path_cannot_be_connected_is_told(short_path):
-    """The error is that of the daemon's kind of socket, not that the other kind does not fit."""
+    """A path that a dead daemon has left refuses."""
     with Datagrams(short_path, socket.AF_UNIX):
         pass
     failures = []
