@@ -88,8 +88,9 @@ class SocketSink(ByteSink):
     reason for as much.
 
     Safe from any thread; an event from a signal handler that interrupts a send is sent right after it. A forked child
-    opens its own connection, and leaves the parent's alone. ``close`` has nothing to wait for but a send in progress;
-    what the operating system has is still transmitted after it, and the peer sees an orderly end.
+    opens its own connection, and leaves the parent's alone. ``close`` waits for a send in progress, and with TLS until
+    the peer has read everything and ended the connection too, both within its timeout. Without TLS what the operating
+    system has is still transmitted afterwards, and the peer sees an orderly end.
 
     Source: `logging.handlers.SocketHandler`, whose `make_socket`, `create_socket`, `make_frame` (``makePickle``) and
     `send` may be overridden as there; CPython bpo-10252 on what is lost when the receiver restarts.
@@ -593,17 +594,39 @@ class SocketSink(ByteSink):
                 sock.close()
 
     def _release(self) -> None:
+        self._part()
+
+    def _part(self) -> None:
+        """End the connection in order, so that the peer can read all that was sent."""
         sock = self.sock
         if sock is not None and self._ends:
             # What the peer has sent and nobody has read would make the system reset the connection, and the peer lose
             # what it has not read yet.
             self._has_ended()
-            with contextlib.suppress(OSError, ValueError):
-                if self._tls is not None:
+            if self._tls is not None:
+                with contextlib.suppress(OSError, ValueError):
                     sock.unwrap()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
+            if self._tls is not None:
+                self._await_end(sock)
         self._disconnect()
+
+    def _await_end(self, sock: socket.socket) -> None:
+        """Wait until the peer has ended it too, no longer than until the deadline.
+
+        A TLS 1.3 server sends session tickets when it finishes its handshake, which may be long after the client has
+        sent its events and gone. They would come to a socket that is closed, and reset the connection.
+        """
+        deadline = monotonic() + self.timeout if self._deadline is None else self._deadline
+        while (left := deadline - monotonic()) > 0 and _await(sock, left, for_reading=True):
+            try:
+                if not sock.recv(65_536):
+                    return
+            except self._waits:
+                continue
+            except (OSError, ValueError):
+                return
 
     def _give_up(self) -> None:
         # The thread that is in the midst of sending lets go of the connection.
@@ -621,6 +644,17 @@ class SocketSink(ByteSink):
 
     def _describe(self) -> str:
         return f"to {self._peer}"
+
+    def drain(self, timeout: float) -> None:
+        """End an encrypted connection in order, at exit; the sink stays open, and a later event makes a new one."""
+        if self._tls is not None and not self._closed and self._lock.acquire(timeout):
+            try:
+                self._deadline = monotonic() + timeout
+                if not self._sending:
+                    self._part()
+            finally:
+                self._deadline = None
+                self._lock.release()
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: no connection, the parent's is neither used nor shut down."""

@@ -81,6 +81,7 @@ class Receiver:
                     self.payloads.append(payload)
         except OSError as error:
             self.endings.append(error)
+        finally:
             made.close()
 
     def hang_up(self):

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import select
 import signal
 import socket
 import socketserver
@@ -394,6 +395,62 @@ def test_tls_notices_a_restart(server_context, client_context):
             sink.handle({"event": 3})
             assert _events(receiver, 3)[2] == {"event": 3}
         assert sink.stats().dropped == {}
+
+
+@pytest.mark.parametrize("ending", ["close", "drain"])
+def test_a_tls_server_may_take_its_time(server_context, client_context, ending):
+    """One that finishes its handshake, and sends session tickets, after the client has said all gets all of it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sink = SocketSink(*server.getsockname(), tls=client_context, timeout=10, on_error="raise")
+
+        def log():
+            sink.handle({"event": "x" * 100_000})
+            getattr(sink, ending)(10)
+
+        client = threading.Thread(target=log)
+        client.start()
+        accepted, _ = server.accept()
+        with server_context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False) as made:
+            made.setblocking(False)
+            answered = False
+            while not answered:
+                # Done for now when the client's first message has been answered.
+                select.select([made], [], [], 10)
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    made.do_handshake()
+                answered = made.version() is not None
+            until(lambda: sink.stats().delivered == 1)
+            client.join(0.05)  # without waiting for the server it would be gone by now
+            made.settimeout(10)
+            made.do_handshake()
+            received = b""
+            while chunk := made.recv(65_536):
+                received += chunk
+        client.join(10)
+        assert len(received) == 100_016
+        assert sink.sock is None
+        assert sink.closed is (ending == "close")
+        sink.close()
+
+
+def test_close_does_not_wait_for_a_tls_peer_for_ever(server_context, client_context):
+    """One that does not end the connection costs the timeout of close."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connections = []
+
+        def serve():
+            accepted, _ = server.accept()
+            connections.append(server_context.wrap_socket(accepted, server_side=True))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        sink = SocketSink(*server.getsockname(), tls=client_context, timeout=10)
+        sink.handle({"event": 1})
+        thread.join(10)
+        began = time.monotonic()
+        assert sink.close(0.1)
+        assert 0.05 < time.monotonic() - began < 0.35
+        connections[0].close()
 
 
 # -- peers that misbehave
