@@ -27,7 +27,7 @@ from outfall.sinks.base import ByteSink, OnError
 from outfall.sinks.batch import BatchResult
 from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.failures import report
-from outfall.sinks.levels import NOTSET, NUMBERS, level_of, parse_level
+from outfall.sinks.levels import NOTSET, NUMBERS, UNKNOWN, level_of, parse_level
 from outfall.sinks.lock import HAND_TAKEN, TURN
 from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 
@@ -43,10 +43,11 @@ _LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 #: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
 _NOT_OPEN = -1
 
-# What FileSink._express says: take the whole pipeline; render and write; look at the level first; append to the buffer;
-# for files with a bound, ask for room before the write, without and with a look at the level; and the same for those
-# that several processes write to.
-_PIPELINE, _DIRECT, _DIRECT_WITH_LEVEL, _BUFFERED, _BOUNDED, _BOUNDED_WITH_LEVEL, _SHARED, _SHARED_WITH_LEVEL = range(8)
+# What FileSink._express says: take the whole pipeline (0); render and write; count the size of a file with a bound;
+# both with a look at the level first; append to the buffer; let `_append_shared` write for files of several processes;
+# ask `_has_room` before; both with a look at the level. `FileSink.handle` has the numbers, which are faster.
+_PIPELINE, _DIRECT, _SIZED, _DIRECT_WITH_LEVEL, _SIZED_WITH_LEVEL, _BUFFERED = range(6)
+_SHARED, _ASKING, _SHARED_WITH_LEVEL, _ASKING_WITH_LEVEL = range(6, 10)
 
 #: Errors that leave the descriptor good: there may be room again for the next event.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
@@ -143,8 +144,8 @@ class FileSink(ByteSink):
         self._given_up = self._released = False
         #: Never truncate, nor insist on a new file, a second time.
         self._opened_before = False
-        #: The levels, as they are spelt, of events that may wait in the buffer.
-        self._waiting_levels: frozenset[str] = frozenset()
+        #: The levels, as they are spelt, of events that are neither filtered nor make the buffer be written.
+        self._passing_levels: frozenset[str] = frozenset()
         #: How much may wait; 0 from the process's exit on.
         self._buffer_limit = 0 if process.exiting() else self.buffer_bytes
         self._buffered = 0
@@ -170,8 +171,13 @@ class FileSink(ByteSink):
     #: The class for whose methods the hot path stands in, and these methods: one that is overridden turns it off.
     _hot_class: ClassVar[type[FileSink]]
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "_put", "_write_whole")
+    #: True if the size of the file is counted, and `_has_room` asked beyond the bound that a subclass has.
+    _counts_size = False
     #: True if `_has_room` has to be asked before each write.
-    _bounded = False
+    _asks_for_room = False
+    if TYPE_CHECKING:
+        max_bytes: int
+        _size: int | None
     #: True if other processes rotate the file, and `_append_shared` has to do the write.
     _shared = False
 
@@ -211,49 +217,61 @@ class FileSink(ByteSink):
                     finally:
                         holding = False
                         turn += TURN
-                elif express == _BUFFERED:
-                    if event["level"] in self._waiting_levels and "level_number" not in event:
-                        data = dumps(event, None, _LINE)
-                        turn = self._turn
-                        if monotonic() < self._flush_due:
-                            del turn[0]
-                            holding = True
-                            try:
-                                size = self._buffered + len(data)
-                                if size < self._buffer_limit:
-                                    # Not append(): an interrupt after a call would leave an event in that is not
-                                    # counted.
-                                    self._buffer += (data,)
-                                    self._buffered = size
-                                    return
-                            finally:
-                                holding = False
-                                turn += TURN
-                else:
-                    if express != _BOUNDED and express != _SHARED:  # noqa: PLR1714 - faster
+                elif express != 5:  # _BUFFERED
+                    if express != 2 and express != 6 and express != 7:  # noqa: PLR1714 - faster; those WITH_LEVEL
+                        level = event["level"]
                         if "level_number" in event:
                             raise LookupError  # it wins over the level, and may be anything
-                        if NUMBERS[event["level"]] < self._level:
-                            self._count_filtered()
-                            return
+                        if level not in self._passing_levels:
+                            if NUMBERS[level] < self._level:
+                                self._count_filtered()
+                                return
+                            raise LookupError
                     data = dumps(event, None, _LINE)
+                    size = len(data)
                     turn = self._turn
                     del turn[0]
                     holding = True
                     try:
-                        if express >= _SHARED:
-                            if self._append_shared(data):
-                                self._delivered += 1
-                                return
-                        elif express < _BOUNDED or self._has_room(len(data)):
-                            written = _os_write(self._fd, data)
-                            if written != len(data):
-                                self._finish(data, written)
+                        if express == 3:  # _DIRECT_WITH_LEVEL
+                            pass
+                        elif express < 5:  # _SIZED
+                            counted = self._size
+                            if counted is not None and counted + size <= self.max_bytes:
+                                self._size = counted + size
+                            elif not self._has_room(size):
+                                raise LookupError
+                        elif express == 6 or express == 8:  # noqa: PLR1714 - faster; _SHARED
+                            if not self._append_shared(data):
+                                raise LookupError
                             self._delivered += 1
                             return
+                        elif not self._has_room(size):
+                            raise LookupError
+                        written = _os_write(self._fd, data)
+                        if written != size:
+                            self._finish(data, written)
+                        self._delivered += 1
+                        return
                     finally:
-                        holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                        holding = False
                         turn += TURN
+                elif event["level"] in self._passing_levels and "level_number" not in event:
+                    data = dumps(event, None, _LINE)
+                    turn = self._turn
+                    if monotonic() < self._flush_due:
+                        del turn[0]
+                        holding = True
+                        try:
+                            size = self._buffered + len(data)
+                            if size < self._buffer_limit:
+                                # Not append(): an interrupt after a call would leave an event in that is not counted.
+                                self._buffer += (data,)
+                                self._buffered = size
+                                return
+                        finally:
+                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            turn += TURN
             except Exception:  # noqa: BLE001, S110
                 pass
             except BaseException:
@@ -280,17 +298,18 @@ class FileSink(ByteSink):
             and self._terminator == "\n"
             and not (self._processors or self._closed or self._reporting or self._may_block)
         )
+        highest = self._flush_level if self._buffer_limit else UNKNOWN
+        self._passing_levels = frozenset(n for n, number in NUMBERS.items() if self._level <= number < highest)
         if not usual:
             self._express = _PIPELINE
         elif self._buffer_limit:
             self._express = _BUFFERED
-            self._waiting_levels = frozenset(
-                name for name, number in NUMBERS.items() if self._level <= number < self._flush_level
-            )
-        elif self._bounded and self._shared:
+        elif self._shared:
             self._express = _SHARED_WITH_LEVEL if self._level else _SHARED
-        elif self._bounded:
-            self._express = _BOUNDED_WITH_LEVEL if self._level else _BOUNDED
+        elif self._asks_for_room:
+            self._express = _ASKING_WITH_LEVEL if self._level else _ASKING
+        elif self._counts_size:
+            self._express = _SIZED_WITH_LEVEL if self._level else _SIZED
         else:
             self._express = _DIRECT_WITH_LEVEL if self._level else _DIRECT
 
@@ -695,7 +714,7 @@ def _checked_mode(mode: str) -> str:
 
 
 def _checked_permissions(permissions: int | None) -> int | None:
-    if permissions is not None and not (isinstance(permissions, int) and 0 <= permissions <= 0o7777):  # noqa: PLR2004
+    if permissions is not None and not (isinstance(permissions, int) and 0 <= permissions <= 0o7777):
         msg = f"permissions={permissions!r} is not a set of permission bits such as 0o640"
         raise ValueError(msg)
     return permissions

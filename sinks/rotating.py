@@ -176,7 +176,7 @@ class BaseRotatingFileSink(FileSink):
         self._directory_lock = interprocess.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
         # The compressor's own: no write waits while it waits for another process.
         self._compressor_lock = interprocess.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
-        self._shared = self.multiprocess
+        self._shared = self.multiprocess and (self._counts_size or self._asks_for_room)
         super().__init__(
             filename,
             mode,
@@ -870,7 +870,7 @@ class RotatingFileSink(BaseRotatingFileSink):
             name=name,
         )
 
-    _bounded = True
+    _counts_size = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")  # noqa: SLF001 - its base class
 
     def _has_room(self, size: int) -> bool:

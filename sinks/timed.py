@@ -166,7 +166,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Return the end of the interval that *current_time* is in, both in epoch seconds."""
         return self._schedule.next_after(current_time, current_time if self._start is None else self._start)
 
-    _bounded = True
+    _asks_for_room = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")  # noqa: SLF001 - its base class
 
     def _has_room(self, size: int) -> bool:
