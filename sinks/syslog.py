@@ -89,13 +89,14 @@ class SysLogSink(SocketSink):
     left out, and ``truncated`` is true. So JSON and structured data stay valid. Where only text is known (another
     renderer, text that somebody else rendered) its end is cut off. Either way between characters.
 
-    **What can get lost.** syslog has no acknowledgement. A datagram may be lost without a sign. Over TCP and TLS
-    `handle` returns when the operating system has the message; what it had taken when a daemon died, at most the
-    sockets' buffers, is lost and counted as delivered. From then on: a connection that the daemon has closed is
-    noticed before the next event is sent, an event whose sending fails is sent once more over a new connection, and a
-    half sent message is never followed by another. Where there is no daemon, the event is ``dropped["error"]``, those
-    that come before the next attempt ``dropped["backoff"]``, and one too large for the network
-    ``dropped["oversize"]``. ``on_error`` is told of each failed attempt with the number of events lost since the last.
+    **What can get lost.** syslog has no acknowledgement. A datagram may be lost without a sign; where the host says
+    that nobody listens, the next goes to the name's next address. Over TCP and TLS `handle` returns when the operating
+    system has the message; what it had taken when a daemon died, at most the sockets' buffers, is lost and counted as
+    delivered. From then on: a connection that the daemon has closed is noticed before the next event is sent, an event
+    whose sending fails is sent once more over a new connection, and a half sent message is never followed by another.
+    Where there is no daemon, the event is ``dropped["error"]``, those that come before the next attempt
+    ``dropped["backoff"]``, and one too large for the network ``dropped["oversize"]``. ``on_error`` is told of each
+    failed attempt with the number of events lost since the last.
 
     It connects at the first event. `handle` takes three timeouts at most. Safe from any thread; an event from a signal
     handler that interrupts a send is sent right after it. A forked child opens its own connection. ``flush`` has
@@ -251,6 +252,8 @@ class SysLogSink(SocketSink):
             msg = f"max_message_bytes={max_message_bytes!r} is below {_LEAST_MESSAGE_BYTES}"
             raise ValueError(msg)
         self._use(socket.SOCK_DGRAM if self.socktype is None else self.socktype)
+        #: How many datagrams were refused.
+        self._refusals = 0
         if renderer is None and format == "rfc5424":
             renderer = _text_of_event
         super().__init__(
@@ -384,6 +387,14 @@ class SysLogSink(SocketSink):
             self._use(socket.SOCK_STREAM)
             return super().make_socket(timeout)
 
+    def _addresses(self) -> list[tuple[int, Any]]:
+        found = super()._addresses()
+        if not self._ends and found:
+            # Every address takes a datagram; that nobody listens, as at ::1 for a daemon of IPv4, shows afterwards.
+            first = self._refusals % len(found)
+            found = found[first:] + found[:first]
+        return found
+
     # -- messages
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
@@ -513,6 +524,8 @@ class SysLogSink(SocketSink):
                 msg = f"no room for a datagram to {self._peer} within {self.timeout} s"
                 raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
             # Told with this event, it is about an earlier one, or about a daemon that was started anew.
+            if error.errno == errno.ECONNREFUSED:
+                self._refusals += 1
             self._retried += 1
             self._send_again(data, error)
         else:

@@ -409,7 +409,7 @@ def test_the_program_is_known_by_its_name(datagrams, monkeypatch, argv, app):
     ("timestamp", "text"),
     [
         (TIME, TIME),
-        ("2026-03-14T17:09:26.5+02:00", "2026-03-14T15:09:26.500000Z"),
+        ("2026-03-14T17:09:26.500000+02:00", "2026-03-14T15:09:26.500000Z"),
         (1773500966.535897, TIME),
     ],
 )
@@ -699,6 +699,26 @@ def test_a_refused_datagram_is_noticed_and_the_next_sent_again():
         stats = sink.stats()
         assert_balanced(stats)
         assert not stats.dropped
+
+
+def test_a_name_whose_first_address_has_no_daemon(datagrams, monkeypatch):
+    """A refused datagram has the next one sent to the next address of the name."""
+    port = datagrams.address[1]
+    # All of 127.0.0.0/8 is loopback on Linux alone; another port of the one address will do.
+    found = [(socket.AF_INET, DATAGRAM, 17, "", ("127.0.0.1", number)) for number in (_dead_port(), port)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
+    with SysLogSink(("localhost", port), renderer=lambda *_: "x") as sink:
+        until(lambda: sink.handle({}) or datagrams.so_far())
+        before = sink.stats().delivered
+        for _ in range(5):
+            sink.handle({})
+        assert sink.stats().delivered == before + 5
+    assert datagrams.so_far() == [b"<14>x\0"] * 5
+
+
+def _dead_port():
+    with Datagrams() as made:
+        return made.address[1]
 
 
 def test_a_datagram_that_the_network_refuses_for_its_size(datagrams):
