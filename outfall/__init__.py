@@ -21,9 +21,11 @@ from outfall.sinks.failures import SinkFailure, report
 from outfall.sinks.file import FileSink
 from outfall.sinks.listener import ListenerStats, SocketListener
 from outfall.sinks.memory import CaptureSink
+from outfall.sinks.nteventlog import NTEventLogSink
 from outfall.sinks.rendering import OrjsonRenderer
 from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
 from outfall.sinks.routing import FanoutSink
+from outfall.sinks.smtp import SMTPSink
 from outfall.sinks.socket import DatagramSink, SocketSink
 from outfall.sinks.stream import NullSink, StreamSink
 from outfall.sinks.syslog import SysLogSink
@@ -44,12 +46,14 @@ __all__ = [
     "JSONFrames",
     "ListenerStats",
     "MissingDependencyError",
+    "NTEventLogSink",
     "NullSink",
     "OrjsonRenderer",
     "PermanentDeliveryError",
     "PickleFrames",
     "ReentrantEventError",
     "RotatingFileSink",
+    "SMTPSink",
     "SignedFrames",
     "Sink",
     "SinkClosedError",

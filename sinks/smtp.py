@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -447,6 +446,8 @@ def _is_here(host: str) -> bool:
     """Return True if *host* is this machine by its very name."""
     if host.lower() == "localhost":
         return True
+    import ipaddress  # noqa: PLC0415 - seldom used
+
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

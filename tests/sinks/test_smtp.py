@@ -126,7 +126,7 @@ class TestContract(SinkContract):
 def test_a_mail_has_its_headers(server):
     """It parses without a defect, and its Date is the event's time."""
     with SMTPSink(server.address, "Shop <shop@example.org>", ["a@example.org", "b@example.org"], "Alarm") as sink:
-        sink.handle({"event": "hello", "timestamp": "2024-02-29T12:00:00.5Z"})
+        sink.handle({"event": "hello", "timestamp": "2024-02-29T12:00:00.500Z"})
     [message] = server.mails
     assert message.defects == []
     assert message["From"] == "Shop <shop@example.org>"
