@@ -286,6 +286,9 @@ class SocketSink(ByteSink):
                         self._send_interrupting()
                     finally:
                         self._sending = False
+        if self._given_up:
+            with self._lock:
+                self._disconnect()
         with self._ledger_lock:
             self._aftermath = bool(self._interrupting)
             untold, self._untold = self._untold, 0
@@ -630,7 +633,7 @@ class SocketSink(ByteSink):
 
     def _give_up(self) -> None:
         # The thread that is in the midst of sending lets go of the connection.
-        self._given_up = True
+        self._given_up = self._aftermath = True
 
     def _stats(self) -> SinkStats:
         stats = super()._stats()
