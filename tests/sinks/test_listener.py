@@ -22,7 +22,7 @@ import pytest
 import trustme
 
 from outfall.sinks.codec import JSONFrames, PickleFrames, SignedFrames
-from outfall.sinks.listener import ListenerStats, SocketListener
+from outfall.sinks.listener import ListenerStats, SocketListener, _Peer
 from outfall.sinks.memory import CaptureSink
 from outfall.sinks.socket import DatagramSink, SocketSink
 from outfall.sinks.testing import FailingSink, StuckSink
@@ -357,18 +357,43 @@ def test_a_slow_loris_is_closed():
         until(lambda: len(here.sink.events) == 2)
 
 
-def test_a_frame_begins_anew_after_a_pause():
-    """The time a proven connection was silent is not that of the frame that ends it."""
-    with Listening(frame_timeout=0.1) as here:
+def test_the_time_of_a_frame_is_that_of_its_first_byte():
+    """A pause before it is not counted, and one byte more changes nothing."""
+    with Listening(frame_timeout=30) as here:
         made = here.connect()
         made.sendall(_good(1))
         until(lambda: here.sink.events)
-        time.sleep(0.15)
+        [peer] = here.listener._peers.values()
+        peer.began -= 100
         made.sendall(_good(2)[:3])
         until(lambda: here.listener._buffered)
-        made.sendall(_good(2)[3:])
-        until(lambda: len(here.sink.events) == 2)
-        assert here.listener.stats().rejected == {}
+        assert time.monotonic() - peer.began < 90
+        peer.began -= 100
+        here.listener._sweep_due = 0.0
+        made.sendall(_good(2)[3:4])
+        assert _ended(made)
+        here.rejected(timeout=1)
+
+
+def test_what_came_before_there_was_no_more_is_taken():
+    """TLS may have more that does not make the socket readable again, or say so and then have nothing after all."""
+
+    class Pending:
+        chunks = [_good(1)[5:], _good(1)[:5]]  # noqa: RUF012
+
+        def recv(self, size):
+            if not self.chunks:
+                raise ssl.SSLWantReadError
+            return self.chunks.pop()
+
+        def pending(self):
+            return 1
+
+    sink = CaptureSink()
+    listener = SocketListener(LOOPBACK, sink)
+    peer = _Peer(Pending(), 0.0, handshaking=False)
+    listener._receive(peer, 0.0)
+    assert sink.events == [{"event": "good", "number": 1}]
 
 
 def test_an_idle_connection_is_closed():
