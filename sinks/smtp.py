@@ -92,15 +92,17 @@ class SMTPSink(Sink):
     arguments. ``close`` has nothing to wait for but the mail in progress.
 
     Source: `logging.handlers.SMTPHandler`, whose attributes may be set at any time here too; RFC 5321, RFC 5322,
-    RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 3834 (no automatic answers). `smtplib.SMTP.starttls` takes no key files
+    RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 3834 (no automatic answers). ``smtplib.SMTP.starttls`` takes no key files
     since Python 3.12, and without a context of its own verifies nothing.
     """
 
-    #: The host's name, its port or None for the default one, the login, and whether credentials may cross the network
-    #: in plain text: read for each mail.
+    #: The host's name or address; read for each mail, like the next three.
     mailhost: str
+    #: The port, or None for the default one.
     mailport: int | None
+    #: The name to log in with, or None for no login.
     username: str | None
+    #: The password to log in with.
     password: str | None
 
     def __init__(
@@ -359,7 +361,9 @@ class SMTPSink(Sink):
     def _put(self, event: dict[str, Any]) -> Exception | None:
         super()._put(event)
         if self._remarks and self.on_error == "raise":
-            return self._remarks.popleft()[0]
+            remark = self._remarks.popleft()[0]
+            self._tell()
+            return remark
         self._tell()
         return None
 
