@@ -712,7 +712,8 @@ class DatagramSink(SocketSink):
         TypeError: If *host* or *codec* is of another type.
 
     The name is resolved at the first event and again after a failed send. If the peer's host has refused an earlier
-    datagram, or the reader of a Unix socket is a new one, the event at which that shows is sent on a new socket. One
+    datagram, or the reader of a Unix socket is a new one, the event at which that shows is sent on a new socket, in the
+    former case to the name's next address: ``localhost`` may be ``::1`` first, and the reader at 127.0.0.1. One
     that does not fit however much is left out, as may be with `PickleFrames` and few bytes, or that the network
     refuses for its size, is counted as ``dropped["oversize"]``.
 
@@ -748,6 +749,8 @@ class DatagramSink(SocketSink):
             msg = f"max_datagram_bytes={max_datagram_bytes!r} is below {_LEAST_DATAGRAM_BYTES}"
             raise ValueError(msg)
         self.max_datagram_bytes = max_datagram_bytes
+        #: How many datagrams the peer's host has refused.
+        self._refusals = 0
         super().__init__(
             host,
             port,
@@ -766,7 +769,7 @@ class DatagramSink(SocketSink):
             name=name,
         )
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901 - see below
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the operating system has the event, or it has been counted as dropped.
@@ -796,6 +799,12 @@ class DatagramSink(SocketSink):
                         try:
                             self._send(data)  # type: ignore[misc] # None goes to the pipeline
                             self._delivered += 1
+                        except ConnectionRefusedError:
+                            # The system says so once: the pipeline, sending again, would not hear of it.
+                            self._refusals += 1
+                            self._retried += 1
+                            self._disconnect()
+                            raise
                         finally:
                             holding = False  # noqa: F841 - WriteLock looks for it in the frame
                             turn += TURN
@@ -821,6 +830,12 @@ class DatagramSink(SocketSink):
     def _frame_of(self, item: Encoded) -> bytes:
         data = self._datagram(self.codec.encode_item(item))
         return data if len(data) <= self.max_datagram_bytes else self._shortened(item.event)
+
+    def _addresses(self) -> list[tuple[int, Any]]:
+        found = super()._addresses()
+        # Each takes a datagram; that nobody listens, as may be at ::1 of localhost, shows afterwards.
+        first = self._refusals % (len(found) or 1)
+        return found[first:] + found[:first]
 
     def _datagram(self, payload: bytes) -> bytes:
         return pack_length(len(payload)) + payload if self.codec.length_in_datagrams else payload
@@ -856,6 +871,8 @@ class DatagramSink(SocketSink):
                 msg = f"no room for a datagram to {self._peer} within {self.timeout} s"
                 raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
             # Told by the system with this event, it is about an earlier one, or about a reader that was replaced.
+            if error.errno == errno.ECONNREFUSED:
+                self._refusals += 1
             self._retried += 1
             self._send_again(data, error)
 

@@ -1061,6 +1061,20 @@ def test_a_port_nobody_listens_on_is_no_error_for_the_next_event():
         assert sink.stats().dropped == {}
 
 
+def test_a_refusal_leads_to_the_next_address(datagrams, monkeypatch):
+    """A name whose first address nobody listens at costs one event, and is not gone back to."""
+    port = datagrams.getsockname()[1]
+    dead = (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", free_port()))
+    live = (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", port))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [dead, live])
+    with DatagramSink("two.example", port) as sink:
+        sink.handle({"event": "lost"})
+        for number in range(3):
+            sink.handle({"event": number})
+            assert _datagram(datagrams) == {"event": number}
+        assert sink.stats().retried == 1
+
+
 def test_the_name_is_resolved_once_and_again_after_a_failure(datagrams, monkeypatch):
     """A lookup for each event is what makes DatagramHandler slow."""
     calls = []
