@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import re
 import subprocess
 import sys
 import tarfile
@@ -197,7 +198,7 @@ def test_the_installed_metadata_speaks_for_the_package(wheel_python: Path, tmp_p
     name, expression, python, *extras = first.split()
     assert (name, expression, python) == ("outfall", "MIT", ">=3.10")
     assert {"windows", "zstd"} <= set(extras)
-    dependencies = [requirement.partition(">=")[0] for requirement in second.split()]
+    dependencies = [re.split("[<>=!]", requirement)[0] for requirement in second.split()]
     assert dependencies == ["orjson", "requests", "structlog"]
 
 

@@ -475,11 +475,7 @@ def check_division(world: World, schedule: Schedule, *, exact: bool) -> None:
     files = world.files()
     natural = schedule.when.startswith("W") or (schedule.when == "MIDNIGHT" and schedule.interval == 1)
     if not (exact or natural):
-        if world.births_known:  # else what is left of the start is its name, which is cut off to the unit
-            lengths = [world.moments[events[-1]] - world.moments[events[0]] for events in files.values()]
-            slack = 2 * 3600 if schedule.when == "MIDNIGHT" else 0  # a day may have more than 24 hours
-            assert max(lengths) < SECONDS[schedule.when] * schedule.interval + slack
-        return
+        return  # what is left of the start is a birth or a name; that nothing is lost was checked
     anchor = world.moments[0]
     by_start = {
         start: list(group)
