@@ -12,8 +12,8 @@ import resource
 import select
 import shutil
 import signal
-import sys
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
