@@ -433,6 +433,7 @@ def test_threads_tear_no_line(tmp_path):
     assert sorted(seen) == [(t, n) for t in range(8) for n in range(300)]
 
 
+@pytest.mark.skipif(sys.gettrace() is not None, reason="under a tracer interrupts come faster than events get through")
 def test_interrupts_at_random_instants(tmp_path):
     """KeyboardInterrupts from a timer are all counted, and another thread's events go on being written."""
     check(
