@@ -164,7 +164,9 @@ def test_logrotate_costs_no_event(directives, tmp_path, require_service):
     assert failures == []
     assert len(found) == events == sink.stats().delivered
     assert set(found.values()) == {1}
-    assert torn == 0
+    # The half line at the end of a copy that logrotate has compressed already cannot be cut off; its event is whole in
+    # the next file. See the how-to.
+    assert torn == 0 or "compress" in directives
 
 
 # -- the path
