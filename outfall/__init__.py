@@ -11,6 +11,8 @@ from outfall.sinks.codec import JSONFrames, PickleFrames, SignedFrames
 from outfall.sinks.errors import (
     DeliveryError,
     MissingDependencyError,
+    OversizeDeliveryError,
+    PausedDeliveryError,
     PermanentDeliveryError,
     ReentrantEventError,
     SinkClosedError,
@@ -49,6 +51,8 @@ __all__ = [
     "NTEventLogSink",
     "NullSink",
     "OrjsonRenderer",
+    "OversizeDeliveryError",
+    "PausedDeliveryError",
     "PermanentDeliveryError",
     "PickleFrames",
     "ReentrantEventError",

@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import time
+import weakref
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,8 @@ from outfall.sinks.event import TextEvent, as_event, copy_event, timestamp_of, w
 from outfall.sinks.failures import SinkFailure, cleaned, describe, report
 from outfall.sinks.levels import NOTSET, level_name, level_of, parse_level
 from outfall.sinks.lock import WriteLock
-from outfall.sinks.rendering import OrjsonRenderer
+from outfall.sinks.reentrancy import thread
+from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -79,21 +81,6 @@ class SinkStats:
     pending: int = 0
     last_error: str | None = None
     targets: tuple[SinkStats, ...] = ()
-
-
-class _Thread(threading.local):
-    """What this thread is doing inside sinks right now."""
-
-    def __init__(self) -> None:
-        #: Sinks whose on_error is running in this thread.
-        self.reporting: list[Sink] = []
-        #: True while this thread delivers for a sink whose delivery runs code that logs.
-        self.delivering = False
-        #: The last error that `Sink.deliver` raised for an event that was nevertheless put out.
-        self.settled: Exception | None = None
-
-
-_thread = _Thread()
 
 
 class Sink:
@@ -156,6 +143,8 @@ class Sink:
         self._closed = False
         self._close_result = True
         self._reporting = 0
+        #: The sinks around this one, whose own short cuts depend on it; held weakly.
+        self._wrappers: tuple[weakref.ref[Sink], ...] = ()
         #: How a subclass's short cut goes; 0: not at all.
         self._express = 0
         self._fresh_state()
@@ -215,14 +204,14 @@ class Sink:
             if admitted is None:
                 return
             if self.delivers_through_loggers:
-                if _thread.delivering:
+                if thread.delivering:
                     msg = f"{self.name}: the event was logged while delivering another"
                     raise ReentrantEventError(msg)
-                _thread.delivering = True
+                thread.delivering = True
                 try:
                     failure = self._put(admitted)
                 finally:
-                    _thread.delivering = False
+                    thread.delivering = False
             else:
                 failure = self._put(admitted)
         except DropEvent:
@@ -234,7 +223,7 @@ class Sink:
             self._count_dropped("interrupted")
             raise
         if failure is not None:
-            _thread.settled = failure
+            thread.settled = failure
             raise failure
 
     def __call__(self, logger: object, method_name: str, event_dict: Any) -> NoReturn:  # noqa: ARG002
@@ -296,7 +285,7 @@ class Sink:
                 return self._close_result
             self._closed = True
             self._close_result = False
-        self._refresh()
+        self._changed()
         if not self._lock.acquire(seconds):
             self._give_up()
             return False
@@ -344,7 +333,7 @@ class Sink:
     @level.setter
     def level(self, level: str | float) -> None:
         self._level = parse_level(level)
-        self._refresh()
+        self._changed()
 
     @property
     def processors(self) -> tuple[Callable[[Any, str, Any], Any], ...]:
@@ -436,6 +425,41 @@ class Sink:
     def _refresh(self) -> None:
         """Find out anew whether a subclass's short cut may be taken; called when what it depends on changes."""
 
+    def _changed(self) -> None:
+        """Have the short cuts found out anew: this sink's, and those of the sinks around it."""
+        self._refresh()
+        for wrapper in self._wrappers:
+            around = wrapper()
+            if around is not None:
+                around._changed()  # noqa: SLF001 - a sink too
+
+    # -- what a sink around this one calls, instead of `deliver`
+
+    def _surround(self, wrapper: Sink) -> None:
+        """Have *wrapper* told when something changes that its short cut may depend on."""
+        self._wrappers += (weakref.ref(wrapper),)
+
+    def _prepare(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
+        """Do all that has to be done in the thread that logs; return what to give to `emit_batch`, None if filtered.
+
+        Nothing is counted here: the sink around this one does.
+
+        Raises:
+            Exception: What processors and renderers raise; `structlog.DropEvent` filters the event.
+        """
+        if respect_level and self._level and level_of(event) < self._level:
+            return None
+        return self.encode(self._processed(event) if self._processors else event)
+
+    def _plain_option(self) -> int | None:
+        """Return the options with which one ``orjson.dumps`` does all that `_prepare` does; None if it does more.
+
+        For events that are plain dicts without metadata and ``exc_info``. Asked again whenever `_changed` was called.
+        """
+        own = type(self)
+        usual = own.encode is Sink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        return OPTIONS if usual and not (self._level or self._processors) else None
+
     # -- the pipeline
 
     def _admit(self, event: object) -> dict[str, Any] | None:
@@ -449,7 +473,7 @@ class Sink:
         if self._closed:
             msg = f"{self.name} is closed"
             raise SinkClosedError(msg)
-        if self._reporting and self in _thread.reporting:
+        if self._reporting and self in thread.reporting:
             msg = f"{self.name}: the event was logged by its own on_error"
             raise ReentrantEventError(msg)
         return admitted
@@ -541,8 +565,8 @@ class Sink:
 
     def _events_lost_to(self, error: Exception) -> int:
         """Return how many events were lost when `deliver` raised *error*."""
-        if error is _thread.settled:
-            _thread.settled = None  # not kept, with all that its traceback holds
+        if error is thread.settled:
+            thread.settled = None  # not kept, with all that its traceback holds
             return 0
         # More than one where a buffer was lost with it.
         lost, self._lost = self._lost, 0
@@ -555,8 +579,8 @@ class Sink:
         failure = SinkFailure(self.name, told, events, time.time(), suppressed)
         with self._ledger_lock:
             self._reporting += 1
-        self._refresh()
-        _thread.reporting.append(self)
+        self._changed()
+        thread.reporting.append(self)
         try:
             self.handle_error(failure)
         except Exception as raised:
@@ -565,10 +589,10 @@ class Sink:
             # The last resort: who was to be told failed itself.
             report(replace(failure, error=cleaned(raised, event), events=0))
         finally:
-            _thread.reporting.pop()
+            thread.reporting.pop()
             with self._ledger_lock:
                 self._reporting -= 1
-            self._refresh()
+            self._changed()
 
     def _seconds(self, timeout: float | None) -> float:
         seconds = self.drain_timeout if timeout is None else timeout
@@ -588,7 +612,7 @@ class Sink:
         """Begin anew in a forked child: fresh locks, an empty ledger, nothing pending."""
         self._fresh_state()
         self._reporting = 0
-        self._refresh()
+        self._changed()
 
 
 class ByteSink(Sink):
@@ -654,7 +678,7 @@ class ByteSink(Sink):
             msg = f"terminator={terminator!r} is not text"
             raise TypeError(msg)
         self._terminator = terminator
-        self._refresh()
+        self._changed()
 
     @property
     def renderer(self) -> Callable[[Any, str, Any], str | bytes]:
@@ -667,7 +691,7 @@ class ByteSink(Sink):
             msg = f"renderer={renderer!r} is not callable: a structlog renderer is needed"
             raise TypeError(msg)
         self._renderer = renderer
-        self._refresh()
+        self._changed()
 
     def render(self, event: dict[str, Any]) -> bytes:
         """Return the bytes to write for *event*, terminator included."""
@@ -708,6 +732,20 @@ class ByteSink(Sink):
     def encode(self, event: dict[str, Any]) -> Encoded:
         """Return *event* rendered by this sink's renderer, as a batch item."""
         return self._encoded(event, self.render(event))
+
+    def _plain_option(self) -> int | None:
+        own, renderer = type(self), self._renderer
+        usual = (
+            own.encode is ByteSink.encode
+            and own.render is ByteSink.render
+            and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+            and type(renderer) is OrjsonRenderer
+            and renderer.is_plain
+            and self._terminator in ("", "\n")
+        )
+        if not usual or self._level or self._processors:
+            return None
+        return OPTIONS | (orjson.OPT_APPEND_NEWLINE if self._terminator else 0)
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         if type(self).emit is not ByteSink.emit:

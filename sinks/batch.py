@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, overload
 
 import orjson
 
+from outfall.sinks.event import timestamp_of
+from outfall.sinks.levels import level_of
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
@@ -40,6 +47,86 @@ class Encoded:
         if isinstance(decoded, dict):
             return decoded
         return {"event": self.data.decode("utf-8", "backslashreplace").rstrip("\r\n")}
+
+
+#: What waits in a queue until somebody asks for the item: its data, its level, when it was handled, and whether its own
+#: timestamp has to be read first. The level is None where the data alone tells it, and so may the time be.
+Raw = tuple[bytes, float | None, float | None, bool]
+
+
+def item_of(raw: Raw | Encoded) -> Encoded:
+    """Return *raw* as an item, decoding it where its level or its time are only in its data."""
+    if isinstance(raw, Encoded):
+        return raw
+    data, level, stamp, dated = raw
+    if level is None or dated or stamp is None:
+        event = Encoded(data, 0, 0).event
+        level = level_of(event) if level is None else level
+        when = timestamp_of(event)
+        stamp = when if when is not None else time.time() if stamp is None else stamp
+    return Encoded(data, level, stamp)
+
+
+class Batch(Sequence[Encoded]):
+    """The items that a delivery hands to ``emit_batch``, with a key that is the same at every retry.
+
+    Over HTTP the key is the ``Idempotency-Key`` header. A part of a batch has a key of its own that follows from the
+    batch's key and its place in it.
+
+    Args:
+        items: The items, oldest first: `Encoded` ones, or what `item_of` makes items of when they are asked for.
+        key: The key. Default: a random one.
+    """
+
+    __slots__ = ("_items", "_places", "_root", "key")
+
+    def __init__(self, items: Iterable[Encoded | Raw], key: str | None = None) -> None:
+        self._fill(tuple(items), None, os.urandom(16).hex() if key is None else key)
+
+    def _fill(self, items: Sequence[Encoded | Raw], places: Sequence[int] | None, root: str) -> None:
+        self._items = items
+        #: Where the items stand in the whole batch.
+        self._places = range(len(items)) if places is None else places
+        self._root = root
+        self.key = root
+        if places is not None:
+            together = not places or len(places) == places[-1] - places[0] + 1
+            told = f"{places[0]}-{places[-1]}" if places and together else _digest(places)
+            self.key = f"{root}.{told}"
+
+    @property
+    def data(self) -> list[bytes]:
+        """Each item's data, without making items."""
+        return [item[0] if type(item) is tuple else item.data for item in self._items]  # type: ignore[union-attr]
+
+    def part(self, indexes: Iterable[int]) -> Batch:
+        """Return the items at *indexes*, as a batch."""
+        chosen = tuple(indexes)
+        made = Batch((), "")
+        made._fill([self._items[index] for index in chosen], [self._places[index] for index in chosen], self._root)
+        return made
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batch: ...
+    def __getitem__(self, index: int | slice) -> Encoded | Batch:
+        if isinstance(index, slice):
+            return self.part(range(*index.indices(len(self._items))))
+        return item_of(self._items[index])
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return map(item_of, self._items)
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.key} of {len(self._items)}>"
+
+
+def _digest(places: Sequence[int]) -> str:
+    return blake2b(repr(places).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

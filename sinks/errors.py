@@ -7,7 +7,9 @@
     ├── MissingDependencyError       an optional package is not installed
     └── DeliveryError                the target could not take it
         ├── TemporaryDeliveryError   try again later
+        │   └── PausedDeliveryError  and not before somebody has changed something at the target
         └── PermanentDeliveryError   it never will
+            └── OversizeDeliveryError  because it is too large; a part of it might be taken
 
 Misconfiguration is not among them: it raises ``ValueError`` or ``TypeError`` at construction, naming the argument and
 the value.
@@ -76,6 +78,17 @@ class TemporaryDeliveryError(DeliveryError):
         self.retry_after = retry_after
 
 
+class PausedDeliveryError(TemporaryDeliveryError):
+    """The target refuses everything until something is changed: credentials, an address, a permission.
+
+    The events are kept, and attempts are made at growing intervals. Over HTTP: 401, 403, 404 and redirects.
+
+    Args:
+        message: What happened, without event data and secrets.
+        retry_after: Seconds to wait before the next attempt, or None when the target did not say.
+    """
+
+
 class PermanentDeliveryError(DeliveryError):
     """The target refused it and would refuse it again.
 
@@ -86,3 +99,11 @@ class PermanentDeliveryError(DeliveryError):
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class OversizeDeliveryError(PermanentDeliveryError):
+    """The target refused it because it is too large; smaller parts of a batch may be taken. Over HTTP: 413.
+
+    Args:
+        reason: Why, without event data and secrets.
+    """

@@ -533,7 +533,7 @@ class FileSink(ByteSink):
     def drain(self, timeout: float) -> None:
         """Write what waits, at exit, and buffer nothing from now on."""
         self._buffer_limit = 0
-        self._refresh()
+        self._changed()
         super().drain(timeout)
 
     def _stats(self) -> SinkStats:
@@ -612,7 +612,7 @@ class FileSink(ByteSink):
         self._regular = regular
         if may_block != self._may_block:
             self._may_block = may_block
-            self._refresh()
+            self._changed()
         return descriptor, prefix
 
     def _create(self, flags: int) -> int:

@@ -318,7 +318,7 @@ class SocketSink(ByteSink):
     @codec.setter
     def codec(self, codec: Codec) -> None:
         self._codec = _checked_codec(codec)
-        self._refresh()
+        self._changed()
 
     def close(self, timeout: float | None = None) -> bool:
         """Let go of the connection; idempotent. Return False if a send in progress had to be given up.

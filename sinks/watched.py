@@ -350,7 +350,7 @@ class WatchedFileSink(FileSink):
         self._events_astray = 0
         if self._astray:
             self._astray = False
-            self._refresh()
+            self._changed()
 
     def _await_mover(self) -> None:
         for _ in range(_MOVER_POLLS):

@@ -11,6 +11,8 @@ from outfall.sinks import errors
 from outfall.sinks.errors import (
     DeliveryError,
     MissingDependencyError,
+    OversizeDeliveryError,
+    PausedDeliveryError,
     PermanentDeliveryError,
     ReentrantEventError,
     SinkClosedError,
@@ -21,6 +23,8 @@ from outfall.sinks.errors import (
 ALL = [
     DeliveryError("x"),
     MissingDependencyError("zstandard", "zstd"),
+    OversizeDeliveryError("too large"),
+    PausedDeliveryError("no such token", 2.0),
     PermanentDeliveryError("too large"),
     ReentrantEventError("x"),
     SinkClosedError("x"),
@@ -39,6 +43,8 @@ ALL = [
         (DeliveryError, SinkError),
         (TemporaryDeliveryError, DeliveryError),
         (PermanentDeliveryError, DeliveryError),
+        (PausedDeliveryError, TemporaryDeliveryError),
+        (OversizeDeliveryError, PermanentDeliveryError),
     ],
 )
 def test_the_tree_is_the_one_drawn(error, base):
