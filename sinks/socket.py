@@ -399,9 +399,13 @@ class SocketSink(ByteSink):
             self._back_off()
             msg = f"no connection to {self._peer}: {describe(error)}"
             raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
+        self.retry_time = None
+        self._adopt(made)
+
+    def _adopt(self, made: socket.socket) -> None:
+        """Send over *made*, which is connected, from now on."""
         # Waiting is done by _transmit: a socket with a timeout asks the system before each send.
         made.settimeout(0)
-        self.retry_time = None
         self._connected_at = self._clock()
         if self._ends and _POLL is not None:
             poll = _POLL()
