@@ -1,0 +1,352 @@
+"""Drop-in twins of the handlers that send pickled records: `SocketHandler` and `DatagramHandler`."""
+
+# Attributes of the originals are properties here.
+# pyright: reportIncompatibleVariableOverride=false
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import logging.handlers
+import pickle
+import socket
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.codec import pack_length
+from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
+from outfall.sinks.event import LevelledEvent
+from outfall.sinks.socket import DatagramSink, SocketSink, _waits
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+    from typing_extensions import Self
+
+#: How long one sending may take on a socket that has no timeout of its own.
+_TIMEOUT_SECONDS = 1.0
+
+
+class Frame(LevelledEvent):
+    """An event of which a handler has made what is to be sent.
+
+    Args:
+        raw: The bytes.
+    """
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__({}, None)
+        self.raw = raw
+
+
+class HandlersSink(SocketSink):
+    """What the sinks behind handlers have in common: they send frames, over the sockets that a handler makes."""
+
+    def attach(self, handler: Any, *hooks: str) -> None:
+        """Go by the attributes and hooks of *handler*, which is held weakly; called before ``__init__``.
+
+        Args:
+            handler: The handler.
+            hooks: Methods of the handler that would use the socket themselves if they were overridden.
+        """
+        self._handler = weakref.ref(handler)
+        own = next(kind for kind in type(handler).__mro__ if kind.__module__ == type(self).__module__)
+        self._shared = any(getattr(type(handler), hook) is not getattr(own, hook) for hook in hooks)
+        #: Why the last attempt to connect failed: the handler's hook does not raise it.
+        self._failure: DeliveryError | None = None
+        #: True while there is no socket, but something that somebody's makeSocket returned in its place.
+        self._foreign = False
+
+    @property
+    def handler(self) -> Any:
+        """The handler."""
+        return self._handler()
+
+    def make_frame(self, event: dict[str, Any]) -> bytes:
+        """Return what the handler has made."""
+        return event.raw if isinstance(event, Frame) else super().make_frame(event)
+
+    # -- to the handler's hooks, and back from their defaults
+
+    def create_socket(self) -> None:
+        """Have the handler create a socket, which may mean `connect`."""
+        self._failure = None
+        self.handler.createSocket()
+        if self.sock is None:
+            raise self._failure or TemporaryDeliveryError(f"no connection to {self._peer}")
+
+    def connect(self) -> None:
+        """Try to have a connection, unless the next attempt is not due yet; why there is none is told by `send`."""
+        try:
+            super().create_socket()
+        except DeliveryError as error:
+            self._failure = error
+
+    def _addresses(self) -> list[tuple[int, Any]]:
+        address = self.handler.address
+        self.host, self.port = (address, None) if isinstance(address, str) else address[:2]
+        return super()._addresses()
+
+    # -- sockets of somebody's own
+
+    def _adopt(self, made: Any) -> None:
+        self._foreign = not isinstance(made, socket.socket)
+        if self._foreign:
+            self.sock = made
+            return
+        seconds = made.gettimeout()
+        self.timeout = seconds or _TIMEOUT_SECONDS
+        # Wrapped by somebody's makeSocket: none of these handlers encrypts.
+        self._tls = getattr(made, "context", None)
+        self._waits = _waits(self._tls is not None)
+        super()._adopt(made)
+        if self._shared:
+            # For sendall, which does not wait on a socket that does not.
+            made.settimeout(seconds)
+
+    def replace(self, sock: socket.socket | None) -> None:
+        """Send over *sock* from now on."""
+        self._poll = self._send = self.sock = None
+        if sock is not None:
+            self._adopt(sock)
+
+    def rest(self) -> None:
+        """Let go of the connection; the next event makes another."""
+        with self._lock:
+            self._part()
+
+    def _has_ended(self) -> bool:
+        return not self._foreign and super()._has_ended()
+
+    def _transmit(self, data: bytes) -> None:
+        if self._foreign:
+            self._hand_over(self.sock, data)
+        else:
+            super()._transmit(data)
+
+    def _hand_over(self, foreign: Any, data: bytes) -> None:
+        foreign.sendall(data)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child."""
+        if self._foreign:
+            self.sock = None
+        super().after_fork()
+
+
+class _StreamSink(HandlersSink):
+    def __init__(self, handler: SocketHandler) -> None:
+        self.attach(handler, "send")
+        super().__init__("localhost", 9, on_error="raise", name=type(handler).__name__)
+
+    def make_socket(self, timeout: float | None = None) -> socket.socket:  # noqa: ARG002 - the hook has its own
+        """Have the handler make a socket, which may mean `made_socket`."""
+        return self.handler.makeSocket()  # type: ignore[no-any-return]
+
+    def made_socket(self, timeout: float | None) -> socket.socket:
+        """Return a connected socket."""
+        return super().make_socket(timeout)
+
+    def _back_off(self) -> None:
+        handler = self.handler
+        self.retry_start, self.retry_max = handler.retryStart, handler.retryMax
+        self.retry_factor = handler.retryFactor
+        super()._back_off()
+
+
+class _DatagramsSink(_StreamSink, DatagramSink):
+    def make_socket(self, timeout: float | None = None) -> socket.socket:  # noqa: ARG002 - the hook has its own
+        """Have the handler make a socket, and connect it."""
+        self._found = self._addresses()
+        made = self.handler.makeSocket()
+        if isinstance(made, socket.socket):
+            try:
+                made.getpeername()
+            except OSError:
+                try:
+                    self._connect(made)
+                except BaseException:
+                    made.close()
+                    raise
+        return made  # type: ignore[no-any-return]
+
+    def made_socket(self, timeout: float | None) -> socket.socket:  # noqa: ARG002 - a datagram is sent or not
+        """Return a socket for the first of the addresses that were found, not connected."""
+        found = self._found or self._addresses()
+        return socket.socket(found[0][0], socket.SOCK_DGRAM)
+
+    def _connect(self, made: socket.socket) -> None:
+        failure: OSError | None = None
+        for family, address in self._found:
+            if family == made.family:
+                try:
+                    made.connect(address)
+                except OSError as error:
+                    failure = error
+                else:
+                    return
+        raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address of the socket's family")
+
+    def _hand_over(self, foreign: Any, data: bytes) -> None:
+        foreign.sendto(data, self.handler.address)
+
+
+class SocketHandler(logging.handlers.SocketHandler):
+    """Send pickled records over TCP or a Unix socket, as `logging.handlers.SocketHandler` does, by a `SocketSink`.
+
+    Args:
+        host: Name or address, IPv4 or IPv6; the path of a Unix socket when *port* is None.
+        port: TCP port, or None.
+
+    As there, a record that cannot be sent is dropped without a word. It connects at the first record, waits before it
+    tries again (``retryStart``, ``retryFactor``, ``retryMax``), and connects again for a record that comes after
+    `close`. With ``closeOnError`` an error closes the connection and is not told.
+
+    In contrast to the original it notices that the peer has closed the connection before it sends the next record, and
+    sends one whose sending fails once more over a new connection. Connecting and sending take a second at most, unless
+    the socket has a timeout of its own.
+
+    What may be overridden: `makePickle`, `makeSocket` (which may also return something that only has ``sendall`` and
+    ``close``), `createSocket`, `send`.
+
+    Safe from any thread. A forked child opens its own connection.
+    """
+
+    def __init__(self, host: str, port: int | None) -> None:
+        logging.Handler.__init__(self)
+        self.host = host
+        self.port = port
+        self.address = host if port is None else (host, port)
+        self.closeOnError = False
+        self.retryStart = 1.0
+        self.retryMax = 30.0
+        self.retryFactor = 2.0
+        self._sink: _StreamSink = self._make_sink()
+
+    def _make_sink(self) -> _StreamSink:
+        return _StreamSink(self)
+
+    @property
+    def sock(self) -> socket.socket | None:
+        """The socket, or None; settable."""
+        return self._sink.sock
+
+    @sock.setter
+    def sock(self, sock: socket.socket | None) -> None:
+        self._sink.replace(sock)
+
+    @property
+    def retryTime(self) -> float | None:
+        """When the next attempt to connect is due, in seconds since the epoch; None for at once. Settable."""
+        due = self._sink.retry_time
+        # The sink waits by a clock that nobody sets.
+        return None if due is None else due - time.monotonic() + time.time()
+
+    @retryTime.setter
+    def retryTime(self, due: float | None) -> None:
+        self._sink.retry_time = None if due is None else due - time.time() + time.monotonic()
+
+    @property
+    def retryPeriod(self) -> float:
+        """The wait before it, in seconds; 0 before the first. Settable."""
+        return self._sink.retry_period
+
+    @retryPeriod.setter
+    def retryPeriod(self, seconds: float) -> None:
+        self._sink.retry_period = seconds
+
+    def makeSocket(self, timeout: float = 1) -> socket.socket:
+        """Return a connected socket.
+
+        Args:
+            timeout: Seconds for each address of the name.
+
+        Raises:
+            OSError: If none can be connected.
+        """
+        return self._sink.made_socket(timeout)
+
+    def createSocket(self) -> None:
+        """Have a connection in ``sock``, unless the next attempt is not due yet or it fails."""
+        self._sink.connect()
+
+    def makePickle(self, record: logging.LogRecord) -> bytes:
+        """Return what is sent for *record*: its attributes as a pickle of protocol 1, after its length in four bytes.
+
+        The arguments are merged into the message, and an exception is there as text alone.
+        """
+        if record.exc_info:
+            # For what it leaves in exc_text.
+            self.format(record)
+        attributes = {**vars(record), "msg": record.getMessage(), "args": None, "exc_info": None}
+        attributes.pop("message", None)
+        payload = pickle.dumps(attributes, 1)
+        return pack_length(len(payload)) + payload
+
+    def send(self, s: ReadableBuffer) -> None:
+        """Send *s*, a frame, or drop it without a word."""
+        with contextlib.suppress(DeliveryError):
+            self._sink.handle(Frame(bytes(s)))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Close the connection if ``closeOnError`` is set and there is one, else tell of the error."""
+        if self.closeOnError and self.sock:
+            self._sink.rest()
+        else:
+            logging.Handler.handleError(self, record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send *record*."""
+        try:
+            self.send(self.makePickle(record))
+        except Exception:  # noqa: BLE001 - whatever it is, it is told
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self.lock or contextlib.nullcontext():
+            self._sink.rest()
+            logging.Handler.close(self)
+
+    def __copy__(self) -> Self:
+        """Return a handler of the same settings with a connection of its own."""
+        twin = type(self).__new__(type(self))
+        vars(twin).update(vars(self))
+        twin._sink = twin._make_sink()  # noqa: SLF001 - its own class
+        return twin
+
+
+class DatagramHandler(SocketHandler, logging.handlers.DatagramHandler):
+    """Send pickled records as datagrams, as `logging.handlers.DatagramHandler` does, by a `DatagramSink`.
+
+    Args:
+        host: Name or address, IPv4 or IPv6; the path of a Unix datagram socket when *port* is None.
+        port: UDP port, or None.
+
+    A record that cannot be sent is told to `handleError`, as there. The name is looked up at the first record and again
+    after a failure, not for each record. If the peer's host says that nobody listens, the record at which that shows is
+    sent once more.
+
+    What may be overridden: `makePickle`, `makeSocket` (which need not connect it), `createSocket`, `send`.
+    """
+
+    def _make_sink(self) -> _StreamSink:
+        return _DatagramsSink(self)
+
+    def makeSocket(self) -> socket.socket:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return a datagram socket for the family of the address."""
+        return self._sink.made_socket(None)
+
+    def send(self, s: ReadableBuffer) -> None:
+        """Send *s*, a datagram.
+
+        Raises:
+            OSError: If that fails.
+        """
+        try:
+            self._sink.handle(Frame(bytes(s)))
+        except DeliveryError as error:
+            raise OSError(str(error)) from error
