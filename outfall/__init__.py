@@ -5,9 +5,11 @@ An event is a dict; a sink takes event dicts and puts them somewhere. Every publ
 
 from outfall.adapters.stdlib import HandlerSink, SinkHandler
 from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
+from outfall.sinks.background import BackgroundSink
 from outfall.sinks.base import ByteSink, Sink, SinkStats
 from outfall.sinks.batch import BatchResult, Encoded
 from outfall.sinks.codec import JSONFrames, PickleFrames, SignedFrames
+from outfall.sinks.delivery import RetryPolicy
 from outfall.sinks.errors import (
     DeliveryError,
     MissingDependencyError,
@@ -35,6 +37,7 @@ from outfall.sinks.timed import TimedRotatingFileSink
 from outfall.sinks.watched import WatchedFileSink
 
 __all__ = [
+    "BackgroundSink",
     "BaseRotatingFileSink",
     "BatchResult",
     "ByteSink",
@@ -56,6 +59,7 @@ __all__ = [
     "PermanentDeliveryError",
     "PickleFrames",
     "ReentrantEventError",
+    "RetryPolicy",
     "RotatingFileSink",
     "SMTPSink",
     "SignedFrames",

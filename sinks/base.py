@@ -384,8 +384,8 @@ class Sink:
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Put many events out; return None if all were taken, else what became of the others.
 
-        The default calls `emit` for each: a `TemporaryDeliveryError` ends the round and leaves the rest for a retry,
-        any other exception rejects that one event.
+        The default calls `emit` for each: a `TemporaryDeliveryError`, or a connection's error or time-out, ends the
+        round and leaves the rest for a retry; any other exception rejects that one event.
 
         Raises:
             Exception: If none was taken.
@@ -447,9 +447,14 @@ class Sink:
         Raises:
             Exception: What processors and renderers raise; `structlog.DropEvent` filters the event.
         """
+        passed = self._passed(event, respect_level=respect_level)
+        return None if passed is None else self.encode(passed)
+
+    def _passed(self, event: dict[str, Any], *, respect_level: bool) -> dict[str, Any] | None:
+        """Return *event* past level and processors, without counting; None if the level keeps it out."""
         if respect_level and self._level and level_of(event) < self._level:
             return None
-        return self.encode(self._processed(event) if self._processors else event)
+        return self._processed(event) if self._processors else event
 
     def _plain_option(self) -> int | None:
         """Return the options with which one ``orjson.dumps`` does all that `_prepare` does; None if it does more.
@@ -522,10 +527,11 @@ class Sink:
                     emit(item)
             except DropEvent:
                 pass
-            except TemporaryDeliveryError as error:
+            except (TemporaryDeliveryError, ConnectionError, TimeoutError) as error:
                 if index == 0:
                     raise
-                return BatchResult(range(index, len(batch)), rejected, retry_after=error.retry_after)
+                retry_after = error.retry_after if isinstance(error, TemporaryDeliveryError) else None
+                return BatchResult(range(index, len(batch)), rejected, retry_after=retry_after)
             except PermanentDeliveryError as error:
                 rejected[index] = error.reason
             except Exception as error:  # noqa: BLE001 - one bad event must not cost the others

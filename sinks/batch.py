@@ -99,6 +99,11 @@ class Batch(Sequence[Encoded]):
         """Each item's data, without making items."""
         return [item[0] if type(item) is tuple else item.data for item in self._items]  # type: ignore[union-attr]
 
+    @property
+    def item_keys(self) -> list[str]:
+        """A key for each item: the same at every retry, and in every part of the batch that the item is in."""
+        return [f"{self._root}.{place}" for place in self._places]
+
     def part(self, indexes: Iterable[int]) -> Batch:
         """Return the items at *indexes*, as a batch."""
         chosen = tuple(indexes)

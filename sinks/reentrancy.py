@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from outfall.sinks.base import Sink
 
@@ -26,7 +26,7 @@ thread = _Thread()
 
 
 @contextmanager
-def delivering(value: bool = True) -> Iterator[None]:  # noqa: FBT001, FBT002 - it is what is set
+def delivering(*, value: bool = True) -> Generator[None, None, None]:
     """Mark this thread as one that delivers: meanwhile no sink with ``delivers_through_loggers`` takes its events.
 
     With False the mark is taken away: for what a delivering thread calls of others, an ``on_error`` for example.
