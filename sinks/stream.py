@@ -76,7 +76,7 @@ class StreamSink(ByteSink):
             name=name,
         )
         #: Data of events that came from a signal handler during a write of the same thread.
-        self._interrupting: deque[bytes] = deque()
+        self._interrupting: deque[str | bytes] = deque()
         self._writing = False
         #: Where to write instead of the stream, in a child that must not touch it.
         self._descriptor: int | None = None
@@ -112,8 +112,8 @@ class StreamSink(ByteSink):
             self._fail(failure, None, events=0)
         return old
 
-    def write(self, data: bytes) -> None:
-        """Write *data* by one call of the stream's ``write``, and flush."""
+    def write(self, data: str | bytes) -> None:
+        """Write *data* by one call of the stream's ``write``, and flush. Text goes to a text stream as it is."""
         if self._writing:
             # A signal handler or __del__ came between in this very thread; streams refuse or garble a nested write.
             self._interrupting.append(data)
@@ -151,27 +151,31 @@ class StreamSink(ByteSink):
         if counted_elsewhere:
             raise failures[-1]
 
-    def _write_and_flush(self, data: bytes) -> None:
+    def _write_and_flush(self, data: str | bytes) -> None:
         stream = self._stream
         if self._descriptor is not None:
             if self._takes_text:
                 encoding = getattr(stream, "encoding", None) or "utf-8"
-                data = data.decode(self._data_encoding, "replace").encode(encoding, "backslashreplace")
-            _write_all(self._descriptor, data)
+                data = self._as_text(data).encode(encoding, "backslashreplace")
+            _write_all(self._descriptor, self._as_bytes(data))
             return
         if stream is None:
             msg = "there is no stream: sys.stderr was None"
             raise DeliveryError(msg)
         if self._takes_text is False:
-            _write_binary(stream, data)
+            _write_binary(stream, self._as_bytes(data))
         else:
             self._write_text(stream, data)
+        self._flush_stream(stream)
+
+    def _flush_stream(self, stream: Any) -> None:
+        """Flush *stream* after a write, if it can be."""
         flush = getattr(stream, "flush", None)
         if flush is not None:
             flush()
 
-    def _write_text(self, stream: Any, data: bytes) -> None:
-        text = data.decode(self._data_encoding, "replace")
+    def _write_text(self, stream: Any, data: str | bytes) -> None:
+        text = self._as_text(data)
         try:
             stream.write(text)
         except UnicodeEncodeError:
@@ -180,7 +184,7 @@ class StreamSink(ByteSink):
         except TypeError:
             if self._takes_text is not None:
                 raise
-            _write_binary(stream, data)
+            _write_binary(stream, self._as_bytes(data))
             self._takes_text = False
         else:
             self._takes_text = True
@@ -194,6 +198,12 @@ class StreamSink(ByteSink):
         elif isinstance(stream, io.IOBase) or "b" in str(getattr(stream, "mode", "")):
             self._takes_text = False
         self._go_round()
+
+    def _as_text(self, data: str | bytes) -> str:
+        return data if isinstance(data, str) else data.decode(self._data_encoding, "replace")
+
+    def _as_bytes(self, data: str | bytes) -> bytes:
+        return data.encode(self._bare_encoding, self._errors) if isinstance(data, str) else data
 
     @property
     def _data_encoding(self) -> str:

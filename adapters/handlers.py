@@ -1,0 +1,17 @@
+"""Drop-in twins of the standard library's logging handlers, under their own names.
+
+.. code-block:: python
+
+    from outfall.adapters.handlers import RotatingFileHandler   # was: logging.handlers
+
+Same constructors, attributes and methods, in the semantics of Python 3.13 on every supported version; the work is done
+by the sinks. Each is a subclass of its namesake. Where one differs on purpose, because the standard library loses
+records or contradicts its documentation, :doc:`/explanation/handlers` says so in a table.
+"""
+
+from outfall.adapters.streamhandlers import NullHandler, StreamHandler
+
+__all__ = [
+    "NullHandler",
+    "StreamHandler",
+]
