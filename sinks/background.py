@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import time
 from collections import deque
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal
 
 from orjson import dumps
@@ -28,7 +27,7 @@ from outfall.sinks.errors import DeliveryError, ReentrantEventError, TemporaryDe
 from outfall.sinks.failures import SinkFailure, cleaned, describe, report
 from outfall.sinks.levels import NOTSET, NUMBERS, parse_level
 from outfall.sinks.lock import HAND_TAKEN, TURN
-from outfall.sinks.reentrancy import delivering, thread
+from outfall.sinks.reentrancy import active, delivering, thread
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -156,6 +155,8 @@ class BackgroundSink(Sink):
         self._room = self._capacity_bytes
         #: With so many events before it, an event has to wake the thread.
         self._wake_from = 0
+        #: With so many, an event cannot take the short cut: the least of that and of what there is room for.
+        self._attention = 0
         #: What wakes it: the one queue whose put() may be called from a signal handler in the midst of itself.
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._worker: threading.Thread | None = None
@@ -217,14 +218,15 @@ class BackgroundSink(Sink):
                     or "_name" in event
                     or "_from_structlog" in event
                     or "level_number" in event
-                    or thread.delivering
+                    or (active and thread.delivering)
                 ):
                     number = NUMBERS[event["level"]]
                     if number < self._level:
                         self._count_filtered()
                         return
                     data = dumps(event, None, option)
-                    waiting = (data, number, time.time(), "timestamp" in event)
+                    stamp = time()
+                    dated = "timestamp" in event
                     # Taking the lock by hand: see WriteLock.
                     turn = self._turn
                     del turn[0]
@@ -232,21 +234,16 @@ class BackgroundSink(Sink):
                     try:
                         pending = self._pending
                         room = self._room - len(data)
-                        if room < 0 or pending >= self._capacity:
-                            raise LookupError
+                        if room < 0 or pending >= self._attention:
+                            raise LookupError  # full, or the thread is to be woken
                         queue = self._queue
                         # Not append(): an interrupt after a call would leave an event in that is not counted.
-                        queue += (waiting,)
+                        queue += ((data, number, stamp, dated),)
                         self._pending = pending + 1
                         self._room = room
-                        awake = pending < self._wake_from
-                        if not awake:
-                            self._wake_from = _NEVER
                     finally:
                         holding = False  # noqa: F841 - WriteLock looks for it in the frame
                         turn += TURN
-                    if not awake:
-                        self._rouse()
                     return
             except Exception:  # noqa: BLE001, S110 - the pipeline treats it; nothing has happened yet
                 pass
@@ -301,7 +298,7 @@ class BackgroundSink(Sink):
         self._changed()
         with self._lock:
             # Nothing that is on its way past the question whether this is closed finds room any more.
-            self._capacity = 0
+            self._capacity = self._attention = 0
             self._urgent_until = max(self._urgent_until, deadline)
             self._stopping = True
         self._make_room_known()
@@ -374,7 +371,7 @@ class BackgroundSink(Sink):
                 self._room -= size
                 awake = self._pending <= self._wake_from
                 if not awake:
-                    self._wake_from = _NEVER
+                    self._wake_at(_NEVER)
         if evicted:
             self._count_dropped("overflow", evicted)
             self._tell_of_overflow(evicted)
@@ -441,6 +438,11 @@ class BackgroundSink(Sink):
 
     # -- the delivering thread
 
+    def _wake_at(self, events: int) -> None:
+        """Have the event that finds so many before it wake the thread. Called under the lock."""
+        self._wake_from = events
+        self._attention = min(events, self._capacity)
+
     def _rouse(self) -> None:
         """Have the delivering thread look at the queue, starting it if it does not run."""
         if self._worker is None:
@@ -456,26 +458,26 @@ class BackgroundSink(Sink):
                     except RuntimeError:
                         # The interpreter is going down, or there are too many threads: the next event tries again.
                         self._worker = None
-                        self._wake_from = 0
+                        self._wake_at(0)
             if self._worker is None:
                 self._deliver_all_here()
             return
         self._wakeups.put(None)
 
     def _run(self, generation: int) -> None:
-        with delivering():
-            while generation == self._generation:
-                batch = self._next_batch()
-                if batch is None:
-                    continue
-                try:
+        while generation == self._generation:
+            batch = self._next_batch()
+            if batch is None:
+                continue
+            try:
+                with delivering():
                     left = self._delivery.deliver(batch)
-                except BaseException as error:  # noqa: BLE001 - SystemExit from a target must not end the thread
-                    left = []
-                    self._lose_rest(error, generation)
-                if left:
-                    return  # close() has given up waiting, and counts them
-                self._batch_done(batch, generation)
+            except BaseException as error:  # noqa: BLE001 - SystemExit from a target must not end the thread
+                left = []
+                self._lose_rest(error, generation)
+            if left:
+                return  # close() has given up waiting, and counts them
+            self._batch_done(batch, generation)
 
     def _next_batch(self) -> Batch | None:
         """Wait for events and return some of them; None if there was nothing but a mark."""
@@ -490,9 +492,9 @@ class BackgroundSink(Sink):
                         self._reach(first)
                         return None
                     if lingering or len(queue) >= self._batch_size or self._urgent_until > monotonic():
-                        self._wake_from = _NEVER
+                        self._wake_at(_NEVER)
                         return self._taken_from_queue()
-                self._wake_from = self._batch_size - 1 if queue else 0
+                self._wake_at(self._batch_size - 1 if queue else 0)
                 waits = bool(queue)
             with contextlib.suppress(Empty):
                 self._wakeups.get(timeout=self._linger_seconds if waits else None)
@@ -642,7 +644,7 @@ class BackgroundSink(Sink):
             if self.on_error == "raise":
                 # There is nobody to raise it to.
                 self._last_error = describe(error)
-                report(SinkFailure(self.name, error, events, time.time()))
+                report(SinkFailure(self.name, error, events, time()))
             else:
                 self._fail(error, None, events=events)
 

@@ -33,7 +33,7 @@ from outfall.sinks.event import TextEvent, as_event, copy_event, timestamp_of, w
 from outfall.sinks.failures import SinkFailure, cleaned, describe, report
 from outfall.sinks.levels import NOTSET, level_name, level_of, parse_level
 from outfall.sinks.lock import WriteLock
-from outfall.sinks.reentrancy import thread
+from outfall.sinks.reentrancy import active, thread
 from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 
 if TYPE_CHECKING:
@@ -207,11 +207,13 @@ class Sink:
                 if thread.delivering:
                     msg = f"{self.name}: the event was logged while delivering another"
                     raise ReentrantEventError(msg)
+                active.append(None)
                 thread.delivering = True
                 try:
                     failure = self._put(admitted)
                 finally:
                     thread.delivering = False
+                    active.pop()
             else:
                 failure = self._put(admitted)
         except DropEvent:
@@ -455,6 +457,13 @@ class Sink:
         if respect_level and self._level and level_of(event) < self._level:
             return None
         return self._processed(event) if self._processors else event
+
+    def _restore(self, data: bytes, level: float, time: float) -> Encoded:
+        """Return again the item that `_prepare` made, of what a spool has kept of it: called once for each item.
+
+        The same object has to come to `emit_batch` at each retry, since routers note in it who has the event already.
+        """
+        return Encoded(data, level, time)
 
     def _plain_option(self) -> int | None:
         """Return the options with which one ``orjson.dumps`` does all that `_prepare` does; None if it does more.

@@ -24,6 +24,9 @@ class _Thread(threading.local):
 
 thread = _Thread()
 
+#: One item for each thread that delivers right now: while it is empty nobody need ask `thread`, which costs.
+active: list[None] = []
+
 
 @contextmanager
 def delivering(*, value: bool = True) -> Generator[None, None, None]:
@@ -32,8 +35,10 @@ def delivering(*, value: bool = True) -> Generator[None, None, None]:
     With False the mark is taken away: for what a delivering thread calls of others, an ``on_error`` for example.
     """
     before = thread.delivering
+    active.append(None)
     thread.delivering = value
     try:
         yield
     finally:
         thread.delivering = before
+        active.pop()
