@@ -167,8 +167,8 @@ class Delivery:
         self._random = random
         #: How many events the target is being asked to take at this moment.
         self.attempting = 0
-        #: As many bytes of data, in more than one event, were too much for the target.
-        self._refused_bytes: float = float("inf")
+        #: Half of what was too much for the target: more bytes of data are not sent to it in more than one event.
+        self._fitting_bytes: float = float("inf")
         self._failures = 0
         self._pauses = 0
 
@@ -255,7 +255,7 @@ class Delivery:
     def _split(self, part: Batch, error: Exception, parts: deque[Batch]) -> None:
         """Put the halves of *part* back, or settle its one event, which is to blame for *error*."""
         if isinstance(error, OversizeDeliveryError) and len(part) > 1:
-            self._refused_bytes = min(self._refused_bytes, sum(map(len, part.data)))
+            self._fitting_bytes = min(self._fitting_bytes, sum(map(len, part.data)) / 2)
         if len(part) == 1:
             self._refuse(part[0], error, "rejected" if isinstance(error, PermanentDeliveryError) else "error")
             return
@@ -264,12 +264,12 @@ class Delivery:
 
     def _fitting(self, batch: Batch) -> Iterable[Batch]:
         """Return *batch* in parts that are smaller than what was too much before."""
-        if self._refused_bytes == float("inf") or len(batch) < 2:  # noqa: PLR2004
+        if self._fitting_bytes == float("inf") or len(batch) < 2:  # noqa: PLR2004
             return [batch] if len(batch) else []
         parts: list[Batch] = []
         first = size = 0
         for index, data in enumerate(batch.data):
-            if index > first and size + len(data) >= self._refused_bytes:
+            if index > first and size + len(data) > self._fitting_bytes:
                 parts.append(batch[first:index])
                 first, size = index, 0
             size += len(data)
