@@ -12,9 +12,9 @@ import logging.handlers
 import pickle
 import socket
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
+from outfall.adapters.twin import Lent, Twin
 from outfall.sinks.codec import pack_length
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event import LevelledEvent
@@ -22,10 +22,12 @@ from outfall.sinks.socket import DatagramSink, SocketSink, _waits
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-    from typing_extensions import Self
 
 #: How long one sending may take on a socket that has no timeout of its own.
 _TIMEOUT_SECONDS = 1.0
+
+#: What the sinks are made with, before they are told an address.
+_NO_PORT = 9
 
 
 class Frame(LevelledEvent):
@@ -42,28 +44,15 @@ class Frame(LevelledEvent):
         self.raw = raw
 
 
-class HandlersSink(SocketSink):
+class HandlersSink(Lent, SocketSink):
     """What the sinks behind handlers have in common: they send frames, over the sockets that a handler makes."""
 
-    def attach(self, handler: Any, *hooks: str) -> None:
-        """Go by the attributes and hooks of *handler*, which is held weakly; called before ``__init__``.
-
-        Args:
-            handler: The handler.
-            hooks: Methods of the handler that would use the socket themselves if they were overridden.
-        """
-        self._handler = weakref.ref(handler)
-        own = next(kind for kind in type(handler).__mro__ if kind.__module__ == type(self).__module__)
-        self._shared = any(getattr(type(handler), hook) is not getattr(own, hook) for hook in hooks)
-        #: Why the last attempt to connect failed: the handler's hook does not raise it.
-        self._failure: DeliveryError | None = None
-        #: True while there is no socket, but something that somebody's makeSocket returned in its place.
-        self._foreign = False
-
-    @property
-    def handler(self) -> Any:
-        """The handler."""
-        return self._handler()
+    #: Why the last attempt to connect failed: the handler's hook does not raise it.
+    _failure: DeliveryError | None = None
+    #: True while there is no socket, but something that somebody's makeSocket returned in its place.
+    _foreign = False
+    #: Where the datagrams of the connected socket go.
+    _connected_to: Any = None
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
         """Return what the handler has made."""
@@ -73,20 +62,22 @@ class HandlersSink(SocketSink):
 
     def create_socket(self) -> None:
         """Have the handler create a socket, which may mean `connect`."""
-        self._failure = None
-        self.handler.createSocket()
+        self.owner.createSocket()
+        # Not kept: its traceback holds the frames, and they what is being sent.
+        failure, self._failure = self._failure, None
         if self.sock is None:
-            raise self._failure or TemporaryDeliveryError(f"no connection to {self._peer}")
+            raise failure or TemporaryDeliveryError(f"no connection to {self._peer}")
 
     def connect(self) -> None:
         """Try to have a connection, unless the next attempt is not due yet; why there is none is told by `send`."""
+        self._failure = None
         try:
             super().create_socket()
         except DeliveryError as error:
             self._failure = error
 
     def _addresses(self) -> list[tuple[int, Any]]:
-        address = self.handler.address
+        address = self.owner.address
         self.host, self.port = (address, None) if isinstance(address, str) else address[:2]
         return super()._addresses()
 
@@ -97,15 +88,47 @@ class HandlersSink(SocketSink):
         if self._foreign:
             self.sock = made
             return
+        try:
+            self._connect(made)
+        except BaseException:
+            made.close()
+            raise
         seconds = made.gettimeout()
         self.timeout = seconds or _TIMEOUT_SECONDS
         # Wrapped by somebody's makeSocket: none of these handlers encrypts.
         self._tls = getattr(made, "context", None)
         self._waits = _waits(self._tls is not None)
         super()._adopt(made)
-        if self._shared:
+        self._connected_to = self.owner.address
+        if self.owner.sends_itself():
             # For sendall, which does not wait on a socket that does not.
             made.settimeout(seconds)
+
+    def _connect(self, made: socket.socket) -> None:
+        """Connect a datagram socket that is not: the handlers of the standard library need none that is."""
+        if made.type != socket.SOCK_DGRAM:
+            return
+        try:
+            made.getpeername()
+        except OSError:
+            pass
+        else:
+            return
+        failure: OSError | None = None
+        for family, address in self._addresses():
+            if family == made.family:
+                try:
+                    made.connect(address)
+                except OSError as error:
+                    failure = error
+                else:
+                    return
+        raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address of the socket's family")
+
+    def follow(self, address: Any) -> None:
+        """Send datagrams to *address*, and reconnect a stream to it when there is a reason to."""
+        if address != self._connected_to and not self._ends and not self._foreign and self.sock is not None:
+            self._disconnect()
 
     def replace(self, sock: socket.socket | None) -> None:
         """Send over *sock* from now on."""
@@ -138,63 +161,41 @@ class HandlersSink(SocketSink):
 
 
 class _StreamSink(HandlersSink):
-    def __init__(self, handler: SocketHandler) -> None:
-        self.attach(handler, "send")
-        super().__init__("localhost", 9, on_error="raise", name=type(handler).__name__)
-
     def make_socket(self, timeout: float | None = None) -> socket.socket:  # noqa: ARG002 - the hook has its own
         """Have the handler make a socket, which may mean `made_socket`."""
-        return self.handler.makeSocket()  # type: ignore[no-any-return]
+        return self.owner.makeSocket()  # type: ignore[no-any-return]
 
     def made_socket(self, timeout: float | None) -> socket.socket:
         """Return a connected socket."""
         return super().make_socket(timeout)
 
     def _back_off(self) -> None:
-        handler = self.handler
-        self.retry_start, self.retry_max = handler.retryStart, handler.retryMax
-        self.retry_factor = handler.retryFactor
+        owner = self.owner
+        self.retry_start, self.retry_max, self.retry_factor = owner.retryStart, owner.retryMax, owner.retryFactor
         super()._back_off()
 
 
 class _DatagramsSink(_StreamSink, DatagramSink):
-    def make_socket(self, timeout: float | None = None) -> socket.socket:  # noqa: ARG002 - the hook has its own
+    def make_socket(self, timeout: float | None = None) -> socket.socket:
         """Have the handler make a socket, and connect it."""
-        self._found = self._addresses()
-        made = self.handler.makeSocket()
+        made = super().make_socket(timeout)
         if isinstance(made, socket.socket):
             try:
-                made.getpeername()
-            except OSError:
-                try:
-                    self._connect(made)
-                except BaseException:
-                    made.close()
-                    raise
-        return made  # type: ignore[no-any-return]
+                self._connect(made)
+            except BaseException:
+                made.close()
+                raise
+        return made
 
     def made_socket(self, timeout: float | None) -> socket.socket:  # noqa: ARG002 - a datagram is sent or not
-        """Return a socket for the first of the addresses that were found, not connected."""
-        found = self._found or self._addresses()
-        return socket.socket(found[0][0], socket.SOCK_DGRAM)
-
-    def _connect(self, made: socket.socket) -> None:
-        failure: OSError | None = None
-        for family, address in self._found:
-            if family == made.family:
-                try:
-                    made.connect(address)
-                except OSError as error:
-                    failure = error
-                else:
-                    return
-        raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address of the socket's family")
+        """Return a socket for the first of the addresses, not connected."""
+        return socket.socket(self._addresses()[0][0], socket.SOCK_DGRAM)
 
     def _hand_over(self, foreign: Any, data: bytes) -> None:
-        foreign.sendto(data, self.handler.address)
+        foreign.sendto(data, self.owner.address)
 
 
-class SocketHandler(logging.handlers.SocketHandler):
+class SocketHandler(Twin, logging.handlers.SocketHandler):
     """Send pickled records over TCP or a Unix socket, as `logging.handlers.SocketHandler` does, by a `SocketSink`.
 
     Args:
@@ -216,7 +217,7 @@ class SocketHandler(logging.handlers.SocketHandler):
     """
 
     def __init__(self, host: str, port: int | None) -> None:
-        logging.Handler.__init__(self)
+        Twin.__init__(self)
         self.host = host
         self.port = port
         self.address = host if port is None else (host, port)
@@ -224,39 +225,48 @@ class SocketHandler(logging.handlers.SocketHandler):
         self.retryStart = 1.0
         self.retryMax = 30.0
         self.retryFactor = 2.0
-        self._sink: _StreamSink = self._make_sink()
 
-    def _make_sink(self) -> _StreamSink:
-        return _StreamSink(self)
+    def make_sink(self) -> HandlersSink:
+        """Return the sink."""
+        return _StreamSink("localhost", _NO_PORT, on_error="raise", name=type(self).__name__)
+
+    def lend(self, sink: HandlersSink) -> None:
+        """Have *sink* go by the handler's address."""
+        sink.follow(self.address)
+
+    def sends_itself(self) -> bool:
+        """Return True if a subclass sends over the socket by a method of its own."""
+        return type(self).send not in (SocketHandler.send, DatagramHandler.send)
 
     @property
     def sock(self) -> socket.socket | None:
         """The socket, or None; settable."""
-        return self._sink.sock
+        return self.sink.sock  # type: ignore[no-any-return]
 
     @sock.setter
     def sock(self, sock: socket.socket | None) -> None:
-        self._sink.replace(sock)
+        with self.at_work() as sink:
+            sink.replace(sock)
 
     @property
     def retryTime(self) -> float | None:
         """When the next attempt to connect is due, in seconds since the epoch; None for at once. Settable."""
-        due = self._sink.retry_time
+        due = self.sink.retry_time
         # The sink waits by a clock that nobody sets.
         return None if due is None else due - time.monotonic() + time.time()
 
     @retryTime.setter
     def retryTime(self, due: float | None) -> None:
-        self._sink.retry_time = None if due is None else due - time.time() + time.monotonic()
+        self.sink.retry_time = None if due is None else due - time.time() + time.monotonic()
 
     @property
     def retryPeriod(self) -> float:
         """The wait before it, in seconds; 0 before the first. Settable."""
-        return self._sink.retry_period
+        return self.sink.retry_period  # type: ignore[no-any-return]
 
     @retryPeriod.setter
     def retryPeriod(self, seconds: float) -> None:
-        self._sink.retry_period = seconds
+        self.sink.retry_period = seconds
 
     def makeSocket(self, timeout: float = 1) -> socket.socket:
         """Return a connected socket.
@@ -267,11 +277,13 @@ class SocketHandler(logging.handlers.SocketHandler):
         Raises:
             OSError: If none can be connected.
         """
-        return self._sink.made_socket(timeout)
+        with self.at_work() as sink:
+            return sink.made_socket(timeout)  # type: ignore[no-any-return]
 
     def createSocket(self) -> None:
         """Have a connection in ``sock``, unless the next attempt is not due yet or it fails."""
-        self._sink.connect()
+        with self.at_work() as sink:
+            sink.connect()
 
     def makePickle(self, record: logging.LogRecord) -> bytes:
         """Return what is sent for *record*: its attributes as a pickle of protocol 1, after its length in four bytes.
@@ -288,13 +300,14 @@ class SocketHandler(logging.handlers.SocketHandler):
 
     def send(self, s: ReadableBuffer) -> None:
         """Send *s*, a frame, or drop it without a word."""
-        with contextlib.suppress(DeliveryError):
-            self._sink.handle(Frame(bytes(s)))
+        with contextlib.suppress(DeliveryError), self.at_work() as sink:
+            sink.handle(Frame(bytes(s)))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Close the connection if ``closeOnError`` is set and there is one, else tell of the error."""
         if self.closeOnError and self.sock:
-            self._sink.rest()
+            with self.at_work() as sink:
+                sink.rest()
         else:
             logging.Handler.handleError(self, record)
 
@@ -307,16 +320,9 @@ class SocketHandler(logging.handlers.SocketHandler):
 
     def close(self) -> None:
         """Close the connection."""
-        with self.lock or contextlib.nullcontext():
-            self._sink.rest()
+        with self.at_work() as sink:
+            sink.rest()
             logging.Handler.close(self)
-
-    def __copy__(self) -> Self:
-        """Return a handler of the same settings with a connection of its own."""
-        twin = type(self).__new__(type(self))
-        vars(twin).update(vars(self))
-        twin._sink = twin._make_sink()  # noqa: SLF001 - its own class
-        return twin
 
 
 class DatagramHandler(SocketHandler, logging.handlers.DatagramHandler):
@@ -333,12 +339,14 @@ class DatagramHandler(SocketHandler, logging.handlers.DatagramHandler):
     What may be overridden: `makePickle`, `makeSocket` (which need not connect it), `createSocket`, `send`.
     """
 
-    def _make_sink(self) -> _StreamSink:
-        return _DatagramsSink(self)
+    def make_sink(self) -> HandlersSink:
+        """Return the sink."""
+        return _DatagramsSink("localhost", _NO_PORT, on_error="raise", name=type(self).__name__)
 
     def makeSocket(self) -> socket.socket:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a datagram socket for the family of the address."""
-        return self._sink.made_socket(None)
+        with self.at_work() as sink:
+            return sink.made_socket(None)  # type: ignore[no-any-return]
 
     def send(self, s: ReadableBuffer) -> None:
         """Send *s*, a datagram.
@@ -347,6 +355,7 @@ class DatagramHandler(SocketHandler, logging.handlers.DatagramHandler):
             OSError: If that fails.
         """
         try:
-            self._sink.handle(Frame(bytes(s)))
+            with self.at_work() as sink:
+                sink.handle(Frame(bytes(s)))
         except DeliveryError as error:
             raise OSError(str(error)) from error

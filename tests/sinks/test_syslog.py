@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import logging.handlers
@@ -24,90 +23,11 @@ from outfall.sinks.syslog import SysLogSink
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import in_fork, until
 from tests.sinks._rsyslogd import fields_of
-from tests.sinks._wire import Clock, free_port, has_ipv6
+from tests.sinks._wire import Clock, Datagrams, Stream, free_port, has_ipv6
 
 needs_unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets on this system")
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 TIME = "2026-03-14T15:09:26.535897Z"
-
-
-class Datagrams:
-    """A datagram socket, and what came to it."""
-
-    def __init__(self, address=("127.0.0.1", 0), family=socket.AF_INET) -> None:
-        self.socket = socket.socket(family, DATAGRAM)
-        self.socket.bind(address)
-        self.socket.settimeout(10)
-        self.address = self.socket.getsockname()
-
-    def next(self):
-        return self.socket.recv(70_000)
-
-    def so_far(self):
-        """Return all that has come, without waiting."""
-        found = []
-        self.socket.settimeout(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                found.append(self.socket.recv(70_000))
-        self.socket.settimeout(10)
-        return found
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.socket.close()
-
-
-class Stream:
-    """A stream server, and the bytes of all its connections."""
-
-    def __init__(self, address=("127.0.0.1", 0), family=socket.AF_INET) -> None:
-        self.socket = socket.socket(family, STREAM)
-        if family == socket.AF_INET:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(address)
-        self.socket.listen(16)
-        self.address = self.socket.getsockname()
-        self.connections = []
-        self.data = []
-        self.ended = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                made, _ = self.socket.accept()
-                self.connections.append(made)
-                self.data.append(bytearray())
-                threading.Thread(target=self._read, args=(made, self.data[-1]), daemon=True).start()
-
-    def _read(self, made, data):
-        with contextlib.suppress(OSError):
-            while chunk := made.recv(65_536):
-                data += chunk
-        made.close()
-        self.ended += 1
-
-    def whole(self, connections=1):
-        """Return what came, when so many connections have ended."""
-        until(lambda: self.ended >= connections)
-        return b"".join(self.data)
-
-    def hang_up(self):
-        for made in self.connections:
-            with contextlib.suppress(OSError):
-                made.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
-        self.hang_up()
 
 
 @pytest.fixture
