@@ -9,9 +9,17 @@ by the sinks. Each is a subclass of its namesake. Where one differs on purpose, 
 records or contradicts its documentation, :doc:`/explanation/handlers` says so in a table.
 """
 
+from outfall.adapters.filehandlers import FileHandler, WatchedFileHandler
+from outfall.adapters.sockethandlers import DatagramHandler, SocketHandler
 from outfall.adapters.streamhandlers import NullHandler, StreamHandler
+from outfall.adapters.sysloghandlers import SysLogHandler
 
 __all__ = [
+    "DatagramHandler",
+    "FileHandler",
     "NullHandler",
+    "SocketHandler",
     "StreamHandler",
+    "SysLogHandler",
+    "WatchedFileHandler",
 ]
