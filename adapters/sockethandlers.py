@@ -18,6 +18,7 @@ from outfall.adapters.twin import Lent, Twin
 from outfall.sinks.codec import pack_length
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event import LevelledEvent
+from outfall.sinks.failures import describe
 from outfall.sinks.socket import DatagramSink, SocketSink, _waits
 
 if TYPE_CHECKING:
@@ -58,6 +59,18 @@ class HandlersSink(Lent, SocketSink):
         """Return what the handler has made."""
         return event.raw if isinstance(event, Frame) else super().make_frame(event)
 
+    def put(self, data: bytes) -> None:
+        """Send *data*; raise if that failed, which the ledger knows then."""
+        # Not by handle, whose frames and what it raises hold one another, and all of them the handler.
+        try:
+            self.deliver(Frame(data))
+        except Exception as error:
+            self._last_error = describe(error)
+            raise
+        finally:
+            if self._aftermath:
+                self._settle()
+
     # -- to the handler's hooks, and back from their defaults
 
     def create_socket(self) -> None:
@@ -65,8 +78,12 @@ class HandlersSink(Lent, SocketSink):
         self.owner.createSocket()
         # Not kept: its traceback holds the frames, and they what is being sent.
         failure, self._failure = self._failure, None
-        if self.sock is None:
-            raise failure or TemporaryDeliveryError(f"no connection to {self._peer}")
+        try:
+            if self.sock is None:
+                raise failure or TemporaryDeliveryError(f"no connection to {self._peer}")
+        finally:
+            # Its traceback holds this frame.
+            del failure
 
     def connect(self) -> None:
         """Try to have a connection, unless the next attempt is not due yet; why there is none is told by `send`."""
@@ -123,7 +140,11 @@ class HandlersSink(Lent, SocketSink):
                     failure = error
                 else:
                     return
-        raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address of the socket's family")
+        try:
+            raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address of the socket's family")
+        finally:
+            # Its traceback holds this frame.
+            del failure
 
     def follow(self, address: Any) -> None:
         """Send datagrams to *address*, and reconnect a stream to it when there is a reason to."""
@@ -143,6 +164,12 @@ class HandlersSink(Lent, SocketSink):
 
     def _has_ended(self) -> bool:
         return not self._foreign and super()._has_ended()
+
+    def _part(self) -> None:
+        if self._foreign:
+            self._disconnect()
+        else:
+            super()._part()
 
     def _transmit(self, data: bytes) -> None:
         if self._foreign:
@@ -301,7 +328,7 @@ class SocketHandler(Twin, logging.handlers.SocketHandler):
     def send(self, s: ReadableBuffer) -> None:
         """Send *s*, a frame, or drop it without a word."""
         with contextlib.suppress(DeliveryError), self.at_work() as sink:
-            sink.handle(Frame(bytes(s)))
+            sink.put(bytes(s))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Close the connection if ``closeOnError`` is set and there is one, else tell of the error."""
@@ -356,6 +383,6 @@ class DatagramHandler(SocketHandler, logging.handlers.DatagramHandler):
         """
         try:
             with self.at_work() as sink:
-                sink.handle(Frame(bytes(s)))
+                sink.put(bytes(s))
         except DeliveryError as error:
             raise OSError(str(error)) from error

@@ -11,7 +11,7 @@ import logging.handlers
 import socket
 from typing import Any
 
-from outfall.adapters.sockethandlers import Frame, HandlersSink
+from outfall.adapters.sockethandlers import HandlersSink
 from outfall.adapters.twin import Twin
 from outfall.sinks.rfc5424 import without_controls
 from outfall.sinks.syslog import SysLogSink
@@ -165,7 +165,7 @@ class SysLogHandler(Twin, logging.handlers.SysLogHandler):
             number = self.encodePriority(self.facility, self.mapPriority(record.levelname))
             message = f"<{number}>{self.ident or ''}{self.format(shown)}{chr(0) if self.append_nul else ''}"
             with self.at_work() as sink:
-                sink.handle(Frame(message.encode("utf-8", "backslashreplace")))
+                sink.put(message.encode("utf-8", "backslashreplace"))
         except Exception:  # noqa: BLE001 - whatever it is, it is told
             self.handleError(record)
 

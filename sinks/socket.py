@@ -373,7 +373,11 @@ class SocketSink(ByteSink):
                 return made
             finally:
                 self._candidate = None
-        raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address")
+        try:
+            raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address")
+        finally:
+            # Its traceback holds this frame, and the frames of who calls.
+            del failure
 
     def _addresses(self) -> list[tuple[int, Any]]:
         if self.port is None:
