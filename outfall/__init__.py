@@ -8,6 +8,7 @@ from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
 from outfall.sinks.background import BackgroundSink
 from outfall.sinks.base import ByteSink, Sink, SinkStats
 from outfall.sinks.batch import BatchResult, Encoded
+from outfall.sinks.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
 from outfall.sinks.codec import JSONFrames, PickleFrames, SignedFrames
 from outfall.sinks.delivery import RetryPolicy
 from outfall.sinks.errors import (
@@ -23,9 +24,11 @@ from outfall.sinks.errors import (
 )
 from outfall.sinks.failures import SinkFailure, report
 from outfall.sinks.file import FileSink
+from outfall.sinks.http import HTTPSink
 from outfall.sinks.listener import ListenerStats, SocketListener
-from outfall.sinks.memory import CaptureSink
+from outfall.sinks.memory import BufferingSink, CaptureSink, MemorySink
 from outfall.sinks.nteventlog import NTEventLogSink
+from outfall.sinks.projection import Constant, Projection
 from outfall.sinks.rendering import OrjsonRenderer
 from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
 from outfall.sinks.routing import FanoutSink
@@ -37,19 +40,28 @@ from outfall.sinks.timed import TimedRotatingFileSink
 from outfall.sinks.watched import WatchedFileSink
 
 __all__ = [
+    "NDJSON",
     "BackgroundSink",
     "BaseRotatingFileSink",
     "BatchResult",
+    "BufferingSink",
+    "BodyFormat",
     "ByteSink",
     "CaptureSink",
+    "Constant",
     "DatagramSink",
     "DeliveryError",
     "Encoded",
     "FanoutSink",
     "FileSink",
+    "FormURLEncoded",
+    "HTTPSink",
     "HandlerSink",
+    "JSONArray",
     "JSONFrames",
+    "JSONObject",
     "ListenerStats",
+    "MemorySink",
     "MissingDependencyError",
     "NTEventLogSink",
     "NullSink",
@@ -58,6 +70,7 @@ __all__ = [
     "PausedDeliveryError",
     "PermanentDeliveryError",
     "PickleFrames",
+    "Projection",
     "ReentrantEventError",
     "RetryPolicy",
     "RotatingFileSink",

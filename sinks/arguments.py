@@ -28,3 +28,15 @@ def checked_seconds(duration: float | dt.timedelta, argument: str) -> float:
         msg = f"{argument}={duration!r} is not a number of seconds from 0 up, nor a timedelta"
         raise ValueError(msg)
     return seconds
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if *host* is this machine by its very name: what is sent there crosses no network."""
+    if host.lower() == "localhost":
+        return True
+    import ipaddress  # noqa: PLC0415 - seldom used
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

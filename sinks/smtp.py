@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.arguments import checked_seconds
+from outfall.sinks.arguments import checked_seconds, is_loopback
 from outfall.sinks.base import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event import TextEvent, without_metadata
@@ -343,7 +343,11 @@ class SMTPSink(Sink):
         from outfall.sinks.submission import Route  # noqa: PLC0415 - only who mails needs it
 
         credentials = None if self.username is None else (self.username, self.password or "")
-        if credentials is not None and self._context is None and not (self.allow_insecure or _is_here(self.mailhost)):
+        if (
+            credentials is not None
+            and self._context is None
+            and not (self.allow_insecure or is_loopback(self.mailhost))
+        ):
             msg = (
                 f"credentials: they would cross the network to mailhost={self.mailhost!r} in plain text; "
                 "use secure=() or implicit_tls=True, or allow_insecure=True if that is what you want"
@@ -444,15 +448,3 @@ def _context(secure: Sequence[Any]) -> ssl.SSLContext:
     elif keyfile is not None:
         context.load_cert_chain(keyfile)
     return context
-
-
-def _is_here(host: str) -> bool:
-    """Return True if *host* is this machine by its very name."""
-    if host.lower() == "localhost":
-        return True
-    import ipaddress  # noqa: PLC0415 - seldom used
-
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,0 +1,782 @@
+"""Events over HTTP: `HTTPSink`, and the general formats of its bodies."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote_plus, unquote, urlsplit, urlunsplit
+
+from outfall.sinks.answers import clean, failure_of, quote, told_limit_bytes
+from outfall.sinks.arguments import checked_seconds, checked_size, is_loopback
+from outfall.sinks.base import OnError, Sink
+from outfall.sinks.batch import Batch, BatchResult
+from outfall.sinks.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
+from outfall.sinks.errors import (
+    DeliveryError,
+    MissingDependencyError,
+    OversizeDeliveryError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    SinkClosedError,
+    TemporaryDeliveryError,
+)
+from outfall.sinks.failures import report
+from outfall.sinks.levels import NOTSET
+from outfall.sinks.projection import Projection
+from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
+
+if TYPE_CHECKING:
+    import datetime as dt
+    import ssl
+    from collections.abc import Callable, Iterable, Sequence
+
+    import requests
+
+    from outfall.sinks.batch import Encoded
+    from outfall.sinks.projection import Fields
+    from outfall.sinks.transport import Reply, Transport
+
+__all__ = ["NDJSON", "BodyFormat", "FormURLEncoded", "HTTPSink", "JSONArray", "JSONObject"]
+
+_METHODS = ("GET", "POST", "PUT", "PATCH")
+
+#: What nginx takes unless it is told otherwise.
+_MAX_BODY_BYTES = 1_048_576
+
+#: Parts of the names of headers whose values are secret.
+_SECRET_PARTS = ("authorization", "token", "secret", "password", "api-key", "apikey", "api_key", "cookie", "access-key")
+
+
+class HTTPSink(Sink):
+    """Send events to a URL, one or many in a request.
+
+    Put a background sink or a spool in front: it makes batches, retries, and lets nobody wait. Alone, each event is one
+    request, made in the thread that logs and tried once.
+
+    Args:
+        url: Where to, ``http://`` or ``https://``. A user name and password in it are taken out, for *auth*.
+        method: ``"POST"`` (default), ``"PUT"``, ``"PATCH"``, or ``"GET"``, which needs a *body* of `FormURLEncoded`.
+        body: What a request's body looks like, a `BodyFormat`. Default ``JSONObject()``: one event a request. `NDJSON`
+            and `JSONArray` take many; collectors have formats of their own.
+        fields: What of an event to send: paths, or a mapping from new names; see `Projection`. Default None: all.
+        headers: More headers. Names that look like those of credentials (``DD-API-KEY``) are treated as such.
+        auth: User name and password, or any of requests' authentication objects. Default None.
+        token: Sent as ``Authorization: Bearer …``: a text, or a callable without arguments that returns one. It is
+            called for every request, so after an answer of 401 or 403 too. Default None.
+        token_scheme: What stands before the token instead of ``"Bearer"``, such as ``"Splunk"`` or ``"ApiKey"``.
+        timeout: Seconds for connecting (TLS included), and for everything else, from the request's first byte to the
+            answer's last; each a number or a timedelta, or one for both. No request takes longer than both together,
+            however slowly the server takes or gives; the system's resolver of names keeps times of its own. Default
+            ``(3.05, 10)``.
+        verify: True to trust the certificate authorities that requests trusts, or those in the file that
+            ``REQUESTS_CA_BUNDLE`` names (default); the path of a file or directory of others; False to trust anybody.
+        cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key.
+        ssl_context: An `ssl.SSLContext` to encrypt with, instead of *verify* and *cert*.
+        proxies: Proxies by scheme, ``{"https": "http://proxy:3128"}``. Default None: those of the environment
+            (``HTTPS_PROXY``, ``NO_PROXY`` …), which are looked up before the first request.
+        compression: ``"gzip"``, ``"zstd"`` (with the extra ``zstd``), or None (default).
+        max_body_bytes: The largest body, before compression. A batch with a larger one is sent in several requests; an
+            event that is too large alone is refused. Default 1 048 576, which is what nginx takes.
+        session: A `requests.Session` of yours, which is not closed: its adapters, hooks, cookies and headers are used
+            as they are, so that *timeout* is what requests makes of it: the second number counts anew with each byte
+            that comes. Default None: one that is made here.
+        allow_insecure: True to send credentials over plain ``http://`` to a host that is not this one. Default False.
+        clock: What tells the time, in seconds since the epoch, for dates in ``Retry-After``. Default `time.time`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If an argument is out of range, two of them contradict each other, or credentials would cross the
+            network in plain text and *allow_insecure* is not True.
+        TypeError: If an argument is of another type.
+        MissingDependencyError: For ``compression="zstd"`` without zstandard.
+
+    What an answer means: 2xx, the events were taken. 408, 425, 429, 5xx, and no answer at all: `TemporaryDeliveryError`
+    with what ``Retry-After`` says. 401, 403, 404, 407, and redirects, which are never followed: `PausedDeliveryError`.
+    413: `OversizeDeliveryError`; if it has an ``Upload-Limit``, later bodies keep it. All other 4xx:
+    `PermanentDeliveryError` with the server's words, short, and without what they repeat of the events. No failure
+    holds a part of an event, the URL's path or query, or a credential, nor does the ``repr``.
+
+    Each request has an ``Idempotency-Key``, the batch's: the same whenever the batch is tried again. A connection is
+    kept alive and used again. If it turns out to have been closed meanwhile, before any answer came, the request is
+    sent once more over a new one at once, with the same key. That, and any answer that was lost on its way, may bring
+    an event twice to servers that do not look at the key.
+
+    Safe from any thread; requests leave one after the other. A forked child opens a connection of its own, and leaves
+    the parent's alone. ``flush`` and ``close`` wait for a request under way, and keep their timeout whatever it does;
+    one that is under way when ``close`` gives up is broken off. ``.netrc`` is not read.
+
+    Source: `logging.handlers.HTTPHandler`, whose ``mapLogRecord`` is `map_event`; RFC 9110;
+    https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/.
+    """
+
+    delivers_through_loggers = True  # urllib3 and requests log
+
+    # It has its own way of locking: a token's callable is not called under the lock.
+    locks_emit = False
+
+    def __init__(
+        self,
+        url: str,
+        method: str = "POST",
+        *,
+        body: BodyFormat | None = None,
+        fields: Fields | Projection | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | Callable[[Any], Any] | None = None,
+        token: str | Callable[[], str] | None = None,
+        token_scheme: str = "Bearer",
+        timeout: float | dt.timedelta | tuple[float | dt.timedelta, float | dt.timedelta] = (3.05, 10),
+        verify: bool | str | os.PathLike[str] = True,
+        cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        proxies: Mapping[str, str] | None = None,
+        compression: Literal["gzip", "zstd"] | None = None,
+        max_body_bytes: int = _MAX_BODY_BYTES,
+        session: requests.Session | None = None,
+        allow_insecure: bool = False,
+        clock: Callable[[], float] = time.time,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self._transport: Transport | None = None
+        self._body = _checked_body(body)
+        self._projection = fields if fields is None or isinstance(fields, Projection) else Projection(fields)
+        self._headers = _checked_headers(headers)
+        self._method = _checked_method(method, self._body, compression)
+        self._url, self._peer, from_url = _taken_apart(url)
+        if auth is not None and from_url is not None:
+            msg = "auth=…: the URL has a user name too"
+            raise ValueError(msg)
+        self._auth = _checked_auth(from_url if auth is None else auth)
+        self._token = _checked_token(token)
+        self._token_scheme = _checked_scheme(token_scheme)
+        self._timeout = _checked_timeout(timeout)
+        self._verify = _checked_verify(verify)
+        self._cert = _checked_cert(cert)
+        self._ssl_context = _checked_context(ssl_context, self._verify, self._cert, session)
+        self._proxies = _checked_proxies(proxies)
+        self._compression = _checked_compression(compression)
+        self._max_body_bytes = checked_size(max_body_bytes, "max_body_bytes") or _zero_body()
+        self._session = _checked_session(session)
+        self._allow_insecure = bool(allow_insecure)
+        self._clock = clock
+        self._check_credentials()
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        #: What the server said that it takes at most.
+        self._told_bytes: int | None = None
+
+    # -- attributes, as of the handler
+
+    @property
+    def url(self) -> str:
+        """Where to, without credentials; settable."""
+        return self._url
+
+    @url.setter
+    def url(self, url: str) -> None:
+        before = self._url, self._peer, self._auth
+        self._url, self._peer, from_url = _taken_apart(url)
+        if from_url is not None:
+            self._auth = _checked_auth(from_url)
+        try:
+            self._check_credentials()
+        except ValueError:
+            self._url, self._peer, self._auth = before
+            raise
+        with self._lock:
+            self._drop_transport()
+
+    @property
+    def method(self) -> str:
+        """The method; settable."""
+        return self._method
+
+    @method.setter
+    def method(self, method: str) -> None:
+        self._method = _checked_method(method, self._body, self._compression)
+
+    @property
+    def body(self) -> BodyFormat:
+        """What a request's body looks like."""
+        return self._body
+
+    @property
+    def timeout(self) -> tuple[float, float]:
+        """Seconds for connecting, and for everything else; settable."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, timeout: float | dt.timedelta | tuple[float | dt.timedelta, float | dt.timedelta]) -> None:
+        self._timeout = _checked_timeout(timeout)
+
+    # -- what may be overridden
+
+    def map_event(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Return what to send of *event*, which must not be changed; the default applies ``fields``.
+
+        Called in the thread that logs, after level and processors. Raise `structlog.DropEvent` to filter the event.
+        """
+        return event if self._projection is None else self._projection.project(event)
+
+    # -- the sink
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return what to send of *event*, rendered; its level and its time are those of the event itself."""
+        mapped = self.map_event(event)
+        if not isinstance(mapped, dict):
+            msg = f"map_event returned {type(mapped).__name__}, not a dict"
+            raise TypeError(msg)
+        return self._encoded(event, _json.render(self._body.prepare(mapped)))
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Send one event, in one request, once."""
+        result = self.emit_batch([self.encode(event)])
+        if result is not None:
+            # A collector's answer of 2xx that says otherwise.
+            if result.retry:
+                msg = f"{self._peer} asked for the event again"
+                raise TemporaryDeliveryError(msg, result.retry_after)
+            raise PermanentDeliveryError(next(iter(result.rejected.values()), f"{self._peer} refused the event"))
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Send *batch* in one request, or in several where the format or ``max_body_bytes`` asks for that.
+
+        If the first of several fails, its failure is raised. If a later one does, it and what comes after it are left
+        for a retry; requests of one event go on after one that was refused for good.
+        """
+        whole = batch if isinstance(batch, Batch) else Batch(batch)
+        if not len(whole):
+            return None
+        if self._body.single:
+            return self._send_each(whole)
+        body = self._body.encode(whole)
+        limit = self._limit_bytes()
+        if len(body) <= limit:
+            return self._send(whole, body, whole.key)
+        if len(whole) == 1:
+            raise self._oversize(body, limit)
+        return self._send_parts(whole, limit)
+
+    def _send_each(self, batch: Batch) -> BatchResult | None:
+        rejected: dict[int, str] = {}
+        keys = batch.item_keys if len(batch) > 1 else [batch.key]
+        limit = self._limit_bytes()
+        for index, key in enumerate(keys):
+            part = batch.part([index]) if len(batch) > 1 else batch
+            try:
+                body = self._body.encode(part)
+                if len(body) > limit:
+                    raise self._oversize(body, limit)
+                result = self._send(part, body, key)
+            except TemporaryDeliveryError as error:
+                if index == 0:
+                    raise
+                return BatchResult(range(index, len(batch)), rejected, retry_after=error.retry_after)
+            except PermanentDeliveryError as error:
+                if len(batch) == 1:
+                    raise
+                rejected[index] = error.reason
+                continue
+            if result is not None and result.retry:
+                return BatchResult(range(index, len(batch)), rejected, retry_after=result.retry_after)
+            if result is not None:
+                rejected[index] = result.rejected.get(0, f"{self._peer} refused the event")
+        return BatchResult(rejected=rejected) if rejected else None
+
+    def _send_parts(self, batch: Batch, limit: int) -> BatchResult | None:
+        """Send *batch* in several requests, each with as many events as its body has room for."""
+        retry: list[int] = []
+        rejected: dict[int, str] = {}
+        unknown = 0
+        wait: float | None = None
+        sizes = [len(data) + 1 for data in batch.data]
+        first = 0
+        while first < len(batch):
+            last, size = first + 1, sizes[first]
+            while last < len(batch) and size + sizes[last] <= limit:
+                size += sizes[last]
+                last += 1
+            body = b""
+            while True:
+                part = batch.part(range(first, last))
+                body = self._body.encode(part)
+                if len(body) <= limit or last == first + 1:
+                    break
+                # The format adds more than a byte to each event.
+                last = first + max(1, (last - first) * 3 // 4)
+            try:
+                if len(body) > limit:
+                    rejected[first] = self._oversize(body, limit).reason
+                    result = None
+                else:
+                    result = self._send(part, body, part.key)
+            except DeliveryError as error:
+                if first == 0:
+                    raise
+                # Which of them is to blame for a refusal is for who tries again to find out.
+                wait = error.retry_after if isinstance(error, TemporaryDeliveryError) else 0.0
+                return BatchResult([*retry, *range(first, len(batch))], rejected, unknown, wait)
+            if result is not None:
+                retry += [first + index for index in result.retry]
+                rejected.update({first + index: reason for index, reason in result.rejected.items()})
+                unknown += result.rejected_unknown
+                wait = result.retry_after if wait is None else max(wait, result.retry_after or 0.0)
+            first = last
+        return BatchResult(retry, rejected, unknown, wait) if retry or rejected or unknown else None
+
+    def _limit_bytes(self) -> int:
+        told = self._told_bytes
+        return self._max_body_bytes if told is None else min(told, self._max_body_bytes)
+
+    def _oversize(self, body: bytes, limit: int) -> OversizeDeliveryError:
+        return OversizeDeliveryError(f"{self._peer}: the event makes a body of {len(body)} bytes, of {limit} at most")
+
+    # -- one request
+
+    def _send(self, batch: Batch, body: bytes, key: str) -> BatchResult | None:
+        headers, token = self._request_headers(key)
+        url, data = self._url, body
+        if self._method == "GET":
+            url += ("&" if "?" in url else "?") + body.decode("ascii")
+            reply = self._exchange(url, headers, None)
+        else:
+            if self._compression is not None:
+                data = _compressed(body, self._compression)
+            reply = self._exchange(url, headers, data)
+        if not 200 <= reply.status < 300:  # noqa: PLR2004 - what HTTP calls successful
+            raise self._failure(reply, batch, token)
+        return self._read(reply, batch, token)
+
+    def _request_headers(self, key: str) -> tuple[dict[str, str], str | None]:
+        """Return the headers of a request, and the token in them."""
+        headers = {"Accept-Encoding": "identity", "Idempotency-Key": key}
+        if self._session is None:
+            headers |= {"User-Agent": "outfall", "Accept": "*/*"}
+        if self._method != "GET":
+            headers["Content-Type"] = self._body.content_type
+            if self._compression is not None:
+                headers["Content-Encoding"] = self._compression
+        given = {**self._body.headers, **self._headers}
+        if given:
+            names = {name.lower() for name in given}
+            headers = {name: value for name, value in headers.items() if name.lower() not in names} | given
+        if isinstance(self._auth, _BasicAuth):
+            headers["Authorization"] = self._auth.header
+        token = self._ask_for_token()
+        if token is not None:
+            headers["Authorization"] = f"{self._token_scheme} {token}"
+        return headers, token
+
+    def _ask_for_token(self) -> str | None:
+        token = self._token
+        if token is None or isinstance(token, str):
+            return token
+        failure = None
+        try:
+            token = token()
+        except Exception as error:  # noqa: BLE001 - whatever it raises, and whatever that says
+            failure = PausedDeliveryError(f"token() raised {type(error).__name__}")
+        if failure is None and not _is_header_value(token):
+            failure = PausedDeliveryError("token() returned nothing that can be sent")
+        if failure is not None:
+            raise failure
+        return str(token)
+
+    def _exchange(self, url: str, headers: dict[str, str], data: bytes | None) -> Reply:
+        with self._lock:
+            if self._closed:
+                msg = f"{self.name} is closed"
+                raise SinkClosedError(msg)
+            transport = self._transport
+            if transport is None:
+                transport = self._transport = self._make_transport()
+            try:
+                return transport.exchange(
+                    self._method,
+                    url,
+                    headers,
+                    data,
+                    auth=None if isinstance(self._auth, _BasicAuth) else self._auth,
+                    timeout=self._timeout,
+                    limit_bytes=self._body.max_response_bytes,
+                )
+            finally:
+                if self._closed:  # and close() did not wait for it
+                    self._drop_transport()
+
+    def _make_transport(self) -> Transport:
+        from outfall.sinks.transport import Transport  # noqa: PLC0415 - requests is imported by who sends
+
+        return Transport(
+            peer=self._peer,
+            session=self._session,
+            context=self._ssl_context,
+            verify=self._verify,
+            cert=self._cert,
+            proxies=self._proxies,
+        )
+
+    def _failure(self, reply: Reply, batch: Batch, token: str | None) -> DeliveryError:
+        own = None
+        if type(self._body).refusal is not BodyFormat.refusal:
+            try:
+                own = self._body.refusal(reply.status, reply.headers, reply.body)
+            except Exception:  # noqa: BLE001 - a format that meets what it does not know; the status is left
+                own = None
+        if own is not None:
+            return self._cleaned(own, batch, token)
+        said = ""
+        if 400 <= reply.status < 500:  # noqa: PLR2004 - those whose words are repeated
+            said = quote(reply.body, reply.headers, self._secrets(token), [item.event for item in batch])
+        failure = failure_of(reply.status, reply.headers, peer=self._peer, said=said, now=self._clock())
+        assert failure is not None  # noqa: S101 - the status is none of 2xx
+        if isinstance(failure, OversizeDeliveryError):
+            told = told_limit_bytes(reply.headers)
+            if told is not None:
+                self._told_bytes = told
+        return failure
+
+    def _read(self, reply: Reply, batch: Batch, token: str | None) -> BatchResult | None:
+        """Return what a successful answer says besides."""
+        if type(self._body).read is BodyFormat.read:
+            return None
+        if reply.failure is not None:
+            msg = f"{self._peer} answered {reply.status}, but not all of the answer came"
+            raise TemporaryDeliveryError(msg)
+        failure = None
+        result = None
+        try:
+            result = self._body.read(reply.status, reply.headers, reply.body, batch)
+        except DeliveryError as error:
+            failure = self._cleaned(error, batch, token)
+        except Exception as error:  # noqa: BLE001 - a format that meets what it does not know
+            msg = f"{self._peer} answered {reply.status}, and what it says cannot be read ({type(error).__name__})"
+            failure = TemporaryDeliveryError(msg)
+        if failure is not None:
+            raise failure
+        if result is None or not result.rejected:
+            return result
+        secrets = self._secrets(token)
+        reasons = {
+            index: clean(reason, secrets, [batch[index].event] if index in range(len(batch)) else [])
+            for index, reason in result.rejected.items()
+        }
+        return BatchResult(result.retry, reasons, result.rejected_unknown, result.retry_after)
+
+    def _cleaned(self, error: DeliveryError, batch: Batch, token: str | None) -> DeliveryError:
+        told = clean(str(error), self._secrets(token), [item.event for item in batch])
+        kind = type(error)
+        if isinstance(error, TemporaryDeliveryError):
+            return (PausedDeliveryError if issubclass(kind, PausedDeliveryError) else TemporaryDeliveryError)(
+                told, error.retry_after
+            )
+        return (OversizeDeliveryError if issubclass(kind, OversizeDeliveryError) else PermanentDeliveryError)(told)
+
+    def _secrets(self, token: str | None) -> list[str]:
+        found = [value for name, value in self._headers.items() if _is_secret(name)]
+        if token is not None:
+            found.append(token)
+        if isinstance(self._auth, _BasicAuth):
+            found.append(self._auth.password)
+        found.append(urlsplit(self._url).query)
+        return found
+
+    # -- the rest
+
+    def _plain_option(self) -> int | None:
+        own = type(self)
+        usual = (
+            own.encode is HTTPSink.encode
+            and own.map_event is HTTPSink.map_event
+            and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+            and type(self._body).prepare is BodyFormat.prepare
+            and self._projection is None
+        )
+        return OPTIONS if usual and not (self._level or self._processors) else None
+
+    def _check_credentials(self) -> None:
+        """Refuse to tell credentials to the whole network."""
+        if self._token is not None and (self._auth is not None or _named(self._headers, "authorization")):
+            msg = "token=…: there is an auth or an Authorization header too"
+            raise ValueError(msg)
+        if self._auth is not None and _named(self._headers, "authorization"):
+            msg = "auth=…: there is an Authorization header too"
+            raise ValueError(msg)
+        session = self._session
+        credentials = (
+            self._auth is not None
+            or self._token is not None
+            or any(_is_secret(name) for name in (*self._headers, *self._body.headers))
+            or (session is not None and (bool(session.auth) or any(map(_is_secret, session.headers))))
+        )
+        parts = urlsplit(self._url)
+        if (
+            credentials
+            and parts.scheme == "http"
+            and not self._allow_insecure
+            and not is_loopback(parts.hostname or "")
+        ):
+            msg = (
+                f"url: credentials would cross the network to {self._peer} in plain text; use https://, "
+                "or allow_insecure=True if that is what you want"
+            )
+            raise ValueError(msg)
+
+    def _drop_transport(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def _release(self) -> None:
+        self._drop_transport()
+
+    def _give_up(self) -> None:
+        transport = self._transport
+        if transport is not None:
+            transport.abort()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child; leave the parent's connection alone."""
+        transport, self._transport = self._transport, None
+        super().after_fork()
+        if transport is not None:
+            transport.abandon()
+
+    def _describe(self) -> str:
+        scheme = urlsplit(self._url).scheme
+        return f"{self._method} {type(self._body).__name__} to {scheme}://{self._peer}"
+
+
+_json = OrjsonRenderer()
+
+
+class _BasicAuth:
+    """A user name and a password, as RFC 7617 sends them."""
+
+    __slots__ = ("header", "password")
+
+    def __init__(self, user: str, password: str) -> None:
+        self.password = password
+        self.header = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+
+
+def _compressed(body: bytes, compression: str) -> bytes:
+    if compression == "gzip":
+        import gzip  # noqa: PLC0415 - only who compresses needs it
+
+        return gzip.compress(body, compresslevel=6, mtime=0)
+    import zstandard  # noqa: PLC0415 - an extra
+
+    return zstandard.ZstdCompressor().compress(body)
+
+
+# -- checks of arguments; none of their messages repeats a secret
+
+
+def _checked_body(body: Any) -> BodyFormat:
+    if body is None:
+        return JSONObject()
+    if not isinstance(body, BodyFormat):
+        msg = f"body={body!r} is not a BodyFormat, such as NDJSON()"
+        raise TypeError(msg)
+    return body
+
+
+def _checked_method(method: Any, body: BodyFormat, compression: Any) -> str:
+    if not isinstance(method, str) or method.upper() not in _METHODS:
+        msg = f"method={method!r} is not one of {', '.join(_METHODS)}"
+        raise ValueError(msg)
+    if method.upper() == "GET" and (not isinstance(body, FormURLEncoded) or compression is not None):
+        msg = f"method={method!r} sends the event in the URL, which needs body=FormURLEncoded() and no compression"
+        raise ValueError(msg)
+    return method.upper()
+
+
+def _taken_apart(url: Any) -> tuple[str, str, tuple[str, str] | None]:
+    """Return the URL without credentials and fragment, ``"host:port"``, and the credentials."""
+    if not isinstance(url, str):
+        msg = f"url: text is needed, not {type(url).__name__}"
+        raise TypeError(msg)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        # What comes after the scheme may hold a secret, and cannot be told from it.
+        msg = f"url='{url.partition('://')[0][:20]}…' is not http://host… or https://host…"
+        raise ValueError(msg)
+    credentials = None
+    if parts.username is not None or parts.password is not None:
+        credentials = (unquote(parts.username or ""), unquote(parts.password or ""))
+    shown = f"[{host}]" if ":" in host else host
+    peer = f"{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
+    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path or "/", parts.query, ""))
+    return bare, peer, credentials
+
+
+def _is_header_value(value: Any) -> bool:
+    if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
+        return False
+    try:
+        value.encode("latin-1")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _checked_headers(headers: Any) -> dict[str, str]:
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        msg = f"headers: a mapping is needed, not {type(headers).__name__}"
+        raise TypeError(msg)
+    for name, value in headers.items():
+        if not isinstance(name, str) or not name or quote_plus(name, safe="!#$&'*^`|~") != name or "%" in name:
+            msg = f"headers: {name!r} is not the name of a header"
+            raise ValueError(msg)
+        if not _is_header_value(value):
+            msg = f"headers: the value of {name!r} is not text that can be sent"
+            raise ValueError(msg)
+    return dict(headers)
+
+
+def _named(headers: Mapping[str, str], name: str) -> bool:
+    return any(given.lower() == name for given in headers)
+
+
+def _is_secret(name: str) -> bool:
+    return any(part in name.lower() for part in _SECRET_PARTS)
+
+
+def _checked_auth(auth: Any) -> _BasicAuth | Callable[[Any], Any] | None:
+    given: Callable[[Any], Any] | None = auth if auth is None or callable(auth) else None
+    if given is not None or auth is None:
+        return given
+    if not isinstance(auth, (tuple, list)) or len(auth) != 2 or not all(isinstance(part, str) for part in auth):  # noqa: PLR2004
+        msg = "auth=… is not (username, password), two texts, nor a callable"
+        raise TypeError(msg)
+    return _BasicAuth(auth[0], auth[1])
+
+
+def _checked_token(token: Any) -> str | Callable[[], str] | None:
+    if token is None or (callable(token) and not isinstance(token, str)):
+        return token
+    if not isinstance(token, str):
+        msg = f"token: text or a callable is needed, not {type(token).__name__}"
+        raise TypeError(msg)
+    if not _is_header_value(token):
+        msg = "token=… is not text that can be sent in a header"
+        raise ValueError(msg)
+    return token
+
+
+def _checked_scheme(scheme: Any) -> str:
+    if not _is_header_value(scheme) or " " in scheme:
+        msg = f"token_scheme={scheme!r} is not a word that can be sent in a header"
+        raise ValueError(msg)
+    return str(scheme)
+
+
+def _checked_timeout(timeout: Any) -> tuple[float, float]:
+    both = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
+    if len(both) != 2:  # noqa: PLR2004 - connecting and the rest
+        msg = f"timeout={timeout!r} is not a number of seconds, nor one for connecting and one for the rest"
+        raise ValueError(msg)
+    connect, total = (checked_seconds(seconds, "timeout") for seconds in both)
+    if not 0 < connect < float("inf") or not 0 < total < float("inf"):
+        msg = f"timeout={timeout!r}: each has to be above 0, and an end"
+        raise ValueError(msg)
+    return connect, total
+
+
+def _checked_verify(verify: Any) -> bool | str:
+    if isinstance(verify, bool):
+        return verify
+    if isinstance(verify, (str, os.PathLike)):
+        path = os.fspath(verify)
+        if not Path(path).exists():
+            msg = f"verify={path!r}: there is no such file or directory"
+            raise ValueError(msg)
+        return str(path)
+    msg = f"verify={verify!r} is not True, False or a path"
+    raise TypeError(msg)
+
+
+def _checked_cert(cert: Any) -> str | tuple[str, str] | None:
+    if cert is None:
+        return None
+    pair = isinstance(cert, (tuple, list))
+    paths = tuple(cert) if pair else (cert,)
+    if len(paths) not in ((2,) if pair else (1,)) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
+        msg = f"cert={cert!r} is not a path, nor two"
+        raise TypeError(msg)
+    texts = [str(os.fspath(path)) for path in paths]
+    for path in texts:
+        if not Path(path).exists():
+            msg = f"cert={path!r}: there is no such file"
+            raise ValueError(msg)
+    return (texts[0], texts[1]) if pair else texts[0]
+
+
+def _checked_context(context: Any, verify: Any, cert: Any, session: Any) -> ssl.SSLContext | None:
+    if context is None:
+        return None
+    import ssl  # noqa: PLC0415 - only who encrypts needs it
+
+    if not isinstance(context, ssl.SSLContext):
+        msg = f"ssl_context={context!r} is not an ssl.SSLContext"
+        raise TypeError(msg)
+    if verify is not True or cert is not None or session is not None:
+        msg = "ssl_context: it stands instead of verify and cert, and a session has its own"
+        raise ValueError(msg)
+    return context
+
+
+def _checked_proxies(proxies: Any) -> dict[str, str] | None:
+    if proxies is None:
+        return None
+    if not isinstance(proxies, Mapping) or not all(isinstance(name, str) for name in proxies):
+        msg = f"proxies: a mapping from schemes to URLs is needed, not {type(proxies).__name__}"
+        raise TypeError(msg)
+    return dict(proxies)
+
+
+def _checked_compression(compression: Any) -> str | None:
+    if compression == "zstd":
+        try:
+            import zstandard  # noqa: F401, PLC0415 - an extra  # pyright: ignore[reportUnusedImport]
+        except ImportError:
+            raise MissingDependencyError(package="zstandard", extra="zstd") from None
+    if compression not in (None, "gzip", "zstd"):
+        msg = f"compression={compression!r} is not 'gzip', 'zstd' or None"
+        raise ValueError(msg)
+    return None if compression is None else str(compression)
+
+
+def _zero_body() -> int:
+    msg = "max_body_bytes=0: there has to be room for something"
+    raise ValueError(msg)
+
+
+def _checked_session(session: Any) -> requests.Session | None:
+    if session is None:
+        return None
+    import requests  # noqa: PLC0415 - who gives a session has it imported
+
+    if not isinstance(session, requests.Session):
+        msg = f"session={session!r} is not a requests.Session"
+        raise TypeError(msg)
+    return session
