@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal
 
-from orjson import dumps
+from orjson import OPT_APPEND_NEWLINE, dumps
 from structlog import DropEvent
 
 from outfall.sinks import process
@@ -67,7 +67,8 @@ class BackgroundSink(Sink):
     Args:
         target: Where the events go. It is owned: `close` closes it.
         capacity: How many events may be in memory, those being delivered included. Default 10 000.
-        capacity_bytes: How many bytes their data may have together. Default 64 MiB.
+        capacity_bytes: How many bytes they may take up together, 160 each on top of their encoded length. Default
+            64 MiB.
         overflow: What happens to an event when there is no room. ``"block"`` (default): `handle` waits for room, for
             *block_timeout*, and drops the event then; after that every event is dropped at once until there is room
             again, so that an outage holds up nobody more than once. ``"drop_newest"``: it is dropped.
@@ -104,6 +105,7 @@ class BackgroundSink(Sink):
     """
 
     delivers_through_loggers = True
+    delivers_later = True
     locks_emit = False
 
     def __init__(
@@ -142,6 +144,8 @@ class BackgroundSink(Sink):
         self._dead_letter = dead_letter
         #: orjson's options where one call of it makes an event what the target wants; None: the whole pipeline.
         self._option: int | None = None
+        #: Whether that makes a line end that the target does not want.
+        self._cuts = False
         self._generation = 0
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
         target._surround(self)  # noqa: SLF001 - a sink too
@@ -224,7 +228,9 @@ class BackgroundSink(Sink):
                     if number < self._level:
                         self._count_filtered()
                         return
-                    data = dumps(event, None, option)
+                    # orjson's bytes keep the buffer they were made in, ten times as large at worst; cut from it, or
+                    # put together, they are as large as they look.
+                    data = dumps(event, None, option)[:-1] if self._cuts else dumps(event, None, option) + b"\n"
                     stamp = time()
                     dated = "timestamp" in event
                     # Taking the lock by hand: see WriteLock.
@@ -233,7 +239,7 @@ class BackgroundSink(Sink):
                     holding = True
                     try:
                         pending = self._pending
-                        room = self._room - len(data)
+                        room = self._room - len(data) - _OVERHEAD_BYTES
                         if room < 0 or pending >= self._attention:
                             raise LookupError  # full, or the thread is to be woken
                         queue = self._queue
@@ -346,7 +352,7 @@ class BackgroundSink(Sink):
         Raises:
             _OverflowError: If there is none.
         """
-        size = len(item.data)
+        size = _size(item)
         if size > self._capacity_bytes:
             msg = f"{self.name}: an event of {size} bytes is more than capacity_bytes={self._capacity_bytes}"
             raise _OverflowError(msg)
@@ -577,7 +583,7 @@ class BackgroundSink(Sink):
             if batch:
                 self._attempt(batch)
                 with self._lock:
-                    self._room += sum(map(len, batch.data))
+                    self._room += _size_of(batch)
             elif mark is None:
                 return
 
@@ -608,7 +614,7 @@ class BackgroundSink(Sink):
     def _batch_done(self, batch: Batch, generation: int) -> None:
         with self._lock:
             if generation == self._generation:
-                self._room += sum(map(len, batch.data))
+                self._room += _size_of(batch)
         self._make_room_known()
         if self._untold and monotonic() - self._told_at >= _TELL_SECONDS:
             self._tell_of_overflow(0)
@@ -679,7 +685,11 @@ class BackgroundSink(Sink):
         usual = all(
             getattr(own, hook) is getattr(BackgroundSink, hook) for hook in ("deliver", "_put", "_store")
         ) and not (self._processors or self._closed or self._reporting or self._inline)
-        self._option = self._target._plain_option() if usual else None  # noqa: SLF001 - a sink too
+        option = self._target._plain_option() if usual else None  # noqa: SLF001 - a sink too
+        if option is not None:
+            self._cuts = not option & OPT_APPEND_NEWLINE
+            option ^= OPT_APPEND_NEWLINE
+        self._option = option
 
     def _reads_metadata(self) -> bool:
         return bool(self._processors) or self._target._reads_metadata()  # noqa: SLF001 - a sink too
@@ -697,8 +707,17 @@ _LONGEST_WAIT_SECONDS = 86_400.0
 _TELL_SECONDS = 1.0
 
 
+#: What an event in the queue takes besides its data: the tuple, the numbers in it, the head of the bytes.
+_OVERHEAD_BYTES = 160
+
+
 def _size(waiting: Raw | Encoded) -> int:
-    return len(waiting[0]) if type(waiting) is tuple else len(waiting.data)  # type: ignore[union-attr]
+    data = waiting[0] if type(waiting) is tuple else waiting.data  # type: ignore[union-attr]
+    return len(data) + _OVERHEAD_BYTES
+
+
+def _size_of(batch: Batch) -> int:
+    return sum(map(len, batch.data)) + len(batch) * _OVERHEAD_BYTES
 
 
 def _level(waiting: Raw | Encoded) -> float:
