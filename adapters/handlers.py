@@ -10,16 +10,21 @@ records or contradicts its documentation, :doc:`/explanation/handlers` says so i
 """
 
 from outfall.adapters.filehandlers import FileHandler, WatchedFileHandler
+from outfall.adapters.rotatinghandlers import BaseRotatingHandler, RotatingFileHandler
 from outfall.adapters.sockethandlers import DatagramHandler, SocketHandler
 from outfall.adapters.streamhandlers import NullHandler, StreamHandler
 from outfall.adapters.sysloghandlers import SysLogHandler
+from outfall.adapters.timedhandlers import TimedRotatingFileHandler
 
 __all__ = [
+    "BaseRotatingHandler",
     "DatagramHandler",
     "FileHandler",
     "NullHandler",
+    "RotatingFileHandler",
     "SocketHandler",
     "StreamHandler",
     "SysLogHandler",
+    "TimedRotatingFileHandler",
     "WatchedFileHandler",
 ]

@@ -77,26 +77,34 @@ class StreamHandler(Twin, _StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record* and flush the stream; a failure goes to `handleError`."""
         try:
-            text = ended(self.format(record), self.terminator)
-            # What at_work() does, without its calls.
-            lock: Any = self.lock
-            lock.acquire()
-            try:
-                sink = self.sink
-                before, sink.owner = sink.owner, self
-                try:
-                    stream = self.stream
-                    if sink.stream is not stream:
-                        sink.bind(stream)
-                    sink.put_text(text)
-                finally:
-                    sink.owner = before
-            finally:
-                lock.release()
+            self._write_to_stream(ended(self.format(record), self.terminator))
         except RecursionError:
             raise
         except Exception:  # noqa: BLE001 - handleError decides
             self.handleError(record)
+
+    @property
+    def _stream_sink(self) -> HandlersStreamSink:
+        """The sink that writes to streams: in handlers of files not the one that writes to the file."""
+        made: HandlersStreamSink = self.sink
+        return made
+
+    def _write_to_stream(self, text: str | bytes) -> None:
+        # What at_work() does, without its calls.
+        lock: Any = self.lock
+        lock.acquire()
+        try:
+            sink = self._stream_sink
+            before, sink.owner = sink.owner, self
+            try:
+                stream = self.stream
+                if sink.stream is not stream:
+                    sink.bind(stream)
+                sink.put_text(text)
+            finally:
+                sink.owner = before
+        finally:
+            lock.release()
 
     def flush(self) -> None:
         """Flush the stream, if it can be.
@@ -106,8 +114,13 @@ class StreamHandler(Twin, _StreamHandler):
         """
         stream = self.stream
         if stream and hasattr(stream, "flush"):
-            with self.at_work() as sink:
+            self.acquire()
+            try:
+                sink = self._stream_sink
+                sink.bind(stream)
                 sink.flush_now()
+            finally:
+                self.release()
 
     def setStream(self, stream: Any) -> Any:
         """Set the stream, having flushed the old one; return the old one, or None if it is the same.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -193,7 +194,8 @@ class StreamSink(ByteSink):
         _check_stream(stream)
         self._stream = stream
         self._descriptor = self._takes_text = None
-        if isinstance(stream, io.TextIOBase):
+        if isinstance(stream, (io.TextIOBase, codecs.StreamReaderWriter, codecs.StreamWriter)):
+            # Those of codecs too: what they say of their mode is that of the binary stream below.
             self._takes_text = True
         elif isinstance(stream, io.IOBase) or "b" in str(getattr(stream, "mode", "")):
             self._takes_text = False

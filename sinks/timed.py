@@ -223,7 +223,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
 
     def _free_name(self) -> str:
         """Return the name for the file that is rotated now: one that is not taken, plain or compressed."""
-        stem = f"{self.base_filename}.{self._schedule.text_of(self._start or 0.0)}"
+        stem = f"{self.base_filename}.{self._text_of_interval()}"
         endings = compressing.endings([self._compressor.ending] if self._compressor else [])
         number = 0
         while True:
@@ -231,6 +231,10 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             if not any(os.path.lexists(name + ending) for ending in endings):
                 return name
             number += 1
+
+    def _text_of_interval(self) -> str:
+        """Return what the name of the file that is rotated now gets: the start of its interval."""
+        return self._schedule.text_of(self._start or 0.0)
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
         if self._identity != self._installed:
