@@ -35,8 +35,8 @@ class BodyFormat:
     #: More headers, which those of the sink come before.
     headers: Mapping[str, str] = {}
 
-    #: How much of an answer is read, in bytes; `read` does not see more of it.
-    max_response_bytes: int = 65_536
+    #: The longest answer that `read` gets, in bytes; with a longer one the batch counts as not taken.
+    max_response_bytes: int = 4_194_304
 
     def __init__(self, *, content_type: str | None = None) -> None:
         if content_type is not None:
@@ -79,7 +79,7 @@ class BodyFormat:
         Args:
             response_status: 200 to 299.
             response_headers: The headers; names in any case.
-            response_body: The body, decompressed, `max_response_bytes` of it at most.
+            response_body: The body, decompressed.
             batch: What was sent.
 
         Raises:
@@ -101,7 +101,7 @@ class BodyFormat:
         Args:
             response_status: Not 200 to 299.
             response_headers: The headers; names in any case.
-            response_body: The body, decompressed, `max_response_bytes` of it at most.
+            response_body: The body, decompressed.
         """
         return None
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote_plus, unquote, urlsplit, urlunsplit
 
 from outfall.sinks.answers import clean, failure_of, quote, told_limit_bytes
-from outfall.sinks.arguments import checked_seconds, checked_size, is_loopback
+from outfall.sinks.arguments import checked_size
 from outfall.sinks.base import OnError, Sink
 from outfall.sinks.batch import Batch, BatchResult
 from outfall.sinks.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
+from outfall.sinks.endpoint import Endpoint
 from outfall.sinks.errors import (
     DeliveryError,
     MissingDependencyError,
@@ -31,8 +27,9 @@ from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 
 if TYPE_CHECKING:
     import datetime as dt
+    import os
     import ssl
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import requests
 
@@ -47,8 +44,8 @@ _METHODS = ("GET", "POST", "PUT", "PATCH")
 #: What nginx takes unless it is told otherwise.
 _MAX_BODY_BYTES = 1_048_576
 
-#: Parts of the names of headers whose values are secret.
-_SECRET_PARTS = ("authorization", "token", "secret", "password", "api-key", "apikey", "api_key", "cookie", "access-key")
+#: What is read of an answer whose status says it all.
+_MAX_IGNORED_BYTES = 65_536
 
 
 class HTTPSink(Sink):
@@ -131,7 +128,7 @@ class HTTPSink(Sink):
         headers: Mapping[str, str] | None = None,
         auth: tuple[str, str] | Callable[[Any], Any] | None = None,
         token: str | Callable[[], str] | None = None,
-        token_scheme: str = "Bearer",
+        token_scheme: str = "Bearer",  # noqa: S107 - no password
         timeout: float | dt.timedelta | tuple[float | dt.timedelta, float | dt.timedelta] = (3.05, 10),
         verify: bool | str | os.PathLike[str] = True,
         cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
@@ -149,27 +146,28 @@ class HTTPSink(Sink):
     ) -> None:
         self._transport: Transport | None = None
         self._body = _checked_body(body)
-        self._projection = fields if fields is None or isinstance(fields, Projection) else Projection(fields)
-        self._headers = _checked_headers(headers)
-        self._method = _checked_method(method, self._body, compression)
-        self._url, self._peer, from_url = _taken_apart(url)
-        if auth is not None and from_url is not None:
-            msg = "auth=…: the URL has a user name too"
-            raise ValueError(msg)
-        self._auth = _checked_auth(from_url if auth is None else auth)
-        self._token = _checked_token(token)
-        self._token_scheme = _checked_scheme(token_scheme)
-        self._timeout = _checked_timeout(timeout)
-        self._verify = _checked_verify(verify)
-        self._cert = _checked_cert(cert)
-        self._ssl_context = _checked_context(ssl_context, self._verify, self._cert, session)
-        self._proxies = _checked_proxies(proxies)
         self._compression = _checked_compression(compression)
-        self._max_body_bytes = checked_size(max_body_bytes, "max_body_bytes") or _zero_body()
-        self._session = _checked_session(session)
-        self._allow_insecure = bool(allow_insecure)
+        self._method = _checked_method(method, self._body, self._compression)
+        self._projection = fields if fields is None or isinstance(fields, Projection) else Projection(fields)
+        self._max_body_bytes = _checked_max_body(max_body_bytes)
+        #: True if answers tell more than their status.
+        self._reads = type(self._body).read is not BodyFormat.read
         self._clock = clock
-        self._check_credentials()
+        self._endpoint = Endpoint(
+            url,
+            headers=headers,
+            format_headers=self._body.headers,
+            auth=auth,
+            token=token,
+            token_scheme=token_scheme,
+            timeout=timeout,
+            verify=verify,
+            cert=cert,
+            ssl_context=ssl_context,
+            proxies=proxies,
+            session=session,
+            allow_insecure=allow_insecure,
+        )
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 
     def _fresh_state(self) -> None:
@@ -182,20 +180,12 @@ class HTTPSink(Sink):
     @property
     def url(self) -> str:
         """Where to, without credentials; settable."""
-        return self._url
+        return self._endpoint.url
 
     @url.setter
     def url(self, url: str) -> None:
-        before = self._url, self._peer, self._auth
-        self._url, self._peer, from_url = _taken_apart(url)
-        if from_url is not None:
-            self._auth = _checked_auth(from_url)
-        try:
-            self._check_credentials()
-        except ValueError:
-            self._url, self._peer, self._auth = before
-            raise
         with self._lock:
+            self._endpoint.url = url
             self._drop_transport()
 
     @property
@@ -215,11 +205,11 @@ class HTTPSink(Sink):
     @property
     def timeout(self) -> tuple[float, float]:
         """Seconds for connecting, and for everything else; settable."""
-        return self._timeout
+        return self._endpoint.timeout
 
     @timeout.setter
     def timeout(self, timeout: float | dt.timedelta | tuple[float | dt.timedelta, float | dt.timedelta]) -> None:
-        self._timeout = _checked_timeout(timeout)
+        self._endpoint.timeout = timeout
 
     # -- what may be overridden
 
@@ -246,9 +236,11 @@ class HTTPSink(Sink):
         if result is not None:
             # A collector's answer of 2xx that says otherwise.
             if result.retry:
-                msg = f"{self._peer} asked for the event again"
+                msg = f"{self._endpoint.peer} asked for the event again"
                 raise TemporaryDeliveryError(msg, result.retry_after)
-            raise PermanentDeliveryError(next(iter(result.rejected.values()), f"{self._peer} refused the event"))
+            raise PermanentDeliveryError(
+                next(iter(result.rejected.values()), f"{self._endpoint.peer} refused the event")
+            )
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Send *batch* in one request, or in several where the format or ``max_body_bytes`` asks for that.
@@ -292,7 +284,7 @@ class HTTPSink(Sink):
             if result is not None and result.retry:
                 return BatchResult(range(index, len(batch)), rejected, retry_after=result.retry_after)
             if result is not None:
-                rejected[index] = result.rejected.get(0, f"{self._peer} refused the event")
+                rejected[index] = result.rejected.get(0, f"{self._endpoint.peer} refused the event")
         return BatchResult(rejected=rejected) if rejected else None
 
     def _send_parts(self, batch: Batch, limit: int) -> BatchResult | None:
@@ -341,13 +333,16 @@ class HTTPSink(Sink):
         return self._max_body_bytes if told is None else min(told, self._max_body_bytes)
 
     def _oversize(self, body: bytes, limit: int) -> OversizeDeliveryError:
-        return OversizeDeliveryError(f"{self._peer}: the event makes a body of {len(body)} bytes, of {limit} at most")
+        return OversizeDeliveryError(
+            f"{self._endpoint.peer}: the event makes a body of {len(body)} bytes, of {limit} at most"
+        )
 
     # -- one request
 
     def _send(self, batch: Batch, body: bytes, key: str) -> BatchResult | None:
-        headers, token = self._request_headers(key)
-        url, data = self._url, body
+        token = self._endpoint.token()
+        headers = self._headers(key, token)
+        url, data = self._endpoint.url, body
         if self._method == "GET":
             url += ("&" if "?" in url else "?") + body.decode("ascii")
             reply = self._exchange(url, headers, None)
@@ -359,40 +354,15 @@ class HTTPSink(Sink):
             raise self._failure(reply, batch, token)
         return self._read(reply, batch, token)
 
-    def _request_headers(self, key: str) -> tuple[dict[str, str], str | None]:
-        """Return the headers of a request, and the token in them."""
+    def _headers(self, key: str, token: str | None) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "Idempotency-Key": key}
-        if self._session is None:
+        if self._endpoint.is_bare:
             headers |= {"User-Agent": "outfall", "Accept": "*/*"}
         if self._method != "GET":
             headers["Content-Type"] = self._body.content_type
             if self._compression is not None:
                 headers["Content-Encoding"] = self._compression
-        given = {**self._body.headers, **self._headers}
-        if given:
-            names = {name.lower() for name in given}
-            headers = {name: value for name, value in headers.items() if name.lower() not in names} | given
-        if isinstance(self._auth, _BasicAuth):
-            headers["Authorization"] = self._auth.header
-        token = self._ask_for_token()
-        if token is not None:
-            headers["Authorization"] = f"{self._token_scheme} {token}"
-        return headers, token
-
-    def _ask_for_token(self) -> str | None:
-        token = self._token
-        if token is None or isinstance(token, str):
-            return token
-        failure = None
-        try:
-            token = token()
-        except Exception as error:  # noqa: BLE001 - whatever it raises, and whatever that says
-            failure = PausedDeliveryError(f"token() raised {type(error).__name__}")
-        if failure is None and not _is_header_value(token):
-            failure = PausedDeliveryError("token() returned nothing that can be sent")
-        if failure is not None:
-            raise failure
-        return str(token)
+        return self._endpoint.headers_with(token, headers)
 
     def _exchange(self, url: str, headers: dict[str, str], data: bytes | None) -> Reply:
         with self._lock:
@@ -401,32 +371,20 @@ class HTTPSink(Sink):
                 raise SinkClosedError(msg)
             transport = self._transport
             if transport is None:
-                transport = self._transport = self._make_transport()
+                transport = self._transport = self._endpoint.open()
             try:
                 return transport.exchange(
                     self._method,
                     url,
                     headers,
                     data,
-                    auth=None if isinstance(self._auth, _BasicAuth) else self._auth,
-                    timeout=self._timeout,
-                    limit_bytes=self._body.max_response_bytes,
+                    auth=self._endpoint.auth,
+                    timeout=self._endpoint.timeout,
+                    limit_bytes=self._body.max_response_bytes if self._reads else _MAX_IGNORED_BYTES,
                 )
             finally:
                 if self._closed:  # and close() did not wait for it
                     self._drop_transport()
-
-    def _make_transport(self) -> Transport:
-        from outfall.sinks.transport import Transport  # noqa: PLC0415 - requests is imported by who sends
-
-        return Transport(
-            peer=self._peer,
-            session=self._session,
-            context=self._ssl_context,
-            verify=self._verify,
-            cert=self._cert,
-            proxies=self._proxies,
-        )
 
     def _failure(self, reply: Reply, batch: Batch, token: str | None) -> DeliveryError:
         own = None
@@ -439,8 +397,8 @@ class HTTPSink(Sink):
             return self._cleaned(own, batch, token)
         said = ""
         if 400 <= reply.status < 500:  # noqa: PLR2004 - those whose words are repeated
-            said = quote(reply.body, reply.headers, self._secrets(token), [item.event for item in batch])
-        failure = failure_of(reply.status, reply.headers, peer=self._peer, said=said, now=self._clock())
+            said = quote(reply.body, reply.headers, self._endpoint.secrets(token), [item.event for item in batch])
+        failure = failure_of(reply.status, reply.headers, peer=self._endpoint.peer, said=said, now=self._clock())
         assert failure is not None  # noqa: S101 - the status is none of 2xx
         if isinstance(failure, OversizeDeliveryError):
             told = told_limit_bytes(reply.headers)
@@ -450,10 +408,10 @@ class HTTPSink(Sink):
 
     def _read(self, reply: Reply, batch: Batch, token: str | None) -> BatchResult | None:
         """Return what a successful answer says besides."""
-        if type(self._body).read is BodyFormat.read:
+        if not self._reads:
             return None
-        if reply.failure is not None:
-            msg = f"{self._peer} answered {reply.status}, but not all of the answer came"
+        if not reply.whole:
+            msg = f"{self._endpoint.peer} answered {reply.status}, but not all of the answer came"
             raise TemporaryDeliveryError(msg)
         failure = None
         result = None
@@ -462,13 +420,13 @@ class HTTPSink(Sink):
         except DeliveryError as error:
             failure = self._cleaned(error, batch, token)
         except Exception as error:  # noqa: BLE001 - a format that meets what it does not know
-            msg = f"{self._peer} answered {reply.status}, and what it says cannot be read ({type(error).__name__})"
-            failure = TemporaryDeliveryError(msg)
+            msg = f"{self._endpoint.peer} answered {reply.status}, but what it says cannot be read"
+            failure = TemporaryDeliveryError(f"{msg} ({type(error).__name__})")
         if failure is not None:
             raise failure
         if result is None or not result.rejected:
             return result
-        secrets = self._secrets(token)
+        secrets = self._endpoint.secrets(token)
         reasons = {
             index: clean(reason, secrets, [batch[index].event] if index in range(len(batch)) else [])
             for index, reason in result.rejected.items()
@@ -476,22 +434,13 @@ class HTTPSink(Sink):
         return BatchResult(result.retry, reasons, result.rejected_unknown, result.retry_after)
 
     def _cleaned(self, error: DeliveryError, batch: Batch, token: str | None) -> DeliveryError:
-        told = clean(str(error), self._secrets(token), [item.event for item in batch])
+        told = clean(str(error), self._endpoint.secrets(token), [item.event for item in batch])
         kind = type(error)
         if isinstance(error, TemporaryDeliveryError):
             return (PausedDeliveryError if issubclass(kind, PausedDeliveryError) else TemporaryDeliveryError)(
                 told, error.retry_after
             )
         return (OversizeDeliveryError if issubclass(kind, OversizeDeliveryError) else PermanentDeliveryError)(told)
-
-    def _secrets(self, token: str | None) -> list[str]:
-        found = [value for name, value in self._headers.items() if _is_secret(name)]
-        if token is not None:
-            found.append(token)
-        if isinstance(self._auth, _BasicAuth):
-            found.append(self._auth.password)
-        found.append(urlsplit(self._url).query)
-        return found
 
     # -- the rest
 
@@ -505,34 +454,6 @@ class HTTPSink(Sink):
             and self._projection is None
         )
         return OPTIONS if usual and not (self._level or self._processors) else None
-
-    def _check_credentials(self) -> None:
-        """Refuse to tell credentials to the whole network."""
-        if self._token is not None and (self._auth is not None or _named(self._headers, "authorization")):
-            msg = "token=…: there is an auth or an Authorization header too"
-            raise ValueError(msg)
-        if self._auth is not None and _named(self._headers, "authorization"):
-            msg = "auth=…: there is an Authorization header too"
-            raise ValueError(msg)
-        session = self._session
-        credentials = (
-            self._auth is not None
-            or self._token is not None
-            or any(_is_secret(name) for name in (*self._headers, *self._body.headers))
-            or (session is not None and (bool(session.auth) or any(map(_is_secret, session.headers))))
-        )
-        parts = urlsplit(self._url)
-        if (
-            credentials
-            and parts.scheme == "http"
-            and not self._allow_insecure
-            and not is_loopback(parts.hostname or "")
-        ):
-            msg = (
-                f"url: credentials would cross the network to {self._peer} in plain text; use https://, "
-                "or allow_insecure=True if that is what you want"
-            )
-            raise ValueError(msg)
 
     def _drop_transport(self) -> None:
         transport, self._transport = self._transport, None
@@ -555,21 +476,10 @@ class HTTPSink(Sink):
             transport.abandon()
 
     def _describe(self) -> str:
-        scheme = urlsplit(self._url).scheme
-        return f"{self._method} {type(self._body).__name__} to {scheme}://{self._peer}"
+        return f"{self._method} {type(self._body).__name__} to {self._endpoint!r}"
 
 
 _json = OrjsonRenderer()
-
-
-class _BasicAuth:
-    """A user name and a password, as RFC 7617 sends them."""
-
-    __slots__ = ("header", "password")
-
-    def __init__(self, user: str, password: str) -> None:
-        self.password = password
-        self.header = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
 
 
 def _compressed(body: bytes, compression: str) -> bytes:
@@ -580,9 +490,6 @@ def _compressed(body: bytes, compression: str) -> bytes:
     import zstandard  # noqa: PLC0415 - an extra
 
     return zstandard.ZstdCompressor().compress(body)
-
-
-# -- checks of arguments; none of their messages repeats a secret
 
 
 def _checked_body(body: Any) -> BodyFormat:
@@ -604,156 +511,6 @@ def _checked_method(method: Any, body: BodyFormat, compression: Any) -> str:
     return method.upper()
 
 
-def _taken_apart(url: Any) -> tuple[str, str, tuple[str, str] | None]:
-    """Return the URL without credentials and fragment, ``"host:port"``, and the credentials."""
-    if not isinstance(url, str):
-        msg = f"url: text is needed, not {type(url).__name__}"
-        raise TypeError(msg)
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        parts, host, port = urlsplit(""), None, None
-    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
-        # What comes after the scheme may hold a secret, and cannot be told from it.
-        msg = f"url='{url.partition('://')[0][:20]}…' is not http://host… or https://host…"
-        raise ValueError(msg)
-    credentials = None
-    if parts.username is not None or parts.password is not None:
-        credentials = (unquote(parts.username or ""), unquote(parts.password or ""))
-    shown = f"[{host}]" if ":" in host else host
-    peer = f"{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
-    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path or "/", parts.query, ""))
-    return bare, peer, credentials
-
-
-def _is_header_value(value: Any) -> bool:
-    if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
-        return False
-    try:
-        value.encode("latin-1")
-    except UnicodeError:
-        return False
-    return True
-
-
-def _checked_headers(headers: Any) -> dict[str, str]:
-    if headers is None:
-        return {}
-    if not isinstance(headers, Mapping):
-        msg = f"headers: a mapping is needed, not {type(headers).__name__}"
-        raise TypeError(msg)
-    for name, value in headers.items():
-        if not isinstance(name, str) or not name or quote_plus(name, safe="!#$&'*^`|~") != name or "%" in name:
-            msg = f"headers: {name!r} is not the name of a header"
-            raise ValueError(msg)
-        if not _is_header_value(value):
-            msg = f"headers: the value of {name!r} is not text that can be sent"
-            raise ValueError(msg)
-    return dict(headers)
-
-
-def _named(headers: Mapping[str, str], name: str) -> bool:
-    return any(given.lower() == name for given in headers)
-
-
-def _is_secret(name: str) -> bool:
-    return any(part in name.lower() for part in _SECRET_PARTS)
-
-
-def _checked_auth(auth: Any) -> _BasicAuth | Callable[[Any], Any] | None:
-    given: Callable[[Any], Any] | None = auth if auth is None or callable(auth) else None
-    if given is not None or auth is None:
-        return given
-    if not isinstance(auth, (tuple, list)) or len(auth) != 2 or not all(isinstance(part, str) for part in auth):  # noqa: PLR2004
-        msg = "auth=… is not (username, password), two texts, nor a callable"
-        raise TypeError(msg)
-    return _BasicAuth(auth[0], auth[1])
-
-
-def _checked_token(token: Any) -> str | Callable[[], str] | None:
-    if token is None or (callable(token) and not isinstance(token, str)):
-        return token
-    if not isinstance(token, str):
-        msg = f"token: text or a callable is needed, not {type(token).__name__}"
-        raise TypeError(msg)
-    if not _is_header_value(token):
-        msg = "token=… is not text that can be sent in a header"
-        raise ValueError(msg)
-    return token
-
-
-def _checked_scheme(scheme: Any) -> str:
-    if not _is_header_value(scheme) or " " in scheme:
-        msg = f"token_scheme={scheme!r} is not a word that can be sent in a header"
-        raise ValueError(msg)
-    return str(scheme)
-
-
-def _checked_timeout(timeout: Any) -> tuple[float, float]:
-    both = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
-    if len(both) != 2:  # noqa: PLR2004 - connecting and the rest
-        msg = f"timeout={timeout!r} is not a number of seconds, nor one for connecting and one for the rest"
-        raise ValueError(msg)
-    connect, total = (checked_seconds(seconds, "timeout") for seconds in both)
-    if not 0 < connect < float("inf") or not 0 < total < float("inf"):
-        msg = f"timeout={timeout!r}: each has to be above 0, and an end"
-        raise ValueError(msg)
-    return connect, total
-
-
-def _checked_verify(verify: Any) -> bool | str:
-    if isinstance(verify, bool):
-        return verify
-    if isinstance(verify, (str, os.PathLike)):
-        path = os.fspath(verify)
-        if not Path(path).exists():
-            msg = f"verify={path!r}: there is no such file or directory"
-            raise ValueError(msg)
-        return str(path)
-    msg = f"verify={verify!r} is not True, False or a path"
-    raise TypeError(msg)
-
-
-def _checked_cert(cert: Any) -> str | tuple[str, str] | None:
-    if cert is None:
-        return None
-    pair = isinstance(cert, (tuple, list))
-    paths = tuple(cert) if pair else (cert,)
-    if len(paths) not in ((2,) if pair else (1,)) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
-        msg = f"cert={cert!r} is not a path, nor two"
-        raise TypeError(msg)
-    texts = [str(os.fspath(path)) for path in paths]
-    for path in texts:
-        if not Path(path).exists():
-            msg = f"cert={path!r}: there is no such file"
-            raise ValueError(msg)
-    return (texts[0], texts[1]) if pair else texts[0]
-
-
-def _checked_context(context: Any, verify: Any, cert: Any, session: Any) -> ssl.SSLContext | None:
-    if context is None:
-        return None
-    import ssl  # noqa: PLC0415 - only who encrypts needs it
-
-    if not isinstance(context, ssl.SSLContext):
-        msg = f"ssl_context={context!r} is not an ssl.SSLContext"
-        raise TypeError(msg)
-    if verify is not True or cert is not None or session is not None:
-        msg = "ssl_context: it stands instead of verify and cert, and a session has its own"
-        raise ValueError(msg)
-    return context
-
-
-def _checked_proxies(proxies: Any) -> dict[str, str] | None:
-    if proxies is None:
-        return None
-    if not isinstance(proxies, Mapping) or not all(isinstance(name, str) for name in proxies):
-        msg = f"proxies: a mapping from schemes to URLs is needed, not {type(proxies).__name__}"
-        raise TypeError(msg)
-    return dict(proxies)
-
-
 def _checked_compression(compression: Any) -> str | None:
     if compression == "zstd":
         try:
@@ -766,17 +523,8 @@ def _checked_compression(compression: Any) -> str | None:
     return None if compression is None else str(compression)
 
 
-def _zero_body() -> int:
-    msg = "max_body_bytes=0: there has to be room for something"
-    raise ValueError(msg)
-
-
-def _checked_session(session: Any) -> requests.Session | None:
-    if session is None:
-        return None
-    import requests  # noqa: PLC0415 - who gives a session has it imported
-
-    if not isinstance(session, requests.Session):
-        msg = f"session={session!r} is not a requests.Session"
-        raise TypeError(msg)
-    return session
+def _checked_max_body(max_body_bytes: int) -> int:
+    if checked_size(max_body_bytes, "max_body_bytes") == 0:
+        msg = "max_body_bytes=0: there has to be room for something"
+        raise ValueError(msg)
+    return max_body_bytes

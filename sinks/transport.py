@@ -282,13 +282,13 @@ class Reply:
         status: The status code.
         headers: The headers; found by names in any case.
         body: The body, decompressed, or its beginning.
-        failure: Why the body is not all there, or None.
+        whole: True if the body is all there.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    failure: Exception | None
+    whole: bool
 
 
 class Transport:
@@ -521,23 +521,22 @@ def _read(response: requests.Response, limit_bytes: int) -> Reply:
     """Return *response* with what comes of its body; leave the connection fit for the next request, or closed."""
     parts: list[bytes] = []
     size = 0
-    failure: Exception | None = None
+    whole = False
     read: Callable[..., bytes] = response.raw.read
-    done = False
-    try:
-        while size <= limit_bytes:
-            part = read(min(_READ_BYTES, limit_bytes + 1 - size), decode_content=True)
-            if not part:
-                done = True
-                break
-            parts.append(part)
-            size += len(part)
-    except Exception as error:  # noqa: BLE001 - urllib3's, http.client's and the system's: the status is known all the same
-        failure = error
-    finally:
-        if not done:
-            response.close()
-    return Reply(response.status_code, response.headers, b"".join(parts)[:limit_bytes], failure)
+    # urllib3's, http.client's and the system's: the status is known all the same.
+    with contextlib.suppress(Exception):
+        try:
+            while size <= limit_bytes:
+                part = read(min(_READ_BYTES, limit_bytes + 1 - size), decode_content=True)
+                if not part:
+                    whole = True
+                    break
+                parts.append(part)
+                size += len(part)
+        finally:
+            if not whole:
+                response.close()
+    return Reply(response.status_code, response.headers, b"".join(parts)[:limit_bytes], whole)
 
 
 #: What the others wrap an error in; some of them are errors of the system by their class.
