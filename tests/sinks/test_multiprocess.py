@@ -66,15 +66,22 @@ def children():
     pids = []
 
     def forked(function):
+        reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
+                os.close(reader)
+                # What runs in a child after fork has run by now: it has let go of what it inherited.
+                os.close(writer)
                 function()
                 status = 0
             finally:
                 os._exit(status)
         pids.append(pid)
+        os.close(writer)
+        assert os.read(reader, 1) == b""
+        os.close(reader)
         return pid
 
     yield forked

@@ -682,8 +682,9 @@ def test_a_stack_nearly_used_up_costs_what_there_is_no_room_for(renderer):
     finally:
         sys.setrecursionlimit(limit)
     assert kept > 250
-    # For each event there is once room for `attempt` and for nothing it calls; Python 3.10 counts calls of C as well.
-    assert lost <= len(events) * (1 if sys.version_info >= (3, 11) else 2)
+    # For each event there is once room for `attempt` and for nothing it calls; Python 3.10 counts calls of C as well,
+    # and a tracer's own calls need room too.
+    assert lost <= len(events) * ((1 if sys.version_info >= (3, 11) else 2) + (0 if sys.gettrace() is None else 3))
 
 
 def iter_frames():
