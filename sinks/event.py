@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +16,19 @@ METADATA = frozenset({"_record", "_from_structlog", "_logger", "_name"})
 
 
 class LevelledEvent(dict[str, Any]):
-    """An event whose level is known from elsewhere (the name of the method called) but is not one of its fields."""
+    """An event whose level is known from elsewhere (the name of the method called) but is not one of its fields.
 
-    __slots__ = ("carried_level",)
+    Nor is the time it happened, in epoch seconds, of one that waited without a timestamp.
+    """
 
-    def __init__(self, event: Mapping[str, Any], carried_level: float | None) -> None:
+    __slots__ = ("carried_level", "carried_time")
+
+    def __init__(
+        self, event: Mapping[str, Any], carried_level: float | None, carried_time: float | None = None
+    ) -> None:
         super().__init__(event)
         self.carried_level = carried_level
+        self.carried_time = carried_time
 
 
 class TextEvent(LevelledEvent):
@@ -154,15 +162,34 @@ def copy_event(event: dict[str, Any]) -> dict[str, Any]:
     copied: dict[str, Any]
     if isinstance(event, TextEvent):
         copied = TextEvent(event.raw, event.carried_level)
+        copied.carried_time = event.carried_time
         copied.update(event)
     elif isinstance(event, LevelledEvent):
-        copied = LevelledEvent(event, event.carried_level)
+        copied = LevelledEvent(event, event.carried_level, event.carried_time)
     else:
         copied = event.copy()
     memo: dict[int, tuple[Any, Any]] = {id(event): (event, copied)}
     for key, value in list(copied.items()):
         if issubclass(type(value), _CONTAINERS):
             copied[key] = _copy_container(value, memo, 100)
+    return copied
+
+
+def snapshot(event: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of *event* that may wait, and be looked at by another thread, as if it had just happened.
+
+    ``exc_info=True`` becomes the exception that is being handled now, and an event without a timestamp carries the
+    time.
+    """
+    copied = copy_event(event)
+    exc_info = copied.get("exc_info")
+    if type(exc_info) in (bool, int) and exc_info:
+        live = sys.exc_info()
+        copied["exc_info"] = None if live[0] is None else live
+    if timestamp_of(copied) is None:
+        if not isinstance(copied, LevelledEvent):
+            copied = LevelledEvent(copied, None)
+        copied.carried_time = time.time()
     return copied
 
 
@@ -202,18 +229,24 @@ def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:
 def timestamp_of(event: Mapping[str, Any]) -> float | None:
     """Return the event's ``timestamp`` in epoch seconds, or None if it has none that can be read.
 
-    Read are epoch seconds, datetimes (naive ones as local time) and ISO 8601 text; never raises.
+    Read are epoch seconds, datetimes (naive ones as local time) and ISO 8601 text; never raises. An event that waited
+    without one carries its time.
     """
     try:
         value = event.get("timestamp")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value) if abs(value) < 1e12 else None  # noqa: PLR2004 - more is not seconds; nor is NaN less
+            # More is not seconds; nor is NaN less.
+            return float(value) if abs(value) < 1e12 else _carried_time(event)  # noqa: PLR2004
         if isinstance(value, str):
             # fromisoformat before Python 3.11 does not know "Z".
             value = dt.datetime.fromisoformat(value[:-1] + "+00:00" if value[-1:] in "Zz" else value)
         if isinstance(value, dt.datetime):
             seconds = value.timestamp()
-            return seconds if abs(seconds) < math.inf else None  # "not a time" is a datetime to pandas
+            return seconds if abs(seconds) < math.inf else _carried_time(event)  # "not a time" is a datetime to pandas
     except Exception:  # noqa: BLE001, S110 - out of range, or what a tzinfo or a hostile value raises
         pass
-    return None
+    return _carried_time(event)
+
+
+def _carried_time(event: Mapping[str, Any]) -> float | None:
+    return event.carried_time if isinstance(event, LevelledEvent) else None

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from outfall import (
+    BufferingSink,
     CaptureSink,
     FanoutSink,
     FileSink,
     HandlerSink,
+    MemorySink,
     NullSink,
     RotatingFileSink,
     Sink,
@@ -83,6 +85,51 @@ class TestBufferedFileSink(TestFileSink):
     """A file with a buffer."""
 
     options = {"buffer_bytes": 4096}  # noqa: RUF012
+
+
+class _Emptying(BufferingSink):
+    """Overrides flush, as whoever subclasses it does."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(7, **options)
+        self.events: list[dict[str, Any]] = []
+
+    def flush(self, timeout: float | None = None) -> bool:
+        self._seconds(timeout)
+        with self._ledger_lock:
+            waiting, self.buffer = self.buffer, []  # type: ignore[assignment]
+            self.events += waiting
+        return True
+
+
+class TestBufferingSink(SinkContract):
+    """A subclass that does what BufferingSink is for."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return _Emptying(**options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        assert isinstance(sink, _Emptying)
+        return sink.events
+
+
+class TestMemorySink(SinkContract):
+    """A buffer before another sink."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole by subclasses
+
+    def make_sink(self, **options: Any) -> Sink:
+        self.target = CaptureSink()
+        return MemorySink(100, target=self.target, **self.options, **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        return self.target.events
+
+
+class TestRingMemorySink(TestMemorySink):
+    """The same, keeping the newest until an error comes."""
+
+    options = {"ring": True, "flush_level": "critical"}  # noqa: RUF012
 
 
 class TestFanoutSink(SinkContract):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import datetime as dt
 import math
+import time
 import types
 
 import pytest
@@ -18,6 +19,7 @@ from outfall.sinks.event import (
     TextEvent,
     as_event,
     copy_event,
+    snapshot,
     timestamp_of,
     without_metadata,
 )
@@ -342,3 +344,41 @@ def test_no_time_stamp_gives_none():
     """An event need not have one; a hostile one counts as none."""
     assert timestamp_of({}) is None
     assert timestamp_of({"timestamp": Raising()}) is None
+
+
+def test_a_snapshot_carries_the_time_it_was_made():
+    """An event without a timestamp that can be read gets no field, but its time is known; copies keep it."""
+    for event in ({"event": "x"}, {"event": "x", "timestamp": "yesterday"}, {"event": "x", "timestamp": 1e15}):
+        before = time.time()
+        made = snapshot(event)
+        when = timestamp_of(made)
+        assert when is not None
+        assert before <= when <= time.time()
+        assert made == event
+        assert timestamp_of(copy_event(made)) == when
+    text = snapshot(TextEvent("said", 40))
+    assert timestamp_of(copy_event(text)) == timestamp_of(text) is not None
+    assert (text.rendered(), level_of(text)) == ("said", 40)
+
+
+def test_a_snapshot_of_an_event_with_a_timestamp_is_a_plain_dict():
+    """Its own timestamp is what counts, also if a processor changes it later."""
+    made = snapshot({"event": "x", "timestamp": 5})
+    assert type(made) is dict
+    assert timestamp_of(made) == 5
+    carried = snapshot({"event": "x"})
+    carried["timestamp"] = 7
+    assert timestamp_of(carried) == 7
+
+
+def test_a_snapshot_holds_the_exception_that_is_being_handled():
+    """exc_info=True, or 1, stands for it only now; where there is none it stands for none. An exception is kept."""
+    error = ValueError("now")
+    try:
+        raise error
+    except ValueError:
+        assert snapshot({"exc_info": True})["exc_info"][1] is error
+        assert snapshot({"exc_info": 1})["exc_info"][1] is error
+        assert snapshot({"exc_info": False})["exc_info"] is False
+    assert snapshot({"exc_info": True})["exc_info"] is None
+    assert snapshot({"exc_info": error})["exc_info"] is error
