@@ -36,9 +36,7 @@ _PAUSED = frozenset({401, 403, 404, 407})
 _MAX_LOOKED_AT, _MAX_QUOTED = 4_000, 200
 
 
-def failure_of(
-    status: int, headers: Mapping[str, str], *, peer: str, said: str = "", now: float
-) -> DeliveryError | None:
+def failure_of(status: int, headers: Mapping[str, str], *, peer: str, now: float) -> DeliveryError | None:
     """Return the failure that an answer stands for, None if the events were taken.
 
     ========================  ====================================================================================
@@ -47,7 +45,7 @@ def failure_of(
     401, 403, 404, 407, 3xx   `PausedDeliveryError`: credentials, permission or address have to be changed first. A
                               redirect is never followed: it would drop the body, or bring credentials to another host
     413                       `OversizeDeliveryError`
-    400, 422, all other 4xx   `PermanentDeliveryError`, with what the server *said*
+    400, 422, all other 4xx   `PermanentDeliveryError`
     anything else             `TemporaryDeliveryError`: no answer that HTTP knows
     ========================  ====================================================================================
 
@@ -55,7 +53,6 @@ def failure_of(
         status: The status code.
         headers: The headers; names in any case.
         peer: Who answered, for the message: ``"host:port"``.
-        said: The server's own words, cleaned by `quote`.
         now: Seconds since the epoch, for dates in ``Retry-After``.
     """
     if _OK <= status < _MULTIPLE_CHOICES:
@@ -69,7 +66,7 @@ def failure_of(
     if status == _TOO_LARGE:
         return OversizeDeliveryError(told)
     if _BAD_REQUEST <= status < _SERVER_ERROR and status not in _TEMPORARY:
-        return PermanentDeliveryError(f"{told}: {said}" if said else told)
+        return PermanentDeliveryError(told)
     return TemporaryDeliveryError(told, wait)
 
 

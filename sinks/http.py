@@ -23,6 +23,7 @@ from outfall.sinks.errors import (
 from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET
 from outfall.sinks.projection import Projection
+from outfall.sinks.reentrancy import delivering
 from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 
 if TYPE_CHECKING:
@@ -373,15 +374,16 @@ class HTTPSink(Sink):
             if transport is None:
                 transport = self._transport = self._endpoint.open()
             try:
-                return transport.exchange(
-                    self._method,
-                    url,
-                    headers,
-                    data,
-                    auth=self._endpoint.auth,
-                    timeout=self._endpoint.timeout,
-                    limit_bytes=self._body.max_response_bytes if self._reads else _MAX_IGNORED_BYTES,
-                )
+                with delivering():  # also where emit_batch was called by no sink
+                    return transport.exchange(
+                        self._method,
+                        url,
+                        headers,
+                        data,
+                        auth=self._endpoint.auth,
+                        timeout=self._endpoint.timeout,
+                        limit_bytes=self._body.max_response_bytes if self._reads else _MAX_IGNORED_BYTES,
+                    )
             finally:
                 if self._closed:  # and close() did not wait for it
                     self._drop_transport()
@@ -395,15 +397,17 @@ class HTTPSink(Sink):
                 own = None
         if own is not None:
             return self._cleaned(own, batch, token)
-        said = ""
-        if 400 <= reply.status < 500:  # noqa: PLR2004 - those whose words are repeated
-            said = quote(reply.body, reply.headers, self._endpoint.secrets(token), [item.event for item in batch])
-        failure = failure_of(reply.status, reply.headers, peer=self._endpoint.peer, said=said, now=self._clock())
+        failure = failure_of(reply.status, reply.headers, peer=self._endpoint.peer, now=self._clock())
         assert failure is not None  # noqa: S101 - the status is none of 2xx
         if isinstance(failure, OversizeDeliveryError):
             told = told_limit_bytes(reply.headers)
             if told is not None:
                 self._told_bytes = told
+        elif isinstance(failure, PermanentDeliveryError):
+            events = [item.event for item in batch]
+            said = quote(reply.body, reply.headers, self._endpoint.secrets(token), events)
+            if said:
+                return PermanentDeliveryError(f"{failure.reason}: {said}")
         return failure
 
     def _read(self, reply: Reply, batch: Batch, token: str | None) -> BatchResult | None:
@@ -452,6 +456,7 @@ class HTTPSink(Sink):
             and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
             and type(self._body).prepare is BodyFormat.prepare
             and self._projection is None
+            and "map_event" not in vars(self)
         )
         return OPTIONS if usual and not (self._level or self._processors) else None
 

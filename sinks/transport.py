@@ -329,6 +329,7 @@ class Transport:
         self._settings: Any = None
         #: True if it has got an answer before, so that a connection may be there that has ended meanwhile.
         self._used = False
+        self._aborted = False
 
     def exchange(
         self,
@@ -368,7 +369,7 @@ class Transport:
             except DeliveryError:
                 raise
             except Exception as error:  # noqa: BLE001 - requests', urllib3's, the system's, of a user's session or auth
-                again = stale and not exchange.fresh and not exchange.received and _has_ended(error)
+                again = stale and not exchange.fresh and not (exchange.received or self._aborted) and _has_ended(error)
                 failure = self._translated(error, exchange, timeout)
             else:
                 self._used = True
@@ -457,6 +458,7 @@ class Transport:
 
     def abort(self) -> None:
         """End a request that is under way in another thread, if the connection is one of ours."""
+        self._aborted = True
         if self._adapter is not None:
             for connection in list(self._adapter.open_connections):
                 sock = connection.sock
@@ -490,17 +492,18 @@ class Transport:
         if isinstance(error, _UNUSABLE):
             return PausedDeliveryError(f"no request to {self._peer} can be made: {type(error).__name__}")
         root = _root(error)
+        by_proxy = isinstance(error, requests.exceptions.ProxyError)
         connected = exchange.connected or (self._adapter is None and not isinstance(error, requests.ConnectTimeout))
         if isinstance(root, TimeoutError):
-            what = (
-                f"did not answer within {sum(timeout):g} s" if connected else f"no connection within {timeout[0]:g} s"
-            )
+            seconds = sum(timeout) if connected else timeout[0]
+            what = f"did not answer within {seconds:g} s" if connected else f"could not be reached within {seconds:g} s"
+        elif by_proxy:
+            what = f"could not be reached through the proxy: {_told(root)}"
         elif connected:
             what = f"was lost: {_told(root)}"
         else:
             what = f"could not be reached: {_told(root)}"
-        via = " through the proxy" if isinstance(error, requests.exceptions.ProxyError) else ""
-        return TemporaryDeliveryError(f"{self._peer}{via} {what}")
+        return TemporaryDeliveryError(f"{self._peer} {what}")
 
 
 #: The request itself is at fault: an address, a header or a proxy's address that is none.
@@ -575,7 +578,7 @@ def _told(error: BaseException) -> str:  # noqa: PLR0911 - a table
     if isinstance(error, http.client.HTTPException):
         return f"no answer that is HTTP ({type(error).__name__})"
     if isinstance(error, socket.gaierror):
-        return f"its name is not known ({socket.EAI_NONAME if error.errno is None else error.errno})"
+        return str(error.strerror)
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return os.strerror(error.errno)
     if isinstance(error, OSError) and str(error).startswith("Tunnel connection failed: "):
