@@ -14,7 +14,7 @@ from outfall.sinks.errors import (
     PermanentDeliveryError,
     TemporaryDeliveryError,
 )
-from outfall.sinks.failures import _values
+from outfall.sinks.failures import _MIN_LENGTH, _values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -146,10 +146,13 @@ def quote(body: bytes, headers: Mapping[str, str], secrets: Iterable[str], event
 
 def clean(text: str, secrets: Iterable[str], events: Iterable[object]) -> str:
     """Return *text* in one short line that repeats no value of the events and no secret; see `quote`."""
-    text = " ".join(text[:_MAX_LOOKED_AT].split())
+    # As values are in a message: without the escapes of JSON, and in one line.
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda escape: chr(int(escape[1], 16)), text[:_MAX_LOOKED_AT])
+    text = " ".join(text.split())
     values = {secret for secret in secrets if secret}
     for event in events:
         values |= _values(event)
+    values |= {folded for value in values if len(folded := " ".join(value.split())) >= _MIN_LENGTH}
     for value in sorted(values, key=len, reverse=True):
         if value in text:
             text = text.replace(value, "…")
