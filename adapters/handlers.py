@@ -10,6 +10,8 @@ records or contradicts its documentation, :doc:`/explanation/handlers` says so i
 """
 
 from outfall.adapters.filehandlers import FileHandler, WatchedFileHandler
+from outfall.adapters.mailhandlers import SMTPHandler
+from outfall.adapters.nteventloghandlers import NTEventLogHandler
 from outfall.adapters.rotatinghandlers import BaseRotatingHandler, RotatingFileHandler
 from outfall.adapters.sockethandlers import DatagramHandler, SocketHandler
 from outfall.adapters.streamhandlers import NullHandler, StreamHandler
@@ -20,8 +22,10 @@ __all__ = [
     "BaseRotatingHandler",
     "DatagramHandler",
     "FileHandler",
+    "NTEventLogHandler",
     "NullHandler",
     "RotatingFileHandler",
+    "SMTPHandler",
     "SocketHandler",
     "StreamHandler",
     "SysLogHandler",
