@@ -121,6 +121,9 @@ class Sink:
     #: False in sinks that hand events to something with a lock of its own, so that `emit` needs none of ours.
     locks_emit: ClassVar[bool] = True
 
+    #: True in sinks that keep what `emit_batch` gives them (buffers, spools), and so count it themselves.
+    counts_batches: ClassVar[bool] = False
+
     #: What ``flush`` and ``close`` take for *timeout* None, in seconds; `logging.shutdown` passes none. Settable.
     drain_timeout: float = 5.0
 

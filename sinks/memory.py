@@ -84,6 +84,7 @@ class BufferingSink(Sink):
     """
 
     locks_emit = False
+    counts_batches = True
 
     #: What `close` and the exit of the process do; False leaves the buffer unflushed.
     flush_on_close: bool = True
