@@ -14,7 +14,7 @@ from outfall.sinks.event import METADATA
 from outfall.sinks.rendering import OrjsonRenderer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 #: What stands for a value that is not known.
 NIL = "-"
@@ -108,7 +108,7 @@ def _digits(name: str, attempt: int) -> str:
 
 
 def _percent_encoded(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "backslashreplace"))
 
 
 def structured_data(sd_id: str, fields: Iterable[tuple[str, Any]], *, escape_controls: bool) -> str:
@@ -208,6 +208,11 @@ def plain_fields(event: dict[str, Any]) -> dict[str, Any]:
                 break
         else:
             return fields
+    return rendered_fields(event)
+
+
+def rendered_fields(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *event* as names and values that JSON has, all of which UTF-8 has too."""
     return Encoded(_json.render(event), 0, 0.0).event
 
 

@@ -451,7 +451,10 @@ class SysLogSink(SocketSink):
                 [field for field in fields.items() if field[0] not in in_header],
                 escape_controls=escape_controls,
             )
-            start = f"{head} {data}".encode("utf-8", "backslashreplace")
+            try:
+                start = f"{head} {data}".encode()
+            except UnicodeEncodeError:  # a lone surrogate, which the slower way makes something else of
+                return made(rfc5424.rendered_fields(fields), message)
             return b"%s %s" % (start, message) if message else start
 
         if isinstance(event, TextEvent):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from structlog.processors import KeyValueRenderer
 
@@ -445,6 +445,8 @@ def test_no_event_is_two_messages_in_a_stream(form, framing):
 
 
 @settings(max_examples=100)
+@example({"\ud800": "\udfff"})
+@example({"\x80\x80\ud800\U00010000": None})
 @given(EVENTS)
 def test_structured_data_is_read_back(event):
     """Any event's fields are those that were logged, with names whole and values as text or JSON."""
