@@ -108,7 +108,7 @@ def _digits(name: str, attempt: int) -> str:
 
 
 def _percent_encoded(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "backslashreplace"))
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
 
 
 def structured_data(sd_id: str, fields: Iterable[tuple[str, Any]], *, escape_controls: bool) -> str:
@@ -207,8 +207,18 @@ def plain_fields(event: dict[str, Any]) -> dict[str, Any]:
             if type(key) is not str or (kind not in _SCALARS and not (kind is int and value.bit_length() <= _BITS)):
                 break
         else:
-            return fields
+            # Of the values the message's own encoding finds a lone surrogate; a name's would be percent-encoded.
+            if "".join(fields).isascii() or _is_utf8("".join(fields)):
+                return fields
     return rendered_fields(event)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def rendered_fields(event: Mapping[str, Any]) -> dict[str, Any]:
