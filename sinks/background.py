@@ -21,7 +21,7 @@ from structlog import DropEvent
 from outfall.sinks import process
 from outfall.sinks.arguments import checked_seconds, checked_size
 from outfall.sinks.base import OnError, Sink, SinkStats
-from outfall.sinks.batch import Batch, Encoded, Raw, item_of
+from outfall.sinks.batch import Batch, BatchResult, Encoded, Raw, item_of
 from outfall.sinks.delivery import Delivery, Outcome, RetryPolicy
 from outfall.sinks.errors import DeliveryError, ReentrantEventError, TemporaryDeliveryError
 from outfall.sinks.failures import SinkFailure, cleaned, describe, report
@@ -31,7 +31,7 @@ from outfall.sinks.reentrancy import active, delivering, thread
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _OVERFLOWS = ("block", "drop_newest", "drop_oldest")
 _NEVER = sys.maxsize
@@ -107,6 +107,7 @@ class BackgroundSink(Sink):
     delivers_through_loggers = True
     delivers_later = True
     locks_emit = False
+    counts_batches = True
 
     def __init__(
         self,
@@ -331,6 +332,31 @@ class BackgroundSink(Sink):
             )
 
     # -- what the pipeline calls
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Take one event into memory."""
+        self._put(event)
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Take each item into memory; what there is no room for is left for a retry."""
+        for index, item in enumerate(batch):
+            try:
+                if self._inline:
+                    self._deliver_here(item)
+                else:
+                    self._store(item)
+            except _OverflowError:
+                if index == 0:
+                    raise
+                return BatchResult(retry=range(index, len(batch)))
+        return None
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* as a batch item for the target."""
+        return self._target.encode(event)
+
+    def _restore(self, data: bytes, level: float, time: float) -> Encoded:
+        return self._target._restore(data, level, time)  # noqa: SLF001 - a sink too
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         item = self._target._prepare(event)  # noqa: SLF001 - a sink too
