@@ -48,7 +48,7 @@ from outfall.sinks.nteventlog import NTEventLogSink
 from outfall.sinks.projection import Constant, Projection
 from outfall.sinks.rendering import OrjsonRenderer
 from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
-from outfall.sinks.routing import FanoutSink
+from outfall.sinks.routing import FallbackSink, FanoutSink
 from outfall.sinks.smtp import SMTPSink
 from outfall.sinks.socket import DatagramSink, SocketSink
 from outfall.sinks.stream import NullSink, StreamSink
@@ -71,6 +71,7 @@ __all__ = [
     "DeliveryError",
     "ElasticsearchBulk",
     "Encoded",
+    "FallbackSink",
     "FanoutSink",
     "FileSink",
     "FormURLEncoded",

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from outfall import (
+    BackgroundSink,
     BufferingSink,
     CaptureSink,
+    FallbackSink,
     FanoutSink,
     FileSink,
     HandlerSink,
@@ -20,6 +22,7 @@ from outfall import (
     RotatingFileSink,
     Sink,
     StreamSink,
+    TemporaryDeliveryError,
     TimedRotatingFileSink,
 )
 from outfall.sinks.testing import FailingSink, SinkContract, StuckSink
@@ -143,6 +146,31 @@ class TestFanoutSink(SinkContract):
         child = sink.sinks[0]
         assert isinstance(child, CaptureSink)
         return child.events
+
+
+class TestFallbackSink(SinkContract):
+    """A sink, and one for when it fails."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return FallbackSink(CaptureSink(), NullSink(), **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        assert isinstance(sink, FallbackSink)
+        child = sink.sinks[0]
+        assert isinstance(child, CaptureSink)
+        return child.events
+
+
+class TestRoutersInTheBackground(SinkContract):
+    """Routers behind a sink that delivers in batches, where their items are what waits."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        self.child = CaptureSink()
+        failing = FallbackSink(FailingSink(TemporaryDeliveryError("away")), self.child, on_error=lambda failure: None)
+        return BackgroundSink(FanoutSink(NullSink(), failing), linger=0, **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        return self.child.events
 
 
 class _ListHandler(logging.Handler):
