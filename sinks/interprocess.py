@@ -95,6 +95,11 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     return True
 
 
+def unlock(descriptor: int) -> None:
+    """Give the lock on an open file back, though a forked child may still have the same file open."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def await_writer(descriptor: int) -> None:
     """Wait until the ``write`` to an open file that is under way, if there is one, is done or its process is dead."""
     # While a line is written, others may read its first half: nothing but the inode's lock, which the writer holds

@@ -88,6 +88,11 @@ class WriteLock:
         """Take the lock; return False if *timeout* seconds passed first (a negative one waits for ever)."""
         return self._take(sys._getframe(1), None if timeout < 0 else time.monotonic() + timeout)  # noqa: SLF001
 
+    @property
+    def nested(self) -> bool:
+        """True, to who has the lock, if its thread had it before: within a signal handler, for example."""
+        return self._borrowed or self._depth > 1
+
     def release(self) -> None:
         """Give the lock back, once for every `acquire`."""
         depth = self._depth - 1
