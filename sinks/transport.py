@@ -426,18 +426,17 @@ class Transport:
     ) -> Reply:
         """Send it with everything that a session does: its hooks, cookies, headers."""
         session = self._session
-        replies: list[Reply] = []
+        read: dict[int, tuple[requests.Response, Reply]] = {}
 
-        def read(response: requests.Response, **_: Any) -> None:
+        def keep(response: requests.Response, **_: Any) -> None:
             reply = _read(response, limit_bytes)
-            replies.append(reply)
-            # So that the session does not read it on its own, without a limit.
+            read[id(response)] = response, reply
+            # So that nobody reads it without a limit: the session itself does for redirects.
             response._content = reply.body  # noqa: SLF001
             response._content_consumed = True  # noqa: SLF001
 
-        own = session.hooks.get("response") or []
-        hooks = [*own] if isinstance(own, (list, tuple)) else [own]
-        session.request(
+        hooks = session.hooks.get("response") or []
+        response = session.request(
             method,
             url,
             headers=dict(headers),
@@ -449,12 +448,14 @@ class Transport:
             timeout=timeout,
             allow_redirects=False,
             proxies=dict(self._proxies),
-            hooks={"response": [*hooks, read]},
+            hooks={"response": [keep, *(hooks if isinstance(hooks, (list, tuple)) else [hooks])]},
             stream=True,
             verify=self._verify,
             cert=self._cert,
         )
-        return replies[-1]
+        if id(response) not in read:  # a hook has put another in its place
+            keep(response)
+        return read[id(response)][1]
 
     def abort(self) -> None:
         """End a request that is under way in another thread, if the connection is one of ours."""
