@@ -41,10 +41,11 @@ class _Exchange:
         total_seconds: For everything else.
     """
 
-    __slots__ = ("connect_seconds", "connected", "due", "fresh", "received")
+    __slots__ = ("connect_seconds", "connected", "due", "fresh", "received", "total_seconds")
 
     def __init__(self, connect_seconds: float, total_seconds: float) -> None:
         self.connect_seconds = connect_seconds
+        self.total_seconds = total_seconds
         #: When it has to be over, by the monotonic clock.
         self.due = monotonic() + connect_seconds + total_seconds
         #: True once a connection was made for it; else one that was there is used.
@@ -53,6 +54,12 @@ class _Exchange:
         self.connected = False
         #: True once a byte of an answer has come.
         self.received = False
+
+    def begin_to_send(self) -> None:
+        """Note that there is a connection, so that connecting has had its time."""
+        if not self.connected:
+            self.connected = True
+            self.due = min(self.due, monotonic() + self.total_seconds)
 
     def left(self) -> float:
         """Return the seconds left.
@@ -170,7 +177,7 @@ class _Paced(urllib3.connection.HTTPConnection):
         if exchange is None or sock is None or not isinstance(data, (bytes, bytearray)):
             super().send(data)
             return
-        exchange.connected = True
+        exchange.begin_to_send()
         if type(sock) is socket.socket:
             sock.settimeout(exchange.left())
             sock.sendall(data)  # as a whole within the timeout, which that of an encrypted socket is not
@@ -496,7 +503,7 @@ class Transport:
         by_proxy = isinstance(error, requests.exceptions.ProxyError)
         connected = exchange.connected or (self._adapter is None and not isinstance(error, requests.ConnectTimeout))
         if isinstance(root, TimeoutError):
-            seconds = sum(timeout) if connected else timeout[0]
+            seconds = timeout[1] if connected else timeout[0]
             what = f"did not answer within {seconds:g} s" if connected else f"could not be reached within {seconds:g} s"
         elif by_proxy:
             what = f"could not be reached through the proxy: {_told(root)}"
