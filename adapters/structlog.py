@@ -48,7 +48,7 @@ class SinkLogger:
             msg = f"sink={sink!r} is not a Sink"
             raise TypeError(msg)
         self._sink = sink
-        self.name = name
+        self.name: str = name
 
     @property
     def sink(self) -> Sink:

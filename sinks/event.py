@@ -27,8 +27,8 @@ class LevelledEvent(dict[str, Any]):
         self, event: Mapping[str, Any], carried_level: float | None, carried_time: float | None = None
     ) -> None:
         super().__init__(event)
-        self.carried_level = carried_level
-        self.carried_time = carried_time
+        self.carried_level: float | None = carried_level
+        self.carried_time: float | None = carried_time
 
 
 class TextEvent(LevelledEvent):
@@ -44,7 +44,7 @@ class TextEvent(LevelledEvent):
     def __init__(self, text: str | bytes, carried_level: float | None = None) -> None:
         readable = text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")
         super().__init__({"event": readable}, carried_level)
-        self.raw = text
+        self.raw: str | bytes = text
 
     def rendered(self) -> str | bytes:
         """Return what to write: the original, unless a processor put another text into ``event``."""

@@ -123,10 +123,10 @@ class FileSink(ByteSink):
     ) -> None:
         #: The absolute path, as text; frozen here, so that a later chdir does not move the file.
         self.base_filename: str = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - Path.absolute keeps ".."
-        self.mode = _checked_mode(mode)
-        self.delay = bool(delay)
-        self.permissions = _checked_permissions(permissions)
-        self.buffer_bytes = checked_size(buffer_bytes, "buffer_bytes")
+        self.mode: str = _checked_mode(mode)
+        self.delay: bool = bool(delay)
+        self.permissions: int | None = _checked_permissions(permissions)
+        self.buffer_bytes: int = checked_size(buffer_bytes, "buffer_bytes")
         self._flush_seconds = checked_seconds(flush_interval, "flush_interval")
         self._flush_level = parse_level(flush_level, "flush_level")
         self._fd = _NOT_OPEN

@@ -153,10 +153,10 @@ class SocketListener:
         self.sinks: tuple[Sink, ...] = sinks
         self.kind = kind
         self.codec: Codec = JSONFrames() if codec is None else codec
-        self.max_frame_bytes = _at_least_one(max_frame_bytes, "max_frame_bytes", "bytes")
-        self.max_connections = _at_least_one(max_connections, "max_connections", "connections")
-        self.max_buffered_bytes = _at_least_one(max_buffered_bytes, "max_buffered_bytes", "bytes")
-        self.frame_timeout = checked_seconds(frame_timeout, "frame_timeout")
+        self.max_frame_bytes: int = _at_least_one(max_frame_bytes, "max_frame_bytes", "bytes")
+        self.max_connections: int = _at_least_one(max_connections, "max_connections", "connections")
+        self.max_buffered_bytes: int = _at_least_one(max_buffered_bytes, "max_buffered_bytes", "bytes")
+        self.frame_timeout: float = checked_seconds(frame_timeout, "frame_timeout")
         self.idle_timeout = None if idle_timeout is None else checked_seconds(idle_timeout, "idle_timeout")
         self._tls = tls
         self.on_error = on_error

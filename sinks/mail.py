@@ -107,7 +107,7 @@ class SubjectTemplate:
     __slots__ = ("_parts", "text")
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text: str = text
         #: Literal texts, and (as written, field, conversion, format).
         self._parts: list[str | tuple[str, str, str, str]] = []
         try:

@@ -86,8 +86,8 @@ class NTEventLogSink(ByteSink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        self.appname = _checked_name(appname, "appname")
-        self.logtype = _checked_name(logtype, "logtype")
+        self.appname: str = _checked_name(appname, "appname")
+        self.logtype: str = _checked_name(logtype, "logtype")
         self._welu, types = _imported("win32evtlogutil"), _imported("win32evtlog")
         #: The type of events of which nothing else is known.
         self.deftype: int = types.EVENTLOG_ERROR_TYPE
@@ -105,7 +105,7 @@ class NTEventLogSink(ByteSink):
             # Beside the folder of the module: …/win32/lib/win32evtlogutil.py.
             folder = os.path.dirname(os.path.dirname(self._welu.__file__))  # noqa: PTH120 - as text, for the registry
             dllname = os.path.join(folder, "win32service.pyd")  # noqa: PTH118
-        self.dllname = os.fspath(dllname)
+        self.dllname: str = os.fspath(dllname)
         super().__init__(
             renderer=renderer,
             level=level,

@@ -138,8 +138,8 @@ class SMTPSink(Sink):
         self._implicit_tls = bool(implicit_tls)
         self._ssl_context = _checked_context(ssl_context)
         self.secure = secure
-        self.allow_insecure = bool(allow_insecure)
-        self.attach_json = bool(attach_json)
+        self.allow_insecure: bool = bool(allow_insecure)
+        self.attach_json: bool = bool(attach_json)
         self.renderer = renderer
         self._route()
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)

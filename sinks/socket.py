@@ -132,23 +132,23 @@ class SocketSink(ByteSink):
         self._send: Callable[[bytes], int] | None = None
         #: When, by the system's monotonic clock, the next look is due whether the peer has closed.
         self._look_due = 0.0
-        self.host = _checked_host(host)
-        self.port = _checked_port(port)
+        self.host: str = _checked_host(host)
+        self.port: int | None = _checked_port(port)
         #: What `socket.socket.connect` is given: (host, port), or a path.
         self.address: tuple[str, int] | str = self.host if self.port is None else (self.host, self.port)
         self._codec: Codec = JSONFrames() if codec is None else _checked_codec(codec)
         self._tls = _checked_tls(tls, self.port)
         self._waits = _waits(self._tls is not None)
         #: Seconds; all of these may be set at any time.
-        self.timeout = checked_seconds(timeout, "timeout")
-        self.retry_start = checked_seconds(retry_start, "retry_start")
-        self.retry_max = checked_seconds(retry_max, "retry_max")
-        self.retry_factor = _checked_factor(retry_factor)
+        self.timeout: float = checked_seconds(timeout, "timeout")
+        self.retry_start: float = checked_seconds(retry_start, "retry_start")
+        self.retry_max: float = checked_seconds(retry_max, "retry_max")
+        self.retry_factor: float = _checked_factor(retry_factor)
         self._clock = clock
         #: When, by the clock, the next attempt to connect may be made; None for at once.
         self.retry_time: float | None = None
         #: The wait before it, in seconds.
-        self.retry_period = 0.0
+        self.retry_period: float = 0.0
         self._connected_at = 0.0
         #: How many connections in a row have ended soon after they were made.
         self._short_lived = 0

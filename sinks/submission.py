@@ -74,7 +74,7 @@ class Connection(smtplib.SMTP):
         self.due = 0.0
         #: How many bytes more it may have.
         self.budget = 0
-        self.reply_seconds = route.timeout
+        self.reply_seconds: float = route.timeout
 
     def getreply(self) -> tuple[int, bytes]:
         """Read a reply, as a whole within ``reply_seconds``."""
@@ -99,7 +99,7 @@ class Connection(smtplib.SMTP):
         # What somebody in between sent in plain text, to be taken for the encrypted server's, goes with the buffer.
         self.file = None
         self.helo_resp = self.ehlo_resp = None
-        self.esmtp_features = {}
+        self.esmtp_features: dict[str, str] = {}
         self.does_esmtp = False
 
 

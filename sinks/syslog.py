@@ -234,7 +234,7 @@ class SysLogSink(SocketSink):
         #: ``"rfc3164"`` or ``"rfc5424"``.
         self.format = format
         #: ``socket.SOCK_DGRAM``, ``socket.SOCK_STREAM``, or None at a path until one of them has shown to be right.
-        self.socktype = _checked_socktype(socktype, port, tls)
+        self.socktype: int | None = _checked_socktype(socktype, port, tls)
         #: ``"octet"``, ``"lf"`` or ``"nul"``.
         self.framing = _checked_framing(framing, structured=format == "rfc5424", encrypted=tls is not None)
         self._hostname = rfc5424.header_field(socket.gethostname(), 255)
@@ -245,9 +245,9 @@ class SysLogSink(SocketSink):
         self.ident = ident
         self.append_nul = append_nul
         #: Name of the element that has the fields.
-        self.structured_data_id = _checked_id(structured_data_id, structured=format == "rfc5424")
+        self.structured_data_id: str = _checked_id(structured_data_id, structured=format == "rfc5424")
         #: What a longer message is cut to, in bytes.
-        self.max_message_bytes = checked_size(max_message_bytes, "max_message_bytes")
+        self.max_message_bytes: int = checked_size(max_message_bytes, "max_message_bytes")
         if max_message_bytes < _LEAST_MESSAGE_BYTES:
             msg = f"max_message_bytes={max_message_bytes!r} is below {_LEAST_MESSAGE_BYTES}"
             raise ValueError(msg)

@@ -70,7 +70,7 @@ class StuckSink(CaptureSink):
         super().__init__(name=name)
         self._released = threading.Event()
         #: Set while an event hangs.
-        self.stuck = threading.Event()
+        self.stuck: threading.Event = threading.Event()
 
     def emit(self, event: dict[str, Any]) -> None:
         """Wait for `release`, a minute at most, and capture *event*."""

@@ -122,7 +122,7 @@ class WatchedFileSink(FileSink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        self.keep_bytes = checked_size(keep_bytes, "keep_bytes")
+        self.keep_bytes: int = checked_size(keep_bytes, "keep_bytes")
         self._recent = RecentWrites(self.keep_bytes)
         self._device = self._inode = 0
         #: When the open file was opened or found truncated, in nanoseconds by the clock of its file system.
