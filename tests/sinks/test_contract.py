@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from outfall import (
+    NDJSON,
     BackgroundSink,
     BufferingSink,
     CaptureSink,
@@ -17,6 +18,7 @@ from outfall import (
     FanoutSink,
     FileSink,
     HandlerSink,
+    HTTPSink,
     MemorySink,
     NullSink,
     RotatingFileSink,
@@ -26,8 +28,10 @@ from outfall import (
     TimedRotatingFileSink,
 )
 from outfall.sinks.testing import FailingSink, SinkContract, StuckSink
+from tests.sinks._http import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -243,3 +247,28 @@ class TestTimedRotatingFileSink(TestFileSink):
 
     def make_sink(self, **options: Any) -> Sink:
         return TimedRotatingFileSink(self.path, **self.options, **options)
+
+
+class TestHTTPSink(SinkContract):
+    """A server that takes one event a request."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self) -> Iterator[None]:
+        with Server() as self.server:
+            yield
+
+    def make_sink(self, **options: Any) -> Sink:
+        return HTTPSink(self.server.url, **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        return [request.json for request in self.server.requests]
+
+
+class TestHTTPSinkOfBatches(TestHTTPSink):
+    """A server that takes many."""
+
+    def make_sink(self, **options: Any) -> Sink:
+        return HTTPSink(self.server.url, body=NDJSON(), **options)
+
+    def received(self, sink: Sink) -> list[dict[str, Any]]:
+        return [event for request in self.server.requests for event in request.lines]
