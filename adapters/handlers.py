@@ -9,7 +9,9 @@ by the sinks. Each is a subclass of its namesake. Where one differs on purpose, 
 records or contradicts its documentation, :doc:`/explanation/handlers` says so in a table.
 """
 
+from outfall.adapters.bufferhandlers import BufferingHandler, MemoryHandler
 from outfall.adapters.filehandlers import FileHandler, WatchedFileHandler
+from outfall.adapters.httphandlers import HTTPHandler
 from outfall.adapters.mailhandlers import SMTPHandler
 from outfall.adapters.nteventloghandlers import NTEventLogHandler
 from outfall.adapters.rotatinghandlers import BaseRotatingHandler, RotatingFileHandler
@@ -20,8 +22,11 @@ from outfall.adapters.timedhandlers import TimedRotatingFileHandler
 
 __all__ = [
     "BaseRotatingHandler",
+    "BufferingHandler",
     "DatagramHandler",
     "FileHandler",
+    "HTTPHandler",
+    "MemoryHandler",
     "NTEventLogHandler",
     "NullHandler",
     "RotatingFileHandler",

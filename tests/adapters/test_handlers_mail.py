@@ -275,6 +275,7 @@ def test_dict_config_takes_a_list_as_the_host(module, server):
     logging.config.dictConfig(
         {
             "version": 1,
+            "disable_existing_loggers": False,
             "handlers": {
                 "mail": {
                     "class": f"{module.__name__}.SMTPHandler",
@@ -284,10 +285,10 @@ def test_dict_config_takes_a_list_as_the_host(module, server):
                     "subject": "configured",
                 }
             },
-            "loggers": {"shop": {"handlers": ["mail"], "propagate": False}},
+            "loggers": {"twins.mail": {"handlers": ["mail"], "propagate": False}},
         }
     )
-    log = logging.getLogger("shop")
+    log = logging.getLogger("twins.mail")
     log.error("by mail")
     assert said(server)[2]["Subject"] == "configured"
     log.handlers[0].close()

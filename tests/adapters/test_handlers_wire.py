@@ -926,6 +926,7 @@ def test_they_are_configured_by_dicts(module, receiver, datagrams):
     name = module.__name__
     config = {
         "version": 1,
+        "disable_existing_loggers": False,
         "formatters": {"short": {"format": "{levelname} {message}", "style": "{"}},
         "handlers": {
             "socket": {"class": f"{name}.SocketHandler", "host": receiver.address[0], "port": receiver.address[1]},
@@ -938,10 +939,10 @@ def test_they_are_configured_by_dicts(module, receiver, datagrams):
                 ".": {"append_nul": False},
             },
         },
-        "loggers": {"shop": {"level": "INFO", "handlers": ["socket", "udp", "syslog"], "propagate": False}},
+        "loggers": {"twins.wire": {"level": "INFO", "handlers": ["socket", "udp", "syslog"], "propagate": False}},
     }
     logging.config.dictConfig(json.loads(json.dumps(config)))
-    log = logging.getLogger("shop")
+    log = logging.getLogger("twins.wire")
     log.info("configured")
     assert pickle.loads(receiver.wait(1)[0])["msg"] == "configured"
     got = sorted([datagrams.next(), datagrams.next()])
