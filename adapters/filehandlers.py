@@ -68,13 +68,14 @@ class HandlersFile(Lent, _FileSink):
         """Return *text* as it is written."""
         return text.encode(self._bare_encoding, self._errors) if isinstance(text, str) else bytes(text)
 
-    def put_record(self, text: str | bytes, record: logging.LogRecord) -> None:  # noqa: ARG002 - for those that rotate
-        """Write *text*, which the owner has made of *record*, or raise.
+    def put_record(self, record: logging.LogRecord) -> None:
+        """Write what the owner makes of *record*, or raise.
 
         Raises:
             Exception: What befell it, or the file: then the record may have been written.
         """
-        self.put_text(self.encoded(text))
+        owner = self.owner
+        self.put_text(self.encoded(ended(owner.format(record), owner.terminator)))
 
     # -- for the stream
 
@@ -95,7 +96,7 @@ class HandlersFile(Lent, _FileSink):
                 return
             self.token = None
             descriptor = self.descriptor()
-            self._install(_NOT_OPEN, b"")
+            FileSink._install(self, _NOT_OPEN, b"")  # noqa: SLF001 - its base class: there is no file to look at
             if descriptor != _NOT_OPEN:
                 os.close(descriptor)
 
@@ -163,9 +164,9 @@ class FileHandler(StreamHandler, logging.FileHandler):
         delay: bool = False,  # noqa: FBT001, FBT002 - the namesake's order
         errors: str | None = None,
     ) -> None:
-        self.baseFilename = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - Path.absolute keeps ".."
+        self.baseFilename: str = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - Path.absolute keeps ".."
         self.mode = mode
-        self.encoding = encoding if "b" in mode else text_encoding(encoding)
+        self.encoding: str | None = encoding if "b" in mode else text_encoding(encoding)
         self.errors = errors
         self.delay = delay
         self._builtin_open = open
@@ -206,11 +207,10 @@ class FileHandler(StreamHandler, logging.FileHandler):
                     stream = self.stream = self._open()
                 sink = self.sink
                 if stream.__class__ is FileStream and stream.token is sink.token:
-                    text = ended(self.format(record), self.terminator)
                     before, sink.owner = sink.owner, self
                     try:
                         self.lend(sink)
-                        sink.put_record(text, record)
+                        sink.put_record(record)
                     finally:
                         sink.owner = before
                     if not is_own(self.flush, FileHandler.flush):
@@ -276,9 +276,15 @@ class FileHandler(StreamHandler, logging.FileHandler):
 class HandlersWatchedFile(HandlersFile, WatchedFileSink):
     """The sink behind a `WatchedFileHandler`."""
 
-    def put_record(self, text: str | bytes, record: logging.LogRecord) -> None:
-        """Write *text*, or raise; see `HandlersFile`."""
-        super().put_record(text, record)
+    def put_record(self, record: logging.LogRecord) -> None:
+        """Look after the file, then write what the owner makes of *record*, or raise; see `HandlersFile`."""
+        self._attend()
+        # Once is enough: what becomes of the file meanwhile, the next look finds out.
+        attending, self._attending = self._attending, True
+        try:
+            super().put_record(record)
+        finally:
+            self._attending = attending
         raised: Exception | None = None
         while self._notices:
             error, _ = self._notices.popleft()

@@ -28,18 +28,20 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
 
     # -- for the handler
 
-    def put_record(self, text: str | bytes, record: logging.LogRecord) -> None:
-        """Write *text*, which the owner has made of *record*, and roll over before if that is due, or raise.
+    def put_record(self, record: logging.LogRecord) -> None:
+        """Write what the owner makes of *record*, having rolled over if that is due, or raise.
 
         Raises:
             Exception: What befell it, or the rollover: then the record has been written.
         """
+        owner = self.owner
+        data = self.encoded(ended(owner.format(record), owner.terminator))
         outer = self._record, self._data
-        self._record, self._data = record, self.encoded(text)
+        self._record, self._data = record, data
         try:
             # Of the system and not counted: others may have written, and this is cheap beside formatting.
             self._size = None
-            self.put_text(self._data)
+            self.put_text(data)
         finally:
             self._record, self._data = outer
         failure, self._rotation_failure = self._rotation_failure, None

@@ -643,13 +643,15 @@ class FileSink(ByteSink):
         end = self._terminator_bytes
         if not end:
             return b""
+        ends = (end, b"\n" if type(self._renderer) is OrjsonRenderer else "\n".encode(self._bare_encoding))
+        longest = max(map(len, ends))
         with contextlib.suppress(OSError):  # write-only for us: then nothing can be known
             reader = os.open(self.base_filename, os.O_RDONLY | _CLOEXEC | _NONBLOCK)
             try:
                 for attempt in range(_TAIL_LOOKS):
                     size = os.fstat(reader).st_size
-                    tail = _read_at(reader, max(0, size - len(end)), len(end))
-                    if tail.endswith((end, b"\n")) or not size:
+                    tail = _read_at(reader, max(0, size - longest), longest)
+                    if tail.endswith(ends) or not size:
                         return b""
                     # Another process may be in the midst of writing its line; a dead one's half line stays as it is.
                     time.sleep(0.001 * attempt)

@@ -448,6 +448,15 @@ def test_half_a_line_is_ended_before_the_first_event(path, half, options):
     assert sink.stats().delivered == 2
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_line_that_a_line_break_ends_is_no_half_line_whatever_the_terminator(path, encoding):
+    """A whole line is not ended again by a sink whose own lines end in another way."""
+    for terminator in ("\n", ";\r\n"):
+        with FileSink(path, encoding=encoding, terminator=terminator, renderer=lambda *_: "line") as sink:
+            sink.handle({"event": "any"})
+    assert path.read_bytes().decode(encoding) == "line\nline;\r\n"
+
+
 def test_half_a_line_is_ended_although_there_is_no_room_at_first(path):
     """The end that is owed is written with the first event that can be."""
     path.write_bytes(b'{"n":')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import io
 import json
@@ -589,3 +590,19 @@ def test_a_file_sink_and_a_stream_sink_may_nest(tmp_path):
         StreamSink(stream).handle({"event": "outer"})
     assert events_of(tmp_path / "log") == [{"event": "nested"}]
     assert stream.text == '{"event":"outer"}\n'
+
+
+def test_a_stream_that_codecs_opened_gets_text(tmp_path):
+    """What such a stream says of its mode is that of the binary stream below, and does not count."""
+    with codecs.open(str(tmp_path / "out"), "w", "utf-16") as stream:
+        StreamSink(stream, on_error="raise").handle({"event": "é"})
+    assert (tmp_path / "out").read_text("utf-16") == '{"event":"é"}\n'
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), io.BytesIO()])
+def test_write_takes_text_as_well(stream):
+    """Who writes to the sink itself may give text, for either kind of stream."""
+    sink = StreamSink(stream, on_error="raise")
+    sink.write("é\ud800\n" if isinstance(stream, io.StringIO) else "é\n")
+    written = stream.getvalue()
+    assert written in {"é\ud800\n", "é\n".encode()}
