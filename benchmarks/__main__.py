@@ -93,7 +93,9 @@ def _print_head(report: dict[str, Any]) -> None:
 def _print_table(group: Group, figures: list[Figures]) -> None:
     width = max(len(each.row.name) for each in figures)
     print(f"\n{group.name}: {group.about}")
-    print(f"  {'':{width}} {group.unit:>9} {'spread':>7} {'x floor':>8} {'x peer':>7} {'budget':>7}")
+    lossy = any(each.shares for each in figures)
+    head = f"  {'':{width}} {group.unit:>9} {'spread':>7} {'x floor':>8} {'x peer':>7} {'budget':>7}"
+    print(head + (f" {'arrived':>8}" if lossy else ""))
     for each in figures:
         if each.missing is not None:
             print(f"  {each.row.name:{width}} {each.missing:>9}")
@@ -102,9 +104,14 @@ def _print_table(group: Group, figures: list[Figures]) -> None:
         verdict = {None: "", True: "met", False: "NOT MET"}[each.met]
         print(
             f"  {each.row.name:{width}} {_number(each.median):>9} {spread:>7} {_number(each.floor_ratio):>8}"
-            f" {_number(each.peer_ratio):>7} {_number(each.row.budget):>7} {verdict}".rstrip()
+            f" {_number(each.peer_ratio):>7} {_number(each.row.budget):>7}"
+            f"{_share(each.arrived) if lossy else ''} {verdict}".rstrip()
         )
     sys.stdout.flush()
+
+
+def _share(value: float | None) -> str:
+    return f" {'-' if value is None else f'{value:.1%}':>8}"
 
 
 def _number(value: float | None) -> str:
@@ -129,6 +136,7 @@ def _as_json(group: Group, figures: list[Figures], options: argparse.Namespace) 
                 "peer_ratio": each.peer_ratio,
                 "budget": each.row.budget,
                 "met": each.met,
+                "arrived": each.arrived,
                 "samples": [round(sample, 4) for sample in each.samples],
             }
             for each in figures

@@ -62,7 +62,8 @@ class Row:
         budget: Greatest ratio to the peer, or to the floor where there is no peer; without either, greatest median in
             the group's unit. Default None: no budget, just for comparison.
         proof: Called after each timed call with the directory and the number of events; raises if they are not there,
-            and makes room for the next. Default `every_line_written`.
+            and makes room for the next. Where not all have to be there, it returns the share that is. Default
+            `every_line_written`.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Row:
     floor: str | None = None
     peer: str | None = None
     budget: float | None = None
-    proof: Callable[[Path, int], None] = every_line_written
+    proof: Callable[[Path, int], float | None] = every_line_written
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Figures:
         missing: Why there are no samples, or None.
         floor: The figures of the row's floor, or None.
         peer: The figures of the row's peer, or None.
+        shares: Which part of the events arrived in each round, where the row's proof says so.
     """
 
     row: Row
@@ -125,6 +127,12 @@ class Figures:
     missing: str | None = None
     floor: Figures | None = field(default=None, repr=False)
     peer: Figures | None = field(default=None, repr=False)
+    shares: tuple[float, ...] = ()
+
+    @property
+    def arrived(self) -> float | None:
+        """The median of the shares, or None."""
+        return median(self.shares) if self.shares else None
 
     @property
     def median(self) -> float | None:
@@ -185,6 +193,7 @@ def measure(group: Group, directory: Path, *, rounds: int | None = None, events:
     events = group.events if events is None else events
     factor = {"µs": 1e6, "ms": 1e3}[group.unit] / events
     samples: dict[str, list[float]] = {}
+    shares: dict[str, list[float | None]] = {}
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         runs: list[tuple[Row, Run, Path]] = []
@@ -198,7 +207,7 @@ def measure(group: Group, directory: Path, *, rounds: int | None = None, events:
                 missing[row.name] = f"{error.name or error} is not installed"
             else:
                 runs.append((row, run, own))
-                samples[row.name] = []
+                samples[row.name], shares[row.name] = [], []
         for row, run, own in runs:
             run(events)
             row.proof(own, events)
@@ -210,7 +219,7 @@ def measure(group: Group, directory: Path, *, rounds: int | None = None, events:
                 taken = run(events)
                 end = perf_counter()
                 samples[row.name].append((end - begin if taken is None else taken) * factor)
-                row.proof(own, events)
+                shares[row.name].append(row.proof(own, events))
     figures: dict[str, Figures] = {}
 
     def figures_of(name: str | None) -> Figures | None:
@@ -224,6 +233,7 @@ def measure(group: Group, directory: Path, *, rounds: int | None = None, events:
                 missing.get(name),
                 figures_of(row.floor),
                 figures_of(row.peer),
+                tuple(share for share in shares.get(name, ()) if share is not None),
             )
         return figures[name]
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 #: Libraries that are measured, or that what is measured rests on.
-LIBRARIES = ("outfall", "orjson", "structlog", "loguru", "python-json-logger")
+LIBRARIES = (
+    *("outfall", "orjson", "structlog", "requests"),
+    *("loguru", "python-json-logger", "opentelemetry-sdk", "python-logstash-async"),
+)
 
 
 def describe(directory: Path) -> dict[str, Any]:

@@ -7,10 +7,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import requests
 
+from benchmarks import sustained
 from benchmarks.__main__ import main
+from benchmarks.collector import collector
+from benchmarks.events import REQUEST_ID
 from benchmarks.groups import GROUPS
 from benchmarks.harness import Figures, Group, Row, measure, nothing_written
+from benchmarks.shippers import SHIPPERS, Shipper
 
 
 @contextmanager
@@ -123,6 +128,58 @@ def test_a_row_that_writes_something_else_is_found_out(tmp_path):
 
     with pytest.raises(AssertionError, match="not the event"):
         measure(Group("other", "", (Row("other", setup),)), tmp_path, rounds=1, events=1)
+
+
+def test_the_share_that_arrives_is_shown(tmp_path, capsys, monkeypatch):
+    """Where not all has to arrive, the table says what did."""
+    shares = iter([1.0, 0.5, 0.25, 0.75])
+    lossy = Row("lossy", _idle, proof=lambda directory, events: next(shares))
+    group = Group("shares", "", (lossy, Row("other", _idle, proof=nothing_written)))
+    first, second = measure(group, tmp_path, rounds=3, events=1)
+    assert (first.shares, first.arrived) == ((0.5, 0.25, 0.75), 0.5)
+    assert second.arrived is None
+    monkeypatch.setattr("benchmarks.__main__.GROUPS", (group,))
+    shares = iter([1.0, 0.5])
+    assert main(["--rounds", "1", "--events", "1", "--directory", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith(("  lossy", "  other"))] == ["50.0%", "-"]
+
+
+def test_the_collector_counts():
+    """What came, of whatever format, and nothing else."""
+    with collector() as peer:
+        assert peer.counts() == (0, 0, 0)
+        body = f"a {REQUEST_ID} b {REQUEST_ID}".encode()
+        for method in ("POST", "PUT"):
+            requests.request(method, peer.url, data=body, timeout=30)
+        assert peer.wait(4, 30)[0] == 4
+        assert peer.counts(forget=True) == (4, 2, 2 * len(body))
+        assert peer.wait(1, 0)[0] == 0
+
+
+def test_the_sustained_benchmark_runs(capsys):
+    """Each way has a line: what it logged, what it cost, what arrived; or that its library is missing."""
+    assert sustained.main(["--seconds", "0.1", "--rate", "500", "--only", "NDJSON", "--only", "floor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [shipper.name for shipper in SHIPPERS if "NDJSON" in shipper.name or "floor" in shipper.name]
+    assert len(names) == 3
+    for name in names:
+        [line] = [line for line in lines if line.strip().startswith(f"{name} ")]
+        assert "100.0%" in line
+
+
+def test_a_way_whose_library_is_missing_is_said_to_be(capsys, monkeypatch):
+    """The others are measured."""
+
+    @contextmanager
+    def needs_more(url):
+        import no_such_library
+
+        yield no_such_library
+
+    monkeypatch.setattr(sustained, "SHIPPERS", (Shipper("missing", needs_more),))
+    assert sustained.main(["--seconds", "0.1"]) == 0
+    assert "no_such_library is not installed" in capsys.readouterr().out
 
 
 def test_a_group_refuses_rows_that_do_not_fit():

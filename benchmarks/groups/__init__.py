@@ -1,6 +1,6 @@
 """What is measured, in the order in which it is."""
 
-from benchmarks.groups import file, rotating, startup, stdlib, structlog, syslog, threads, wire
+from benchmarks.groups import collectors, file, rotating, startup, stdlib, structlog, syslog, threads, wire
 
 GROUPS = (
     file.GROUP,
@@ -10,5 +10,7 @@ GROUPS = (
     syslog.GROUP,
     threads.GROUP,
     wire.GROUP,
+    collectors.GROUP,
+    collectors.CALLER_GROUP,
     startup.GROUP,
 )
