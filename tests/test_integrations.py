@@ -1,0 +1,338 @@
+"""Outfall among others: the how-to guides' own files, run by the frameworks they are about.
+
+What a page runs by itself is tested with the page, in test_docs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+import requests
+
+from outfall import (
+    BackgroundSink,
+    CaptureSink,
+    DatadogLogs,
+    ElasticsearchBulk,
+    Encoded,
+    FallbackSink,
+    FanoutSink,
+    GELFMessage,
+    HTTPSink,
+    LokiStreams,
+    OTLPLogs,
+    SplunkEvents,
+    SysLogSink,
+)
+from tests.code_blocks import blocks
+from tests.sinks._http import Server
+from tests.sinks._processes import PATIENCE_SECONDS, ROOT, events_of, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HOW_TO = ROOT / "docs" / "how-to"
+TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+
+
+def files_of(page: str, where: Path) -> None:
+    """Write the files that a how-to guide shows."""
+    for block in blocks(HOW_TO / page):
+        if block.caption:
+            (where / block.caption).write_text(block.body, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def running(where: Path, *arguments: str, group: bool = False, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Python program in *where* while the block lasts; show what it wrote if the block fails.
+
+    Args:
+        where: Its current directory.
+        arguments: For the interpreter.
+        group: Whether it gets a process group of its own, all of which is ended at the end.
+        env: More of its environment.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTEST_"))}
+    environ |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **env}
+    with (where / "output").open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=where,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=group,
+        )
+    try:
+        yield child
+    except BaseException:
+        print((where / "output").read_text(errors="replace"))  # noqa: T201 - for who reads the failure
+        raise
+    finally:
+        if group:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        elif child.poll() is None:
+            child.kill()
+        child.wait(PATIENCE_SECONDS)
+
+
+def whole(path: Path) -> list[dict[str, Any]]:
+    """Return the events in a file that may still be written to, or may not be there yet."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [orjson.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+
+
+def free_port() -> int:
+    """Return a port of loopback that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def accepts(port: int, child: subprocess.Popen[bytes]) -> bool:
+    """Return True once *child* listens on *port*."""
+    assert child.poll() is None, "it has ended"
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS):
+        return True
+    return False
+
+
+@forks
+def test_gunicorns_workers_share_a_file_and_each_reaches_the_collector(tmp_path):
+    """Two preforked workers: each request's event is once, and whole, in the file and at the collector."""
+    files_of("gunicorn.md", tmp_path)
+    port = free_port()
+    with (
+        Server() as collector,
+        running(tmp_path, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", COLLECTOR_URL=collector.url) as gunicorn,
+    ):
+        until(lambda: accepts(port, gunicorn))
+        answered: list[str] = []
+
+        def request() -> bool:
+            answer = requests.get(f"http://127.0.0.1:{port}/order/{len(answered)}", timeout=PATIENCE_SECONDS)
+            answered.append(answer.text)
+            return len(set(answered)) == 2 and len(answered) >= 40
+
+        until(request)
+        gunicorn.terminate()
+        assert gunicorn.wait(PATIENCE_SECONDS) == 0
+
+        expected = [(f"/order/{number}", int(pid)) for number, pid in enumerate(answered)]
+        for events in (
+            events_of(tmp_path / "shop.jsonl"),
+            [event for each in collector.requests for event in each.lines],
+        ):
+            found = [(event["path"], event["process"]) for event in events if event["event"] == "request"]
+            assert sorted(found) == sorted(expected)
+            # gunicorn's own: the master's and the workers' ends, and a line of the access log for each request.
+            loggers = [event["logger"] for event in events]
+            assert loggers.count("gunicorn.access") == len(expected)
+            assert sum(event["event"].startswith("Worker exiting") for event in events) == 2
+
+
+@pytest.fixture
+def celery_worker(tmp_path):
+    """Give a function that runs a worker with two preforked processes, by a broker of files, and asks for tasks."""
+    files_of("celery.md", tmp_path)
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    (tmp_path / "celeryconfig.py").write_text(
+        f"""
+broker_url = "filesystem://"
+broker_transport_options = {{
+    "data_folder_in": {str(queue)!r}, "data_folder_out": {str(queue)!r}, "control_folder": {str(queue)!r},
+    "polling_interval": 0.05,
+}}
+worker_max_tasks_per_child = 2
+"""
+    )
+    # The page's sink behind one that keeps events in memory, for long enough to lose them at the process's end.
+    (tmp_path / "buffering.py").write_text(
+        """
+import shop
+import structlog
+from outfall import BackgroundSink, SinkLoggerFactory
+
+shop.sink = BackgroundSink(shop.sink, linger=600)
+structlog.configure(logger_factory=SinkLoggerFactory(shop.sink))
+shop.log = structlog.get_logger("shop")
+app = shop.app
+"""
+    )
+    (tmp_path / "ask.py").write_text(
+        """
+from shop import charge, deliver
+from structlog.contextvars import bound_contextvars
+
+for order in range(8):
+    with bound_contextvars(request_id=f"r-{order}"):
+        deliver.delay(order)
+charge.delay(8)
+"""
+    )
+    return tmp_path
+
+
+@forks
+def test_celerys_worker_processes_bind_the_task_and_lose_nothing_at_their_end(celery_worker):
+    """What tasks log has the task and the request that asked for it, and is out when a pool's process has ended."""
+    where = celery_worker
+    asked = subprocess.run([sys.executable, "ask.py"], cwd=where, check=False, capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+    options = ["--pool=prefork", "--concurrency=2", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    with running(where, "-m", "celery", "-A", "buffering", "worker", *options, group=True) as worker:
+
+        def delivered() -> list[dict[str, Any]]:
+            assert worker.poll() is None, "it has ended"
+            return [event for event in whole(where / "shop.jsonl") if event["event"] == "delivered"]
+
+        until(lambda: len(delivered()) >= 8)
+        events = sorted(delivered(), key=lambda event: event["order"])
+    assert [(event["order"], event["request_id"], event["task"]) for event in events] == [
+        (order, f"r-{order}", "shop.deliver") for order in range(8)
+    ]
+    assert len({event["task_id"] for event in events}) == 8
+
+
+def test_uvicorn_leaves_logging_alone_and_logs_to_the_sink(tmp_path):
+    """With ``log_config=None`` uvicorn's own lines are in the file, and requests over the wire have their ids."""
+    files_of("fastapi.md", tmp_path)
+    port = free_port()
+    (tmp_path / "serve.py").write_text(
+        f"import uvicorn\nfrom shop import app\nuvicorn.run(app, port={port}, log_config=None)\n"
+    )
+    with running(tmp_path, "serve.py") as uvicorn:
+        until(lambda: accepts(port, uvicorn))
+        answers = [
+            requests.get(f"http://127.0.0.1:{port}{path}", headers={"X-Request-ID": path}, timeout=PATIENCE_SECONDS)
+            for path in ("/order/17", "/slow", "/broken")
+        ]
+        uvicorn.send_signal(signal.SIGINT)
+        uvicorn.wait(PATIENCE_SECONDS)
+    assert [(answer.status_code, answer.headers.get("X-Request-ID")) for answer in answers] == [
+        (200, "/order/17"),
+        (200, "/slow"),
+        (500, None),  # Starlette's own answer, from outside all middleware
+    ]
+    events = events_of(tmp_path / "shop.jsonl")
+    ours = [(event["event"], event["request_id"]) for event in events if event["logger"] == "shop"]
+    assert ours == [
+        ("order placed", "/order/17"),
+        ("request", "/order/17"),
+        ("in a thread", "/slow"),
+        ("request", "/slow"),
+        ("request failed", "/broken"),
+        ("request", "/broken"),
+    ]
+    assert sum(event["logger"] == "uvicorn.access" for event in events) == 3
+
+
+@pytest.fixture
+def add_trace_ids(tmp_path, monkeypatch):
+    """Give the processor of the how-to guide."""
+    files_of("trace-ids.md", tmp_path)
+    namespace: dict[str, Any] = {}
+    exec((tmp_path / "tracing.py").read_text(encoding="utf-8"), namespace)
+    return namespace["add_trace_ids"]
+
+
+def test_the_current_span_is_that_of_the_thread_that_logs(add_trace_ids):
+    """A processor of the sink behind a background sink finds the span, though another thread delivers."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("shop")
+    with Server() as collector:
+        with BackgroundSink(HTTPSink(collector.url, body=OTLPLogs(), processors=[add_trace_ids])) as sink:
+            with tracer.start_as_current_span("checkout") as span:
+                sink.handle({"event": "inside"})
+            sink.handle({"event": "outside"})
+        (batch,) = collector.wait(1)
+    inside, outside = batch.json["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
+    context = span.get_span_context()
+    assert (inside["traceId"], inside["spanId"]) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
+    assert not {"traceId", "spanId"} & outside.keys()
+
+
+def test_without_opentelemetry_the_processor_leaves_events_alone(tmp_path, monkeypatch):
+    """Where opentelemetry is not installed the guide's module imports, and adds nothing."""
+    files_of("trace-ids.md", tmp_path)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    namespace: dict[str, Any] = {}
+    exec((tmp_path / "tracing.py").read_text(encoding="utf-8"), namespace)
+    assert namespace["add_trace_ids"](None, "info", {"event": "hello"}) == {"event": "hello"}
+
+
+def _places() -> dict[str, object]:
+    """Return what the page's table says, by format: the two ids as they are found in what each one sends."""
+    item = Encoded(orjson.dumps({"event": "hello", "trace_id": TRACE_ID, "span_id": SPAN_ID}), 20, 0.0)
+
+    def sent(body: Any) -> Any:
+        return json.loads(body.encode([item]).splitlines()[-1])
+
+    (record,) = sent(OTLPLogs())["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
+    datadog = sent(DatadogLogs())[0]["dd"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
+        daemon.settimeout(PATIENCE_SECONDS)
+        daemon.bind(("127.0.0.1", 0))
+        with SysLogSink(daemon.getsockname(), format="rfc5424", structured_data_id="app@32473") as syslog:
+            syslog.handle(item.event)
+        structured = daemon.recv(65_536).decode()
+    return {
+        "OTLPLogs": [record["traceId"], record["spanId"]],
+        "LokiStreams": list(sent(LokiStreams())["streams"][0]["values"][0][2].values()),
+        "ElasticsearchBulk": [sent(ElasticsearchBulk())[name] for name in ("trace.id", "span.id")],
+        "SplunkEvents": [sent(SplunkEvents())["fields"][name] for name in ("trace_id", "span_id")],
+        "DatadogLogs": [f"{int(datadog[name]):016x}" for name in ("trace_id", "span_id")],
+        "GELFMessage": [sent(GELFMessage())[name] for name in ("_trace_id", "_span_id")],
+        "SysLogSink": [re.search(f'{name}="(.*?)"', structured)[1] for name in ("trace_id", "span_id")],
+    }
+
+
+def test_each_format_has_the_ids_where_the_table_says():
+    """The rows of the trace ids table are the formats there are, and each puts the ids there."""
+    found = _places()
+    page = (HOW_TO / "trace-ids.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \{py:class\}`~outfall\.(\w+)`", page, re.MULTILINE)) == found.keys()
+    datadog = found.pop("DatadogLogs")
+    assert datadog == [TRACE_ID[16:], SPAN_ID]
+    assert {format_: ids for format_, ids in found.items() if ids != [TRACE_ID, SPAN_ID]} == {}
+
+
+def _redact(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+    event["password"] = "***"
+    return event
+
+
+def _queued(sink: BackgroundSink) -> bytes:
+    return b"".join(item[0] if type(item) is tuple else item.data for item in sink._queue)
+
+
+@pytest.mark.parametrize(
+    "around", [lambda target: target, FanoutSink, FallbackSink], ids=["alone", "fanout", "fallback"]
+)
+def test_what_a_target_redacts_is_in_no_queue(around):
+    """The target's processors have run before the event is stored, through routers in between too."""
+    target = CaptureSink(processors=[_redact])
+    with BackgroundSink(around(target), linger=600) as sink:
+        sink.handle({"event": "login", "password": "hunter2"})
+        assert b"login" in _queued(sink)
+        assert b"hunter2" not in _queued(sink)
+    assert [event["password"] for event in target.events] == ["***"]
