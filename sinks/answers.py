@@ -97,13 +97,14 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def told_limit_bytes(headers: Mapping[str, str]) -> int | None:
-    """Return the largest body that the server says it takes, None if it does not say.
+    """Return the largest body that the server says it takes, None if it does not say, or says that it takes nothing.
 
     Source: the field ``Upload-Limit`` of the IETF draft "Resumable Uploads for HTTP", ``Upload-Limit: max-size=1000``.
     """
     value = header(headers, "upload-limit")
     found = re.search(r"(?:^|[,\s])max-size=([0-9]{1,15})(?=$|[,;\s])", value, re.ASCII) if value else None
-    return int(found[1]) if found else None
+    # Kept, a limit of 0 would refuse all that ever comes.
+    return (int(found[1]) or None) if found else None
 
 
 def header(headers: Mapping[str, str], name: str) -> str | None:

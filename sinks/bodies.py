@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import orjson
+
 from outfall.sinks.batch import Batch
 from outfall.sinks.plain import plain
 from outfall.sinks.rendering import OrjsonRenderer
@@ -146,8 +148,12 @@ class FormURLEncoded(BodyFormat):
 
     def prepare(self, event: dict[str, Any]) -> dict[str, Any]:
         """Make text of what JSON would not bring back as it was, such as lists, tuples and objects."""
-        prepared = _renderer._prepared(event)  # noqa: SLF001 - without metadata, the exception rendered
-        return {name: value if type(value) in _KEPT else _text(value) for name, value in prepared.items()}
+        try:
+            prepared = _renderer._prepared(event)  # noqa: SLF001 - without metadata, the exception rendered
+            return {name: value if type(value) in _KEPT else _text(value) for name, value in prepared.items()}
+        except Exception:  # noqa: BLE001 - the methods of hostile keys
+            plainly: dict[str, Any] = orjson.loads(_renderer.render(event))
+            return {name: value if type(value) in _KEPT else str(value) for name, value in plainly.items()}
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return ``name=value&name=value…``."""

@@ -47,8 +47,8 @@ class Endpoint:
         session: requests.Session | None,
         allow_insecure: bool,
     ) -> None:
-        self.headers = {**format_headers, **_checked_headers(headers)}
-        self.allow_insecure = bool(allow_insecure)
+        self.headers: dict[str, str] = {**format_headers, **_checked_headers(headers)}
+        self.allow_insecure: bool = bool(allow_insecure)
         self.timeout = timeout
         self._token = _checked_token(token)
         self._token_scheme = _checked_scheme(token_scheme)

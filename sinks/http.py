@@ -20,7 +20,7 @@ from outfall.sinks.errors import (
     SinkClosedError,
     TemporaryDeliveryError,
 )
-from outfall.sinks.failures import report
+from outfall.sinks.failures import cleaned, describe, report
 from outfall.sinks.levels import NOTSET
 from outfall.sinks.projection import Projection
 from outfall.sinks.reentrancy import delivering
@@ -255,32 +255,30 @@ class HTTPSink(Sink):
         if self._body.single:
             return self._send_each(whole)
         body = self._body.encode(whole)
-        limit = self._limit_bytes()
-        if len(body) <= limit:
-            return self._send(whole, body, whole.key)
-        if len(whole) == 1:
-            raise self._oversize(body, limit)
-        return self._send_parts(whole, limit)
+        if len(whole) > 1 and len(body) > self._room_bytes():
+            return self._send_parts(whole)
+        return self._send_fitting(whole, body, whole.key)
 
     def _send_each(self, batch: Batch) -> BatchResult | None:
+        """Send *batch* one by one."""
         rejected: dict[int, str] = {}
         keys = batch.item_keys if len(batch) > 1 else [batch.key]
-        limit = self._limit_bytes()
         for index, key in enumerate(keys):
             part = batch.part([index]) if len(batch) > 1 else batch
             try:
-                body = self._body.encode(part)
-                if len(body) > limit:
-                    raise self._oversize(body, limit)
-                result = self._send(part, body, key)
-            except TemporaryDeliveryError as error:
+                result = self._send_fitting(part, self._body.encode(part), key)
+            except (TemporaryDeliveryError, SinkClosedError) as error:
                 if index == 0:
                     raise
-                return BatchResult(range(index, len(batch)), rejected, retry_after=error.retry_after)
-            except PermanentDeliveryError as error:
+                return BatchResult(range(index, len(batch)), rejected, retry_after=getattr(error, "retry_after", None))
+            except Exception as error:  # a refusal, or a format that fails with this one event
                 if len(batch) == 1:
                     raise
-                rejected[index] = error.reason
+                rejected[index] = (
+                    error.reason
+                    if isinstance(error, PermanentDeliveryError)
+                    else describe(cleaned(error, part[0].event))
+                )
                 continue
             if result is not None and result.retry:
                 return BatchResult(range(index, len(batch)), rejected, retry_after=result.retry_after)
@@ -288,7 +286,7 @@ class HTTPSink(Sink):
                 rejected[index] = result.rejected.get(0, f"{self._endpoint.peer} refused the event")
         return BatchResult(rejected=rejected) if rejected else None
 
-    def _send_parts(self, batch: Batch, limit: int) -> BatchResult | None:
+    def _send_parts(self, batch: Batch) -> BatchResult | None:
         """Send *batch* in several requests, each with as many events as its body has room for."""
         retry: list[int] = []
         rejected: dict[int, str] = {}
@@ -297,46 +295,59 @@ class HTTPSink(Sink):
         sizes = [len(data) + 1 for data in batch.data]
         first = 0
         while first < len(batch):
-            last, size = first + 1, sizes[first]
-            while last < len(batch) and size + sizes[last] <= limit:
-                size += sizes[last]
-                last += 1
-            body = b""
-            while True:
-                part = batch.part(range(first, last))
-                body = self._body.encode(part)
-                if len(body) <= limit or last == first + 1:
-                    break
-                # The format adds more than a byte to each event.
-                last = first + max(1, (last - first) * 3 // 4)
+            result: BatchResult | None = None
+            part = batch[first : first + 1]
             try:
-                if len(body) > limit:
-                    rejected[first] = self._oversize(body, limit).reason
-                    result = None
-                else:
-                    result = self._send(part, body, part.key)
-            except DeliveryError as error:
+                part, body = self._next_part(batch, sizes, first)
+                result = self._send_fitting(part, body, part.key)
+            except PermanentDeliveryError as error:
+                if len(part) > 1:
+                    if first == 0:
+                        raise
+                    # Which of them is to blame is for who tries again to find out.
+                    return BatchResult([*retry, *range(first, len(batch))], rejected, unknown, 0.0)
+                rejected[first] = error.reason
+            except Exception as error:
                 if first == 0:
                     raise
-                # Which of them is to blame for a refusal is for who tries again to find out.
-                wait = error.retry_after if isinstance(error, TemporaryDeliveryError) else 0.0
+                wait = getattr(error, "retry_after", None)
                 return BatchResult([*retry, *range(first, len(batch))], rejected, unknown, wait)
             if result is not None:
                 retry += [first + index for index in result.retry]
                 rejected.update({first + index: reason for index, reason in result.rejected.items()})
                 unknown += result.rejected_unknown
                 wait = result.retry_after if wait is None else max(wait, result.retry_after or 0.0)
-            first = last
+            first += len(part)
         return BatchResult(retry, rejected, unknown, wait) if retry or rejected or unknown else None
 
-    def _limit_bytes(self) -> int:
+    def _next_part(self, batch: Batch, sizes: list[int], first: int) -> tuple[Batch, bytes]:
+        """Return as much of *batch* from *first* on as a body has room for, one event at least, and the body."""
+        room = self._room_bytes()
+        last, size = first + 1, sizes[first]
+        while last < len(batch) and size + sizes[last] <= room:
+            size += sizes[last]
+            last += 1
+        while True:
+            part = batch[first:last]
+            body = self._body.encode(part)
+            if len(body) <= room or len(part) == 1:
+                return part, body
+            # The format adds more than a byte to each event.
+            last = first + max(1, (last - first) * 3 // 4)
+
+    def _room_bytes(self) -> int:
+        """Return how large a body of several events may be."""
         told = self._told_bytes
         return self._max_body_bytes if told is None else min(told, self._max_body_bytes)
 
-    def _oversize(self, body: bytes, limit: int) -> OversizeDeliveryError:
-        return OversizeDeliveryError(
-            f"{self._endpoint.peer}: the event makes a body of {len(body)} bytes, of {limit} at most"
-        )
+    def _send_fitting(self, batch: Batch, body: bytes, key: str) -> BatchResult | None:
+        # Not what the server told: one event that is larger than that is for the server to refuse.
+        if len(body) > self._max_body_bytes:
+            msg = (
+                f"{self._endpoint.peer}: the event makes a body of {len(body)} bytes, of {self._max_body_bytes} at most"
+            )
+            raise OversizeDeliveryError(msg)
+        return self._send(batch, body, key)
 
     # -- one request
 

@@ -589,19 +589,69 @@ def test_an_event_that_is_too_large_alone_is_refused(server):
         small = sink.encode({"event": "hello", "number": 1})
         with pytest.raises(OversizeDeliveryError, match="body of 214 bytes, of 100 at most"):
             sink.emit_batch([large])
-        result = sink.emit_batch([small, large, small])
-        assert list(result.rejected) == [1]
-        assert "214 bytes" in result.rejected[1]
-        assert list(result.retry) == []
+        for place, events in enumerate([[large, small, small], [small, large, small]]):
+            result = sink.emit_batch(events)
+            assert list(result.rejected) == [place]
+            assert "214 bytes" in result.rejected[place]
+            assert list(result.retry) == []
     with sink_for(server, max_body_bytes=100) as sink:
         with pytest.raises(OversizeDeliveryError):
             sink.handle({"event": "x" * 200})
         assert list(sink.emit_batch([large, small]).rejected) == [0]
-    assert [request.json for request in server.requests] == [
-        [{"event": "hello", "number": 1}],
-        [{"event": "hello", "number": 1}],
-        {"event": "hello", "number": 1},
-    ]
+    hello = {"event": "hello", "number": 1}
+    assert [request.json for request in server.requests] == [[hello, hello], [hello], [hello], hello]
+
+
+def test_a_part_of_one_event_that_is_refused_costs_no_other(server):
+    """Where an event is alone in its part, it is known to be the one, and the others are sent."""
+    server.answers += [400, 200, 400]
+    with sink_for(server, body=JSONArray(), max_body_bytes=40) as sink:
+        result = sink.emit_batch(batch_of(sink, 4))
+    assert list(result.rejected) == [0, 2]
+    assert list(result.retry) == []
+    assert [numbers(request) for request in server.requests] == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_format_that_fails_sends_nothing_twice(server, single):
+    """What raises in a format is told of its event, or leaves the rest of the batch for a retry."""
+
+    class Failing(JSONArray):
+        def encode(self, batch):
+            if any(item.event["number"] == 4 for item in batch) and (self.single or len(server.requests) == 1):
+                raise LookupError("no place for hello-ann")
+            return super().encode(batch)
+
+    Failing.single = single
+    with sink_for(server, body=Failing(), max_body_bytes=100) as sink:
+        items = [sink.encode({"event": "hello-ann", "number": number}) for number in range(6)]
+        if single:
+            result = sink.emit_batch(items)
+            assert list(result.rejected) == [4]
+            assert "LookupError" in result.rejected[4]
+            assert "hello-ann" not in result.rejected[4]
+            with pytest.raises(LookupError):
+                sink.emit_batch([items[4]])
+        else:
+            result = sink.emit_batch(items)
+            assert (list(result.retry), dict(result.rejected)) == ([3, 4, 5], {})
+    sent = [number for request in server.requests for number in numbers(request)]
+    assert sent == ([0, 1, 2, 3, 5] if single else [0, 1, 2])
+
+
+def test_a_sink_that_is_closed_meanwhile_leaves_the_rest(server):
+    """A batch of single events that meets the end of its sink was taken in part."""
+    sink = sink_for(server)
+
+    def close(request):
+        sink.close(0)
+        return 200
+
+    server.answers += [200, close]
+    items = batch_of(sink, 4)
+    result = sink.emit_batch(items)
+    assert list(result.retry) in ([1, 2, 3], [2, 3])
+    assert len(server.requests) == 2
 
 
 def test_a_limit_that_is_told_is_kept(server):
@@ -613,7 +663,9 @@ def test_a_limit_that_is_told_is_kept(server):
             with pytest.raises(OversizeDeliveryError, match="answered 413"):
                 sink.emit_batch(batch)
         assert sink.emit_batch(batch) is None
-    assert [len(request.json) for request in server.requests] == [7, 7, 3, 3, 1]
+        # One event is the server's to refuse: it may have meant something else.
+        sink.emit_batch([sink.encode({"event": "x" * 200})])
+    assert [len(request.json) for request in server.requests] == [7, 7, 3, 3, 1, 1]
 
 
 # -- formats that read the answer
