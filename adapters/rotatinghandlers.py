@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+from os import SEEK_END as _SEEK_END
+from os import lseek as _lseek
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.filehandlers import FileHandler, HandlersFile, text_encoding
-from outfall.adapters.streamhandlers import ended
+from outfall.adapters.twin import is_own
 from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
 
 if TYPE_CHECKING:
@@ -35,7 +37,10 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
             Exception: What befell it, or the rollover: then the record has been written.
         """
         owner = self.owner
-        data = self.encoded(ended(owner.format(record), owner.terminator))
+        data = self.data_of(record)
+        if self.is_early(owner, len(data)) and self.write_directly(data):
+            return
+        owner.lend(self)
         outer = self._record, self._data
         self._record, self._data = record, data
         try:
@@ -48,11 +53,15 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
         if failure is not None:
             raise failure
 
+    def is_early(self, owner: Any, size: int) -> bool:  # noqa: ARG002 - for subclasses
+        """Return True if it is plain that no rollover is due before *size* more bytes are written."""
+        return False
+
     def bytes_of(self, record: logging.LogRecord) -> bytes:
         """Return what the owner would write for *record*."""
         if record is self._record:
             return self._data
-        return self.encoded(ended(self.owner.format(record), self.owner.terminator))
+        return self.data_of(record)
 
     def is_due_for(self, record: logging.LogRecord) -> bool:
         """Do what the owner's ``shouldRollover`` does unless that is overridden."""
@@ -135,6 +144,18 @@ class HandlersBaseRotatingFileSink(HandlersRotatingFile, BaseRotatingFileSink):
 
 class HandlersRotatingFileSink(HandlersRotatingFile, RotatingFileSink):
     """The sink behind a `RotatingFileHandler`."""
+
+    def is_early(self, owner: Any, size: int) -> bool:
+        """Return True if it is plain that no rollover is due before *size* more bytes are written."""
+        limit = owner.maxBytes
+        if not is_own(owner.shouldRollover, RotatingFileHandler.shouldRollover):
+            return False
+        if limit <= 0:
+            return True
+        try:
+            return bool(_lseek(self._fd, 0, _SEEK_END) + size <= limit)
+        except OSError:
+            return False
 
     def _move_files(self) -> None:
         if self.backup_count > 0:

@@ -60,6 +60,7 @@ class StreamHandler(Twin, _StreamHandler):
     """
 
     stream: Any
+    _streams: HandlersStreamSink
 
     def __init__(self, stream: Any = None) -> None:
         Twin.__init__(self)
@@ -77,7 +78,8 @@ class StreamHandler(Twin, _StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record* and flush the stream; a failure goes to `handleError`."""
         try:
-            self._write_to_stream(ended(self.format(record), self.terminator))
+            text, terminator = self.format(record), self.terminator
+            self._write_to_stream(text + terminator if text.__class__ is str else ended(text, terminator))
         except RecursionError:
             raise
         except Exception:  # noqa: BLE001 - handleError decides
@@ -86,7 +88,8 @@ class StreamHandler(Twin, _StreamHandler):
     @property
     def _stream_sink(self) -> HandlersStreamSink:
         """The sink that writes to streams: in handlers of files not the one that writes to the file."""
-        made: HandlersStreamSink = self.sink
+        made: HandlersStreamSink
+        made = self._streams = self.sink
         return made
 
     def _write_to_stream(self, text: str | bytes) -> None:
@@ -94,7 +97,10 @@ class StreamHandler(Twin, _StreamHandler):
         lock: Any = self.lock
         lock.acquire()
         try:
-            sink = self._stream_sink
+            try:
+                sink = self._streams
+            except AttributeError:
+                sink = self._stream_sink
             before, sink.owner = sink.owner, self
             try:
                 stream = self.stream

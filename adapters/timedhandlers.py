@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.filehandlers import text_encoding
 from outfall.adapters.rotatinghandlers import BaseRotatingHandler, HandlersRotatingFile
+from outfall.adapters.twin import is_own
 from outfall.sinks.schedule import Schedule
 from outfall.sinks.timed import TimedRotatingFileSink
 
@@ -49,6 +50,10 @@ class HandlersTimedRotatingFile(HandlersRotatingFile, TimedRotatingFileSink):
         """Do what ``shouldRollover`` does unless that is overridden."""
         self._start, self._size = 0.0, None
         return TimedRotatingFileSink.should_rollover(self, b"")
+
+    def is_early(self, owner: Any, size: int) -> bool:  # noqa: ARG002 - it is a matter of time alone
+        """Return True if it is plain that no rollover is due."""
+        return time.time() < owner.rolloverAt and is_own(owner.shouldRollover, TimedRotatingFileHandler.shouldRollover)
 
     def _move_files(self) -> None:
         self._start = 0.0
@@ -170,25 +175,25 @@ class TimedRotatingFileHandler(BaseRotatingHandler, logging.handlers.TimedRotati
         atTime: dt.time | None = None,
         errors: str | None = None,
     ) -> None:
-        self.when = when.upper()
+        self.when: str = when.upper()
         self.backupCount = backupCount
         self.utc = utc
         self.atTime = atTime
         # What the units are called, and the names that the documentation gives, are the schedule's business.
-        self.suffix = Schedule(self.when).suffix
+        self.suffix: str = Schedule(self.when).suffix
         fields = re.sub("%[a-zA-Z]", r"\\d{2}", self.suffix.replace("%Y", r"\d{4}"))
-        self.extMatch = re.compile(rf"(?<!\d){fields}(?!\d)", re.ASCII)
+        self.extMatch: re.Pattern[str] = re.compile(rf"(?<!\d){fields}(?!\d)", re.ASCII)
         weekly = self.when.startswith("W")
         if weekly:
             self.dayOfWeek = int(self.when[1])
-        self.interval = _UNITS["D" if self.when == "MIDNIGHT" else self.when[0]] * (1 if weekly else interval)
+        self.interval: int = _UNITS["D" if self.when == "MIDNIGHT" else self.when[0]] * (1 if weekly else interval)
         self.rolloverAt = 0
         BaseRotatingHandler.__init__(self, filename, "a", text_encoding(encoding), delay, errors)
         try:
             last = os.stat(self.baseFilename).st_mtime  # noqa: PTH116
         except FileNotFoundError:
             last = time.time()
-        self.rolloverAt = self.computeRollover(int(last))
+        self.rolloverAt: int = self.computeRollover(int(last))
 
     def make_sink(self) -> Any:
         """Return the sink."""

@@ -28,6 +28,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.event import TextEvent
+from outfall.sinks.lock import HAND_TAKEN, TURN
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,15 +51,34 @@ class Lent(_ByteSink):
         """Write *text* under the lock, and count it, as `Sink.deliver` does with events."""
         done = False
         try:
-            with self._lock:
-                self.write(text)  # type: ignore[arg-type] # of streams takes text as well
-                self._delivered += 1
-                done = True
+            # As WriteLock describes it, for what calls would cost.
+            turn = self._lock.turn
+            try:
+                del turn[0]
+                holding = True
+            except IndexError:
+                holding = False
+            if holding:
+                try:
+                    self.write(text)  # type: ignore[arg-type] # of streams takes text as well
+                    self._delivered += 1
+                    done = True
+                finally:
+                    holding = False
+                    turn += TURN
+            else:
+                with self._lock:
+                    self.write(text)  # type: ignore[arg-type]
+                    self._delivered += 1
+                    done = True
         except BaseException as error:
             if done:  # interrupted at the way out
                 self._delivered -= 1
             self._count_dropped("error" if isinstance(error, Exception) else "interrupted")
             raise
+
+
+HAND_TAKEN.add(Lent.put_text.__code__)
 
 
 def is_own(method: Any, function: Any) -> bool:
@@ -71,6 +91,8 @@ class Twin(logging.Handler):
 
     `filter` and `handle` are those of Python 3.13 on every version: a filter may replace the record.
     """
+
+    _sink: Any
 
     # -- for twins to implement
 
