@@ -163,6 +163,7 @@ def datadog_sink(
         hostname: Default here: this machine's name.
         tags: Default: ``env`` and ``version`` of ``DD_ENV`` and ``DD_VERSION``.
         url: Where to, instead of *site*: a proxy's, for one. ``/api/v2/logs`` is added unless it is there.
+            Default None.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
         options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
 

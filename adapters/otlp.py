@@ -250,7 +250,7 @@ def otlp_sink(
         endpoint: The collector's, such as ``"http://localhost:4318"``, which is the default; ``/v1/logs`` is added
             unless it is there.
         resource: Attributes of what logs. ``service.name`` is ``"unknown_service:"`` and the program's name where
-            nobody says it.
+            nobody says it. Default none but that.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
         options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 

@@ -90,6 +90,9 @@ _reports = _Reports()
 def report(failure: SinkFailure) -> None:
     """Write *failure* to the real stderr: the default ``on_error``.
 
+    Args:
+        failure: What happened, and to which sink.
+
     One line, at most once per cause (sink, type of error, errno) in 30 seconds; the next line of the same cause, or one
     at exit, says how many were left out. `logging.raiseExceptions` = False silences it, as it does for handlers.
     Never raises. Safe from any thread and after a fork.

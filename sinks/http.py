@@ -62,6 +62,7 @@ class HTTPSink(Sink):
             and `JSONArray` take many; collectors have formats of their own.
         fields: What of an event to send: paths, or a mapping from new names; see `Projection`. Default None: all.
         headers: More headers. Names that look like those of credentials (``DD-API-KEY``) are treated as such.
+            Default none.
         auth: User name and password, or any of requests' authentication objects. Default None.
         token: Sent as ``Authorization: Bearer …``: a text, or a callable without arguments that returns one. It is
             called for every request, so after an answer of 401 or 403 too. Default None.
@@ -72,8 +73,9 @@ class HTTPSink(Sink):
             ``(3.05, 10)``.
         verify: True to trust the certificate authorities that requests trusts, or those in the file that
             ``REQUESTS_CA_BUNDLE`` names (default); the path of a file or directory of others; False to trust anybody.
-        cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key.
-        ssl_context: An `ssl.SSLContext` to encrypt with, instead of *verify* and *cert*.
+        cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key. Default
+            None.
+        ssl_context: An `ssl.SSLContext` to encrypt with, instead of *verify* and *cert*. Default None.
         proxies: Proxies by scheme, ``{"https": "http://proxy:3128"}``. Default None: those of the environment
             (``HTTPS_PROXY``, ``NO_PROXY`` …), which are looked up before the first request.
         compression: ``"gzip"``, ``"zstd"`` (with the extra ``zstd``), or None (default).

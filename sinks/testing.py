@@ -64,7 +64,11 @@ class FailingSink(CaptureSink):
 
 
 class StuckSink(CaptureSink):
-    """Hang in `emit` until `release` is called, then capture: a target that does not answer."""
+    """Hang in `emit` until `release` is called, then capture: a target that does not answer.
+
+    Args:
+        name: See `Sink`.
+    """
 
     def __init__(self, *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -84,7 +88,11 @@ class StuckSink(CaptureSink):
 
 
 def assert_balanced(stats: SinkStats) -> None:
-    """Raise AssertionError unless each accepted event is accounted for and none is pending."""
+    """Raise AssertionError unless each accepted event is accounted for and none is pending.
+
+    Args:
+        stats: The ledger, as `Sink.stats` returns it.
+    """
     settled = stats.delivered + sum(stats.dropped.values()) + stats.dead_lettered + stats.spooled
     if stats.pending or stats.accepted + stats.adopted != settled:
         msg = f"the ledger does not balance: {stats}"

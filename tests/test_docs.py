@@ -5,6 +5,9 @@ That it builds without a warning is what ``make docs`` says.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import inspect
 import os
 import re
 from pathlib import Path
@@ -63,6 +66,24 @@ def test_links_lead_to_pages(page):
     text = page.read_text(encoding="utf-8")
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     assert [link for link in links if link and not (page.parent / link).is_file()] == []
+
+
+def _calls(page: Path) -> list[ast.Call]:
+    """Return the calls of public names in the inline code of *page*; what runs in blocks is tested by running it."""
+    calls = []
+    for code in re.findall(r"(?<!`)`([^`\n]+\))`(?!`)", page.read_text(encoding="utf-8")):
+        with contextlib.suppress(SyntaxError):
+            calls += [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in outfall.__all__]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _calls(page)], ids=_name)
+def test_calls_in_the_text_fit_the_signatures(page):
+    """Code in a sentence or a table, which nobody runs, gives public names arguments that they have."""
+    for call in _calls(page):
+        given = [None for argument in call.args if not isinstance(argument, ast.Starred)]
+        named = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+        inspect.signature(getattr(outfall, call.func.id)).bind_partial(*given, **named)
 
 
 def test_levels_of_the_reference_are_those_of_the_code():
