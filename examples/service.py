@@ -1,9 +1,10 @@
 """A small HTTP service whose every event goes through Outfall.
 
 It answers a few hundred real requests on loopback. Some of them fail, some make a handler raise. The service
-logs with structlog; its libraries (urllib3, http.server) log with the standard library. All of it ends in four
-sinks, each with its own level, renderer and redaction, one of them a file that rolls over. At the end the JSON file
-is read back, summed up and compared with the ledgers.
+logs with structlog; its libraries (urllib3, http.server) log with the standard library. All of it ends in five
+sinks, each with its own level, renderer and redaction. One is a file that rolls over; one sends batches over HTTP to a
+collector in another process. At the end what the JSON file and the collector have is read back, summed up and compared
+with the ledgers.
 
 Run it with ``make demo``, or ``python examples/service.py --help``.
 """
@@ -16,6 +17,7 @@ import gzip
 import itertools
 import logging
 import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -36,8 +38,11 @@ from structlog.contextvars import bound_contextvars, merge_contextvars
 from urllib3.util import Retry
 
 from outfall import (
+    NDJSON,
+    BackgroundSink,
     FanoutSink,
     FileSink,
+    HTTPSink,
     OrjsonRenderer,
     RotatingFileSink,
     SinkHandler,
@@ -114,11 +119,11 @@ def error_in_one_line(_logger: WrappedLogger, _method_name: str, event: EventDic
     return event
 
 
-# -- Logging: four destinations, and two ways in
+# -- Logging: five destinations, and two ways in
 
 
-def open_sinks(directory: Path) -> FanoutSink:
-    """Return one sink that stands for four."""
+def open_sinks(directory: Path, collector_url: str) -> FanoutSink:
+    """Return one sink that stands for five."""
     for left in archive_files(directory):  # by an earlier run; the other files are opened with mode="w"
         left.unlink()
     console = StreamSink(
@@ -156,8 +161,14 @@ def open_sinks(directory: Path) -> FanoutSink:
         level="info",
         processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***")],
     )
-    # What all four need is done once, here: the request's fields go into the libraries' events as well.
-    return FanoutSink(console, everything, warnings, archive, name="fanout", processors=[merge_contextvars])
+    collector = BackgroundSink(  # which batches, retries, and delivers what is left when it is closed
+        HTTPSink(collector_url, body=NDJSON(), compression="gzip"),
+        name="collector",
+        level="info",
+        processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***"), without_people],
+    )
+    # What all five need is done once, here: the request's fields go into the libraries' events as well.
+    return FanoutSink(console, everything, warnings, archive, collector, name="fanout", processors=[merge_contextvars])
 
 
 def archive_files(directory: Path) -> list[Path]:
@@ -299,6 +310,22 @@ def serving() -> Iterator[str]:
         server.server_close()
 
 
+# -- The collector, for which a process of its own stands here
+
+
+@contextlib.contextmanager
+def collecting(file: Path) -> Iterator[str]:
+    """Run a collector that appends what it gets to *file*; give its URL."""
+    file.unlink(missing_ok=True)
+    command = [sys.executable, Path(__file__).with_name("collector.py"), file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
+        try:
+            assert process.stdout is not None  # noqa: S101 - for type checkers
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
 # -- The client
 
 CARD = "4111-1111-1111-1111"
@@ -347,6 +374,8 @@ class Summary(NamedTuple):
     finished: list[dict[str, Any]]
     #: Size in bytes, and events, of each file of the archive.
     archive: dict[str, tuple[int, int]]
+    #: How many events of each level the collector has.
+    collected: Counter[str]
 
 
 def read_back(directory: Path) -> Summary:
@@ -357,11 +386,13 @@ def read_back(directory: Path) -> Summary:
         written = path.read_bytes()
         text = gzip.decompress(written) if path.suffix == ".gz" else written
         archive[path.name] = len(written), len([orjson.loads(line) for line in text.splitlines()])
+    collected = [orjson.loads(line) for line in (directory / "collected.jsonl").read_bytes().splitlines()]
     return Summary(
         lines=len(events),
         by_logger_and_level=Counter((event["logger"], event["level"]) for event in events),
         finished=[event for event in events if event["event"] == "request finished"],
         archive=archive,
+        collected=Counter(event["level"] for event in collected),
     )
 
 
@@ -380,6 +411,9 @@ def what_is_wrong(summary: Summary, statuses: Counter[int], fanout: SinkStats) -
         archived = sum(lines for _, lines in summary.archive.values())
         if sink.name == "archive" and sink.delivered != archived:
             wrong.append(f"{sink.name} delivered {sink.delivered} events; its files have {archived} lines")
+        arrived = summary.collected.total()
+        if sink.name == "collector" and sink.delivered != arrived:
+            wrong.append(f"{sink.name} delivered {sink.delivered} events; {arrived} arrived")
     logged = Counter(event["status"] for event in summary.finished)
     if logged != statuses:
         wrong.append(f"the client got statuses {dict(statuses)}; the file has {dict(logged)}")
@@ -411,6 +445,11 @@ def print_report(summary: Summary, fanout: SinkStats) -> None:
         ["file", "bytes", "events"],
         [(name, size, lines) for name, (size, lines) in summary.archive.items()],
     )
+    print_table(
+        "Arrived at the collector, over HTTP",
+        ["level", "events"],
+        sorted(summary.collected.items()),
+    )
     slowest = sorted(summary.finished, key=lambda event: -event["duration_ms"])[:5]
     print_table(
         "Slowest requests",
@@ -430,10 +469,12 @@ def print_report(summary: Summary, fanout: SinkStats) -> None:
 def run(directory: Path, count: int) -> int:
     """Serve, request, report; return the exit code."""
     print(f"A sample of what the console sink shows of {count} requests:\n")
-    with open_sinks(directory) as sink:
+    with collecting(directory / "collected.jsonl") as collector_url, open_sinks(directory, collector_url) as sink:
         configure_logging(sink)
         with serving() as url:
             statuses = make_requests(url, count)
+        # What the last batch makes urllib3 log is an event too, and comes before the sinks are closed.
+        sink.flush()
     # Closed: all that was accepted has been settled.
     summary = read_back(directory)
     print_report(summary, sink.stats())
@@ -441,7 +482,7 @@ def run(directory: Path, count: int) -> int:
     for line in wrong:
         print(f"\nDOES NOT BALANCE: {line}")
     if not wrong:
-        print("\nThe files, the client and the ledgers agree.")
+        print("\nThe files, the collector, the client and the ledgers agree.")
     return 1 if wrong else 0
 
 

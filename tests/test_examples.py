@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 
 from outfall import SinkStats
 
@@ -54,6 +56,11 @@ class Run:
         files = (path.read_bytes() for path in self.directory.glob("archive.jsonl*"))
         return b"".join(gzip.decompress(file) if file[:2] == b"\x1f\x8b" else file for file in files).decode()
 
+    @property
+    def collected(self) -> list[dict[str, object]]:
+        """The events that the collector has."""
+        return [json.loads(line) for line in self._text("collected.jsonl").splitlines()]
+
     def _text(self, name: str) -> str:
         return (self.directory / name).read_text(encoding="utf-8")
 
@@ -88,7 +95,7 @@ def service() -> ModuleType:
 def test_the_service_runs_and_its_accounts_balance(run):
     """It ends well, says so, and writes nothing to stderr."""
     assert (run.code, run.errors) == (0, "")
-    assert "The files, the client and the ledgers agree." in run.output
+    assert "The files, the collector, the client and the ledgers agree." in run.output
 
 
 def test_the_file_has_the_events_of_the_service_and_of_its_libraries(run):
@@ -120,7 +127,8 @@ def test_some_requests_fail_and_some_handlers_raise(run):
 
 def test_no_secret_is_in_any_of_the_outputs(run):
     """Passwords, tokens and card numbers reach none of the sinks whole."""
-    everything = run.output + run.warnings + run.archive + json.dumps(run.events, ensure_ascii=False)
+    files = json.dumps([run.events, run.collected], ensure_ascii=False)
+    everything = run.output + run.warnings + run.archive + files
     assert [secret for secret in SECRETS if secret in everything] == []
 
 
@@ -130,6 +138,19 @@ def test_the_archive_rolls_over_and_is_compressed(run):
     assert len(run.archive.splitlines()) == len(kept)
     assert (run.directory / "archive.jsonl").stat().st_size <= 32_000
     assert list(run.directory.glob("archive.jsonl.*.gz"))
+
+
+def test_the_collector_has_every_event_from_info_up(run):
+    """Once each, without whom it was about; and the report says how many."""
+    kept = [event for event in run.events if event["level"] != "debug"]
+    # Threads may come to two sinks in different orders.
+    assert Counter(event["timestamp"] for event in run.collected) == Counter(event["timestamp"] for event in kept)
+    assert not any("client" in event or "order" in event for event in run.collected)
+    assert any("?..." in str(event.get("path")) for event in run.collected)
+    (ledger,) = [line.split() for line in run.output.splitlines() if line.startswith("  collector ")]
+    assert (int(ledger[1]), int(ledger[3])) == (len(kept), len(kept))
+    arrived = run.output.partition("Arrived at the collector")[2].partition("Slowest")[0]
+    assert sum(map(int, re.findall(r"\d+", arrived))) == len(kept)
 
 
 def test_each_sink_has_its_own_redaction(run):
@@ -186,6 +207,10 @@ def test_a_balance_that_is_off_is_found(run, service):
     short = dataclasses.replace(_ledger(lines), targets=(*_ledger(lines).targets, archive))
     (wrong,) = service.what_is_wrong(summary, statuses, short)
     assert f"archive delivered {lines} events; its files have" in wrong
+    collector = SinkStats("collector", accepted=lines, delivered=lines)
+    sent = dataclasses.replace(_ledger(lines), targets=(*_ledger(lines).targets, collector))
+    (wrong,) = service.what_is_wrong(summary, statuses, sent)
+    assert f"collector delivered {lines} events; {len(run.collected)} arrived" in wrong
     (wrong,) = service.what_is_wrong(summary, statuses + Counter({200: 1}), _ledger(lines))
     assert "the client got statuses" in wrong
 
@@ -202,3 +227,26 @@ def test_the_exit_code_says_that_something_is_wrong(service, tmp_path, monkeypat
     monkeypatch.setattr(service, "read_back", cut)
     assert service.run(tmp_path, 10) == 1
     assert "DOES NOT BALANCE: everything delivered" in capsys.readouterr().out
+
+
+@pytest.fixture
+def collector(tmp_path):
+    """Give the URL of the example's collector, and its file."""
+    file = tmp_path / "collected.jsonl"
+    command = [sys.executable, SERVICE.with_name("collector.py"), file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process.stdout.readline().strip(), file
+        process.terminate()
+
+
+def test_the_collector_takes_all_lines_or_none(collector):
+    """Compressed or not; a request with a line that is no JSON is refused, and costs no other."""
+    url, file = collector
+    body = b'{"a":1}\n{"a":2}\n'
+    with requests.Session() as session:
+        session.trust_env = False
+        assert session.post(url, body, timeout=30).status_code == 204
+        packed = session.post(url, gzip.compress(body), headers={"Content-Encoding": "gzip"}, timeout=30)
+        assert packed.status_code == 204
+        assert session.post(url, body + b"{", timeout=30).status_code == 400
+    assert file.read_bytes() == body * 2

@@ -1,0 +1,54 @@
+"""A collector to try things out with: it takes lines of JSON by POST, and appends them to a file.
+
+``python examples/collector.py collected.jsonl`` prints its URL and serves until it is ended.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes all lines of a request, or none."""
+
+    protocol_version = "HTTP/1.1"  # so that connections are kept
+    file: Path
+
+    def do_POST(self) -> None:
+        """Append the request's lines to the file; answer 204, or 400 if one of them is no JSON."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        status = HTTPStatus.NO_CONTENT
+        try:
+            for line in body.splitlines():
+                json.loads(line)
+        except ValueError:
+            status = HTTPStatus.BAD_REQUEST
+        else:
+            with self.file.open("ab") as file:
+                file.write(body)
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing about each request."""
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    Collector.file = Path(sys.argv[1])
+    Collector.file.touch()
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        print(f"http://127.0.0.1:{server.server_port}/", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
