@@ -11,13 +11,14 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 # Targets share one environment; two pips in it at once would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo test lint format types docs bench wheel-check pythons clean
+.PHONY: help demo test fuzz lint format types docs bench wheel-check pythons clean
 # An environment whose making broke off (Debian without python3-venv) is begun anew, not taken for a whole one.
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo         set up and run the example service"
 	@echo "make test         the whole suite, with the coverage gate"
+	@echo "make fuzz         each fuzz test for ten minutes  (make fuzz SECONDS=60: for one)"
 	@echo "make lint         ruff: rules and formatting      (make format applies them)"
 	@echo "make types        mypy --strict and pyright"
 	@echo "make docs         the documentation, warnings as errors"
@@ -45,6 +46,11 @@ demo: $(VENV)/.outfall-demo
 
 test: $(VENV)/.outfall-test
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+# The limit on memory is for what a pickle may ask of the machine. Findings become tests in tests/fuzz/test_found.py.
+fuzz: SECONDS ?= 600
+fuzz: $(VENV)/.outfall-test
+	ulimit -v 6000000; OUTFALL_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/fuzz --no-cov --timeout=0 $(ARGS)
 
 lint: $(VENV)/.outfall-lint
 	$(BIN)/ruff check .

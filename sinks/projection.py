@@ -196,7 +196,8 @@ def _source(value: Any) -> _Path | Constant | Callable[[Any], Any]:
 
 def _leads(event: Any, keys: tuple[Any, ...]) -> bool:
     for key in keys:
-        if not isinstance(event, Mapping) or key not in event:
+        # By the type and not isinstance, here and below: that asks __class__, which may raise.
+        if not issubclass(type(event), Mapping) or key not in event:
             return False
         event = event[key]
     return True
@@ -211,7 +212,7 @@ def _search(event: Mapping[Any, Any], parts: list[str]) -> tuple[Any, ...]:
         if size == len(parts):
             return (key,)
         nested = event[key]
-        if isinstance(nested, Mapping):
+        if issubclass(type(nested), Mapping):
             rest = _search(nested, parts[size:])
             if rest:
                 return (key, *rest)
