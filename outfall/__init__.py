@@ -46,11 +46,13 @@ from outfall.sinks.listener import ListenerStats, SocketListener
 from outfall.sinks.memory import BufferingSink, CaptureSink, MemorySink
 from outfall.sinks.nteventlog import NTEventLogSink
 from outfall.sinks.projection import Constant, Projection
+from outfall.sinks.queue import QueueListener, QueueSink
 from outfall.sinks.rendering import OrjsonRenderer
 from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
 from outfall.sinks.routing import FallbackSink, FanoutSink
 from outfall.sinks.smtp import SMTPSink
 from outfall.sinks.socket import DatagramSink, SocketSink
+from outfall.sinks.spool import SpoolSink
 from outfall.sinks.stream import NullSink, StreamSink
 from outfall.sinks.syslog import SysLogSink
 from outfall.sinks.timed import TimedRotatingFileSink
@@ -94,6 +96,8 @@ __all__ = [
     "PermanentDeliveryError",
     "PickleFrames",
     "Projection",
+    "QueueListener",
+    "QueueSink",
     "ReentrantEventError",
     "RetryPolicy",
     "RotatingFileSink",
@@ -111,6 +115,7 @@ __all__ = [
     "SocketListener",
     "SocketSink",
     "SplunkEvents",
+    "SpoolSink",
     "StreamSink",
     "SysLogSink",
     "TemporaryDeliveryError",

@@ -50,7 +50,7 @@ class Depot:
         self._drops_oldest = drops_oldest
         self._sync = sync
         #: The end of the segment that events go to: hot paths append to it by themselves, up to its limit.
-        self.out = Appender()
+        self.out: Appender = Appender()
         #: False while every event has to come to `append`: nobody looks for it otherwise.
         self.awake = False
         self.own: Store | None = None
@@ -64,11 +64,8 @@ class Depot:
         self.news: list[tuple[Exception, int]] = []
         #: What keeps the directory from being made anew.
         self._broken: OSError | None = None
-        #: Events in segments that are full, and how many of all own ones are settled.
-        self._events_before = 0
+        #: How many of this process's own events are settled.
         self.settled = 0
-        #: The bytes in all segments but the one that is appended to.
-        self._bytes_before = 0
         self._own_last = False
         #: Segments that were left since the last `sync`.
         self._unsynced: list[str] = []
@@ -84,12 +81,20 @@ class Depot:
     @property
     def stored(self) -> int:
         """How many events were appended."""
-        return self._events_before + self.out.events
+        return self.out.before + self.out.events
 
     @property
     def size(self) -> int:
         """How many bytes there are in segments."""
-        return self._bytes_before + self.out.end
+        return self._other_bytes() + self.out.end
+
+    def _other_bytes(self) -> int:
+        """Return how many bytes there are in all segments but the one that is appended to."""
+        found = 0
+        for store in self._stores():
+            # The size of the segment that is appended to is not known to it.
+            found += sum(segment.size for segment in store.segments)
+        return found
 
     def append(self, line: bytes) -> bool:
         """Append *line*, making room as the policy says; return False if there is none.
@@ -133,7 +138,7 @@ class Depot:
 
     def set_limit(self) -> None:
         """Say how far hot paths may go by themselves."""
-        room = self._max_bytes - self._bytes_before
+        room = self._max_bytes - self._other_bytes()
         ready = self.awake and self._broken is None and self.out.descriptor != -1
         self.out.limit = min(self._roll_at, room) if ready else -1
 
@@ -142,7 +147,7 @@ class Depot:
         while self.size + size > self._max_bytes:
             if self._drops_oldest and self._drop_one():
                 continue
-            if not out.end or (self._bytes_before and not self._drops_oldest):
+            if not out.end or (self._other_bytes() and not self._drops_oldest):
                 return False
             # It can be given up, or removed when it is delivered, once another has taken its place.
             if not self._roll():
@@ -163,8 +168,8 @@ class Depot:
             if self.own is None:
                 self.own = Store.create(self.directory)
             own = self.own
-            left = own.path_of(own.segments[-1]) if own.appended else None
-            end, events = out.end, out.events
+            if own.appended:
+                self._unsynced.append(own.path_of(own.segments[-1]))
             try:
                 own.roll(out, sync=self._sync)
             except OSError as error:
@@ -175,10 +180,6 @@ class Depot:
                 self._roll_at = out.end + self._segment_bytes
                 return False
             self._roll_at = self._segment_bytes
-            if left is not None:
-                self._bytes_before += end
-                self._events_before += events
-                self._unsynced.append(left)
             return True
         finally:
             self._arranging = False
@@ -191,7 +192,7 @@ class Depot:
         except OSError as error:
             # It was taken for stored.
             self.lost["error"] += 1
-            self._events_before += 1
+            self.out.before += 1
             self.settled += 1
             self.news.append((error, 1))
 
@@ -210,7 +211,6 @@ class Depot:
             yield self.own
 
     def _forget_segment(self, store: Store, removal: Removal, reason: str, why: str) -> None:
-        self._bytes_before -= removal.size
         if removal.events > 0:
             self.lost[reason] += removal.events
             self.news.append((SinkError(f"{store.name}: {why}"), removal.events))
@@ -375,7 +375,6 @@ class Depot:
             with self._lock:
                 self.adopted.append(store)
                 self.adopted_events += sum(segment.events for segment in store.segments)
-                self._bytes_before += sum(segment.size for segment in store.segments)
                 self.set_limit()
 
     def check(self) -> None:
@@ -416,8 +415,7 @@ class Depot:
             if store is self.own:
                 self._broken = None
                 if appended and not store.appended:
-                    self._bytes_before += out.end
-                    self._events_before += out.events
+                    out.before += out.events
                     out.end = out.events = 0
             self._forget_segment(store, removal, "lost", "segments were removed by somebody else")
             return True
@@ -453,8 +451,7 @@ class Depot:
             if own is None or self.out.unsure or self._broken is not None or self.waiting():
                 return
             self.own = None
-            self._events_before += self.out.events
-            self._bytes_before -= sum(segment.size for segment in own.segments)
+            self.out.before += self.out.events
             self.out.close()
             self.out.end = self.out.events = 0
         own.remove()

@@ -30,11 +30,11 @@ class Segment:
     __slots__ = ("events", "number", "settled", "size")
 
     def __init__(self, number: int, size: int = 0, events: int = 0) -> None:
-        self.number = number
-        self.size = size
-        self.events = events
+        self.number: int = number
+        self.size: int = size
+        self.events: int = events
         #: How many of the lines have been read and settled.
-        self.settled = 0
+        self.settled: int = 0
 
     @property
     def name(self) -> str:
@@ -45,28 +45,31 @@ class Segment:
 class Appender:
     """The end of a segment that events are appended to; for one thread at a time.
 
-    It lives longer than one segment, so that a hot path can hold on to it: `open` and `close` exchange the file.
+    It lives longer than one segment, so that a hot path can hold on to it: `Store.roll` exchanges the file.
     """
 
-    __slots__ = ("descriptor", "end", "events", "limit", "unsure")
+    __slots__ = ("before", "descriptor", "end", "events", "limit", "unsure")
 
     def __init__(self) -> None:
         self.descriptor = _NOT_OPEN
         #: How long the segment is, in bytes of whole lines.
         self.end = 0
-        #: How many events were appended to the segment.
+        #: How many events were appended to the segment, and to others before.
         self.events = 0
+        self.before = 0
         #: As far as events may be appended without asking; -1: not at all. The owner's.
-        self.limit = -1
+        self.limit: int = -1
         #: Whether an interrupt may have come between a write and its being counted.
         self.unsure = False
 
-    def open(self, path: str) -> None:
-        """Begin a new segment at *path*."""
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o666)
-        self.close()
-        self.descriptor, self.end, self.events, self.unsure = descriptor, 0, 0, False
+    @staticmethod
+    def create(path: str) -> int:
+        """Return the descriptor of a new segment at *path*.
+
+        Raises:
+            OSError: If it cannot be made, or is there already.
+        """
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
         """Let go of the segment."""
@@ -109,17 +112,19 @@ class Appender:
 
         Half a line is taken back.
         """
-        self.unsure = False
         size = os.fstat(self.descriptor).st_size
         if size <= self.end:
+            self.unsure = False
             return 0
         found = os.pread(self.descriptor, size - self.end, self.end)
         whole = found.rfind(b"\n") + 1
         if whole < len(found):
             self._cut(self.end + whole)
         events = found.count(b"\n")
+        # Together: an interrupt could come at a call.
         self.events += events
         self.end += whole
+        self.unsure = False
         return events
 
     def _cut(self, end: int) -> None:

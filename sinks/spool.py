@@ -208,6 +208,8 @@ class SpoolSink(Sink):
         #: Held by who reads or changes files in the delivering thread's stead or as that thread, but not while it
         #: waits for the target.
         self._disk = threading.Lock()
+        #: Held by who delivers in the stead of a thread that cannot be started.
+        self._alone = threading.Lock()
         #: Until when flush or close waits for the thread, and whether it has to stop then; by the monotonic clock.
         self._urgent_until = 0.0
         self._stopping = False
@@ -421,14 +423,15 @@ class SpoolSink(Sink):
             with self._lock:
                 self._check_open()
                 stored = depot.append(line)
-                asleep = not depot.awake
-                if asleep:
+                if not depot.awake:
+                    # In this order: an interrupt must not leave the thread asleep.
+                    self._wakeups.put(None)
                     depot.awake = True
                     depot.set_limit()
         finally:
             if depot.news:
                 self._tell_news()
-        if asleep:
+        if self._worker is None:
             self._rouse()
         return stored
 
@@ -564,6 +567,8 @@ class SpoolSink(Sink):
                 depot.retire()
         self._tell_news()
         self._notify()
+        if self._worker is None:
+            return  # somebody does its work for as long as there is some
         self._wait(_ADOPT_SECONDS)
         self._resting = False
         if depot.awake:
@@ -603,9 +608,9 @@ class SpoolSink(Sink):
         woken = False
         while True:
             now = monotonic()
-            if generation != self._generation or self._stopping:
-                return False
             urgent = self._urgent_until - now
+            if generation != self._generation or self._stopping or (self._worker is None and urgent <= 0):
+                return False
             if woken and urgent > 0:
                 return True
             # Somebody waits for this: several attempts in the time that is left, instead of one too late.
@@ -629,17 +634,30 @@ class SpoolSink(Sink):
         mark = depot.stored
         self._urgent_until = max(self._urgent_until, deadline)
         self._rouse()
+        if self._worker is None:
+            return self._work_here(mark, deadline)
         with self._progress:
             self._watchers += 1
             try:
                 while not self._is_settled(mark):
                     left = deadline - monotonic()
-                    if left <= 0 or self._worker is None:
+                    if left <= 0:
                         return False
                     self._progress.wait(left)
             finally:
                 self._watchers -= 1
         return True
+
+    def _work_here(self, mark: int, deadline: float) -> bool:
+        """Deliver in this thread, where no other can be started."""
+        if not self._alone.acquire(timeout=max(0.0, deadline - monotonic())):
+            return False
+        try:
+            while monotonic() < deadline and not self._is_settled(mark):
+                self._step(self._generation)
+        finally:
+            self._alone.release()
+        return self._is_settled(mark)
 
     def _is_settled(self, mark: int) -> bool:
         depot = self._depot

@@ -80,7 +80,7 @@ class Store:
         self.path = path
         #: Whether it was made here, and is not adopted.
         self.mine = False
-        self.name = os.path.basename(path)  # noqa: PTH119 - paths are texts here, as in the calls of the system
+        self.name: str = os.path.basename(path)  # noqa: PTH119 - paths are texts here, as in the calls of the system
         #: Oldest first; the last is appended to, if this store is this process's own.
         self.segments: deque[Segment] = deque()
         #: Whether the last segment is appended to.
@@ -213,14 +213,30 @@ class Store:
         """
         if sync and appender.descriptor != _NOT_OPEN:
             os.fsync(appender.descriptor)
-        end, events = appender.end, appender.events
-        segment = Segment(self._newest + 1)
-        appender.open(self._path(segment.name))
+        while True:
+            segment = Segment(self._newest + 1)
+            try:
+                descriptor = appender.create(self.path_of(segment))
+                break
+            except FileExistsError:
+                # An interrupt came between the making of the file and what follows.
+                self._newest += 1
+        old = appender.descriptor
+        # Up to the end of this block there is no call, and so no place for an interrupt or a signal handler.
         if self.appended:
-            self.segments[-1].size, self.segments[-1].events = end, events
-        self.segments.append(segment)
-        self._newest = segment.number
+            last = self.segments[-1]
+            last.size = appender.end
+            last.events = appender.events
+        self.segments += (segment,)
         self.appended = True
+        self._newest += 1
+        appender.before += appender.events
+        appender.end = appender.events = 0
+        appender.descriptor = descriptor
+        appender.limit = -1
+        appender.unsure = False
+        if old != _NOT_OPEN:
+            os.close(old)
         if sync:
             cursors.sync_path(self.path)
 
@@ -390,8 +406,6 @@ class Store:
     def _restore_segments(self, appender: Appender) -> Removal:
         size = events = 0
         for segment in list(self.segments):
-            if self.busy and segment is self.segments[0]:
-                continue  # it is settled first
             path = self._path(segment.name)
             current = self.appended and segment is self.segments[-1]
             read = self._reader.descriptor if segment.number == self._reader.number else _NOT_OPEN
@@ -401,7 +415,8 @@ class Store:
                     _copy(source, path, appender.end if current else segment.size)
                     if current:
                         _reopen(appender, path)
-            elif not os.path.exists(path):  # noqa: PTH110
+                        self._reader.forget()  # what comes is not in the file that it has open
+            elif not os.path.exists(path) and not (self.busy and segment is self.segments[0]):  # noqa: PTH110
                 size += segment.size
                 events += segment.events - segment.settled
                 if segment is self.segments[0]:

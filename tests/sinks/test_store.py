@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -592,19 +593,36 @@ def test_given_up_segments_are_passed_over_after_a_kill(tmp_path):
     assert len(events) >= 3
 
 
-def test_a_new_segment_that_cannot_be_made_is_no_loss(tmp_path):
+def test_a_new_segment_that_cannot_be_made_is_no_loss(tmp_path, monkeypatch):
     """Events go on into the one that is open, and it is told of; not with every event."""
     depot = _depot(tmp_path)
     _append(depot, 1, 2)
-    path = _only_store(tmp_path)
-    (path / "00000002.v1.ndjson").mkdir()
-    _append(depot, *range(3, 9))
-    assert 1 <= len(depot.news) < 6
-    assert _numbers(_deliver(depot)) == list(range(1, 9))
-    (path / "00000002.v1.ndjson").rmdir()
+
+    def fail(_path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Appender, "create", staticmethod(fail))
+        _append(depot, *range(3, 9))
+        assert 1 <= len(depot.news) < 6
+        assert _numbers(_deliver(depot)) == list(range(1, 9))
     _append(depot, *range(9, 20))
     assert _numbers(_deliver(depot)) == list(range(9, 20))
+    assert len(depot.own.segments) < 3
     depot.close()
+
+
+def test_a_file_that_an_interrupt_has_left_is_passed_by(tmp_path):
+    """The number of a segment that was made and then not used is not used again."""
+    depot = _depot(tmp_path)
+    _append(depot, 1, 2)
+    path = _only_store(tmp_path)
+    (path / "00000002.v1.ndjson").touch()
+    _append(depot, 3)
+    assert (path / "00000003.v1.ndjson").exists()
+    assert _numbers(_deliver(depot)) == [1, 2, 3]
+    depot.close()
+    assert stores_in(str(tmp_path)) == []
 
 
 # -- interrupts
