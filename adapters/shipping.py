@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 from outfall.sinks.background import BackgroundSink
 from outfall.sinks.http import HTTPSink
+from outfall.sinks.spool import SpoolSink
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -51,17 +51,18 @@ class SinkOptions(TypedDict, total=False):
     linger: float | dt.timedelta
     retry: RetryPolicy | None
     dead_letter: Sink | None
+    block_timeout: float | dt.timedelta
     # BackgroundSink
     capacity: int
     capacity_bytes: int
     overflow: Literal["block", "drop_newest", "drop_oldest"]
-    block_timeout: float | dt.timedelta
     keep_level: str | float
     # SpoolSink
     max_bytes: int
-    segment_bytes: int
+    segment_bytes: int | None
     on_full: Literal["block", "drop_newest", "drop_oldest"]
     fsync: Literal["never", "interval", "always"]
+    fsync_interval: float | dt.timedelta
 
 
 class TokenOptions(SinkOptions, total=False):
@@ -99,8 +100,7 @@ def shipped(
     target = HTTPSink(url, body=body, token_scheme=token_scheme, name=options.get("name"), **inner)
     if spool is None:
         return BackgroundSink(target, **outer)
-    made: Sink = import_module("outfall.sinks.spool").SpoolSink(target, spool, **outer)
-    return made
+    return SpoolSink(target, spool, **outer)
 
 
 _INNER = frozenset(HTTPSink.__init__.__kwdefaults__ or ()) - _OUTER

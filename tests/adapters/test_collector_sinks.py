@@ -21,7 +21,9 @@ from outfall.adapters.collectors import (
     splunk_sink,
 )
 from outfall.adapters.shipping import with_path, with_query
+from outfall.sinks import interprocess
 from outfall.sinks.delivery import RetryPolicy
+from outfall.sinks.spool import SpoolSink
 from outfall.sinks.testing import assert_balanced
 from tests.adapters._collectors import (
     DatadogCollector,
@@ -516,6 +518,28 @@ def test_an_outage_changes_no_time(name):
         sink = FACTORIES[name](collector.url, **AT_ONCE)
         stats = ship(sink, {"event": "x", "timestamp": "2026-03-14T15:09:26.535897Z"})
         assert (stats.delivered, stats.retried) == (1, 2)
+        told = str(collector.received[0])
+        assert any(part in told for part in ("1773500966535897000", "1773500966.535897", "2026-03-14T15:09:26.535897Z"))
+
+
+@pytest.mark.skipif(not interprocess.AVAILABLE, reason="needs flock")
+@pytest.mark.parametrize("name", FACTORIES)
+def test_with_a_directory_events_wait_on_disk(name, tmp_path):
+    """What could not be sent is sent by the next sink for that directory, with the time it happened."""
+    with COLLECTORS[name]() as collector:
+        collector.stop()
+        sink = FACTORIES[name](collector.url, spool=tmp_path, max_bytes=10**6, fields=["event", "timestamp"], **AT_ONCE)
+        assert isinstance(sink, SpoolSink)
+        sink.handle({"event": "x", "timestamp": "2026-03-14T15:09:26.535897Z", "secret": "sesame"})
+        assert sink.close(0.2)
+        assert (sink.stats().delivered, sink.stats().spooled) == (0, 1)
+        assert not any(b"sesame" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        collector.start()
+        sink = FACTORIES[name](collector.url, spool=tmp_path, max_bytes=10**6, **AT_ONCE)
+        sink.start()
+        until(lambda: collector.received)
+        assert sink.close(30)
+        assert (sink.stats().adopted, sink.stats().delivered) == (1, 1)
         told = str(collector.received[0])
         assert any(part in told for part in ("1773500966535897000", "1773500966.535897", "2026-03-14T15:09:26.535897Z"))
 
