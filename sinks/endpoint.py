@@ -6,7 +6,7 @@ import base64
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote_plus, unquote, urlsplit, urlunsplit
 
 from outfall.sinks.arguments import checked_seconds, is_loopback
@@ -257,8 +257,8 @@ def _checked_auth(auth: Any) -> _BasicAuth | Callable[[Any], Any] | None:
 
 
 def _checked_token(token: Any) -> str | Callable[[], str] | None:
-    if token is None or (callable(token) and not isinstance(token, str)):
-        return token
+    if token is None or callable(token):
+        return cast("Callable[[], str] | None", token)
     if not isinstance(token, str):
         msg = f"token: text or a callable is needed, not {type(token).__name__}"
         raise TypeError(msg)

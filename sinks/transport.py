@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import io
 import os
 import queue
 import socket
 import ssl
-import threading
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _RECORD_BYTES = 16_384
 
 _READ_BYTES = 65_536
+
+#: A timeout of nothing would be a socket that does not wait at all.
+_LEAST_SECONDS = 0.001
 
 
 class _Exchange:
@@ -73,11 +76,14 @@ class _Exchange:
         return left
 
 
-class _Current(threading.local):
-    exchange: _Exchange | None = None
+class _State:
+    """What an adapter and its connections share."""
 
-
-_current = _Current()
+    def __init__(self) -> None:
+        #: What is under way.
+        self.exchange = _Exchange(0, 0)
+        #: The connections that are open, and their descriptors.
+        self.connections: dict[_Paced, int] = {}
 
 
 # -- connections that keep an exchange's time. requests' own timeout begins anew with each byte that comes.
@@ -102,8 +108,7 @@ class _PacedReader(io.RawIOBase):
         return size
 
     def close(self) -> None:
-        if not self.closed:
-            self._raw.close()
+        self._raw.close()
         super().close()
 
 
@@ -119,22 +124,20 @@ class _PacedSocket:
 
 
 class _Paced(urllib3.connection.HTTPConnection):
-    """A connection that keeps the time of the exchange of its thread, if there is one."""
+    """A connection that keeps the time of the exchange that it is used for."""
 
-    #: Of the `Transport`: its connections that are open, and their descriptors.
-    open_connections: dict[_Paced, int]
+    #: Of the adapter that it belongs to.
+    state: _State
 
     def _new_conn(self) -> socket.socket:
-        exchange = _current.exchange
-        if exchange is None:
-            return super()._new_conn()
+        exchange = self.state.exchange
         try:
             made = self._connect(exchange)
         except OSError as error:
             msg = "not connected"
             raise urllib3.exceptions.NewConnectionError(self, msg) from error
         exchange.fresh = True
-        self.open_connections[self] = made.fileno()
+        self.state.connections[self] = made.fileno()
         return made
 
     def _connect(self, exchange: _Exchange) -> socket.socket:
@@ -143,41 +146,33 @@ class _Paced(urllib3.connection.HTTPConnection):
         host = str(getattr(self, "_dns_host", self.host)).strip("[]")
         family = urllib3.util.connection.allowed_gai_family()
         addresses = socket.getaddrinfo(host, self.port, family, socket.SOCK_STREAM)
-        failure: OSError = OSError("the name has no address")
+        failure: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         for index, (kind, _, protocol, _, address) in enumerate(addresses):
             made = socket.socket(kind, socket.SOCK_STREAM, protocol)
             try:
-                left = deadline - monotonic()
-                if left <= 0:
-                    raise TimeoutError
                 for option in self.socket_options or ():
                     made.setsockopt(*option)
-                if self.source_address:
-                    made.bind(self.source_address)
-                made.settimeout(left / (len(addresses) - index))
+                share = (deadline - monotonic()) / (len(addresses) - index)
+                made.settimeout(max(share, _LEAST_SECONDS))
                 made.connect(address)
                 # The rest of it is for TLS, whose handshake keeps the socket's timeout as a whole.
-                made.settimeout(max(deadline - monotonic(), 0.001))
-            except OSError as error:
+                made.settimeout(max(deadline - monotonic(), _LEAST_SECONDS))
+            except BaseException as error:
                 made.close()
+                if not isinstance(error, OSError):
+                    raise
                 failure = error
-            except BaseException:
-                made.close()
-                raise
             else:
                 return made
         raise failure
 
     def send(self, data: Any) -> None:
         """Send *data* in the time that is left, also if the peer takes it byte by byte."""
-        exchange = _current.exchange
-        if self.sock is None and self.auto_open:  # http.client's
+        if self.sock is None:
             self.connect()
-        sock = self.sock
-        if exchange is None or sock is None or not isinstance(data, (bytes, bytearray)):
-            super().send(data)
-            return
+        exchange = self.state.exchange
         exchange.begin_to_send()
+        sock: Any = self.sock
         if type(sock) is socket.socket:
             sock.settimeout(exchange.left())
             sock.sendall(data)  # as a whole within the timeout, which that of an encrypted socket is not
@@ -189,16 +184,17 @@ class _Paced(urllib3.connection.HTTPConnection):
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> http.client.HTTPResponse:  # type: ignore[override]
         """Return a response that is read in time; `http.client` calls this to make one."""
-        exchange = _current.exchange
-        return http.client.HTTPResponse(sock if exchange is None else _PacedSocket(sock, exchange), *args, **options)  # type: ignore[arg-type]
+        paced: Any = _PacedSocket(sock, self.state.exchange)
+        return http.client.HTTPResponse(paced, *args, **options)
 
     def close(self) -> None:
         # First, so that a child that is forked in between does not close a descriptor that is somebody else's by then.
-        self.open_connections.pop(self, None)
+        self.state.connections.pop(self, None)
         super().close()
 
 
-class _PacedTLS(_Paced, urllib3.connection.HTTPSConnection):
+# To http.client response_class is a variable.
+class _PacedTLS(_Paced, urllib3.connection.HTTPSConnection):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The same, encrypted."""
 
 
@@ -246,11 +242,11 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self._context = context
-        self.open_connections: dict[_Paced, int] = {}
-        connections = {"open_connections": self.open_connections}
-        self._pools = {
-            "http": type("_Pool", (_Pool,), {"ConnectionCls": type("_Paced", (_Paced,), connections)}),
-            "https": type("_PoolTLS", (_PoolTLS,), {"ConnectionCls": type("_PacedTLS", (_PacedTLS,), connections)}),
+        self.state = _State()
+        state = {"state": self.state}
+        self._pools: dict[str, Any] = {
+            "http": type("_Pool", (_Pool,), {"ConnectionCls": type("_Paced", (_Paced,), state)}),
+            "https": type("_PoolTLS", (_PoolTLS,), {"ConnectionCls": type("_PacedTLS", (_PacedTLS,), state)}),
         }
         super().__init__(pool_connections=1, pool_maxsize=1)
 
@@ -266,12 +262,13 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
         host, keywords = super().build_connection_pool_key_attributes(request, verify, cert)
-        if self._context is not None:
-            # Nothing else: with authorities beside it they would be loaded into the user's own context.
-            keywords = {"ssl_context": self._context}
-            if not self._context.check_hostname:
-                keywords["assert_hostname"] = False
-        return host, keywords
+        if self._context is None:
+            return host, keywords
+        # Nothing else: with authorities beside it they would be loaded into the user's own context.
+        own: dict[str, Any] = {"ssl_context": self._context}
+        if not self._context.check_hostname:
+            own["assert_hostname"] = False
+        return host, own
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         if self._context is None:
@@ -367,27 +364,21 @@ class Transport:
         What is raised names the peer and what happened, and nothing of URL, headers or body.
         """
         exchange = _Exchange(*timeout)
-        failure: DeliveryError | None = None
-        for _ in range(2):
-            _current.exchange = exchange
+        while True:
             stale = self._used and not exchange.fresh
             try:
                 reply = self._exchange(exchange, method, url, headers, body, auth, timeout, limit_bytes)
-            except DeliveryError:
-                raise
             except Exception as error:  # noqa: BLE001 - requests', urllib3's, the system's, of a user's session or auth
-                again = stale and not exchange.fresh and not (exchange.received or self._aborted) and _has_ended(error)
+                again = stale and not (exchange.fresh or exchange.received or self._aborted) and _has_ended(error)
                 failure = self._translated(error, exchange, timeout)
             else:
                 self._used = True
                 return reply
-            finally:
-                _current.exchange = None
+            # Not true of the second attempt, so there is no third.
             self._used = False
             if not again:
                 break
         # Outside the except clause, so that nothing hangs on to the original, which has the request in it.
-        assert failure is not None  # noqa: S101 - for the type checker
         raise failure
 
     def _exchange(
@@ -401,6 +392,8 @@ class Transport:
         timeout: tuple[float, float],
         limit_bytes: int,
     ) -> Reply:
+        if self._adapter is not None:
+            self._adapter.state.exchange = exchange
         if self._adapter is None or auth is not None:
             return self._exchange_by_session(method, url, headers, body, auth, timeout, limit_bytes)
         if self._settings is None:
@@ -467,13 +460,12 @@ class Transport:
     def abort(self) -> None:
         """End a request that is under way in another thread, if the connection is one of ours."""
         self._aborted = True
-        if self._adapter is not None:
-            for connection in list(self._adapter.open_connections):
-                sock = connection.sock
-                if isinstance(sock, socket.socket):
-                    with contextlib.suppress(OSError):
-                        # Not the encrypted socket's, which would take its state away from under the thread that reads.
-                        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        for connection in list(self._adapter.state.connections) if self._adapter is not None else []:
+            sock = connection.sock
+            if isinstance(sock, socket.socket):
+                with contextlib.suppress(OSError):
+                    # Not the encrypted socket's own, which would take its state away from under the thread that reads.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connections, if the session is ours."""
@@ -483,22 +475,25 @@ class Transport:
     def abandon(self) -> None:
         """Let go, in a forked child, of the parent's connections, without a word to the peer."""
         if self._adapter is None:
+            _abandon_pools(self._session)
             return
-        for connection, descriptor in list(self._adapter.open_connections.items()):
+        for connection, descriptor in list(self._adapter.state.connections.items()):
             sock = connection.sock
-            if isinstance(sock, socket.socket):
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if isinstance(sock, socket.socket):
                     sock.detach()
             # By its number: within a handshake the socket is nobody's yet.
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        self._adapter.open_connections.clear()
+        self._adapter.state.connections.clear()
 
     # -- what failures mean
 
     def _translated(self, error: Exception, exchange: _Exchange, timeout: tuple[float, float]) -> DeliveryError:
         if isinstance(error, _UNUSABLE):
             return PausedDeliveryError(f"no request to {self._peer} can be made: {type(error).__name__}")
+        if not isinstance(error, _TRANSPORTS):
+            return TemporaryDeliveryError(f"{self._peer}: the request failed ({type(error).__name__})")
         root = _root(error)
         by_proxy = isinstance(error, requests.exceptions.ProxyError)
         connected = exchange.connected or (self._adapter is None and not isinstance(error, requests.ConnectTimeout))
@@ -522,6 +517,22 @@ _UNUSABLE = (
     requests.exceptions.MissingSchema,
     UnicodeError,
 )
+
+
+#: What comes from requests and what is below it. Other errors are those of a user's session, hook or auth.
+_TRANSPORTS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
+
+
+#: Pools of forked parents: one that is garbage is closed, and takes a lock for that, which may be held for ever.
+_abandoned: list[Any] = []
+
+
+def _abandon_pools(session: requests.Session) -> None:
+    """Give a user's session fresh connections in a forked child, as if it had been pickled."""
+    for adapter in session.adapters.values():
+        if isinstance(adapter, requests.adapters.HTTPAdapter):
+            _abandoned.append((adapter.poolmanager, adapter.proxy_manager))
+            adapter.__setstate__(adapter.__getstate__())
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -52,6 +52,7 @@ def test_a_format_has_to_encode():
     with pytest.raises(TypeError, match="Half has to implement encode"):
         Half().encode(batch({}))
     assert BodyFormat().read(200, {}, b'{"errors": true}', batch({})) is None
+    assert BodyFormat().refusal(400, {}, b"") is None
     assert BodyFormat().prepare({"a": 1}) == {"a": 1}
 
 
@@ -111,6 +112,26 @@ def test_a_form_has_no_metadata_and_a_rendered_exception():
     assert fields["bad"][0].startswith("<")
     assert set(fields) == {"event", "exception", "bad"}
     assert form({"event": "\ud800", "\udfff": b"\xff"}).isascii()
+
+
+def test_a_form_of_hostile_keys():
+    """Keys whose own methods raise cost their field's name and nothing else."""
+
+    class Key(str):
+        __slots__ = ()
+
+        def __hash__(self):
+            if armed:
+                raise RuntimeError("no")
+            return 1
+
+    armed = []
+    event = {"event": "x", Key("k"): 1, 7: (1, 2)}
+    armed.append(True)
+    fields = parse_qs(form(event).decode(), strict_parsing=True)
+    assert fields["event"] == ["x"]
+    assert fields["7"] == ["[1, 2]"]
+    assert len(fields) == 3
 
 
 @pytest.mark.parametrize("query", ["", "?key=a%20b"])

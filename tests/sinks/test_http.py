@@ -782,6 +782,35 @@ def test_a_format_may_refuse_the_batch(server, error):
         assert caught.value.__context__ is None
 
 
+def test_a_format_may_know_what_a_refusal_means(server):
+    """A collector's own codes come before the status; None, or a failure to read them, leaves the status."""
+
+    class Knowing(JSONArray):
+        def refusal(self, response_status, response_headers, response_body):
+            code = json.loads(response_body)["code"]
+            return PausedDeliveryError(f"code {code} for hello-ann") if code == 9 else None
+
+    server.answers += [
+        Answer(400, {"code": 9}),
+        Answer(400, {"code": 8}),
+        Answer(503, "no JSON"),
+    ]
+    with sink_for(server, body=Knowing()) as sink:
+        for words in ("^code 9 for …$", 'answered 400: {"code": 8}$', "answered 503$"):
+            with pytest.raises((TemporaryDeliveryError, PermanentDeliveryError), match=words):
+                sink.handle({"event": "hello-ann"})
+
+
+def test_a_token_that_is_repeated_is_not_told(server):
+    """A server that quotes the token in its refusal does not bring it into a message."""
+    server.default = lambda request: Answer(400, f"bad {request.headers['authorization']}")
+    for options in ({"token": "Tk-abcd-1234"}, {"auth": ("shop", PASSWORD)}):
+        with sink_for(server, **options) as sink:
+            with pytest.raises(PermanentDeliveryError) as caught:
+                sink.handle({"event": "hello"})
+            assert str(caught.value).endswith(("400: bad Bearer …", "400: bad …"))
+
+
 # -- compression
 
 

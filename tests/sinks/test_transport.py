@@ -16,6 +16,7 @@ import requests
 import trustme
 
 from outfall import NDJSON, HTTPSink, PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks import transport
 from outfall.sinks.testing import assert_balanced
 from tests.sinks._http import Answer, Proxy, Server, server_context
 from tests.sinks._processes import in_fork, until
@@ -226,6 +227,44 @@ def test_ipv6():
         assert f"[::1]:{server.port}" in repr(sink)
 
 
+def test_no_time_is_left_at_the_end():
+    """Whoever asks after the end is told, whatever a socket's own timeout was."""
+    with pytest.raises(TimeoutError):
+        transport._Exchange(0, 0).left()
+    assert 0 < transport._Exchange(10, 10).left() <= 20
+
+
+def test_what_is_not_the_transport_s_fault_is_told_by_its_type(server):
+    """What a user's authentication, hook or session raises fails the attempt, and what it says is not repeated."""
+
+    def fail(*_, **__):
+        raise LookupError(PASSWORD)
+
+    class Session(requests.Session):
+        def request(self, *_, **__):
+            raise requests.RequestException(PASSWORD)
+
+    hooked = requests.Session()
+    hooked.hooks["response"] = fail
+    for options, words in (
+        ({"auth": fail}, ": the request failed \\(LookupError\\)$"),
+        ({"session": hooked}, ": the request failed \\(LookupError\\)$"),
+        ({"session": Session()}, " was lost: RequestException$"),
+    ):
+        with sink_for(server, **options) as sink, failing_soon(words):
+            sink.handle({"event": "hello"})
+
+
+def test_an_address_that_is_none_leaves_no_socket(monkeypatch):
+    """What is no error of the system fails the attempt too; a socket that was not closed would warn here."""
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", -1))]
+    )
+    with HTTPSink("http://logs.test/", on_error="raise") as sink, failing_soon("the request failed"):
+        sink.handle({"event": "hello"})
+    gc.collect()
+
+
 # -- connections that end
 
 
@@ -255,6 +294,18 @@ def test_an_event_that_meets_the_end_of_a_connection_is_sent_again(fault, encryp
         keys = [request.headers["idempotency-key"] for request in server.requests]
         assert keys[0] != keys[1] == keys[2]
         assert [request.connection for request in server.requests] == [1, 1, 2]
+
+
+def test_free_connections_are_as_many_as_they_may_be():
+    """A pool keeps its number of connections and says so, as the queue does in whose place it stands."""
+    slots = transport._Slots(1)
+    slots.put("a")
+    with pytest.raises(transport.queue.Full):
+        slots.put("b", block=False)
+    assert slots.qsize() == 1
+    assert slots.get() == "a"
+    with pytest.raises(transport.queue.Empty):
+        slots.get(block=False)
 
 
 def test_it_is_sent_again_once_only(server):
@@ -447,6 +498,34 @@ def test_proxies_may_be_named(server, monkeypatch):
         assert (len(proxy.requests), len(server.requests)) == (1, 2)
 
 
+def test_a_proxy_of_another_kind_is_left_to_requests(server, monkeypatch):
+    """SOCKS proxies have connections of their own; without the package for them events are kept."""
+    with (
+        sink_for(server, proxies={"http": "socks5://127.0.0.1:1"}) as sink,
+        pytest.raises(PausedDeliveryError, match=r"no request .* can be made: InvalidSchema"),
+    ):
+        sink.handle({"event": "hello"})
+
+    class Manager:
+        pool_classes_by_scheme = None
+
+        def __init__(self, *_, **__):
+            pass
+
+        def connection_from_host(self, **_):
+            seen.append(self.pool_classes_by_scheme)
+            raise ConnectionRefusedError(111, "refused")
+
+        def clear(self):
+            pass
+
+    seen = []
+    monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", Manager)
+    with sink_for(server, proxies={"http": "socks5://127.0.0.1:1"}) as sink, failing_soon("could not be reached"):
+        sink.handle({"event": "hello"})
+    assert seen == [None]
+
+
 def test_a_proxy_that_refuses_says_so(secure_server):
     """A tunnel that is refused, and a proxy that is not there, are temporary and keep the proxy's secrets."""
     with Proxy(Answer(407, "who is asking?")) as proxy:
@@ -483,7 +562,7 @@ def test_a_child_has_a_connection_of_its_own(encrypted, certificate, authority_f
     with Server(context=context) as server:
         sink = sink_for(server, verify=authority_file if encrypted else True)
         sink.handle({"event": "parent"})
-        [(_, descriptor)] = sink._transport._adapter.open_connections.items()
+        [(_, descriptor)] = sink._transport._adapter.state.connections.items()
 
         def child():
             with pytest.raises(OSError, match="Bad file descriptor"):
@@ -502,6 +581,29 @@ def test_a_child_has_a_connection_of_its_own(encrypted, certificate, authority_f
             ("parent", 1),
         ]
         assert sink.stats().delivered == 2
+
+
+def test_a_child_has_a_connection_of_its_own_in_a_users_session(server):
+    """A session that was given connects anew in the child, and goes on in the parent."""
+
+    class Other(requests.adapters.BaseAdapter):
+        def close(self):
+            pass
+
+    with requests.Session() as session:
+        session.mount("other://", Other())
+        sink = sink_for(server, session=session)
+        sink.handle({"event": "parent"})
+
+        def child():
+            sink.handle({"event": "child"})
+            assert sink.close(5)
+            assert sink.stats().delivered == 1
+
+        in_fork(child)
+        sink.handle({"event": "parent"})
+        assert sink.close()
+        assert [request.connection for request in server.requests] == [1, 2, 1]
 
 
 def test_a_fork_while_a_request_is_under_way(server):
@@ -566,7 +668,7 @@ def test_close_lets_go_of_the_connection(server):
     transport = sink._transport
     assert sink.close()
     until(lambda: not server._open)
-    assert not transport._adapter.open_connections
+    assert not transport._adapter.state.connections
 
 
 def test_an_aborted_request_is_not_sent_again(server):
@@ -582,3 +684,34 @@ def test_an_aborted_request_is_not_sent_again(server):
     thread.join(60)
     assert [type(failure.error) for failure in told] == [TemporaryDeliveryError]
     assert (len(server.requests), server.connections) == (2, 1)
+
+
+def test_a_request_of_a_users_session_goes_on_after_close(server):
+    """Its connection is not ours to break off; close keeps its time all the same."""
+    server.answers.append(Answer(hang=True))
+    with requests.Session() as session:
+        sink = sink_for(server, session=session)
+        thread = threading.Thread(target=sink.handle, args=({"event": "hello"},))
+        thread.start()
+        server.wait(1)
+        assert not sink.close(0.05)
+        server.release()
+        thread.join(60)
+        assert sink.stats().delivered == 1
+
+
+def test_close_during_a_handshake_keeps_its_time():
+    """What is still being connected is left to its own time, and is no success."""
+    told = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sink = HTTPSink(f"https://127.0.0.1:{silent.getsockname()[1]}/", timeout=(1, 100), on_error=told.append)
+        thread = threading.Thread(target=sink.handle, args=({"event": "hello"},))
+        thread.start()
+        peer, _ = silent.accept()
+        assert peer.recv(100)  # the client's greeting
+        assert not sink.close(0)
+        thread.join(60)
+        assert not thread.is_alive()
+        peer.close()
+    assert [type(failure.error) for failure in told] == [TemporaryDeliveryError]
+    assert sink._transport is None
