@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.filestream import FileStream
 from outfall.adapters.streamhandlers import HandlersStreamSink, StreamHandler, ended
-from outfall.adapters.twin import Lent, Twin, is_own
+from outfall.adapters.twin import NO_LOCK, Lent, Twin, is_own
 from outfall.sinks.base import _split_byte_order_mark
 from outfall.sinks.file import _NOT_OPEN, FileSink, _checked_mode
 from outfall.sinks.lock import HAND_TAKEN, TURN
@@ -244,7 +244,7 @@ class FileHandler(StreamHandler, logging.FileHandler):
         """Write *record*, to the file unless there is another stream; a failure goes to `handleError`."""
         try:
             # What at_work() does, without its calls.
-            lock: Any = self.lock
+            lock = self.lock or NO_LOCK
             lock.acquire()
             try:
                 stream = self.stream

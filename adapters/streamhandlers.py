@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.twin import Lent, Twin, is_own
+from outfall.adapters.twin import NO_LOCK, Lent, Twin, is_own
 from outfall.sinks.stream import StreamSink
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class StreamHandler(Twin, _StreamHandler):
 
     def _write_to_stream(self, text: str | bytes) -> None:
         # What at_work() does, without its calls.
-        lock: Any = self.lock
+        lock = self.lock or NO_LOCK
         lock.acquire()
         try:
             try:
@@ -175,3 +175,6 @@ class NullHandler(Twin, logging.NullHandler):
     def createLock(self) -> None:
         """Make no lock, since nothing needs one."""
         self.lock = None
+
+    def _at_fork_reinit(self) -> None:
+        pass

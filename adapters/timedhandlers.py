@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import logging.handlers
@@ -120,13 +121,14 @@ class HandlersTimedRotatingFile(HandlersRotatingFile, TimedRotatingFileSink):
 
     def _time_of(self, text: str, file_name: str) -> float:
         """Return the time that *text* in *file_name* stands for: by the owner's ``suffix``, else of the last write."""
-        try:
-            return dt.datetime.strptime(text, self.owner.suffix).timestamp()  # noqa: DTZ007
-        except (ValueError, OverflowError):
-            try:
-                return os.stat(os.path.join(os.path.dirname(self.base_filename), file_name)).st_mtime  # noqa: PTH116, PTH118, PTH120
-            except OSError:
-                return 0.0
+        suffix = self.owner.suffix
+        # Without a year it is no time, and Python 3.13 and later warn.
+        if any(directive in suffix for directive in ("%Y", "%y", "%c", "%x")):
+            with contextlib.suppress(ValueError, OverflowError):
+                return dt.datetime.strptime(text, suffix).timestamp()  # noqa: DTZ007 - only compared with its like
+        with contextlib.suppress(OSError):
+            return os.stat(os.path.join(os.path.dirname(self.base_filename), file_name)).st_mtime  # noqa: PTH116, PTH118, PTH120
+        return 0.0
 
 
 def _is_of_the_calendar(when: str) -> bool:

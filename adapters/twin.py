@@ -27,6 +27,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from outfall.sinks.errors import SinkError
 from outfall.sinks.event import TextEvent
 from outfall.sinks.lock import HAND_TAKEN, TURN
 
@@ -74,9 +75,22 @@ class Lent(_ByteSink):
         except BaseException as error:
             if done:  # interrupted at the way out
                 self._delivered -= 1
-            self._count_dropped("error" if isinstance(error, Exception) else "interrupted")
+            dropped_as = error.dropped_as if isinstance(error, SinkError) else "error"
+            self._count_dropped(dropped_as if isinstance(error, Exception) else "interrupted")
             raise
 
+
+class _NoLock:
+    """Stands in for the lock of a handler that has none."""
+
+    def acquire(self) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+NO_LOCK = _NoLock()
 
 HAND_TAKEN.add(Lent.put_text.__code__)
 
@@ -93,6 +107,8 @@ class Twin(logging.Handler):
     """
 
     _sink: Any
+    #: None before ``__init__`` and in subclasses that want none.
+    lock: Any = None
 
     # -- for twins to implement
 
