@@ -116,7 +116,7 @@ class SMTPHandler(Twin, logging.handlers.SMTPHandler):
         if isinstance(credentials, (tuple, list)):
             self.username, self.password = credentials
         self.fromaddr = fromaddr
-        self.toaddrs = [toaddrs] if isinstance(toaddrs, str) else toaddrs
+        self.toaddrs: list[str] = [toaddrs] if isinstance(toaddrs, str) else toaddrs
         self.subject = subject
         self.secure = secure
         self.timeout = timeout

@@ -5,21 +5,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import logging.handlers
 import pickle
 import socket
 import time
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.twin import Lent, Twin
 from outfall.sinks.codec import pack_length
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
-from outfall.sinks.event import LevelledEvent
 from outfall.sinks.failures import describe
-from outfall.sinks.socket import DatagramSink, SocketSink, _waits
+from outfall.sinks.socket import _LOOK_SECONDS, DatagramSink, SocketSink, _waits
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -29,20 +28,6 @@ _TIMEOUT_SECONDS = 1.0
 
 #: What the sinks are made with, before they are told an address.
 _NO_PORT = 9
-
-
-class Frame(LevelledEvent):
-    """An event of which a handler has made what is to be sent.
-
-    Args:
-        raw: The bytes.
-    """
-
-    __slots__ = ("raw",)
-
-    def __init__(self, raw: bytes) -> None:
-        super().__init__({}, None)
-        self.raw = raw
 
 
 class HandlersSink(Lent, SocketSink):
@@ -55,15 +40,11 @@ class HandlersSink(Lent, SocketSink):
     #: Where the datagrams of the connected socket go.
     _connected_to: Any = None
 
-    def make_frame(self, event: dict[str, Any]) -> bytes:
-        """Return what the handler has made."""
-        return event.raw if isinstance(event, Frame) else super().make_frame(event)
-
     def put(self, data: bytes) -> None:
         """Send *data*; raise if that failed, which the ledger knows then."""
         # Not by handle, whose frames and what it raises hold one another, and all of them the handler.
         try:
-            self.deliver(Frame(data))
+            self.put_text(data)
         except Exception as error:
             self._last_error = describe(error)
             raise
@@ -110,7 +91,7 @@ class HandlersSink(Lent, SocketSink):
         except BaseException:
             made.close()
             raise
-        seconds = made.gettimeout()
+        seconds: float | None = made.gettimeout()
         self.timeout = seconds or _TIMEOUT_SECONDS
         # Wrapped by somebody's makeSocket: none of these handlers encrypts.
         self._tls = getattr(made, "context", None)
@@ -163,7 +144,13 @@ class HandlersSink(Lent, SocketSink):
             self._part()
 
     def _has_ended(self) -> bool:
-        return not self._foreign and super()._has_ended()
+        if self._foreign:
+            return False
+        now = monotonic()
+        if now <= self._look_due:
+            return False
+        self._look_due = now + _LOOK_SECONDS
+        return super()._has_ended()
 
     def _part(self) -> None:
         if self._foreign:
@@ -194,7 +181,11 @@ class _StreamSink(HandlersSink):
 
     def made_socket(self, timeout: float | None) -> socket.socket:
         """Return a connected socket."""
-        return super().make_socket(timeout)
+        made = super().make_socket(timeout)
+        if self.port is not None:
+            # As the original leaves it: small frames may wait for one another, which costs less than half.
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        return made
 
     def _back_off(self) -> None:
         owner = self.owner
@@ -247,11 +238,11 @@ class SocketHandler(Twin, logging.handlers.SocketHandler):
         Twin.__init__(self)
         self.host = host
         self.port = port
-        self.address = host if port is None else (host, port)
+        self.address: str | tuple[str, int] = host if port is None else (host, port)
         self.closeOnError = False
-        self.retryStart = 1.0
-        self.retryMax = 30.0
-        self.retryFactor = 2.0
+        self.retryStart: float = 1.0
+        self.retryMax: float = 30.0
+        self.retryFactor: float = 2.0
 
     def make_sink(self) -> HandlersSink:
         """Return the sink."""
@@ -327,8 +318,11 @@ class SocketHandler(Twin, logging.handlers.SocketHandler):
 
     def send(self, s: ReadableBuffer) -> None:
         """Send *s*, a frame, or drop it without a word."""
-        with contextlib.suppress(DeliveryError), self.at_work() as sink:
-            sink.put(bytes(s))
+        try:
+            with self.at_work() as sink:
+                sink.put(bytes(s))
+        except DeliveryError:
+            pass  # counted
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Close the connection if ``closeOnError`` is set and there is one, else tell of the error."""

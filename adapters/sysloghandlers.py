@@ -135,7 +135,7 @@ class SysLogHandler(Twin, logging.handlers.SysLogHandler):
 
     def createSocket(self) -> None:
         """Have a connection in ``socket``, if there can be one."""
-        self.unixsocket = isinstance(self.address, str)
+        self.unixsocket: bool = isinstance(self.address, str)
         with self.at_work() as sink:
             sink.connect()
 
@@ -145,11 +145,9 @@ class SysLogHandler(Twin, logging.handlers.SysLogHandler):
         Raises:
             KeyError: If a name is not known.
         """
-        numbers = (
-            names[given] if isinstance(given, str) else given
-            for names, given in ((self.facility_names, facility), (self.priority_names, priority))
-        )
-        return next(numbers) << 3 | next(numbers)
+        high = self.facility_names[facility] if isinstance(facility, str) else facility
+        low = self.priority_names[priority] if isinstance(priority, str) else priority
+        return high << 3 | low
 
     def mapPriority(self, levelName: str) -> str:
         """Return the name of the priority for a level's name: ``"warning"`` for one that ``priority_map`` lacks."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _daemons: dict[Path, socket.socket] = {}
 
 
-def _arrived(directory: Path, events: int) -> None:
+def arrived(directory: Path, events: int) -> None:
     """Raise unless datagrams with the event came; throw them all away."""
     daemon = _daemons[directory]
     # Some of the first always fit into the buffer.
@@ -43,7 +43,8 @@ def _arrived(directory: Path, events: int) -> None:
 
 
 @contextmanager
-def _daemon(directory: Path) -> Iterator[tuple[str, int]]:
+def listening(directory: Path) -> Iterator[tuple[str, int]]:
+    """Give the address of a daemon for the row with *directory*, whose proof is `arrived`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
         daemon.bind(("127.0.0.1", 0))
         daemon.settimeout(0)
@@ -55,7 +56,7 @@ def _daemon(directory: Path) -> Iterator[tuple[str, int]]:
 @contextmanager
 def _sent(directory: Path) -> Iterator[Run]:
     """One ``orjson.dumps`` and one system call for each event."""
-    with _daemon(directory) as address, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    with listening(directory) as address, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect(address)
         send, dumps = sender.send, orjson.dumps
         yield drive(lambda event: send(b"<134>" + dumps(event)))
@@ -64,7 +65,7 @@ def _sent(directory: Path) -> Iterator[Run]:
 def _sink(**arguments: Any) -> SetUp:
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
-        with _daemon(directory) as address, SysLogSink(address, "local0", on_error="raise", **arguments) as sink:
+        with listening(directory) as address, SysLogSink(address, "local0", on_error="raise", **arguments) as sink:
             yield drive(sink.handle)
 
     return setup
@@ -73,7 +74,7 @@ def _sink(**arguments: Any) -> SetUp:
 @contextmanager
 def _sink_handler(directory: Path) -> Iterator[Run]:
     with (
-        _daemon(directory) as address,
+        listening(directory) as address,
         SysLogSink(address, "local0", on_error="raise") as sink,
         drive_handler(SinkHandler(sink, callsite=False)) as run,
     ):
@@ -84,7 +85,7 @@ def _sink_handler(directory: Path) -> Iterator[Run]:
 def _handler(directory: Path) -> Iterator[Run]:
     from pythonjsonlogger.orjson import OrjsonFormatter  # noqa: PLC0415 - may be missing
 
-    with _daemon(directory) as address:
+    with listening(directory) as address:
         handler = logging.handlers.SysLogHandler(address, "local0")
         handler.setFormatter(OrjsonFormatter(("message", "levelname", "name"), timestamp=True))
         with drive_handler(handler) as run:
@@ -98,11 +99,11 @@ GROUP = Group(
     "syslog",
     "datagrams to a syslog daemon",
     (
-        Row(_FLOOR, _sent, proof=_arrived),
-        Row("SysLogSink, RFC 3164", _sink(), floor=_FLOOR, proof=_arrived),
-        Row("SysLogSink, RFC 5424", _sink(format="rfc5424"), floor=_FLOOR, proof=_arrived),
-        Row(_PEER, _handler, floor=_FLOOR, proof=_arrived),
-        Row("SinkHandler → SysLogSink, RFC 3164", _sink_handler, floor=_FLOOR, peer=_PEER, proof=_arrived),
+        Row(_FLOOR, _sent, proof=arrived),
+        Row("SysLogSink, RFC 3164", _sink(), floor=_FLOOR, proof=arrived),
+        Row("SysLogSink, RFC 5424", _sink(format="rfc5424"), floor=_FLOOR, proof=arrived),
+        Row(_PEER, _handler, floor=_FLOOR, proof=arrived),
+        Row("SinkHandler → SysLogSink, RFC 3164", _sink_handler, floor=_FLOOR, peer=_PEER, proof=arrived),
     ),
     rounds=30,
     events=1_000,

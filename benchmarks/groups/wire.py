@@ -174,7 +174,9 @@ def _sink(kind: str, made: type[SocketSink], **arguments: Any) -> SetUp:
     return setup
 
 
-def _logged(kind: str, made: Callable[[tuple[str, int]], logging.Handler]) -> SetUp:
+def logged(kind: str, made: Callable[[tuple[str, int]], logging.Handler]) -> SetUp:
+    """Return what logs to the handler that *made* makes for the address of a peer with sockets of *kind*."""
+
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
         with _peer(directory, kind) as address:
@@ -234,11 +236,11 @@ GROUP = Group(
         ),
         Row(
             "SinkHandler → SocketSink",
-            _logged("SOCK_STREAM", _sink_handler),
+            logged("SOCK_STREAM", _sink_handler),
             floor=_TCP.name,
             proof=every_frame_received,
         ),
-        Row("SocketHandler", _logged("SOCK_STREAM", _socket_handler), floor=_TCP.name, proof=every_frame_received),
+        Row("SocketHandler", logged("SOCK_STREAM", _socket_handler), floor=_TCP.name, proof=every_frame_received),
         _UDP,
         Row(
             "DatagramSink",
@@ -249,7 +251,7 @@ GROUP = Group(
         ),
         Row(
             "DatagramHandler",
-            _logged("SOCK_DGRAM", _datagram_handler),
+            logged("SOCK_DGRAM", _datagram_handler),
             floor=_UDP.name,
             proof=some_datagrams_received,
         ),
