@@ -1,0 +1,224 @@
+"""Every sink beside a peer that can be looked at, for what is to be shown of all of them.
+
+Run as a program it does one of `SCENARIOS` with all sinks: ``python -m tests._lab exit plan.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outfall import (
+    NDJSON,
+    BackgroundSink,
+    CaptureSink,
+    DatagramSink,
+    FallbackSink,
+    FanoutSink,
+    FileSink,
+    HandlerSink,
+    HTTPSink,
+    MemorySink,
+    RotatingFileSink,
+    SMTPSink,
+    SocketListener,
+    SocketSink,
+    SpoolSink,
+    StreamSink,
+    SysLogSink,
+    TimedRotatingFileSink,
+    WatchedFileSink,
+)
+from tests.sinks._http import Server
+from tests.sinks._mail import MailServer
+from tests.sinks._processes import PATIENCE_SECONDS, ROOT, events_of, until
+
+if TYPE_CHECKING:
+    from outfall import Sink
+
+#: How many events each writer has for each sink.
+EVENTS = 4
+#: How many children there are in "fork".
+CHILDREN = 8
+#: What is in no hurry waits until it is told.
+LONG_SECONDS = 600.0
+
+Plan = dict[str, Any]
+
+
+def _append(path: str) -> Any:
+    return Path(path).open("ab", buffering=0)
+
+
+def _handler(path: str) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter('{"event": "%(message)s", "writer": %(writer)d, "number": %(number)d}'))
+    return handler
+
+
+#: How each sink is made, given its file and the peers' addresses.
+MAKERS = {
+    "FileSink": lambda path, _: FileSink(path),
+    "WatchedFileSink": lambda path, _: WatchedFileSink(path),
+    "RotatingFileSink": lambda path, _: RotatingFileSink(path, max_bytes=500, backup_count=99, multiprocess=True),
+    "TimedRotatingFileSink": lambda path, _: TimedRotatingFileSink(path, max_bytes=500, multiprocess=True),
+    "StreamSink": lambda path, _: StreamSink(_append(path)),
+    "SocketSink": lambda _, plan: SocketSink(*plan["tcp"]),
+    "DatagramSink": lambda _, plan: DatagramSink(*plan["udp"]),
+    "SysLogSink": lambda _, plan: SysLogSink(tuple(plan["syslog"])),
+    "SMTPSink": lambda _, plan: SMTPSink(tuple(plan["smtp"]), "shop@example.org", "ops@example.org", "an event"),
+    "HTTPSink": lambda _, plan: HTTPSink(plan["http"], body=NDJSON()),
+    "MemorySink": lambda path, _: MemorySink(10_000, target=FileSink(path)),
+    "BackgroundSink": lambda path, _: BackgroundSink(FileSink(path), linger=LONG_SECONDS),
+    "SpoolSink": lambda path, plan: SpoolSink(FileSink(path), plan["spool"], linger=LONG_SECONDS),
+    "FanoutSink": lambda path, _: FanoutSink(CaptureSink(), FileSink(path)),
+    "FallbackSink": lambda path, _: FallbackSink(
+        FileSink(f"{path}/no/such/directory", on_error=_quiet), FileSink(path), on_error=_quiet
+    ),
+    "HandlerSink": lambda path, _: HandlerSink(_handler(path)),
+}
+
+
+def _quiet(_failure: object) -> None:
+    """Take note of nothing: the primary is to fail."""
+
+
+def make(name: str, plan: Plan) -> Sink:
+    """Return the sink of that name, leading to its peer."""
+    return MAKERS[name](f"{plan['directory']}/{name}.jsonl", plan)
+
+
+def log(sink: Sink, writer: int, events: int = EVENTS) -> None:
+    """Log as many events, each of which is one of a kind."""
+    for number in range(events):
+        sink.handle({"event": "lab", "level": "info", "writer": writer, "number": number})
+
+
+class Lab:
+    """The peers of all sinks, and what they have received.
+
+    Args:
+        directory: For files.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._stack = contextlib.ExitStack()
+        self._tcp, self._udp = CaptureSink(), CaptureSink()
+        tcp = self._stack.enter_context(SocketListener(("127.0.0.1", 0), self._tcp))
+        udp = self._stack.enter_context(SocketListener(("127.0.0.1", 0), self._udp, kind="datagram"))
+        self._http = self._stack.enter_context(Server())
+        self._mail = self._stack.enter_context(MailServer())
+        self._datagrams: list[bytes] = []
+        self._syslog = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._syslog.bind(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread.start()
+        #: What `make` has to know.
+        self.plan: Plan = {
+            "directory": str(directory),
+            "spool": str(directory / "spool"),
+            "tcp": tcp.address[:2],
+            "udp": udp.address[:2],
+            "http": self._http.url,
+            "smtp": self._mail.address,
+            "syslog": self._syslog.getsockname(),
+        }
+
+    def _receive(self) -> None:
+        while data := self._syslog.recv(65_536):
+            self._datagrams.append(data)
+
+    def run(self, scenario: str) -> int:
+        """Do *scenario* in a program of its own; return its exit status."""
+        plan = self.directory / "plan.json"
+        plan.write_text(json.dumps(self.plan))
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+        command = [sys.executable, "-m", "tests._lab", scenario, str(plan)]
+        return subprocess.run(command, cwd=ROOT, env=environ, timeout=PATIENCE_SECONDS, check=False).returncode
+
+    def received(self, name: str, expected: int) -> list[tuple[int, int]]:
+        """Return writer and number of each event that the peer of *name* has, in order; wait until there are enough."""
+        sources = {
+            "SocketSink": lambda: self._tcp.events,
+            "DatagramSink": lambda: self._udp.events,
+            "SysLogSink": lambda: [json.loads(data.partition(b">")[2].rstrip(b"\0")) for data in self._datagrams],
+            "SMTPSink": self._mailed,
+            "HTTPSink": lambda: [event for request in self._http.requests for event in request.lines],
+        }
+        source = sources.get(name, lambda: self._in_files(name))
+        with contextlib.suppress(AssertionError):  # what is missing is seen by who compares
+            until(lambda: len(source()) >= expected, 10)
+        return sorted((event["writer"], event["number"]) for event in source())
+
+    def _in_files(self, name: str) -> list[dict[str, Any]]:
+        paths = [path for path in self.directory.glob(f"{name}.jsonl*") if not path.name.endswith(".lock")]
+        return [event for path in paths for event in events_of(path)]
+
+    def _mailed(self) -> list[dict[str, Any]]:
+        attachments = [part for mail in self._mail.mails for part in mail.iter_attachments()]
+        return [json.loads(line) for part in attachments for line in part.get_content().splitlines()]
+
+    def close(self) -> None:
+        """Stop the peers."""
+        self._mail.wait_until_idle()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", self._syslog.getsockname())
+        self._thread.join(PATIENCE_SECONDS)
+        self._stack.close()
+
+
+# -- the scenarios, in a program of their own
+
+
+def _exit(plan: Plan) -> None:
+    """Log, and come to the end of the program."""
+    _kept.extend(make(name, plan) for name in MAKERS)
+    for sink in _kept:
+        log(sink, 0)
+
+
+def _kill(plan: Plan) -> None:
+    """Log, and be killed at once."""
+    _exit(plan)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fork(plan: Plan) -> None:
+    """Log here and in children, all of which use the sinks that were made here."""
+    sinks = [make(name, plan) for name in MAKERS]
+    for sink in sinks:
+        log(sink, 0)
+    children = []
+    for writer in range(1, CHILDREN + 1):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                for sink in sinks:
+                    log(sink, writer)
+                closed = [sink.close() for sink in sinks]
+                status = 0 if all(closed) else 2
+            finally:
+                os._exit(status)
+        children.append(child)
+    failed = [child for child in children if os.waitpid(child, 0)[1]]
+    closed = [sink.close() for sink in sinks]
+    sys.exit(0 if all(closed) and not failed else 1)
+
+
+#: Sinks that are not to be collected before the end.
+_kept: list[Sink] = []
+SCENARIOS = {"exit": _exit, "kill": _kill, "fork": _fork}
+
+if __name__ == "__main__":
+    SCENARIOS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))
