@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 # Targets share one environment; two pips in it at once would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo test fuzz lint format types docs bench wheel-check pythons clean
+.PHONY: help demo test fuzz crash lint format types docs bench wheel-check pythons clean
 # An environment whose making broke off (Debian without python3-venv) is begun anew, not taken for a whole one.
 .DELETE_ON_ERROR:
 
@@ -19,6 +19,7 @@ help:
 	@echo "make demo         set up and run the example service"
 	@echo "make test         the whole suite, with the coverage gate"
 	@echo "make fuzz         each fuzz test for ten minutes  (make fuzz SECONDS=60: for one)"
+	@echo "make crash        thousands of kills of processes that log through a spool"
 	@echo "make lint         ruff: rules and formatting      (make format applies them)"
 	@echo "make types        mypy --strict and pyright"
 	@echo "make docs         the documentation, warnings as errors"
@@ -51,6 +52,10 @@ test: $(VENV)/.outfall-test
 fuzz: SECONDS ?= 600
 fuzz: $(VENV)/.outfall-test
 	ulimit -v 6000000; OUTFALL_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/fuzz --no-cov --timeout=0 $(ARGS)
+
+# Each round has a seed of its own, which it prints: make crash ARGS="--kills 20000 --seed 7"
+crash: $(VENV)/.outfall-test
+	$(BIN)/python -m tests.crash $(ARGS)
 
 lint: $(VENV)/.outfall-lint
 	$(BIN)/ruff check .

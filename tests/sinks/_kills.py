@@ -16,13 +16,14 @@ CALLS = ("open", "write", "close", "replace", "unlink", "mkdir", "rmdir", "ftrun
 def in_killed_fork(function: Callable[[], object], call: int) -> bool:
     """Run *function* in a forked child, which kills itself just before its system call number *call*, from 0.
 
-    Return True if it did, False if it ended before; an exception in it is an assertion error.
+    Below 0 it does not. Return True if it did, False if it ended before; an exception in it is an assertion error.
     """
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            _arm(call)
+            if call >= 0:
+                arm(call)
             function()
             status = 0
         finally:
@@ -35,20 +36,23 @@ def in_killed_fork(function: Callable[[], object], call: int) -> bool:
     return False
 
 
-def _arm(call: int) -> None:
+def arm(call: int, module: Any = None, name: str = "") -> None:
+    """Have this process kill itself just before its system call number *call*, from 0; *module* has another *name*."""
     left = [call]
 
     def counting(real: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if left[0] == 0:
+            if left[0] <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
             return real(*args, **kwargs)
 
         return counted
 
-    for name in CALLS:
-        setattr(os, name, counting(getattr(os, name)))
+    for function in CALLS:
+        setattr(os, function, counting(getattr(os, function)))
+    if module is not None:
+        setattr(module, name, counting(getattr(module, name)))
 
 
 class Journal:
