@@ -68,7 +68,8 @@ GROUP = Group(
     (
         *_pair("StreamHandler", logging.StreamHandler, _stream),
         *_pair("FileHandler", logging.FileHandler, _file),
-        *_pair("WatchedFileHandler", logging.handlers.WatchedFileHandler, _file),
+        # Its file is not emptied, which it would notice and tell.
+        *_pair("WatchedFileHandler", logging.handlers.WatchedFileHandler, _file, every_line_rotated),
         *_pair(
             "RotatingFileHandler",
             logging.handlers.RotatingFileHandler,
