@@ -738,7 +738,8 @@ def test_the_attributes_of_a_syslog_handler(module, datagrams):
         assert handler.socktype == socket.SOCK_DGRAM
         assert handler.socket.type == socket.SOCK_DGRAM
         assert (handler.ident, handler.append_nul) == ("", True)
-    assert handler.socket is None
+    if module is handlers or sys.version_info >= (3, 11):
+        assert handler.socket is None
     handler, _ = syslogs(module, list(datagrams.address))
     with closing(handler):
         handler.address = datagrams.address
