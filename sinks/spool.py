@@ -127,6 +127,7 @@ class SpoolSink(Sink):
 
     delivers_through_loggers = True
     locks_emit = False
+    counts_batches = True
 
     def __init__(
         self,
