@@ -97,7 +97,7 @@ class QueueSink(Sink):
     ) -> None:
         self._queue = self._checked_queue(queue)
         #: The listener of the same queue, or None; settable.
-        self.listener = listener
+        self.listener: QueueListener | None = listener
         #: The queue's own put, where the short cut may be taken.
         self._put_item: Callable[[bytes], object] | None = None
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)

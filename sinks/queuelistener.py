@@ -133,17 +133,17 @@ class QueueListener:
         if not callable(on_error):
             msg = f"on_error={on_error!r} is not callable"
             raise TypeError(msg)
-        self.queue = queue
+        self.queue: Any = queue
         #: Settable while it is stopped.
         self.sinks: tuple[Sink, ...] = sinks
-        self.respect_sink_level = bool(respect_sink_level)
+        self.respect_sink_level: bool = bool(respect_sink_level)
         self._batch_size = _at_least_one(batch_size, "batch_size")
         self._linger_seconds = checked_seconds(linger, "linger")
         self._capacity = _at_least_one(capacity, "capacity")
         self._block_seconds = checked_seconds(block_timeout, "block_timeout")
         self._retry = retry
         self._dead_letter = dead_letter
-        self.on_error = on_error
+        self.on_error: Callable[[SinkFailure], object] = on_error
         self.name: str = type(self).__name__ if name is None else str(name)
         self._fresh_state()
         for sink in sinks:
