@@ -38,8 +38,6 @@ from outfall import (
     TimedRotatingFileSink,
     WatchedFileSink,
 )
-from tests.sinks._http import Server
-from tests.sinks._mail import MailServer
 from tests.sinks._processes import PATIENCE_SECONDS, ROOT, events_of, until
 
 if TYPE_CHECKING:
@@ -111,6 +109,10 @@ class Lab:
     """
 
     def __init__(self, directory: Path) -> None:
+        # Here, since the programs that Lab starts need no servers.
+        from tests.sinks._http import Server
+        from tests.sinks._mail import MailServer
+
         self.directory = directory
         self._stack = contextlib.ExitStack()
         self._tcp, self._udp = CaptureSink(), CaptureSink()
@@ -216,9 +218,28 @@ def _fork(plan: Plan) -> None:
     sys.exit(0 if all(closed) and not failed else 1)
 
 
+def _full(plan: Plan) -> None:
+    """Log while no file may grow, and again when it may."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A handler's stream keeps what it could not write.
+    sinks = [make(name, plan) for name in MAKERS if name != "HandlerSink"]
+    for sink in sinks:
+        sink.on_error = _quiet
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    for sink in sinks:
+        log(sink, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for sink in sinks:
+        log(sink, 1)
+    closed = [sink.close() for sink in sinks]
+    sys.exit(0 if all(closed) else 1)
+
+
 #: Sinks that are not to be collected before the end.
 _kept: list[Sink] = []
-SCENARIOS = {"exit": _exit, "kill": _kill, "fork": _fork}
+SCENARIOS = {"exit": _exit, "kill": _kill, "fork": _fork, "full": _full}
 
 if __name__ == "__main__":
     SCENARIOS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))

@@ -66,7 +66,24 @@ def after_fork(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def after_threads(tmp_path_factory):
+def after_full_disk(tmp_path_factory):
+    """Give the lab after a program that could not write to any file for a while."""
+    yield from lab_after(tmp_path_factory, "full", 0)
+
+
+@pytest.fixture(scope="module")
+def forced():
+    """Give the list of descriptors that were forced to the medium, while the sinks of `after_threads` were at work."""
+    descriptors: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", descriptors.append)
+        if hasattr(os, "fdatasync"):
+            patch.setattr(os, "fdatasync", descriptors.append)
+        yield descriptors
+
+
+@pytest.fixture(scope="module")
+def after_threads(tmp_path_factory, forced):
     """Give the lab, and the ledgers of all sinks, after ten threads have used them together and they were closed."""
     lab = Lab(tmp_path_factory.mktemp("threads"))
     sinks = {name: make(name, lab.plan) for name in MAKERS}
@@ -110,6 +127,15 @@ def test_ten_threads_are_all_accounted_for(after_threads, name):
     assert_balanced(stats)
 
 
+def test_only_a_spool_that_is_told_to_forces_events_to_the_medium(after_threads, forced, tmp_path):
+    """What a loss of power costs is the system's to say, except where a spool was asked for more."""
+    assert forced == []
+    with SpoolSink(CaptureSink(), tmp_path, fsync="always") as sink:
+        log(sink, 0, 1)
+        assert forced
+    forced.clear()
+
+
 @forks
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_parent_and_eight_children_lose_and_repeat_nothing(after_fork, name):
@@ -139,6 +165,24 @@ def test_a_kill_loses_nothing_that_handle_returned_for(after_kill, name):
 def test_a_kill_loses_what_was_in_memory_and_tears_nothing(after_kill, name):
     """What had not left the process is gone with it, whole events at a time."""
     assert after_kill.received(name, 0) == []
+
+
+NETWORK = ["SocketSink", "DatagramSink", "SysLogSink", "SMTPSink", "HTTPSink"]
+FILES = ["FileSink", "WatchedFileSink", "RotatingFileSink", "TimedRotatingFileSink", "StreamSink"]
+
+
+@forks
+@pytest.mark.parametrize("name", NETWORK)
+def test_a_full_disk_is_no_matter_to_the_network(after_full_disk, name):
+    """A sink that leads to another machine needs no room on this one."""
+    assert after_full_disk.received(name, 2 * EVENTS) == written_by(2)
+
+
+@forks
+@pytest.mark.parametrize("name", FILES)
+def test_a_full_disk_costs_each_file_sink_its_events_and_no_more(after_full_disk, name):
+    """What comes while there is no room is lost; what comes afterwards is there, each on a line of its own."""
+    assert after_full_disk.received(name, EVENTS) == written_by(2)[EVENTS:]
 
 
 @pytest.mark.parametrize("kind", [FileSink, WatchedFileSink, RotatingFileSink, TimedRotatingFileSink])

@@ -1,0 +1,121 @@
+"""The table of guarantees: it is complete, it agrees with its own text, and the tests that it names are there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import outfall
+from tests.test_readme import BASES
+
+ROOT = Path(__file__).parent
+PAGE = (ROOT.parent / "docs" / "explanation" / "guarantees.md").read_text(encoding="utf-8")
+FAULTS = (
+    "Target down",
+    "Target slow",
+    "Target rejecting",
+    "Disk full",
+    "kill -9",
+    "Power loss",
+    "Fork",
+    "Exit without close",
+    "Re-entrant logging",
+    "10 threads",
+    "8 processes",
+)
+#: The words for what needs no test, and for what has none.
+CANNOT_HAPPEN, UNTESTED = "\N{EN DASH}", "not tested"
+
+SINKS = {
+    name
+    for name in outfall.__all__
+    if isinstance(kind := getattr(outfall, name), type) and issubclass(kind, outfall.Sink) and name not in BASES
+}
+
+
+def table() -> dict[str, dict[str, str]]:
+    """Return the cells of the table, by sink and fault."""
+    lines = PAGE.partition("## The table\n")[2].partition("\n## ")[0].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    faults = [re.sub(r"\[(.*)\]\(.*\)", r"\1", cell) for cell in rows[0][1:]]
+    return {row[0].strip("`"): dict(zip(faults, row[1:], strict=True)) for row in rows[2:]}
+
+
+def entries(fault: str) -> list[tuple[list[str], str, list[str]]]:
+    """Return what a fault's section says: sinks, the word in the table, and the tests."""
+    section = PAGE.partition(f"\n## {fault}\n")[2].partition("\n## ")[0]
+    found = []
+    for entry in re.split(r"\n(?=`\w+Sink`)", section)[1:]:
+        head, _, text = entry.partition("\n: ")
+        names, _, word = head.partition(" — ")
+        found.append((re.findall(r"`(\w+)`", names), word.strip(), re.findall(r"`([\w/]+\.py::[\w:]+)`", text)))
+    return found
+
+
+@cache
+def _classes(path: Path) -> dict[str, ast.ClassDef | None]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: dict[str, ast.ClassDef | None] = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return found | {node.name: None for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def exists(test: str) -> bool:
+    """Return True if pytest would collect *test*: a function of its file, or a method of a class or a base of it."""
+    file, *names = test.split("::")
+    path = ROOT / file
+    if not path.is_file():
+        return False
+    found = _classes(path)
+    if len(names) == 1:
+        return found.get(names[0], 0) is None and names[0].startswith("test_")
+    found = {**_classes(ROOT.parent / "sinks" / "testing.py"), **found}
+    name, method = names
+    while isinstance(kind := found.get(name), ast.ClassDef):
+        if any(isinstance(node, ast.FunctionDef) and node.name == method for node in kind.body):
+            return True
+        name = next((base.id for base in kind.bases if isinstance(base, ast.Name)), "")
+    return False
+
+
+def test_every_sink_has_a_row_and_every_fault_a_column():
+    """A new sink has to say what it does when things go wrong."""
+    assert set(table()) == SINKS
+    assert {tuple(row) for row in table().values()} == {FAULTS}
+
+
+def test_no_cell_is_empty():
+    """Each cell says something."""
+    assert [(sink, fault) for sink, row in table().items() for fault, cell in row.items() if not cell] == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_section_says_of_each_sink_what_the_table_says(fault):
+    """Each sink is in one entry of each fault, under the word that is in its cell."""
+    said = [(sink, word) for sinks, word, _ in entries(fault) for sink in sinks]
+    assert sorted(said) == sorted((sink, row[fault]) for sink, row in table().items())
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_promise_names_a_test_that_is_there(fault):
+    """What is said is shown by tests, all of which exist, unless it cannot happen or is said to be untested."""
+    for sinks, word, tests in entries(fault):
+        assert bool(tests) == (word not in {CANNOT_HAPPEN, UNTESTED}), sinks
+        assert [test for test in tests if not exists(test)] == []
+
+
+def test_a_test_that_is_not_there_is_noticed():
+    """The test above can fail."""
+    assert exists("test_guarantees.py::test_no_cell_is_empty")
+    assert exists("sinks/test_contract.py::TestFileSink::test_a_forked_child_begins_anew")
+    for wrong in (
+        "test_guarantees.py::test_no_such_thing",
+        "test_no_such_file.py::test_no_cell_is_empty",
+        "sinks/test_contract.py::TestFileSink::test_no_such_thing",
+        "sinks/test_contract.py::TestNoSuchSink::test_a_forked_child_begins_anew",
+        "test_guarantees.py::exists",
+    ):
+        assert not exists(wrong)
