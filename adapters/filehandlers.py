@@ -183,7 +183,7 @@ class FileHandler(StreamHandler, logging.FileHandler):
         mode: ``"a"`` to append (default), ``"w"`` to truncate when first opened, ``"x"`` to insist on a new file.
         encoding: How text is encoded. Default None: the locale's.
         delay: Open at the first record instead of now. Default False.
-        errors: What to do with characters that *encoding* does not have, as in `open`. Default None: they are written
+        errors: What to do with characters that *encoding* does not have, as in ``open``. Default None: they are written
             as backslash escapes.
 
     Attributes:

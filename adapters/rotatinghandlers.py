@@ -181,7 +181,7 @@ class BaseRotatingHandler(FileHandler, logging.handlers.BaseRotatingHandler):
     Raises:
         OSError: If the file cannot be opened.
 
-    A rollover that fails costs no record: see `outfall.BaseRotatingFileSink`. `handleError` is told once, with the
+    A rollover that fails costs no record: see `outfall.BaseRotatingFileSink`. ``handleError`` is told once, with the
     record that was written when it failed.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#baserotatinghandler

@@ -50,10 +50,10 @@ class StreamHandler(Twin, _StreamHandler):
         stream: Anything with ``write``, and ``flush`` if it has one. Default ``sys.stderr`` as it is at construction.
 
     Attributes:
-        stream: The stream. Assign another, or use `setStream`, which flushes this one first.
+        stream: The stream. Assign another, or use ``setStream``, which flushes this one first.
         terminator: What ends each record. Default ``"\n"``; read at each record.
 
-    `close` neither flushes nor closes the stream. Where it differs from its namesake on purpose:
+    ``close`` neither flushes nor closes the stream. Where it differs from its namesake on purpose:
     :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#streamhandler
