@@ -14,6 +14,7 @@ from outfall.adapters.filehandlers import FileHandler, WatchedFileHandler
 from outfall.adapters.httphandlers import HTTPHandler
 from outfall.adapters.mailhandlers import SMTPHandler
 from outfall.adapters.nteventloghandlers import NTEventLogHandler
+from outfall.adapters.queuehandlers import QueueHandler, QueueListener
 from outfall.adapters.rotatinghandlers import BaseRotatingHandler, RotatingFileHandler
 from outfall.adapters.sockethandlers import DatagramHandler, SocketHandler
 from outfall.adapters.streamhandlers import NullHandler, StreamHandler
@@ -29,6 +30,8 @@ __all__ = [
     "MemoryHandler",
     "NTEventLogHandler",
     "NullHandler",
+    "QueueHandler",
+    "QueueListener",
     "RotatingFileHandler",
     "SMTPHandler",
     "SocketHandler",
