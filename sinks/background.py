@@ -232,22 +232,22 @@ class BackgroundSink(Sink):
                     # orjson's bytes keep the buffer they were made in, ten times as large at worst; cut from it, or
                     # put together, they are as large as they look.
                     data = dumps(event, None, option)[:-1] if self._cuts else dumps(event, None, option) + b"\n"
-                    stamp = time()
-                    dated = "timestamp" in event
+                    size = len(data) + _OVERHEAD_BYTES
+                    waiting = ((data, number, time(), "timestamp" in event),)
                     # Taking the lock by hand: see WriteLock.
                     turn = self._turn
                     del turn[0]
                     holding = True
                     try:
-                        pending = self._pending
-                        room = self._room - len(data) - _OVERHEAD_BYTES
-                        if room < 0 or pending >= self._attention:
+                        if self._room < size or self._pending >= self._attention:
                             raise LookupError  # full, or the thread is to be woken
                         queue = self._queue
-                        # Not append(): an interrupt after a call would leave an event in that is not counted.
-                        queue += ((data, number, stamp, dated),)
-                        self._pending = pending + 1
-                        self._room = room
+                        # Not append(): an interrupt after a call would leave an event in that is not counted. Then each
+                        # number in one step, read and written: the line before may collect garbage, whose finalizers,
+                        # and signal handlers within them, may log to this very sink.
+                        queue += waiting
+                        self._pending += 1
+                        self._room -= size
                     finally:
                         holding = False  # noqa: F841 - WriteLock looks for it in the frame
                         turn += TURN
@@ -441,8 +441,9 @@ class BackgroundSink(Sink):
         waiting = queue[place]
         del queue[place]
         if not isinstance(waiting, _Mark):
+            size = _size(waiting)
             self._pending -= 1
-            self._room += _size(waiting)
+            self._room += size
         return True
 
     def _wait_for_room(self, size: int, seconds: float) -> bool:
@@ -498,7 +499,7 @@ class BackgroundSink(Sink):
 
     def _run(self, generation: int) -> None:
         while generation == self._generation:
-            batch = self._next_batch()
+            batch = self._next_batch(generation)
             if batch is None:
                 continue
             try:
@@ -511,12 +512,14 @@ class BackgroundSink(Sink):
                 return  # close() has given up waiting, and counts them
             self._batch_done(batch, generation)
 
-    def _next_batch(self) -> Batch | None:
-        """Wait for events and return some of them; None if there was nothing but a mark."""
+    def _next_batch(self, generation: int) -> Batch | None:
+        """Wait for events and return some of them; None if there was nothing but a mark, or the sink is closed."""
         lingering = False
         while True:
             self._forget_wakeups()
             with self._lock:
+                if generation != self._generation:
+                    return None
                 queue = self._queue
                 if queue:
                     first = queue[0]
@@ -608,8 +611,9 @@ class BackgroundSink(Sink):
                     self._reach(mark)
             if batch:
                 self._attempt(batch)
+                size = _size_of(batch)
                 with self._lock:
-                    self._room += _size_of(batch)
+                    self._room += size
             elif mark is None:
                 return
 
@@ -625,22 +629,24 @@ class BackgroundSink(Sink):
     # -- counting and telling
 
     def _settle(self, outcome: Outcome, generation: int) -> None:
+        events = outcome.events
         with self._lock, self._ledger_lock:
             if generation != self._generation:
                 return  # close() has counted them
-            self._pending -= outcome.events
+            self._pending -= events
             self._delivered += outcome.delivered
             self._dead_lettered += outcome.dead_lettered
             self._retried += outcome.retried
-            for reason, events in outcome.dropped.items():
-                self._dropped[reason] += events
-        if outcome.events:
+            for reason, dropped in outcome.dropped.items():
+                self._dropped[reason] += dropped
+        if events:
             self._make_room_known()
 
     def _batch_done(self, batch: Batch, generation: int) -> None:
+        size = _size_of(batch)
         with self._lock:
             if generation == self._generation:
-                self._room += _size_of(batch)
+                self._room += size
         self._make_room_known()
         if self._untold and monotonic() - self._told_at >= _TELL_SECONDS:
             self._tell_of_overflow(0)

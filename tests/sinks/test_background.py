@@ -595,6 +595,18 @@ def test_events_that_come_during_close_are_counted(gate):
     assert numbers(gate) == [0]
 
 
+def test_close_ends_the_thread():
+    """Whoever makes many sinks does not gather threads, nor do children that have closed theirs."""
+    sinks = [BackgroundSink(CaptureSink()) for _ in range(5)]
+    for sink in sinks:
+        feed(sink, 1)
+    workers = [sink._worker for sink in sinks]
+    assert all(sink.close() for sink in sinks)
+    for worker in workers:
+        worker.join(PATIENCE_SECONDS)
+        assert not worker.is_alive()
+
+
 def test_flush_from_the_delivering_thread_does_not_wait_for_itself():
     """A target that flushes the sink around it gets False at once."""
     results = []
@@ -621,14 +633,14 @@ def test_an_event_from_a_signal_handler_is_taken():
             taken += 1
             sink.handle({"event": "signal", "level": "info", "n": -1})
 
-        before = signal.signal(signal.SIGALRM, log)
+        before = signal.signal(signal.SIGVTALRM, log)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.001, 0.001)
             feed(sink, 20_000)
             until(lambda: taken)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
         assert sink.flush(PATIENCE_SECONDS)
         assert_balanced(sink.stats())
         stats = sink.stats()

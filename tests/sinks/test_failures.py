@@ -232,7 +232,11 @@ class NoDescriptor:
     """A stream without a descriptor."""
 
 
-@pytest.mark.parametrize("make", [lambda: None, io.StringIO, NoDescriptor, Path(os.devnull).open], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: None, io.StringIO, NoDescriptor, Path(os.devnull).open],
+    ids=["none", "text", "no descriptor", "file"],
+)
 def test_without_a_stderr_nothing_is_told_and_nothing_is_raised(monkeypatch, make):
     """There is nobody to tell in a process without a console."""
     stream = make()
