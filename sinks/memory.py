@@ -99,7 +99,7 @@ class BufferingSink(Sink):
         name: str | None = None,
     ) -> None:
         #: Settable.
-        self.capacity = checked_size(capacity, "capacity", "events")
+        self.capacity: int = checked_size(capacity, "capacity", "events")
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 
     def _fresh_state(self) -> None:
@@ -318,10 +318,10 @@ class MemorySink(BufferingSink):
         self._flush_level = parse_level(flush_level, "flush_level")
         self._target = _checked_target(target)
         #: Both settable.
-        self.flush_on_close = bool(flush_on_close)
-        self.ring = bool(ring)
+        self.flush_on_close: bool = bool(flush_on_close)
+        self.ring: bool = bool(ring)
         #: Seconds; settable.
-        self.block_timeout = checked_seconds(block_timeout, "block_timeout")
+        self.block_timeout: float = checked_seconds(block_timeout, "block_timeout")
         super().__init__(capacity, level=level, processors=processors, on_error=on_error, name=name)
 
     def _fresh_state(self) -> None:
@@ -556,6 +556,10 @@ class MemorySink(BufferingSink):
             msg = f"{self.name}: the event was logged while delivering another"
             raise ReentrantEventError(msg)
         return super()._put(event)
+
+    def _reads_metadata(self) -> bool:
+        target = self._target
+        return bool(self._processors) or target is None or target._reads_metadata()  # noqa: SLF001 - a sink too
 
     def _stats(self) -> SinkStats:
         target = self._target

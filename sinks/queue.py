@@ -283,6 +283,9 @@ class QueueSink(Sink):
         )
         self._put_item = self._queue.put if usual else None
 
+    def _reads_metadata(self) -> bool:
+        return bool(self._processors) or type(self).prepare is not QueueSink.prepare
+
     def _plain_option(self) -> int | None:
         own = type(self)
         usual = own.prepare is QueueSink.prepare and own.encode is QueueSink.encode

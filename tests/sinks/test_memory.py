@@ -1074,6 +1074,13 @@ def test_a_batch_is_buffered() -> None:
     assert [failure.events for failure in failures] == [0, 1] or [failure.events for failure in failures] == [1]
 
 
+def test_only_a_target_that_looks_at_records_is_given_them() -> None:
+    """SinkHandler leaves the record out of the event, unless the target, or one that may yet come, may look at it."""
+    assert MemorySink(5, target=FileSink("never opened", delay=True))._reads_metadata() is False
+    assert MemorySink(5, target=CaptureSink())._reads_metadata() is True
+    assert MemorySink(5)._reads_metadata() is True
+
+
 def test_it_tells_what_it_holds() -> None:
     """The repr names how full it is and the target."""
     sink = MemorySink(5, target=CaptureSink(name="captured"))

@@ -1483,3 +1483,16 @@ def test_a_queue_of_records_loggers_and_sinks_together() -> None:
     [event] = target.events
     assert (event["event"], event["level"], event["customer"]) == ("order 17 failed", "error", "ada")
     assert event["exception"].endswith("ValueError: why")
+
+
+def test_only_who_looks_at_records_is_given_them() -> None:
+    """SinkHandler leaves the record out of the event, which costs, unless a processor or a subclass may look at it."""
+
+    class Looking(QueueSink):
+        def prepare(self, event: dict[str, Any]) -> Any:
+            return super().prepare(event)
+
+    waiting: Any = queue.SimpleQueue()
+    assert QueueSink(waiting)._reads_metadata() is False
+    assert QueueSink(waiting, processors=[lambda _logger, _name, event: event])._reads_metadata() is True
+    assert Looking(waiting)._reads_metadata() is True
