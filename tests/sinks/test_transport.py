@@ -168,24 +168,32 @@ def test_a_handshake_is_over_in_time():
 
 def test_each_address_of_a_name_has_its_turn(server, monkeypatch):
     """One that does not answer leaves time for the next, and one that refuses is passed over."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
-        while True:
-            client = stack.enter_context(socket.socket())
-            client.settimeout(0.3)
-            try:
-                client.connect(full.getsockname())
-            except TimeoutError:
-                break
-        addresses = [full.getsockname(), ("127.0.0.1", free_port()), server.address]
+    given = []
 
-        def getaddrinfo(host, port, *_):
-            assert (host, port) == ("logs.test", 8080)
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    class Socket(socket.socket):
+        def settimeout(self, seconds):
+            given.append(seconds)
+            super().settimeout(seconds)
 
-        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-        with HTTPSink("http://logs.test:8080/", timeout=(3, 20), on_error="raise") as sink:
-            sink.handle({"event": "hello"})
+        def connect(self, address):
+            if address[1] == silent:
+                raise TimeoutError
+            super().connect(address)
+
+    refusing, silent = free_port(), 1
+    addresses = [("127.0.0.1", silent), ("127.0.0.1", refusing), server.address]
+
+    def getaddrinfo(host, port, *_):
+        assert (host, port) == ("logs.test", 8080)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(transport.socket, "socket", Socket)
+    with HTTPSink("http://logs.test:8080/", timeout=(300, 20), on_error="raise") as sink:
+        sink.handle({"event": "hello"})
     assert len(server.requests) == 1
+    # A third of the time, half of what is left then, and the rest.
+    assert [round(seconds / 50) for seconds in given[:3]] == [2, 3, 6]
 
 
 def test_failures_to_connect_say_why(monkeypatch):
@@ -320,7 +328,22 @@ def test_it_is_sent_again_once_only(server):
     assert [request.json["number"] for request in server.requests] == [1, 2, 2, 3]
 
 
-@pytest.mark.parametrize("fault", [Answer(send_only=10), Answer(hang=True), Answer(raw=b"garbage\r\n")])
+def test_a_fresh_connection_that_ends_is_a_failure(server):
+    """What was made for this very event and ends has not become stale: the server does not want it."""
+    server.answers += [Answer(hang_up=True), Answer(reset=True)]
+    with sink_for(server) as sink:
+        sink.handle({"event": "hello", "number": 1})
+        until(lambda: not server._open)
+        with failing_soon("was lost: Connection reset by peer"):
+            sink.handle({"event": "hello", "number": 2})
+    assert [(request.json["number"], request.connection) for request in server.requests] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Answer(send_only=10), Answer(send_only=30, reset=True), Answer(hang=True), Answer(raw=b"garbage\r\n")],
+    ids=["cut", "reset", "late", "garbage"],
+)
 def test_what_the_server_has_begun_to_answer_is_not_sent_again(server, fault):
     """Half an answer, a late one and one that is none are failures: the server may be at work."""
     with sink_for(server) as sink:
