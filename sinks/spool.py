@@ -126,6 +126,7 @@ class SpoolSink(Sink):
     """
 
     delivers_through_loggers = True
+    delivers_later = True
     locks_emit = False
     counts_batches = True
 
