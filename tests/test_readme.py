@@ -10,7 +10,7 @@ from tests.code_blocks import blocks, run_page
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-BASES = {"Sink", "ByteSink", "BaseRotatingFileSink"}
+BASES = {"Sink", "ByteSink", "BaseRotatingFileSink", "BufferingSink"}
 TEXT = README.read_text(encoding="utf-8")
 
 
