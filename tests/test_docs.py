@@ -93,3 +93,16 @@ def test_levels_of_the_reference_are_those_of_the_code():
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", REFERENCE, re.MULTILINE)
     table = {name: int(number) for number, names in rows for name in re.findall(r"`(\w+)`", names)}
     assert table == {name: number for name, number in NUMBERS.items() if name.islower()}
+
+
+def test_every_reason_for_a_loss_is_explained():
+    """Whatever stands in ``dropped`` is in the table, and the table has nothing else."""
+    root = DOCS.parent
+    code = "\n".join(
+        path.read_text("utf-8") for folder in ("sinks", "adapters") for path in (root / folder).glob("*.py")
+    )
+    counted = r'(?:_count_dropped\(|dropped_as\b[^"\n]*= |\b_?dropped\[|dropped=\{)"([a-z]+)"'
+    page = (DOCS / "explanation" / "errors.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| `([a-z]+)` \|", page.partition("Reasons in `dropped`")[2], re.MULTILINE))
+    assert set(re.findall(counted, code)) <= explained
+    assert {reason for reason in explained if f'"{reason}"' not in code} == set()
