@@ -510,6 +510,19 @@ def test_midnight_is_midnight_when_clocks_change(path, monkeypatch, day):
         time.tzset()
 
 
+def test_a_time_of_day_that_clocks_leave_out_is_the_moment_they_are_put_forward(path, monkeypatch):
+    """Half past two does not come on that day; the first moment after it is three."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        handler = TimedRotatingFileHandler(path, when="midnight", atTime=dt.time(2, 30), delay=True)
+        before = dt.datetime.fromisoformat("2024-03-31T01:00:00").timestamp()
+        assert handler.computeRollover(before) == dt.datetime.fromisoformat("2024-03-31T03:00:00").timestamp()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_an_hour_is_named_for_when_it_began_though_clocks_changed_since(path, monkeypatch):
     """The name is by the clock at the beginning of the interval, whatever it shows now."""
     monkeypatch.setenv("TZ", "Europe/Berlin")
