@@ -352,6 +352,10 @@ def test_no_subject_costs_a_mail(server):
     _, recipients, headers, _ = said(server)
     assert headers["Subject"] == "two Bcc: all@example.org"
     assert recipients == [RECIPIENT]
+    handler.subject = "long " * 100
+    handler.handle(record())
+    assert errors == []
+    assert len(said(server)[2]["Subject"]) <= 250
     original, errors = handler_for(logging.handlers, server, SENDER, RECIPIENT, "two\nlines")
     original.handle(record())
     assert len(errors) == 1
@@ -365,6 +369,17 @@ def test_the_date_is_that_of_the_record(server):
     assert email.utils.parsedate_to_datetime(mail["Date"]).timestamp() == 1_700_000_000
     assert mail["Message-ID"].endswith("@example.org>")
     assert mail["Auto-Submitted"] == "auto-generated"
+
+
+def test_text_that_is_not_ascii_is_base64(server):
+    """It arrives the same; the original sends 8 bits."""
+    encodings = []
+    for module in (logging.handlers, handlers):
+        handler, _ = handler_for(module, server)
+        handler.handle(record("größer"))
+        assert said(server)[3] == "größer\n"
+        encodings.append(server.mails[-1]["Content-Transfer-Encoding"])
+    assert encodings == ["8bit", "base64"]
 
 
 def test_a_refused_recipient_is_told(server):

@@ -156,6 +156,17 @@ def test_denied_access_to_the_registry_is_no_error(module, windows):
         module.NTEventLogHandler("shop")
 
 
+def test_denied_access_to_the_registry_is_reported(windows, monkeypatch):
+    """Once, as sinks report; the original says nothing."""
+    told = []
+    monkeypatch.setattr("outfall.sinks.nteventlog.report", told.append)
+    windows.registry_error = error(5, "RegCreateKeyEx", "Access is denied.")
+    logging.handlers.NTEventLogHandler("shop")
+    assert told == []
+    handlers.NTEventLogHandler("shop")
+    assert [(failure.sink, failure.events) for failure in told] == [("NTEventLogHandler", 0)]
+
+
 def test_the_source_stays_registered(module, windows):
     """Close does not remove it: the stand-in would fail."""
     handler = module.NTEventLogHandler("shop")
@@ -169,9 +180,11 @@ def test_texts_that_windows_would_refuse_or_change(windows):
     errors = Errors(handler)
     handler.handle(record("x" * 40_000))
     handler.handle(record("100%1"))
+    handler.handle(record("a\0b"))
     assert errors == []
     assert len(windows.events[0][4][0]) == 31_839
     assert windows.events[1][4] == ["100% 1"]
+    assert windows.events[2][4] == ["a\\x00b"]
     original = logging.handlers.NTEventLogHandler("shop")
     errors = Errors(original)
     original.handle(record("x" * 40_000))

@@ -447,6 +447,74 @@ def test_the_original_loses_a_record_to_a_hang_up(receiver):
         assert "lost" not in [pickle.loads(payload)["msg"] for payload in receiver.payloads]
 
 
+def test_a_record_whose_sending_fails_is_sent_once_more(receiver):
+    """Over a new connection, where the original loses it without a word."""
+
+    class Breaking(socket.socket):
+        def send(self, data, *flags):
+            raise ConnectionResetError(104, "reset")
+
+        def sendall(self, data, *flags):
+            raise ConnectionResetError(104, "reset")
+
+    for module in (logging.handlers, handlers):
+        with closing(module.SocketHandler(*receiver.target)) as (handler,):
+            breaking = Breaking()
+            breaking.connect(receiver.target)
+            handler.sock = breaking
+            handler.handle(record(module.__name__))
+            handler.handle(record("next"))
+    assert [pickle.loads(payload)["msg"] for payload in receiver.wait(3)] == ["next", handlers.__name__, "next"]
+
+
+def test_a_peer_that_takes_nothing_is_given_up():
+    """The time is that of the socket, where makeSocket gives it one, else a second; the original may wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        handler = handlers.SocketHandler(*deaf.getsockname())
+        make = handler.makeSocket
+        handler.makeSocket = lambda: make(0.2)
+        with closing(handler):
+            handler.handle(record("x" * 20_000_000))
+            assert handler.sink.stats().dropped == {"error": 1}
+            assert handler.sink.timeout == 0.2
+    with Receiver() as receiver, closing(handlers.SocketHandler("127.0.0.1", 9)) as (handler,):
+        handler.makeSocket = lambda: socket.create_connection(receiver.target)
+        handler.handle(record())
+        assert handler.sink.timeout == 1.0
+
+
+def test_a_clock_that_is_set_back_makes_no_wait_longer(monkeypatch):
+    """The original waits an hour longer."""
+    waits = []
+    for module in (logging.handlers, handlers):
+        handler = module.SocketHandler("127.0.0.1", free_port())
+        handler.handle(record())
+        with monkeypatch.context() as patch:
+            now = time.time()
+            patch.setattr(time, "time", lambda now=now: now - 3600)
+            waits.append(handler.retryTime - time.time())
+    assert waits[0] > 3600
+    assert waits[1] <= 1
+
+
+def test_a_name_is_looked_up_once(monkeypatch):
+    """And again after a failure, not for each record."""
+    looked_up = []
+    original = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: (looked_up.append(args[0]), original(*args))[1])
+    with Datagrams() as peer, closing(handlers.DatagramHandler("localhost", peer.address[1])) as (handler,):
+        handler.address = ("127.0.0.1", peer.address[1])
+        for _ in range(3):
+            handler.handle(record())
+            peer.next()
+        assert len(looked_up) <= 2
+        before = len(looked_up)
+        handler.close()
+        handler.handle(record())
+        assert len(looked_up) > before
+
+
 def test_the_ledger_counts_what_is_dropped(receiver):
     """What the handler drops without a word is in the stats of its sink."""
     handler = handlers.SocketHandler("127.0.0.1", free_port())
@@ -870,6 +938,20 @@ def test_syslog_over_tcp_connects_anew(stream):
         handler.handle(record("two"))
     assert stream.whole(2) == b"<14>one\0<14>two\0"
     assert errors == []
+
+
+def test_the_original_never_connects_to_syslog_anew(stream):
+    """Which is why the twin differs."""
+    handler, errors = syslogs(logging.handlers, stream.address, socktype=socket.SOCK_STREAM)
+    with closing(handler):
+        handler.handle(record("one"))
+        until(lambda: stream.data and stream.data[0] == b"<14>one\0")
+        stream.hang_up()
+        until(lambda: stream.ended)
+        # The first finds out, or the second.
+        handler.handle(record("two"))
+        until(lambda: (handler.handle(record("more")), len(errors) > 2)[1])
+        assert stream.whole() == b"<14>one\0"
 
 
 def test_exceptions_are_not_sent(datagrams):
