@@ -267,6 +267,10 @@ class Depot:
         Raises:
             OSError: If it cannot be recorded: then it must not be sent, or a kill could repeat more than this.
         """
+        # A kill may repeat one batch, and not one of each store: what was sent before has to be recorded as settled.
+        for other in self._stores():
+            if other is not store:
+                other.rest(sync=self._sync)
         store.begin(portion, sync=self._sync)
 
     def settle(self, store: Store, portion: Portion) -> None:

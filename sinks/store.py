@@ -324,8 +324,11 @@ class Store:
         self._reader.forget()
 
     def rest(self, *, sync: bool = False) -> None:
-        """Have the cursor say how far all is settled, and that nothing is on its way."""
-        if self.segments:
+        """Have the cursor say how far all is settled, and that nothing is on its way, if it does not say so already.
+
+        What an earlier owner had on its way stays so.
+        """
+        if self.segments and self._flight is None:
             place = Cursor(self.segments[0].number, self.offset)
             if place != self._noted and (self.offset or self._noted is not None):
                 self._note(place, sync=sync)

@@ -36,9 +36,11 @@ def run(directory, seed, step=1):
 
 def _live(directory, journal, by, killed_at):
     """Be a process that adopts, writes and delivers; return whether it was killed."""
+    # Each cuts batches of its own from what it finds.
+    lines = {"first": 2, "second": 3, "third": 5}[by]
 
     def deliver(depot, most):
-        while most and (found := depot.next(2, 10**6, own=True)) is not None:
+        while most and (found := depot.next(lines, 10**6, own=True)) is not None:
             store, portion = found
             depot.begin(store, portion)
             journal.note(json.dumps({"key": portion.key, "events": [json.loads(raw[0]) for raw in portion.raws]}))
@@ -48,14 +50,14 @@ def _live(directory, journal, by, killed_at):
 
     def live():
         depot = Depot(
-            str(directory), WriteLock(), max_bytes=10**6, segment_bytes=40, drops_oldest=False, sync=by == "second"
+            str(directory), WriteLock(), max_bytes=10**6, segment_bytes=110, drops_oldest=False, sync=by == "second"
         )
         depot.adopt()
-        for number in range(10):
+        for number in range(14):
             with depot._lock:
                 assert depot.append(b'{"by":"%b","n":%d}\n' % (by.encode(), number))
             journal.note(json.dumps({"stored": [by, number]}))
-            if number % 3 == 2:
+            if number % 5 == 4:
                 deliver(depot, 2)
         deliver(depot, 100)
         depot.rest()

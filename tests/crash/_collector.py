@@ -37,7 +37,7 @@ class Collector:
     def start(self, seed, *, well_behaved=False):
         """Begin another life, in a forked child; return when it listens."""
         self._lives += 1
-        path = self._directory / f"collector-{self._lives:06}.journal"
+        path = self._path(self._lives)
         reader, writer = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
@@ -53,6 +53,17 @@ class Collector:
         """End this life."""
         os.kill(self._pid, 9)
         os.waitpid(self._pid, 0)
+
+    def await_requests(self, requests, seconds):
+        """Wait until so many more have come in this life, or for so long."""
+        path = self._path(self._lives)
+        deadline = time.monotonic() + seconds
+        before = path.read_bytes().count(b'"key"')
+        while time.monotonic() < deadline and path.read_bytes().count(b'"key"') < before + requests:
+            time.sleep(0.001)
+
+    def _path(self, life):
+        return self._directory / f"collector-{life:06}.journal"
 
     def notes(self):
         """Return all that was written down, oldest first."""
@@ -111,8 +122,8 @@ class _Life:
         self._note({"key": key, "events": [_event(line) for line in body.splitlines()], "whole": body.endswith(b"\n")})
         if mood < 0.14:
             return False  # the answer gets lost
-        if mood < 0.2:
-            time.sleep(self._chance.random() * 0.1)
+        if mood < 0.4:
+            time.sleep(self._chance.random() * 0.01)
         made.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         self._note({"answered": key})
         return True

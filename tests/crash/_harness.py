@@ -57,8 +57,12 @@ def run(kills, seed, directory):
                 journal = directory / f"writer-{process:06}.journal"
                 alive[writers.start(process, collector.url, spool, journal, chance.random())] = process
                 process += 1
-            time.sleep(chance.random() * chance.choice([0.005, 0.03, 0.06]))
-            if chance.random() < 0.6:
+            if chance.random() < 0.1:
+                time.sleep(chance.random() * 0.01)
+            else:
+                collector.await_requests(chance.randrange(1, 4), 0.06)
+                time.sleep(chance.random() * 0.003)
+            if chance.random() < 0.7:
                 os.kill(chance.choice(list(alive)), signal.SIGKILL)
             report.kills += _reap(alive)
             if chance.random() < 0.05:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import random
@@ -64,7 +63,7 @@ def make_spool(url, directory, chance):
         target,
         directory,
         segment_bytes=chance.choice([400, 2_000, 20_000]),
-        batch_size=chance.choice([3, 20, 100]),
+        batch_size=chance.choice([2, 7, 30]),
         linger=chance.choice([0, 0.002]),
         fsync=chance.choice(["never", "never", "never", "interval", "always"]),
         fsync_interval=0.005,
@@ -99,10 +98,11 @@ def _write(process, url, directory, path, chance):
         _arm_place(*chance.choice(_PLACES), chance.randrange(3), after=chance.random() < 0.5)
     sink = make_spool(url, directory, chance)
 
-    pause = chance.choice([0.0001, 0.0001, 0.001])
+    most = chance.choice([5, 20, 60])
+    pause = chance.choice([0, 0.0001, 0.001])
 
     def log(thread, pauses):
-        for number in itertools.count():
+        for number in range(most):
             event = {
                 "event": "e",
                 "process": process,
@@ -117,13 +117,14 @@ def _write(process, url, directory, path, chance):
             except SinkClosedError:
                 return
             note(journal, b"%d %d\n" % (thread, number))
-            time.sleep(pauses.random() * pause)
+            if pause:
+                time.sleep(pauses.random() * pause)
 
     for thread in range(chance.choice([1, 3])):
         threading.Thread(target=log, args=(thread, random.Random(thread)), daemon=True).start()
     if chance.random() < 0.2:
         # Some end in order, with others of their threads still at it.
         time.sleep(chance.random() * 0.03)
-        sink.close(0.01)
+        sink.close(chance.choice([0, 0.05]))
         os._exit(0)
     time.sleep(_LIFE_SECONDS)

@@ -740,3 +740,20 @@ def test_retiring_leaves_nothing_behind(tmp_path):
     assert depot.stored == 5
     assert _numbers(_deliver(depot)) == [4]
     depot.close()
+
+
+def test_a_kill_repeats_one_batch_though_there_are_many_stores(tmp_path):
+    """Before a batch of one store is sent, that of another is recorded as settled."""
+    _left_behind(tmp_path, range(100, 110), segment_bytes=10**6)
+
+    def live_and_die():
+        depot = _depot(tmp_path, segment_bytes=10**6)
+        _append(depot, *range(10))
+        depot.adopt()
+        assert _numbers(_deliver(depot, lines=2, most=3)) == [0, 1, 100, 101, 2, 3]
+
+    in_fork(live_and_die)
+    depot = _depot(tmp_path)
+    depot.adopt()
+    events = _numbers(_deliver(depot))
+    assert sorted(events) == [*range(2, 10), *range(102, 110)], "only the last batch is repeated"
