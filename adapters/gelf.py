@@ -40,10 +40,11 @@ class GELFMessage(BodyFormat):
 
     Args:
         host: The name of what sends. Default the machine's.
-        bulk: True to send many messages in a request, with line breaks between: for an input with "Enable Bulk
-            Receiving" (Graylog 5.2 and later). Default False.
+        bulk: True to send many messages in a request, with line breaks between: for an input that has "Enable Bulk
+            Receiving" set. Default False.
 
-    Source: https://go2docs.graylog.org/current/getting_in_log_data/gelf_format.html
+    Source: https://go2docs.graylog.org/current/getting_in_log_data/gelf_format.html and
+    https://go2docs.graylog.org/current/getting_in_log_data/gelf_inputs.html
     """
 
     content_type = "application/json"
