@@ -10,6 +10,7 @@ import io
 import logging
 import logging.handlers
 import os
+import time
 from os import write as _os_write
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from outfall.adapters.filestream import FileStream
 from outfall.adapters.streamhandlers import HandlersStreamSink, StreamHandler, ended
 from outfall.adapters.twin import NO_LOCK, Lent, Twin, is_own
 from outfall.sinks.base import _split_byte_order_mark
+from outfall.sinks.failures import SinkFailure, report
 from outfall.sinks.file import _NOT_OPEN, FileSink, _checked_mode
 from outfall.sinks.lock import HAND_TAKEN, TURN
 from outfall.sinks.watched import WatchedFileSink
@@ -143,6 +145,13 @@ class HandlersFile(Lent, _FileSink):
                 os.close(descriptor)
 
     # -- what the sink does, by way of the handler
+
+    def handle_error(self, failure: SinkFailure) -> None:
+        """Raise *failure* to the handler that uses the sink; at exit, where none does, tell it by `report`."""
+        if self.owner is None:
+            report(failure)
+        else:
+            super().handle_error(failure)
 
     def _exchange(self) -> None:
         if self.owner is None:
@@ -350,6 +359,14 @@ class HandlersWatchedFile(HandlersFile, WatchedFileSink):
         if raised is not None:
             raise raised
 
+    def look_last(self) -> None:
+        """Write again what a truncation has cost; tell what cannot be by `report`, since there is no record to blame."""
+        with self._lock:
+            self._flush()
+        while self._notices:
+            error, events = self._notices.popleft()
+            report(SinkFailure(self.name, error, events, time.time()))
+
     def reopen_if_needed(self) -> None:
         """Have the owner look whether the path still leads to the open file."""
         if self.owner is None:
@@ -414,6 +431,13 @@ class WatchedFileHandler(FileHandler, logging.handlers.WatchedFileHandler):
         """Tell *sink* which file the handler takes for its own, and how lines end."""
         FileHandler.lend(self, sink)
         sink.watch(self.dev, self.ino)
+
+    def close(self) -> None:
+        """Look once more whether the file was truncated, then flush and close it; see `FileHandler`."""
+        with self.at_work() as sink:
+            if sink.is_current(self.stream):
+                sink.look_last()
+        FileHandler.close(self)
 
     def _open(self) -> Any:
         """Open the file and return the stream; a subclass may return any other."""

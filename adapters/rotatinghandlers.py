@@ -96,7 +96,7 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
 
     def should_rollover(self, data: bytes) -> bool:  # noqa: ARG002 - the owner asks for them by `bytes_of`
         """Ask the owner."""
-        return bool(self.owner.shouldRollover(self._record)) if self.owner is not None else False
+        return bool(self.owner.shouldRollover(self._record))
 
     def do_rollover(self) -> None:
         """Have the owner do it."""
@@ -104,8 +104,6 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
 
     def rotation_filename(self, default_name: str) -> str:
         """Ask the owner."""
-        if self.owner is None:
-            return super().rotation_filename(default_name)
         return os.fsdecode(self.owner.rotation_filename(default_name))
 
     def rotate(self, source: str, dest: str) -> None:
@@ -118,7 +116,7 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
 
     def _current_size(self) -> int:
         owner = self.owner
-        if owner is None or owner.stream is None or self.is_current(owner.stream):
+        if owner.stream is None or self.is_current(owner.stream):
             return super()._current_size()
         # A stream of somebody else's making, which its own position tells most of.
         position: int = owner.stream.tell()
@@ -126,10 +124,10 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
 
     def _write_or_reopen(self, data: bytes, ends: Any) -> None:
         owner = self.owner
-        if owner is not None and owner.stream is None:
+        if owner.stream is None:
             # A rollover has left it closed.
             owner.stream = owner._open()  # noqa: SLF001 - the handler's hook
-        if owner is not None and not self.is_current(owner.stream):
+        if not self.is_current(owner.stream):
             owner.write_elsewhere(data)
         else:
             super()._write_or_reopen(data, ends)

@@ -74,13 +74,12 @@ class HandlersTimedRotatingFile(HandlersRotatingFile, TimedRotatingFileSink):
     def get_files_to_delete(self) -> list[str]:
         """Ask the owner, if it keeps a number of them."""
         owner = self.owner
-        return list(owner.getFilesToDelete()) if owner is not None and owner.backupCount > 0 else []
+        return list(owner.getFilesToDelete()) if owner.backupCount > 0 else []
 
     def _begin(self, now: float, size: int) -> None:  # noqa: ARG002 - of the sink, which asks the file
         owner = self.owner
         self._start = 0.0
-        if owner is not None:
-            self.rollover_at = owner.rolloverAt = owner.computeRollover(int(now))
+        self.rollover_at = owner.rolloverAt = owner.computeRollover(int(now))
 
     def _begin_again(self) -> None:
         # The handler knows when the interval ends, whatever file is opened.

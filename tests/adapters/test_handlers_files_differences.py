@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import time_machine
 
+from outfall.adapters import filehandlers
 from outfall.adapters.handlers import (
     FileHandler,
     RotatingFileHandler,
@@ -560,3 +561,32 @@ def test_compressing_namer_and_rotator_of_the_cookbook(path, clock):
     assert names == ["app.log", "app.log.2023-11-15.gz"]
     assert gzip.decompress(path.with_name(names[1]).read_bytes()) == b"day 1\n"
     handler.close()
+
+
+def test_what_a_truncation_has_cost_is_written_at_close_too(path, errors):
+    """Without another record."""
+    handler = WatchedFileHandler(path)
+    handler.handle(record("one"))
+    path.with_name("app.log.1").write_text(path.read_text())
+    handler.handle(record("two"))
+    os.truncate(path, 0)
+    handler.close()
+    assert files(path.parent) == {"app.log": "two\n", "app.log.1": "one\n"}
+    assert not errors
+
+
+def test_a_truncation_that_is_found_out_at_close_or_exit_is_reported(path, monkeypatch):
+    """There is no record to tell `handleError` of, so the sinks' `report` is told."""
+    told = []
+    monkeypatch.setattr(filehandlers, "report", lambda failure: told.append(str(failure.error)))
+    for end in ("close", "exit"):
+        handler = WatchedFileHandler(path)
+        handler.handle(record("one"))
+        os.truncate(path, 0)
+        if end == "close":
+            handler.close()
+        else:
+            handler.sink.drain(1)
+            handler.close()
+    assert len(told) == 2
+    assert all("was truncated" in message for message in told)

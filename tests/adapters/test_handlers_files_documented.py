@@ -23,6 +23,7 @@ import pytest
 import structlog
 import time_machine
 
+from outfall.adapters import filehandlers
 from outfall.adapters import handlers as twins
 from outfall.adapters.handlers import (
     BaseRotatingHandler,
@@ -1217,4 +1218,161 @@ def test_the_sink_behind_a_handler_counts(path):
     handler.handle(record())
     handler.handle(record())
     assert handler.sink.stats().delivered == 2
+    handler.close()
+
+
+def test_what_fails_is_counted_too(path):
+    """A record that could not be written is dropped for an error, one whose write was interrupted as that."""
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            raise stop
+
+    handler = StreamHandler(Stream())
+    handler.handleError = lambda given: None
+    stop = ValueError("no")
+    handler.handle(record())
+    stop = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        handler.handle(record())
+    assert handler.sink.stats().dropped == {"error": 1, "interrupted": 1}
+    assert handler.sink.stats().delivered == 0
+
+
+def test_an_interrupt_in_a_write_to_a_file_passes_through_and_is_counted(path, monkeypatch):
+    """The handler goes on afterwards."""
+    handler = FileHandler(path)
+
+    def interrupted(descriptor, data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(filehandlers, "_os_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        handler.handle(record())
+    monkeypatch.undo()
+    handler.handle(record())
+    assert handler.sink.stats().dropped == {"interrupted": 1}
+    assert path.read_text() == "message\n"
+    handler.close()
+
+
+def test_a_pipe_gets_whole_lines(tmp_path):
+    """A file may be a named pipe that somebody reads."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    handler = FileHandler(tmp_path / "pipe")
+    assert not handler.stream.seekable()
+    handler.handle(record())
+    assert os.read(reader, 100) == b"message\n"
+    handler.close()
+    os.close(reader)
+
+
+def test_the_sink_may_be_told_to_open_the_path_anew(path):
+    """For a handler of SIGHUP: the stream stays the same, the file does not."""
+    handler = FileHandler(path)
+    stream = handler.stream
+    path.rename(path.with_suffix(".1"))
+    handler.sink.reopen()
+    handler.handle(record())
+    stream.write("by hand\n")
+    assert path.read_text() == "message\nby hand\n"
+    handler.close()
+    watched = WatchedFileHandler(path)
+    path.rename(path.with_suffix(".2"))
+    watched.sink.reopen_if_needed()
+    assert path.exists()
+    watched.close()
+
+
+def test_a_record_logged_while_another_is_written_is_written_too(path):
+    """By a namer, for example, which runs in the midst of a rollover."""
+    handler = RotatingFileHandler(path, maxBytes=10, backupCount=2)
+
+    def namer(name):
+        if not seen:
+            seen.append(name)
+            handler.handle(record("from the namer"))
+        return name
+
+    seen = []
+    handler.handle(record("one"))
+    handler.namer = namer
+    handler.handle(record("two two"))
+    handler.handle(record("three"))
+    text = "".join(path.with_name(name).read_text() for name in names(path.parent))
+    assert sorted(text.splitlines()) == ["from the namer", "one", "three", "two two"]
+    handler.close()
+
+
+def test_a_copy_that_logs_in_the_midst_of_a_record_keeps_its_attributes_to_itself(path):
+    """Each use of the shared sink is by the attributes of the handler that uses it."""
+    handler = RotatingFileHandler(path, maxBytes=10, backupCount=2)
+    other = copy.copy(handler)
+    other.maxBytes = 0
+    other.namer = lambda name: name + ".other"
+
+    def rotator(source, dest):
+        other.rotation_filename("any")
+        Path(source).rename(dest)
+
+    handler.rotator = rotator
+    for message in ("one", "two two", "three three"):
+        handler.handle(record(message))
+    assert names(path.parent) == ["app.log", "app.log.1", "app.log.2"]
+    handler.close()
+
+
+def test_a_stream_that_a_subclass_opens_after_a_rollover_gets_the_record(path):
+    """Whatever kind `_open` returned before."""
+
+    class Changing(RotatingFileHandler):
+        own = True
+
+        def _open(self):
+            if self.own:
+                self.own = False
+                return super()._open()
+            return open(self.baseFilename, "a", encoding="utf-8")  # noqa: PTH123
+
+    handler = Changing(path, maxBytes=10, backupCount=2)
+    for message in ("one", "two two", "three"):
+        handler.handle(record(message))
+    handler.close()
+    assert [path.with_name(name).read_text() for name in names(path.parent)] == ["three\n", "two two\n", "one\n"]
+
+
+def test_what_a_hook_raises_on_a_stream_of_a_subclass_goes_to_handle_error_too(path):
+    """And the record is written."""
+
+    class Mine(RotatingFileHandler):
+        def _open(self):
+            return open(self.baseFilename, "a", encoding="utf-8")  # noqa: PTH123
+
+        def doRollover(self):
+            self.stream.close()
+            self.stream = None
+            raise ZeroDivisionError
+
+    handler = Mine(path, maxBytes=10, backupCount=2)
+    errors = []
+    handler.handleError = lambda given: errors.append(type(sys.exc_info()[1]))
+    for message in ("one", "two two"):
+        handler.handle(record(message))
+    assert (errors, path.read_text()) == ([ZeroDivisionError], "one\ntwo two\n")
+    handler.close()
+
+
+def test_a_sink_that_cannot_be_told_leaves_the_handler_usable(path):
+    """A terminator that is no text, for example, is a failure of the record."""
+    handler = FileHandler(path)
+    errors = []
+    handler.handleError = lambda given: errors.append(type(sys.exc_info()[1]))
+    handler.terminator = 7
+    handler.handle(record())
+    handler.namer = "unused"
+    handler.terminator = "\n"
+    handler.handle(record())
+    assert (errors, path.read_text()) == ([TypeError], "message\n")
+    assert handler.sink.owner is None
     handler.close()
