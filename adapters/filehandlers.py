@@ -360,7 +360,7 @@ class HandlersWatchedFile(HandlersFile, WatchedFileSink):
             raise raised
 
     def look_last(self) -> None:
-        """Write again what a truncation has cost; tell what cannot be by `report`, since there is no record to blame."""
+        """Write again what a truncation has cost, and `report` what cannot be: there is no record to blame."""
         with self._lock:
             self._flush()
         while self._notices:
