@@ -21,7 +21,7 @@ class _MessagesSink(HandlersSink, SysLogSink):
     def connect(self) -> None:
         """Try to have a connection of the kind that the handler's attributes name."""
         owner = self.owner
-        kind: socket.SocketKind | None = owner.asked_socktype
+        kind: socket.SocketKind | None = owner._asked  # noqa: SLF001 - its own handler
         if kind is None and not isinstance(owner.address, str):
             kind = socket.SOCK_DGRAM
         self.socktype = kind
@@ -93,7 +93,7 @@ class SysLogHandler(Twin, logging.handlers.SysLogHandler):
         Twin.__init__(self)
         self.address = address
         self.facility: Any = facility
-        self.asked_socktype = socktype
+        self._asked = socktype
         self.unixsocket = isinstance(address, str)
         self.createSocket()
         # It may be there when the first record comes.
@@ -114,14 +114,14 @@ class SysLogHandler(Twin, logging.handlers.SysLogHandler):
     @property
     def socktype(self) -> Any:
         """The kind of socket that was asked for, else the one there is, or None; settable."""
-        asked, sock = self.asked_socktype, self.sink.sock
+        asked, sock = self._asked, self.sink.sock
         if asked is None:
             return sock.type if sock is not None else None if self.unixsocket else socket.SOCK_DGRAM
         return asked
 
     @socktype.setter
     def socktype(self, socktype: socket.SocketKind | None) -> None:
-        self.asked_socktype = socktype
+        self._asked = socktype
 
     @property
     def socket(self) -> Any:

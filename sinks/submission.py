@@ -177,7 +177,11 @@ def submit(
         failure = _translated(error, route, connection)
     # Outside the except clause, so that nothing hangs on to the original, whose arguments may hold anything.
     failure.__cause__ = failure.__context__ = None
-    raise failure
+    try:
+        raise failure
+    finally:
+        # Its traceback holds this frame, and the frames of who calls.
+        del failure
 
 
 def _connect(route: Route) -> Connection:

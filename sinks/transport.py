@@ -164,7 +164,10 @@ class _Paced(urllib3.connection.HTTPConnection):
                 failure = error
             else:
                 return made
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame
 
     def send(self, data: Any) -> None:
         """Send *data* in the time that is left, also if the peer takes it byte by byte."""
@@ -379,7 +382,10 @@ class Transport:
             if not again:
                 break
         # Outside the except clause, so that nothing hangs on to the original, which has the request in it.
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame, and the frames of who calls
 
     def _exchange(
         self,

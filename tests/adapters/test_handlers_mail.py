@@ -7,6 +7,7 @@ purpose.
 from __future__ import annotations
 
 import email.utils
+import gc
 import importlib
 import inspect
 import logging
@@ -15,6 +16,7 @@ import logging.handlers
 import smtplib
 import ssl
 import sys
+import weakref
 
 import pytest
 import trustme
@@ -425,3 +427,24 @@ def test_a_failed_mail_leaves_no_connection_open(originals_connections):
             originals_connections[-1].close()
     assert left[0] is not None
     assert left[1] is None
+
+
+def test_a_handler_dies_with_its_last_reference():
+    """After a failure too: what was raised holds nothing."""
+    handler, errors = handler_for(handlers, MailHost("127.0.0.1", free_port()))
+    handler.handle(record())
+    assert len(errors) == 1
+    gone = weakref.ref(handler)
+    gc.disable()
+    try:
+        del handler
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+class MailHost:
+    """Where there is no server."""
+
+    def __init__(self, host, port):
+        self.address = host, port
