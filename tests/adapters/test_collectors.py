@@ -321,6 +321,8 @@ def test_otlp_keeps_what_it_cannot_place():
     event = {"trace_id": "no", "span_id": 0, "trace_flags": "zz", "timestamp": "never", "level": [1], "lineno": "x"}
     _, [(_, record)] = otlp(event)
     assert attributes(record).keys() == event.keys()
+    _, [(_, record)] = otlp({"trace_flags": "0a"})
+    assert (record.flags, attributes(record)) == (10, {})
     _, [(_, record)] = otlp({"trace_flags": 2**32})
     assert attributes(record) == {"trace_flags": ("int_value", 2**32)}
 
