@@ -335,7 +335,7 @@ class HandlersWatchedFile(HandlersFile, WatchedFileSink):
     def put_record(self, record: logging.LogRecord) -> None:
         """Look after the file and write what the owner makes of *record*, or raise; see `HandlersFile`."""
         owner = self.owner
-        owner.lend(self)
+        self._device, self._inode = owner.dev, owner.ino
         try:
             data = self.data_of(record)
         except Exception:

@@ -21,6 +21,10 @@ else:
     _BaseRotatingFileSink = object
 
 
+#: Windows moves no file that is open.
+_CLOSE_FIRST = os.name == "nt"
+
+
 class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
     """Mixed into the class of a sink behind a `BaseRotatingHandler`."""
 
@@ -72,11 +76,11 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
     def roll_over(self) -> None:
         """Do what the owner's ``doRollover`` does unless that is overridden."""
         owner = self.owner
-        elsewhere = owner.stream
-        if elsewhere is not None and not self.is_current(elsewhere):
-            # It has to be whole before it is moved.
+        stream = owner.stream
+        if stream is not None and (_CLOSE_FIRST or not self.is_current(stream)):
+            # What somebody else buffers has to be in the file before that is moved.
             owner.stream = None
-            elsewhere.close()
+            stream.close()
         self._move_files()
         if owner.stream is None and not owner.delay:
             owner.stream = owner._open()  # noqa: SLF001 - the handler's hook

@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -23,7 +24,7 @@ import pytest
 import structlog
 import time_machine
 
-from outfall.adapters import filehandlers
+from outfall.adapters import filehandlers, rotatinghandlers
 from outfall.adapters import handlers as twins
 from outfall.adapters.handlers import (
     BaseRotatingHandler,
@@ -1375,4 +1376,81 @@ def test_a_sink_that_cannot_be_told_leaves_the_handler_usable(path):
     handler.handle(record())
     assert (errors, path.read_text()) == ([TypeError], "message\n")
     assert handler.sink.owner is None
+    handler.close()
+
+
+@pytest.mark.parametrize("refusing", [False, True])
+def test_where_no_open_file_can_be_moved_it_is_closed_first(path, monkeypatch, refusing):
+    """On Windows; and if moving it fails all the same, it is opened again."""
+    monkeypatch.setattr(rotatinghandlers, "_CLOSE_FIRST", True)
+    handler = RotatingFileHandler(path, maxBytes=10, backupCount=1)
+    handler.handleError = lambda given: None
+    open_then = []
+
+    def rotator(source, dest):
+        open_then.append(handler.stream)
+        if refusing:
+            raise PermissionError
+        Path(source).rename(dest)
+
+    handler.rotator = rotator
+    for message in ("one", "two two"):
+        handler.handle(record(message))
+    assert open_then == [None]
+    text = {name: path.with_name(name).read_text() for name in names(path.parent)}
+    assert text == ({"app.log": "one\ntwo two\n"} if refusing else {"app.log": "two two\n", "app.log.1": "one\n"})
+    handler.close()
+
+
+def test_any_number_of_threads_may_log(path):
+    """Each record is in one of the files, once and whole, also by `emit` without the handler's lock."""
+    handler = RotatingFileHandler(path, maxBytes=1000, backupCount=1000)
+
+    def log(thread):
+        for number in range(150):
+            (handler.handle if number % 2 else handler.emit)(record(f"{thread} {number}"))
+
+    threads = [threading.Thread(target=log, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handler.close()
+    lines = "".join(path.with_name(name).read_text() for name in names(path.parent)).splitlines()
+    assert sorted(lines) == sorted(f"{thread} {number}" for thread in range(4) for number in range(150))
+
+
+def test_a_rollover_of_ones_own_in_the_old_way_works(path, clock):
+    """Subclasses that close, rename, open and set the next time by hand are common."""
+
+    class Own(TimedRotatingFileHandler):
+        def doRollover(self):
+            if self.stream:
+                self.stream.close()
+                self.stream = None
+            now = int(time.time())
+            dest = f"{self.baseFilename}.{time.strftime(self.suffix, time.localtime(self.rolloverAt - self.interval))}"
+            if not Path(dest).exists() and Path(self.baseFilename).exists():
+                Path(self.baseFilename).rename(dest)
+            if self.backupCount > 0:
+                for surplus in self.getFilesToDelete():
+                    Path(surplus).unlink()
+            if not self.delay:
+                self.mode = "a"
+                self.stream = self._open()
+            following = self.computeRollover(now)
+            while following <= now:
+                following += self.interval
+            self.rolloverAt = following
+
+    _written_before(path)
+    handler = Own(path, when="H", backupCount=2)
+    for hour in range(4):
+        clock.shift(3600)
+        handler.handle(record(f"hour {hour}"))
+    assert {name: path.with_name(name).read_text() for name in names(path.parent)} == {
+        "app.log": "hour 3\n",
+        "app.log.2023-11-15_00": "hour 1\n",
+        "app.log.2023-11-15_01": "hour 2\n",
+    }
     handler.close()
