@@ -428,6 +428,22 @@ def test_set_stream_flushes_the_old_stream_first_and_returns_it():
     assert handler.stream is new
 
 
+def test_each_record_is_flushed_by_the_flush_of_a_subclass():
+    """Which may leave it at that: the stream's own `flush` is then not called."""
+    calls = []
+
+    class Stream(io.StringIO):
+        def flush(self):
+            calls.append("stream")
+
+    class Lazy(StreamHandler):
+        def flush(self):
+            calls.append("handler")
+
+    Lazy(Stream()).handle(record())
+    assert calls == ["handler"]
+
+
 def test_the_terminator_can_be_set_for_the_class_or_for_one_handler():
     """It is read at each record; the empty one ends no line."""
 
