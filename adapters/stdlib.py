@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from structlog import DropEvent
 from structlog.stdlib import ProcessorFormatter
 
+from outfall.sinks import process
 from outfall.sinks.base import OnError, Sink
 from outfall.sinks.event import METADATA, TextEvent, timestamp_of, without_metadata
 from outfall.sinks.failures import report
@@ -270,15 +271,22 @@ class SinkHandler(logging.Handler):
         """Return True if an extra *value* may be the event's own *key*, which it does not have."""
         return _same(value, record.levelno) if key == "level_number" else "exc_info" not in event
 
+    @property
+    def flushOnClose(self) -> bool:  # noqa: N802 - what logging.shutdown asks a handler for, since Python 3.12
+        """Whether `close` and the end of the program flush: False for a sink with ``flush_on_close`` False."""
+        return bool(getattr(self.sink, "flush_on_close", True))
+
     def flush(self) -> None:
         """Flush the sink, within its `Sink.drain_timeout`."""
-        self.sink.flush()
+        # Before Python 3.12 logging.shutdown does not ask.
+        if self.flushOnClose or not process.exiting():
+            self.sink.flush()
 
     def close(self) -> None:
         """Flush the sink, and close it if it was made from a description."""
         if self._owns_sink:
             self.sink.close()
-        else:
+        elif self.flushOnClose:
             self.sink.flush()
         super().close()
 

@@ -23,6 +23,7 @@ from outfall import (
     PermanentDeliveryError,
     Sink,
     SinkFailure,
+    SinkHandler,
     SysLogSink,
     TemporaryDeliveryError,
 )
@@ -1011,6 +1012,35 @@ def test_the_buffer_is_flushed_at_exit(tmp_path, arguments, expected) -> None:
     assert _numbers(found) == expected
 
 
+@pytest.mark.parametrize(("arguments", "expected"), [("", [1]), (", flush_on_close=False", [])])
+def test_a_handler_around_it_does_what_it_says_at_exit(tmp_path, arguments, expected) -> None:
+    """logging.shutdown flushes every handler, but not a buffer that is not to be flushed at the end."""
+    check(
+        f"""
+        import logging, sys
+        from outfall import FileSink, MemorySink, SinkHandler
+        target = FileSink(sys.argv[1])
+        sink = MemorySink(100, target=target{arguments})
+        logging.getLogger().addHandler(SinkHandler(sink))
+        logging.getLogger().warning("x", extra={{"number": 1}})
+        """,
+        tmp_path / "out",
+    )
+    found = events_of(tmp_path / "out") if (tmp_path / "out").exists() else []
+    assert _numbers(found) == expected
+
+
+def test_a_handler_around_it_flushes_when_it_is_told_to(tmp_path) -> None:
+    """Also with flush_on_close=False; closing the handler does not."""
+    target = CaptureSink()
+    handler = SinkHandler(MemorySink(100, target=target, flush_on_close=False), callsite=False)
+    handler.handle(logging.makeLogRecord({"number": 1, "levelno": 20, "levelname": "INFO"}))
+    handler.flush()
+    handler.handle(logging.makeLogRecord({"number": 2, "levelno": 20, "levelname": "INFO"}))
+    handler.close()
+    assert _numbers(target.events) == [1]
+
+
 @needs_fork
 def test_a_forked_child_begins_with_an_empty_buffer(tmp_path) -> None:
     """The parent hands on what it buffered, once; the child what it buffers itself; a lock held by another is fresh."""
@@ -1072,6 +1102,30 @@ def test_a_batch_is_buffered() -> None:
     assert _numbers(target.events) == [1]
     assert _numbers(sink.buffer) == [2]
     assert [failure.events for failure in failures] == [0, 1] or [failure.events for failure in failures] == [1]
+
+
+def test_a_batch_is_taken_whatever_the_target_raises(capfd) -> None:
+    """With on_error="raise" there is nobody to raise to in a batch: it is reported, and the batch is taken."""
+    sink = MemorySink(1, target=FailingSink(OSError("down")), on_error="raise", name="a batch taken")
+    assert sink.emit_batch([sink.encode({"event": "x", "number": 1})]) is None
+    assert sink.stats().last_error == "OSError: down"
+    assert "a batch taken" in capfd.readouterr().err
+    assert_balanced(sink.stats())
+
+
+def test_a_subclass_of_memory_sink_may_override_flush() -> None:
+    """Its flush is what is called when the buffer is full."""
+    calls: list[int] = []
+
+    class Mine(MemorySink):
+        def flush(self, timeout: float | None = None) -> bool:
+            calls.append(len(self.buffer))
+            return super().flush(timeout)
+
+    target = CaptureSink()
+    sink = Mine(2, target=target)
+    _log(sink, 1, 2)
+    assert (calls, _numbers(target.events)) == ([2], [1, 2])
 
 
 def test_only_a_target_that_looks_at_records_is_given_them() -> None:
