@@ -40,16 +40,14 @@ class Ticket:
 class Mark:
     """A place in what waits; everything before it is settled once `reached` is set."""
 
-    def __init__(self, lanes: int, deadline: float) -> None:
+    def __init__(self, passers: int, deadline: float) -> None:
         self.reached = threading.Event()
         #: By the monotonic clock.
         self.deadline = deadline
-        self._left = lanes
-        if not lanes:
-            self.reached.set()
+        self._left = passers
 
     def pass_by(self) -> None:
-        """Be reached in one lane. Called under the lanes' lock."""
+        """Be passed by one of those who have to. Called under the lanes' lock."""
         self._left -= 1
         if not self._left:
             self.reached.set()
@@ -153,7 +151,7 @@ class Lane:
 
     def has_room(self) -> bool:
         """Return True if one more event may come in."""
-        return len(self._waiting) - self._marks + len(self._in_hand) < self._capacity
+        return not self._abandoned and len(self._waiting) - self._marks + len(self._in_hand) < self._capacity
 
     def is_idle(self) -> bool:
         """Return True if nothing waits, so that its sink has nothing to do."""

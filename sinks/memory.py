@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from dataclasses import replace
 from threading import get_ident
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks import process
@@ -21,7 +21,7 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
 )
 from outfall.sinks.event import copy_event, snapshot, without_metadata
-from outfall.sinks.failures import report
+from outfall.sinks.failures import SinkFailure, cleaned, describe, report
 from outfall.sinks.levels import NOTSET, level_of, parse_level
 from outfall.sinks.reentrancy import thread
 
@@ -160,7 +160,12 @@ class BufferingSink(Sink):
             failure = carried.error
         else:
             return
-        self._fail(failure, None, events=0)
+        if self.on_error == "raise":
+            # There is nobody to raise it to: the event itself is taken.
+            self._last_error = describe(failure)
+            report(SinkFailure(self.name, cleaned(failure, item.event), 0, time()))
+        else:
+            self._fail(failure, None, events=0)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Empty the buffer; what was in it is counted as ``dropped["discarded"]``. Return True.

@@ -850,6 +850,8 @@ def test_the_hooks_may_be_overridden() -> None:
             if item == b"fail":
                 raise ValueError("no")
             super().handle(item)
+            if b"2" in item:
+                raise ValueError("afterwards")
 
         def enqueue_sentinel(self) -> None:
             self.queue.put(b"end")
@@ -865,6 +867,22 @@ def test_the_hooks_may_be_overridden() -> None:
     stats = listener.stats()
     assert (stats.accepted, stats.delivered, stats.dropped) == (4, 3, {"error": 1})
     assert waiting.unfinished_tasks == 0
+
+
+def test_a_dequeue_that_does_not_wait_for_ever_ends_when_the_time_is_up() -> None:
+    """Also if no sentinel gets through."""
+
+    class Impatient(QueueListener):
+        def dequeue(self, block: bool) -> Any:
+            return self.queue.get(block, timeout=0.001)
+
+        def enqueue_sentinel(self) -> None:
+            """Have no way to say it."""
+
+    listener = Impatient(queue.Queue(), CaptureSink(), name="impatient").start()
+    listener.stop(0.05)
+    until(lambda: not any(thread.name.startswith("outfall impatient") for thread in threading.enumerate()))
+    assert listener.stop() is True
 
 
 def test_a_listener_without_sinks_reads_on() -> None:
@@ -895,6 +913,55 @@ def test_an_item_can_be_handed_on_by_hand() -> None:
         assert listener.flush(60)
         assert _numbers(target.events) == [1, 2, 3]
     assert listener.queue.unfinished_tasks == 0
+
+
+def test_an_item_is_handed_on_by_hand_after_a_sentinel_from_elsewhere() -> None:
+    """The listener has threads no more then, and delivers in the caller's."""
+    target = CaptureSink()
+    listener = QueueListener(queue.SimpleQueue(), target).start()
+    listener.queue.put(None)
+    until(lambda: not listener.running)
+    listener.handle({"event": "x", "number": 1})
+    assert _numbers(target.events) == [1]
+    assert listener.stop(60)
+
+
+def test_stop_does_not_wait_for_room() -> None:
+    """An event that the reader holds while the only sink hangs is given up when the time is up, and counted."""
+    waiting: Any = queue.Queue()
+    stuck = StuckSink()
+    listener = QueueListener(waiting, stuck, capacity=1, on_error=lambda failure: None).start()
+    _log(QueueSink(waiting), 1, 2, 3)
+    assert stuck.stuck.wait(60)
+    until(lambda: listener.stats().pending == 2)
+    assert listener.stop(0.05) is False
+    until(lambda: listener.stats().pending == 0)
+    assert listener.stats().targets[0].dropped == {"unconfirmed": 1, "closed": 1}
+    # The third is in the queue, and the sentinel.
+    assert waiting.qsize() == 2
+    stuck.release()
+    until(lambda: len(stuck.events) == 1)
+
+
+@pytest.mark.usefixtures("shut_down")
+def test_a_listener_whose_queue_is_shut_down_meanwhile_is_stopped() -> None:
+    """Neither mark nor sentinel can be put; what was in the queue is delivered."""
+    down = _DownQueue(b'{"number":1}')
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Slow(QueueListener):
+        def dequeue(self, block: bool) -> Any:
+            reading.set()
+            go_on.wait(60)
+            return super().dequeue(block)
+
+    target = CaptureSink()
+    listener = Slow(down, target).start()
+    assert reading.wait(60)
+    assert listener.flush(60) is False
+    threading.Timer(0.05, go_on.set).start()
+    assert listener.stop(60) is True
+    assert _numbers(target.events) == [1]
 
 
 def test_stop_gives_up_in_time_and_says_so() -> None:

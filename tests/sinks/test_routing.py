@@ -23,6 +23,7 @@ from outfall import (
     PermanentDeliveryError,
     RetryPolicy,
     SinkFailure,
+    SpoolSink,
     StreamSink,
     TemporaryDeliveryError,
 )
@@ -30,6 +31,7 @@ from outfall.sinks.batch import Batch, Encoded
 from outfall.sinks.errors import OversizeDeliveryError, ReentrantEventError
 from outfall.sinks.routed import Routed
 from outfall.sinks.testing import FailingSink, StuckSink, assert_balanced
+from tests.sinks._processes import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -363,6 +365,8 @@ def test_an_item_survives_as_bytes(router, tmp_path) -> None:
     odd = "caf\udce9".encode("utf-8", "surrogateescape")
 
     def render(_logger: object, _name: str, event: dict[str, Any]) -> bytes:
+        if event["number"] == 4:
+            return b"{no json}"
         return odd if event.get("odd") else f"say {event['number']}".encode()
 
     json_lines, text, captured = tmp_path / "json", tmp_path / "text", CaptureSink()
@@ -390,7 +394,7 @@ def test_an_item_survives_as_bytes(router, tmp_path) -> None:
         assert plain["level"] == 20
         restored = [sink._restore(item.data, item.level, item.time) for item in items if item is not None]
         assert sink.emit_batch(Batch(restored)) is None
-    assert text.read_bytes().splitlines() == [b"say 1", b"say 12345678901234567890123", odd, b"say 4"]
+    assert text.read_bytes().splitlines() == [b"say 1", b"say 12345678901234567890123", odd, b"{no json}"]
     if router is FanoutSink:
         assert _numbers(captured.events) == [1, 12345678901234567890123, 3, 4]
         assert _numbers(map(json.loads, json_lines.read_bytes().splitlines())) == _numbers(captured.events)
@@ -461,6 +465,76 @@ def test_an_event_that_a_child_refuses_is_dead_lettered_as_that_child_s() -> Non
         assert sink.flush(60)
         assert sink.stats().dead_lettered == 1
     assert letters.events == [{"event": "x", "level": "info", "number": 1}]
+
+
+@pytest.mark.parametrize("router", [FanoutSink, FallbackSink])
+def test_behind_a_spool_the_children_share_one_file(router, tmp_path) -> None:
+    """What was spooled is delivered by the next start, to each child what it prepared; none sees it twice."""
+
+    def redact(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+        event["secret"] = "***"
+        return event
+
+    def make(*answers: Any) -> tuple[_Scripted, _Scripted, Sink]:
+        first, second = _Scripted(*answers, processors=[redact]), _Scripted(processors=[redact])
+        return first, second, router(first, second, on_error=lambda failure: None)
+
+    def spool(sink: Sink) -> SpoolSink:
+        return SpoolSink(sink, tmp_path / "spool", retry=AT_ONCE, linger=0, on_error=lambda failure: None)
+
+    away = [TemporaryDeliveryError("away", 3600)]
+    first, second, sink = make(*away * 1000)
+    if router is FallbackSink:
+        second.answers = away * 1000
+    with spool(sink) as spooled:
+        for number in range(50):
+            spooled.handle({"event": "x", "level": "info", "number": number, "secret": "hunter2"})
+        spooled.close(0)
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "spool").rglob("*") if path.is_file())
+    assert b"hunter2" not in kept
+    assert b"***" in kept
+    first, second, sink = make(OSError("reset"), BatchResult(retry=[0]))
+    with spool(sink) as spooled:
+        # With its first event it takes over what the other has left.
+        spooled.handle({"event": "x", "level": "info", "number": 50, "secret": "hunter2"})
+        until(lambda: spooled.stats().adopted == 50)
+        assert spooled.flush(60)
+    if router is FanoutSink:
+        assert sorted(_numbers(first.events)) == list(range(51))
+        assert sorted(_numbers(second.events)) == list(range(51))
+    else:
+        assert sorted(_numbers(first.events) + _numbers(second.events)) == list(range(51))
+
+
+def test_a_fanout_is_silent_about_what_a_child_refuses_as_reentrant() -> None:
+    """The other children take it."""
+    failures: list[SinkFailure] = []
+    child = CaptureSink()
+    fanout = FanoutSink(FailingSink(ReentrantEventError("busy")), child, on_error=failures.append)
+    fanout.handle({"event": "x"})
+    fanout.emit({"event": "y"})
+    assert (len(child.events), failures) == (2, [])
+    with pytest.raises(OSError, match="down"):
+        FanoutSink(FailingSink(OSError("down"))).emit({"event": "z"})
+
+
+def test_a_processor_of_a_child_may_drop_the_event_for_it() -> None:
+    """It is filtered there, and the others have it."""
+
+    def drop(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+        raise DropEvent
+
+    dropping, child = CaptureSink(processors=[drop]), CaptureSink()
+    fanout = FanoutSink(dropping, child)
+    assert fanout.emit_batch(_items(fanout, 1)) is None
+    assert (dropping.stats().filtered, _numbers(child.events)) == (1, [1])
+    assert repr(fanout) == "<FanoutSink to CaptureSink, CaptureSink>"
+    assert fanout._reads_metadata()
+
+
+def test_an_item_without_parts_is_the_event_in_its_data() -> None:
+    """So it may be told and dead-lettered like any other."""
+    assert Routed(b'{"event":"x"}', 20, 1.0).event == {"event": "x"}
 
 
 # -- FallbackSink
