@@ -24,9 +24,16 @@ from outfall import (
     SinkHandler,
     SinkLoggerFactory,
     StreamSink,
+    datadog_sink,
+    elasticsearch_sink,
+    gelf_sink,
+    loki_sink,
+    otlp_sink,
     report,
+    splunk_sink,
     tee,
 )
+from outfall.adapters.handlers import FileHandler, RotatingFileHandler, TimedRotatingFileHandler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +78,19 @@ def redact(_logger: object, _name: str, event_dict: structlog.typing.EventDict) 
     return event_dict
 
 
+def collect(token: str) -> list[Sink]:
+    """Send events to collectors; what a factory passes on to other sinks has types as well."""
+    gelf_sink("http://localhost:12201", capcity=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    assert_type(gelf_sink("http://localhost:12201", bulk=True, token=None), Sink)
+    return [
+        otlp_sink("http://localhost:4318", resource={"service.name": "shop"}, level="info", timeout=(1, 5)),
+        loki_sink("http://localhost:3100", {"app": "shop"}, label_fields=["level"], auth=("user", token)),
+        elasticsearch_sink("https://localhost:9200", "logs-shop-default", api_key=lambda: token, batch_size=1_000),
+        splunk_sink("https://localhost:8088", token, spool="spool", max_bytes=2**30, fsync="always"),
+        datadog_sink(token, tags={"env": "prod"}, dead_letter=Table()),
+    ]
+
+
 def configure(directory: Path) -> None:
     """Lead events in by every way there is."""
     file = FileSink(directory / "app.jsonl", level="warning", processors=[redact], buffer_bytes=65_536)
@@ -80,6 +100,22 @@ def configure(directory: Path) -> None:
     structlog.configure(logger_factory=SinkLoggerFactory(everywhere))
     logging.getLogger().addHandler(SinkHandler(file, level=logging.INFO))
     HandlerSink(logging.StreamHandler()).handle({"event": "out again"})
+
+
+class Nightly(TimedRotatingFileHandler):
+    """A subclass as one of `logging.handlers` would be."""
+
+    @override
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR and super().shouldRollover(record)
+
+
+def replace(directory: Path) -> list[logging.Handler]:
+    """Put the drop-in handlers where those of `logging` are expected."""
+    by_size = RotatingFileHandler(directory / "app.log", maxBytes=1_000_000, backupCount=5, encoding="utf-8")
+    by_size.namer = lambda name: f"{name}.old"
+    plain: logging.FileHandler = FileHandler(directory / "plain.log", delay=True)
+    return [by_size, plain, Nightly(directory / "nightly.log", when="midnight")]
 
 
 def read_back() -> int:
