@@ -76,7 +76,7 @@ class SplunkEvents(BodyFormat):
     ) -> None:
         super().__init__()
         self._indexed = paths_of(indexed_fields, "indexed_fields")
-        self.headers = {} if channel is None else {"X-Splunk-Request-Channel": channel}
+        self.headers: Mapping[str, str] = {} if channel is None else {"X-Splunk-Request-Channel": channel}
         given = {"host": host, "source": source, "sourcetype": sourcetype, "index": index}
         constants = {name: value for name, value in given.items() if value is not None}
         #: The members of each event that are the same for all, with their commas.
