@@ -86,7 +86,7 @@ class ElasticsearchBulk(BodyFormat):
         lines: list[bytes] = []
         keys = batch.item_keys if self._document_ids and isinstance(batch, Batch) else None
         for index, item in enumerate(batch):
-            lines.append(b'{"create":{}}' if keys is None else b'{"create":{"_id":"%b"}}' % keys[index].encode())
+            lines.append(b'{"create":{}}' if keys is None else b'{"create":{"_id":%b}}' % dump(keys[index]))
             lines.append(self._document(item))
         lines.append(b"")
         return b"\n".join(lines)

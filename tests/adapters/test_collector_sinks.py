@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 import outfall
-from outfall import BackgroundSink, CaptureSink
+from outfall import BackgroundSink, CaptureSink, DatadogLogs, HTTPSink
 from outfall.adapters.collectors import (
     datadog_sink,
     elasticsearch_sink,
@@ -407,6 +407,10 @@ def test_datadog_limits():
         assert (stats.delivered, stats.dropped) == (12, {})
         assert not collector.refusals
         assert max(len(request.body) for request in collector.requests) > 2_000_000
+    with DatadogCollector() as collector:
+        target = HTTPSink(f"{collector.url}/api/v2/logs", body=DatadogLogs())
+        stats = ship(BackgroundSink(target, batch_size=2_500, on_error=lambda failure: None), *[EVENT] * 2_500)
+        assert (stats.delivered, len(collector.received)) == (2_500, 2_500)
     with pytest.raises(ValueError, match="batch_size=1001"):
         datadog_sink("k", batch_size=1001)
     with pytest.raises(ValueError, match="DD_API_KEY"):

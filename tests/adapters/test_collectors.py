@@ -537,6 +537,7 @@ def test_elasticsearch_ids_are_the_same_at_every_retry():
     assert ids(batch) == ids(Batch(items, "key")) != ids(Batch(items, "other"))
     assert ids(batch.part([1, 3])) == ids(batch)[1::2]
     assert ids(batch.part([1, 3]).part([1])) == ids(batch)[3:]
+    assert ids(Batch(items, 'a "quoted" key'))[0].startswith('a "quoted" key')
     assert parse_bulk(ElasticsearchBulk(document_ids=False).encode(batch))[0][0] == {}
 
 
