@@ -5,6 +5,9 @@ VENV ?= .venv
 # Passed on to pytest, nox or the benchmarks: make test ARGS="-k rotation --no-cov"
 ARGS ?=
 
+# As many at a time as there are processors, each going on with what another has not begun.
+PARALLEL := -n auto --dist worksteal
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
@@ -17,7 +20,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 help:
 	@echo "make demo         set up and run the example service"
-	@echo "make test         the whole suite, with the coverage gate"
+	@echo "make test         the suite, with the coverage gate; wheel and sdist are wheel-check's"
 	@echo "make fuzz         each fuzz test for ten minutes  (make fuzz SECONDS=60: for one)"
 	@echo "make crash        thousands of kills of processes that log through a spool"
 	@echo "make lint         ruff: rules and formatting      (make format applies them)"
@@ -46,7 +49,8 @@ demo: $(VENV)/.outfall-demo
 	$(BIN)/python examples/service.py $(ARGS)
 
 test: $(VENV)/.outfall-test
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) --ignore=tests/packaging/test_distribution.py \
+	    --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 # The limit on memory is for what a pickle may ask of the machine. Findings become tests in tests/fuzz/test_found.py.
 fuzz: SECONDS ?= 600
