@@ -478,6 +478,13 @@ def test_a_stream_without_flush_or_that_is_false_is_not_flushed():
     handler.stream = None
     handler.flush()
 
+    class Empty(list):
+        def flush(self):
+            pytest.fail("flushed")
+
+    handler.stream = Empty()
+    handler.flush()
+
 
 def test_a_subclass_may_make_the_stream_a_property():
     """As the handler of last resort does, to follow `sys.stderr`."""
