@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
@@ -65,17 +66,22 @@ _URLS = {
     **{
         module: f"{_PYTHON}{module}.html"
         for module in (
+            "collections",
             "collections.abc",
             "datetime",
             "enum",
             "hmac",
+            "http.client",
             "logging",
             "logging.config",
             "logging.handlers",
+            "multiprocessing",
             "os",
+            "queue",
             "socket",
             "ssl",
             "sys",
+            "threading",
             "time",
             "typing",
             "uuid",
@@ -84,6 +90,7 @@ _URLS = {
     "print": _PYTHON + "functions.html",
     "str": _PYTHON + "stdtypes.html",
     "structlog": "https://www.structlog.org/en/stable/api.html",
+    "requests": "https://requests.readthedocs.io/en/latest/api/",
     "orjson": "https://github.com/ijl/orjson",
 }
 
@@ -98,7 +105,9 @@ _TYPES = {
     "DropEvent": "structlog.DropEvent",
     "NoReturn": "typing.NoReturn",
     "ExcInfo": "sys.exc_info",
+    "Fields": "outfall.Projection",
     "OnError": "outfall.sinks.base.OnError",
+    "ReadableBuffer": "collections.abc.Buffer",
 }
 
 
@@ -122,27 +131,38 @@ def _resolve(
     # Modules that are imported under a short name.
     target = _TYPES.get(target, f"datetime.{target[3:]}" if target.startswith("dt.") else target)
     domain = env.domains["py"]
-    for name in _documented_names(target, node.get("py:class")):
+    names = list(_documented_names(target, node.get("py:class")))
+    for name in names:
         found = domain.resolve_xref(env, node["refdoc"], env.app.builder, "obj", name, node, content)
         if found is not None:
             return found
-    page = _page_of(target)
-    if page is None or target == "str":  # Sphinx leaves the built-in types in signatures as they are
-        return None
-    return nodes.reference("", "", content, internal=False, refuri=f"{page}#{target}")
+    for name in names:
+        page = _page_of(name)
+        if page is not None and name != "str":  # Sphinx leaves the built-in types in signatures as they are
+            return nodes.reference("", "", content, internal=False, refuri=page if name in _URLS else f"{page}#{name}")
+    return None
 
 
 def _documented_names(target: str, class_name: str | None) -> Iterator[str]:
     """Give what may be documented for *target*: a class by its module, an inherited member, a class's parameter."""
     head, _, name = target.rpartition(".")
     outfall = importlib.import_module("outfall")
+    handlers = importlib.import_module("outfall.adapters.handlers")
     if name in outfall.__all__ and (not head or head.startswith("outfall.")):
         yield f"outfall.{name}"
     yield target
-    owner = getattr(outfall, head or (class_name or "").rpartition(".")[2], None)
+    # A class that is not public stands for the public one that it derives from.
+    made = getattr(sys.modules.get(head), name, None)
+    if head.startswith("outfall.") and inspect.isclass(made):
+        yield from (f"outfall.{base.__name__}" for base in made.__mro__ if base.__name__ in outfall.__all__)
+    wanted = head or (class_name or "").rpartition(".")[2]
+    owner = getattr(outfall, wanted, None) or getattr(handlers, wanted, None)
     if inspect.isclass(owner):
-        yield from (f"outfall.{base.__name__}.{name}" for base in owner.__mro__ if name in vars(base))
-        if not head and name in inspect.signature(owner.__init__).parameters:
+        bases = [base for base in owner.__mro__ if name in vars(base)]
+        yield from (f"outfall.{base.__name__}.{name}" for base in bases)
+        yield from (f"outfall.adapters.handlers.{base.__name__}.{name}" for base in bases)
+        yield from (f"{base.__module__}.{base.__name__}.{name}" for base in bases)
+        if name in inspect.signature(owner.__init__).parameters:
             yield f"outfall.{owner.__name__}"
 
 

@@ -48,8 +48,9 @@ class _Run:
         self.threads = threads
         self.stopping = threading.Event()
         self.deadline = float("inf")
-        #: True once nothing is read any more. Under the listener's lock.
+        #: True once nothing is read any more, and once a sentinel was read. Under the listener's lock.
         self.ended = False
+        self.told_to_stop = False
         #: True once nobody wants anything of it any more.
         self.abandoned = False
         #: The item that the reader is handing on; the reader's own.
@@ -163,6 +164,8 @@ class QueueListener:
         self._pending = self._delivered = 0
         self._dropped: defaultdict[str, int] = defaultdict(int)
         self._last_error: str | None = None
+        #: How many sentinels are in the queue that were meant for an earlier start.
+        self._stale_sentinels = 0
         #: By what stands for them in the queue.
         self._marks: dict[bytes, Mark] = {}
 
@@ -176,7 +179,7 @@ class QueueListener:
 
     @property
     def delivers_in_this_thread(self) -> bool:
-        """True in the threads of the listener's own: they cannot wait for themselves."""
+        """True in the threads of the listener's own, which cannot wait for themselves."""
         run = self._run
         return run is not None and threading.current_thread() in run.threads
 
@@ -222,7 +225,7 @@ class QueueListener:
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
 
         Returns:
-            False if something had to be given up: the events of an attempt that is still running are counted as
+            False if something had to be given up. Then the events of an attempt that is still running are counted as
             ``dropped["unconfirmed"]``, others that were read as ``dropped["closed"]``; the rest is in the queue.
         """
         seconds = self.drain_timeout if timeout is None else checked_seconds(timeout, "timeout")
@@ -236,8 +239,7 @@ class QueueListener:
             with self._lock:
                 for lane in run.lanes:
                     lane.make_haste(deadline)
-            if run.reading:
-                self._enqueue(self.enqueue_sentinel, run, deadline)
+            put = run.reading and self._enqueue(self.enqueue_sentinel, run, deadline)
             if self.delivers_in_this_thread:  # called by a sink
                 return False
             run.threads[0].join(max(0.0, deadline - monotonic()))
@@ -249,7 +251,11 @@ class QueueListener:
                 worker.join(max(0.0, deadline - monotonic()))
             self._run = None
             _listeners.pop(id(self.queue), None)
-            return self._give_up(run)
+            complete = self._give_up(run)
+            with self._lock:
+                if put and not run.told_to_stop:
+                    self._stale_sentinels += 1
+            return complete
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that is in the queue now is delivered, or dropped; return False if that takes too long.
@@ -368,12 +374,10 @@ class QueueListener:
     def _read(self, run: _Run) -> None:
         failures = 0
         with delivering():
-            while not run.abandoned:
+            while monotonic() < run.deadline and not run.abandoned:
                 try:
                     item = self.dequeue(True)  # noqa: FBT003 - QueueListener's signature
                 except Empty:  # of an override that does not wait for ever
-                    if monotonic() >= run.deadline:
-                        break
                     continue
                 except SHUT_DOWN:
                     break
@@ -385,6 +389,8 @@ class QueueListener:
                 failures = 0
                 if item is self._sentinel:
                     self._task_done()
+                    if self._is_stale(run):
+                        continue
                     break
                 if run.abandoned:  # stop() could not reach this thread in time: the item is the next start's
                     self._return(item)
@@ -395,6 +401,16 @@ class QueueListener:
             for lane in run.lanes:
                 lane.finish(run.deadline)
 
+    def _is_stale(self, run: _Run) -> bool:
+        """Return True for a sentinel that an earlier stop has left in the queue."""
+        with self._lock:
+            run.told_to_stop = True
+            if not self._stale_sentinels:
+                return False
+            self._stale_sentinels -= 1
+            run.told_to_stop = run.abandoned
+            return not run.abandoned
+
     def _failed_to_dequeue(self, error: Exception, run: _Run, failures: int) -> bool:
         """Tell of *error* and wait a little; return True if there is no use in trying again."""
         # An item that was there and cannot be unpickled; else it is the queue that is closed or gone.
@@ -403,8 +419,6 @@ class QueueListener:
             self._drop("garbage")
             self._task_done()
         self._tell(error, None, int(garbage))
-        if monotonic() >= run.deadline:
-            return True
         if not garbage:
             run.stopping.wait(min(0.001 * 2 ** min(failures, 10), 1.0))
         return run.stopping.is_set() and not garbage
