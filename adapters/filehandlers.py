@@ -91,9 +91,6 @@ class HandlersFile(Lent, _FileSink):
         text, terminator = owner.format(record), owner.terminator
         if text.__class__ is not str or terminator.__class__ is not str:
             return self.encoded(ended(text, terminator))
-        if terminator is not self._terminator:
-            # For half a line that stands in a file, to be ended.
-            self.terminator = terminator
         data: bytes = (text + terminator).encode(self._bare_encoding, self._errors)
         return data
 

@@ -633,6 +633,21 @@ def test_a_stream_that_is_assigned_gets_the_records(path):
     handler.close()
 
 
+def test_a_stream_whose_place_another_has_taken_is_closed(path):
+    """And whatever is done to it does not touch the other."""
+    handler = FileHandler(path)
+    old, handler.stream = handler.stream, handler._open()
+    assert old.closed
+    with pytest.raises(ValueError, match="closed"):
+        old.buffer.write(b"late")
+    old.buffer.close()
+    old.close()
+    handler.handle(record())
+    assert path.read_text() == "message\n"
+    assert handler.stream.fileno() >= 0
+    handler.close()
+
+
 def test_what_is_set_for_the_file_acts_when_it_is_next_opened(tmp_path):
     """Path, mode, encoding and errors are read by `_open`, as subclasses expect."""
     handler = FileHandler(tmp_path / "one.log")
@@ -1331,19 +1346,18 @@ def test_a_record_logged_while_another_is_written_is_written_too(path):
 
 def test_a_copy_that_logs_in_the_midst_of_a_record_keeps_its_attributes_to_itself(path):
     """Each use of the shared sink is by the attributes of the handler that uses it."""
-    handler = RotatingFileHandler(path, maxBytes=10, backupCount=2)
+    handler = RotatingFileHandler(path, maxBytes=10, backupCount=1)
     other = copy.copy(handler)
-    other.maxBytes = 0
-    other.namer = lambda name: name + ".other"
+    other.maxBytes, other.backupCount = 0, 9
 
-    def rotator(source, dest):
-        other.rotation_filename("any")
-        Path(source).rename(dest)
+    def namer(name):
+        assert other.rotation_filename("any") == "any"
+        return name
 
-    handler.rotator = rotator
-    for message in ("one", "two two", "three three"):
+    handler.namer = namer
+    for message in ("one", "two two", "three three", "four four"):
         handler.handle(record(message))
-    assert names(path.parent) == ["app.log", "app.log.1", "app.log.2"]
+    assert names(path.parent) == ["app.log", "app.log.1"]
     handler.close()
 
 
