@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
 import logging
 import os
 import pickle
@@ -233,7 +234,7 @@ def test_an_event_keeps_the_time_it_happened(udp_peer, time_machine_at) -> None:
     syslog = SysLogSink(("127.0.0.1", port), format="rfc5424")
     with FanoutSink(syslog, captured) as target:
         sink = MemorySink(10, target=target)
-        with time_machine_at("2026-03-14T15:09:26Z"):
+        with time_machine_at(dt.datetime(2026, 3, 14, 15, 9, 26, tzinfo=dt.timezone.utc)):
             sink.handle({"event": "then"})
         assert sink.flush()
     assert "2026-03-14T15:09:26" in receive()
