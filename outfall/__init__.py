@@ -53,6 +53,7 @@ from outfall.sinks.routing import FallbackSink, FanoutSink
 from outfall.sinks.smtp import SMTPSink
 from outfall.sinks.socket import DatagramSink, SocketSink
 from outfall.sinks.spool import SpoolSink
+from outfall.sinks.spoolstatus import SpoolStatus, StoreStatus
 from outfall.sinks.stream import NullSink, StreamSink
 from outfall.sinks.syslog import SysLogSink
 from outfall.sinks.timed import TimedRotatingFileSink
@@ -116,6 +117,8 @@ __all__ = [
     "SocketSink",
     "SplunkEvents",
     "SpoolSink",
+    "SpoolStatus",
+    "StoreStatus",
     "StreamSink",
     "SysLogSink",
     "TemporaryDeliveryError",

@@ -46,9 +46,11 @@ def raw_of(line: bytes) -> Raw | None:
     event = _object(line)
     if event is None:
         return None
-    if not line.startswith(_START):
-        # Another envelope than ours is not an event that somebody logged.
-        return None if line.startswith(b'{"$outfall"') else (line, None, None, False)
+    if KEY not in event:
+        return line, None, None, False
+    # Another envelope than ours is not an event that somebody logged.
+    if event[KEY] != 1:
+        return None
     try:
         level = event["level"]
         return _content(line, event), UNKNOWN if level is None else float(level), float(event["time"]), False
@@ -66,7 +68,8 @@ def _content(line: bytes, envelope: dict[str, Any]) -> bytes:
         raise TypeError
     # Cut out and not made anew: the digits of a number are the event's own. Before it there are numbers alone.
     place = line.find(_BEFORE_EVENT)
-    return line[place + len(_BEFORE_EVENT) : -1] if place > 0 and line.endswith(b"}") else orjson.dumps(event)
+    cut = place > 0 and line.startswith(_START) and next(reversed(envelope)) == "event"
+    return line[place + len(_BEFORE_EVENT) : -1] if cut else orjson.dumps(event)
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

@@ -215,8 +215,9 @@ class SpoolSink(Sink):
         #: Until when flush or close waits for the thread, and whether it has to stop then; by the monotonic clock.
         self._urgent_until = 0.0
         self._stopping = False
-        #: At exit the files are removed as soon as all is settled.
+        #: At exit the files are removed as soon as all is settled; and whether that has been looked to.
         self._leaving = False
+        self._left = False
         #: For those who wait for something to be settled, and how many they are.
         self._progress = threading.Condition()
         self._watchers = 0
@@ -230,6 +231,8 @@ class SpoolSink(Sink):
         self._own_due = 0.0
         self._chores_due = 0.0
         self._adopt_due = 0.0
+        #: What was last written down of the account.
+        self._published: tuple[object, ...] = ()
         #: Events dropped before they were stored.
         self._refused = 0
         self._dead_lettered = 0
@@ -564,9 +567,12 @@ class SpoolSink(Sink):
             depot.rest()
             if not depot.sleep():
                 return
-            self._resting = True
-            if self._leaving:
+            self._publish()
+            leaving = self._leaving
+            if leaving:
                 depot.retire()
+            self._left = leaving
+            self._resting = True
         self._tell_news()
         self._notify()
         if self._worker is None:
@@ -592,9 +598,32 @@ class SpoolSink(Sink):
         if now >= self._chores_due:
             self._chores_due = now + _CHORE_SECONDS
             self._depot.check()
+            self._publish()
         if now >= self._adopt_due:
             self._adopt_due = now + _ADOPT_SECONDS
             self._depot.adopt()
+
+    def _publish(self) -> None:
+        """Write the account down, for who looks from outside, if it has changed."""
+        with self._ledger_lock:
+            stats = self._stats()
+        told = (stats.accepted, stats.adopted, stats.spooled, stats.retried, stats.last_error)
+        if told == self._published:
+            return
+        self._published = told
+        fields = {
+            "time": time(),
+            "accepted": stats.accepted,
+            "adopted": stats.adopted,
+            "filtered": stats.filtered,
+            "delivered": stats.delivered,
+            "dropped": stats.dropped,
+            "retried": stats.retried,
+            "dead_lettered": stats.dead_lettered,
+            "spooled": stats.spooled,
+            "last_error": stats.last_error,
+        }
+        self._depot.publish(dumps(fields, None, orjson.OPT_APPEND_NEWLINE))
 
     def _disk_failed(self, error: Exception, generation: int) -> None:
         if generation == self._generation:
@@ -663,7 +692,8 @@ class SpoolSink(Sink):
 
     def _is_settled(self, mark: int) -> bool:
         depot = self._depot
-        return depot.settled >= mark and not depot.adopted and (self._resting or depot.stored > mark)
+        rests = self._resting and self._left == self._leaving
+        return depot.settled >= mark and not depot.adopted and (rests or depot.stored > mark)
 
     def _notify(self) -> None:
         if self._watchers:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(\d{19,20})-(\d{1,10})-([0-9a-f]{8})")
 
+#: What a store's owner writes down of its account, for who looks from outside.
+LEDGER_NAME = "status.json"
+
 _NOT_OPEN = -1
 
 _CHUNK_BYTES = 512 * 1024
@@ -452,6 +455,17 @@ class Store:
             cursors.sync_path(self._path(cursors.FILE_NAME))
         cursors.sync_path(self.path)
 
+    def publish(self, ledger: bytes) -> None:
+        """Put *ledger* where anybody can read it; what keeps it from being written is no failure of the spool."""
+        path = self._path(LEDGER_NAME)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            try:
+                os.write(descriptor, ledger)
+            finally:
+                os.close(descriptor)
+            os.replace(f"{path}.tmp", path)  # noqa: PTH105
+
     def release(self) -> None:
         """Let go of the store, as it is: whoever takes its lock next adopts it."""
         if self._lock_descriptor != _NOT_OPEN:
@@ -471,7 +485,7 @@ class Store:
         with contextlib.suppress(OSError):
             # The cursor last: without it what is left would be delivered again.
             for name in sorted(os.listdir(self.path), key=lambda name: name == cursors.FILE_NAME):  # noqa: PTH208
-                if name == cursors.FILE_NAME or name.endswith(".tmp") or is_segment(name):
+                if name in {cursors.FILE_NAME, LEDGER_NAME} or name.endswith(".tmp") or is_segment(name):
                     os.unlink(self._path(name))  # noqa: PTH108
             os.rmdir(self.path)  # noqa: PTH106
         self.release()
@@ -484,6 +498,20 @@ def stores_in(directory: str) -> list[str]:
     except FileNotFoundError:
         return []
     return [os.path.join(directory, name) for name in sorted(names) if _NAME.fullmatch(name)]  # noqa: PTH118
+
+
+def is_alive(path: str) -> bool:
+    """Return True if some process has the store at *path*.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Shared, and given back at once: who adopts it just now may fail to, and tries again later.
+        return not try_lock(descriptor, shared=True)
+    finally:
+        os.close(descriptor)
 
 
 def owner_of(name: str) -> int:

@@ -74,6 +74,21 @@ def test_any_bytes_come_back(data, time, level):
 @pytest.mark.parametrize(
     "line",
     [
+        b'{"$outfall": 1, "time": 1.5, "level": 20, "event": {"a": 1}}',
+        b'{"$outfall":1,"event":{"a":1},"level":20,"time":1.5}',
+        b'{"level":20,"time":1.5,"event":{"a":1},"$outfall":1}',
+        b'{"$outfall":1,"time":1.5,"level":20,"event":{"a":1},"more":2}',
+    ],
+)
+def test_an_envelope_that_somebody_has_written_anew_is_understood(line):
+    """Spaces, another order and more keys change nothing."""
+    item = item_of(raw_of(line))
+    assert (json.loads(item.data), item.level, item.time) == ({"a": 1}, 20, 1.5)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
         b"",
         b"{",
         b"null",
