@@ -1374,8 +1374,10 @@ def test_a_stream_that_a_subclass_opens_after_a_rollover_gets_the_record(path):
             return open(self.baseFilename, "a", encoding="utf-8")  # noqa: PTH123
 
     handler = Changing(path, maxBytes=10, backupCount=2)
+    first = handler.stream
     for message in ("one", "two two", "three"):
         handler.handle(record(message))
+    assert first.closed
     handler.close()
     assert [path.with_name(name).read_text() for name in names(path.parent)] == ["three\n", "two two\n", "one\n"]
 
