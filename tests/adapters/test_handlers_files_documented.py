@@ -812,8 +812,9 @@ def test_reopen_if_needed_may_be_called_and_is_called_before_each_record(path):
     handler.reopenIfNeeded()
     assert path.exists()
     assert handler.stream is not stream
-    handler.handle(record())
-    assert calls == [True, False, True]
+    for _ in range(3):
+        handler.handle(record())
+    assert calls == [True, False, True, True, True]
     handler.close()
     handler.reopenIfNeeded()
     assert handler.stream is None
@@ -829,6 +830,10 @@ def test_device_and_inode_can_be_set_to_have_the_file_opened_anew(path):
     assert handler.ino == path.stat().st_ino
     handler._statstream()
     assert handler.ino == path.stat().st_ino
+    stream = handler.stream
+    handler.dev = -1
+    handler.reopenIfNeeded()
+    assert handler.stream is not stream
     handler.close()
 
 
