@@ -148,6 +148,8 @@ class HTTPSink(Sink):
         name: str | None = None,
     ) -> None:
         self._transport: Transport | None = None
+        #: What the server said that it takes at most.
+        self._told_bytes: int | None = None
         self._body = _checked_body(body)
         self._compression = _checked_compression(compression)
         self._method = _checked_method(method, self._body, self._compression)
@@ -172,11 +174,6 @@ class HTTPSink(Sink):
             allow_insecure=allow_insecure,
         )
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-
-    def _fresh_state(self) -> None:
-        super()._fresh_state()
-        #: What the server said that it takes at most.
-        self._told_bytes: int | None = None
 
     # -- attributes, as of the handler
 

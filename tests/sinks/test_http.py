@@ -741,20 +741,28 @@ def test_partial_success_of_one_event_is_a_failure(server):
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "words"),
     [
-        Answer(body="no JSON", headers={"Content-Type": "application/json"}),
-        Answer(body={"count": 2}, send_only=-1),
-        Answer(body={"count": 2, "more": "x" * 2000}),
+        (Answer(body="no JSON", headers={"Content-Type": "application/json"}), r"cannot be read \(JSONDecodeError\)"),
+        (Answer(body={"count": 2}, send_only=-1), "not all of the answer came"),
+        (Answer(body={"count": 2, "more": "x" * 2000}), "not all of the answer came"),
+        (Answer(body={"count": 2, "more": "x" * 977}), "not all of the answer came"),
     ],
 )
-def test_an_answer_that_cannot_be_read_counts_as_none(server, answer):
+def test_an_answer_that_cannot_be_read_counts_as_none(server, answer, words):
     """An answer that is cut, too long, or not what the format knows leaves the batch for a retry."""
     server.answers.append(answer)
     with sink_for(server, body=Telling()) as sink:
-        with pytest.raises(TemporaryDeliveryError, match="answered 200, but") as caught:
+        with pytest.raises(TemporaryDeliveryError, match=f"answered 200, but .*{words}") as caught:
             sink.emit_batch(batch_of(sink, 2))
         assert caught.value.__context__ is None
+
+
+def test_an_answer_may_be_as_long_as_the_format_says(server):
+    """The longest answer that is allowed is read to its end."""
+    server.answers.append(Answer(body={"count": 2, "unknown": 1, "more": "x" * 962}))
+    with sink_for(server, body=Telling()) as sink:
+        assert sink.emit_batch(batch_of(sink, 2)).rejected_unknown == 1
 
 
 @pytest.mark.parametrize(

@@ -565,11 +565,12 @@ def test_a_proxy_that_refuses_says_so(secure_server):
         sink.handle({"event": "hello"})
 
 
-def test_a_tunnel_is_made_in_time(secure_server):
-    """A proxy that takes the request for a tunnel and says nothing is given up in time."""
+@pytest.mark.parametrize("answer", [Answer(hang=True), Answer(200, headers={"X-Long": "x" * 10_000}, drip=0.05)])
+def test_a_tunnel_is_made_in_time(secure_server, answer):
+    """A proxy that takes the request for a tunnel and says nothing, or too little, is given up in time."""
     with (
-        Proxy(Answer(hang=True)) as proxy,
-        sink_for(secure_server, proxies={"https": proxy.url}, timeout=(0.3, 0.3)) as sink,
+        Proxy(answer) as proxy,
+        sink_for(secure_server, proxies={"https": proxy.url}, timeout=(20, 0.3)) as sink,
         failing_soon("127.0.0.1"),
     ):
         sink.handle({"event": "hello"})
@@ -592,7 +593,9 @@ def test_a_child_has_a_connection_of_its_own(encrypted, certificate, authority_f
                 os.fstat(descriptor)
             assert sink.stats().accepted == 0
             sink.handle({"event": "child"})
+            # What is left of the parent's connection must not close a descriptor that is the child's by now.
             gc.collect()
+            sink.handle({"event": "child"})
             assert sink.close(5)
 
         in_fork(child)
@@ -600,6 +603,7 @@ def test_a_child_has_a_connection_of_its_own(encrypted, certificate, authority_f
         assert sink.close()
         assert [(request.json["event"], request.connection) for request in server.requests] == [
             ("parent", 1),
+            ("child", 2),
             ("child", 2),
             ("parent", 1),
         ]
@@ -648,6 +652,15 @@ def test_a_fork_while_a_request_is_under_way(server):
     assert sink.stats().delivered == 1
     assert sink.close()
     assert [request.json["event"] for request in server.requests] == ["parent", "child"]
+
+
+def test_no_lock_of_a_pool_can_be_left_behind(secure_server, server, authority_file):
+    """Where urllib3 keeps free connections in a queue, whose lock another thread may hold at a fork, there is none."""
+    for peer in (server, secure_server):
+        with sink_for(peer, verify=authority_file) as sink:
+            sink.handle({"event": "hello"})
+            pools = sink._transport._adapter.poolmanager.pools
+            assert [type(pools[key].pool) for key in pools.keys()] == [transport._Slots]  # noqa: SIM118 - no mapping
 
 
 def test_a_fork_while_many_threads_log(server):
