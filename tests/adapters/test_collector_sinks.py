@@ -95,7 +95,7 @@ def test_otlp_sink_reads_the_environment(monkeypatch):
     """Endpoint, headers, compression and resource, percent-encoded where they may be."""
     with OTLPCollector(headers={"x-scope": "a,b", "x-more": "é"}) as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url + "/")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-scope=a%2Cb, x-more=%C3%A9 ,,")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-scope=a%2Cb, x%2Dmore=%C3%A9 ,,")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "20000")
         monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
@@ -132,6 +132,9 @@ def test_otlp_defaults(monkeypatch):
     assert target.url == "http://localhost:4318/v1/logs"
     assert target.timeout == (3.05, 10)
     assert target.body.resource["service.name"].startswith("unknown_service:python")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "")
+    assert otlp_sink()._target.url == "http://collector:4318/v1/logs"
 
 
 def test_otlp_timeout_is_in_milliseconds(monkeypatch):
