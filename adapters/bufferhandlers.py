@@ -119,7 +119,7 @@ class BufferingHandler(Twin, logging.handlers.BufferingHandler):
         capacity: As above; read at each record.
         buffer: The list of records. May be changed, and be another.
 
-    `flush` empties the buffer; a subclass overrides it to put the records somewhere before. `shouldFlush` may be
+    ``flush`` empties the buffer; a subclass overrides it to put the records somewhere before. ``shouldFlush`` may be
     overridden too. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#memoryhandler
@@ -141,7 +141,7 @@ class BufferingHandler(Twin, logging.handlers.BufferingHandler):
         return len(self.buffer) >= self.capacity
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append *record* to the buffer, and flush it if `shouldFlush` says so."""
+        """Append *record* to the buffer, and flush it if ``shouldFlush`` says so."""
         self.sink.keep(self.buffer, record)
         if self.shouldFlush(record):
             self.flush()
@@ -169,7 +169,7 @@ class MemoryHandler(BufferingHandler, logging.handlers.MemoryHandler):
         flushLevel: A record of this level or above makes it flush; a number or a name.
         target: The handler that records are handed on to, by its ``handle``. Default None: they are kept until there is
             one.
-        flushOnClose: Whether `close` flushes. With False what is in the buffer then is thrown away.
+        flushOnClose: Whether ``close`` flushes. With False what is in the buffer then is thrown away.
 
     Attributes:
         capacity: As above; like the next three read whenever they are needed.

@@ -152,8 +152,8 @@ class HTTPHandler(Twin, logging.handlers.HTTPHandler):
         credentials: As above.
         context: As above.
 
-    What may be overridden: `mapLogRecord`, which returns what to send of a record; `getConnection`, whose connection is
-    used then. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
+    What may be overridden: ``mapLogRecord``, which returns what to send of a record; ``getConnection``, whose
+    connection is used then. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#httphandler
     """
@@ -206,7 +206,7 @@ class HTTPHandler(Twin, logging.handlers.HTTPHandler):
         return HTTPSConnection(host, context=self.context) if secure else HTTPConnection(host)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send *record*; a failure goes to `handleError`, and so does an answer other than 2xx."""
+        """Send *record*; a failure goes to ``handleError``, and so does an answer other than 2xx."""
         try:
             event = _FormEvent(urlencode(self.mapLogRecord(record)), record)
             with self.at_work() as sink:

@@ -86,13 +86,13 @@ class SMTPHandler(Twin, logging.handlers.SMTPHandler):
         password: The password; there is none without credentials.
         fromaddr: The sender.
         toaddrs: The recipients, a list.
-        subject: What `getSubject` returns.
+        subject: What ``getSubject`` returns.
         secure: As above.
         timeout: As above.
         ssl_context: An `ssl.SSLContext` for STARTTLS with other rules than those of `ssl.create_default_context`, or
             None (default). What Outfall adds.
 
-    Override `getSubject` for a subject that depends on the record. Where it differs from its namesake on purpose:
+    Override ``getSubject`` for a subject that depends on the record. Where it differs from its namesake on purpose:
     :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#smtphandler
@@ -133,7 +133,7 @@ class SMTPHandler(Twin, logging.handlers.SMTPHandler):
         return self.subject
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send *record*; a failure goes to `handleError`."""
+        """Send *record*; a failure goes to ``handleError``."""
         try:
             mail = _Mail(self.getSubject(record), self.format(record), record.created)
             with self.at_work() as sink:

@@ -50,8 +50,8 @@ class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
         dllname: The file that was registered.
         logtype: As above.
 
-    What may be overridden: `getMessageID`, `getEventCategory`, `getEventType`. Where it differs from its namesake on
-    purpose: :doc:`/explanation/handlers`.
+    What may be overridden: ``getMessageID``, ``getEventCategory``, ``getEventType``. Where it differs from its namesake
+    on purpose: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#nteventloghandler
     """
@@ -97,7 +97,7 @@ class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
         return self.typemap.get(record.levelno, self.deftype)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Report *record*; a failure goes to `handleError`."""
+        """Report *record*; a failure goes to ``handleError``."""
         if not self._welu:
             return
         try:

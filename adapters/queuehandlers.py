@@ -59,8 +59,8 @@ class QueueHandler(Twin, logging.handlers.QueueHandler):
         listener: What `logging.config.dictConfig` puts here: the listener of the queue, or None.
 
     What is put there is a copy of the record with the formatted text as its message and nothing in it that could not be
-    pickled; the record itself stays as it is. `prepare` and `enqueue` may be overridden. If there is no room in the
-    queue, `handleError` is told. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
+    pickled; the record itself stays as it is. ``prepare`` and ``enqueue`` may be overridden. If there is no room in the
+    queue, ``handleError`` is told. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#queuehandler
     """
@@ -89,7 +89,7 @@ class QueueHandler(Twin, logging.handlers.QueueHandler):
         return prepared
 
     def enqueue(self, record: Any) -> None:
-        """Put *record*, or whatever `prepare` made, into the queue without waiting.
+        """Put *record*, or whatever ``prepare`` made, into the queue without waiting.
 
         Raises:
             queue.Full: If there is no room.
@@ -97,7 +97,7 @@ class QueueHandler(Twin, logging.handlers.QueueHandler):
         self.sink.put(self.queue, record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put *record* into the queue; a failure goes to `handleError`."""
+        """Put *record* into the queue; a failure goes to ``handleError``."""
         try:
             self.enqueue(self.prepare(record))
         except Exception:  # noqa: BLE001 - handleError decides
@@ -155,16 +155,16 @@ class QueueListener(logging.handlers.QueueListener):
         respect_handler_level: Whether a handler's level applies.
 
     Attributes:
-        queue: As above; read at `start`.
+        queue: As above; read at ``start``.
         handlers: As above, a tuple; read for each record, like the next one.
         respect_handler_level: As above.
 
     One thread reads and handles. A handler that raises keeps nothing from the others, and does not end the thread: its
-    ``handleError`` is told. `start` and `stop` may be called again, and do nothing where there is nothing to do. At
+    ``handleError`` is told. ``start`` and ``stop`` may be called again, and do nothing where there is nothing to do. At
     exit what is in the queue is handed on, within the deadline that all sinks share. A context manager, too. Where else
     it differs from its namesake on purpose: :doc:`/explanation/handlers`.
 
-    What may be overridden: `dequeue`, `prepare`, `handle`, `enqueue_sentinel`, ``_sentinel``.
+    What may be overridden: ``dequeue``, ``prepare``, ``handle``, ``enqueue_sentinel``, ``_sentinel``.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#queuelistener
     """
@@ -205,7 +205,7 @@ class QueueListener(logging.handlers.QueueListener):
         return record
 
     def handle(self, record: Any) -> None:
-        """Give *record*, prepared, to each handler; a handler that raises is told so by its own `handleError`."""
+        """Give *record*, prepared, to each handler; a handler that raises is told so by its own ``handleError``."""
         record = self.prepare(record)
         for handler in self.handlers:
             if self.respect_handler_level and record.levelno < handler.level:

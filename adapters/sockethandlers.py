@@ -67,7 +67,7 @@ class HandlersSink(Lent, SocketSink):
             del failure
 
     def connect(self) -> None:
-        """Try to have a connection, unless the next attempt is not due yet; why there is none is told by `send`."""
+        """Try to have a connection, unless the next attempt is not due yet; why there is none is told by ``send``."""
         self._failure = None
         try:
             super().create_socket()
@@ -128,7 +128,7 @@ class HandlersSink(Lent, SocketSink):
             del failure
 
     def follow(self, address: Any) -> None:
-        """Send datagrams to *address*, and reconnect a stream to it when there is a reason to."""
+        """Let go of a datagram socket that is connected to another address."""
         if address != self._connected_to and not self._ends and not self._foreign and self.sock is not None:
             self._disconnect()
 
@@ -214,24 +214,32 @@ class _DatagramsSink(_StreamSink, DatagramSink):
 
 
 class SocketHandler(Twin, logging.handlers.SocketHandler):
-    """Send pickled records over TCP or a Unix socket, as `logging.handlers.SocketHandler` does, by a `SocketSink`.
+    """A drop-in twin of `logging.handlers.SocketHandler`: send pickled records over TCP or a Unix socket.
+
+    By a `SocketSink`.
 
     Args:
         host: Name or address, IPv4 or IPv6; the path of a Unix socket when *port* is None.
         port: TCP port, or None.
 
-    As there, a record that cannot be sent is dropped without a word. It connects at the first record, waits before it
-    tries again (``retryStart``, ``retryFactor``, ``retryMax``), and connects again for a record that comes after
-    `close`. With ``closeOnError`` an error closes the connection and is not told.
+    Attributes:
+        host: As above.
+        port: As above.
+        address: ``(host, port)`` or the path; read when it connects.
+        sock: The socket, or None. Assign another to use it.
+        closeOnError: Whether an error closes the connection instead of being told. Default False.
+        retryStart: Seconds to wait after an attempt to connect has failed. Default 1.0.
+        retryFactor: What the wait is multiplied by each time it fails again. Default 2.0.
+        retryMax: The longest wait. Default 30.0 seconds.
+        retryTime: When the next attempt is due, in seconds since the epoch; None for at once.
+        retryPeriod: The wait before it, in seconds.
 
-    In contrast to the original it notices that the peer has closed the connection before it sends the next record, and
-    sends one whose sending fails once more over a new connection. Connecting and sending take a second at most, unless
-    the socket has a timeout of its own.
+    As with its namesake, a record that cannot be sent is dropped without a word (the ledger of its ``sink`` counts it),
+    it connects at the first record, and anew for one that comes after ``close``. ``makePickle``, ``makeSocket`` (which
+    may also return something with ``sendall`` and ``close`` alone), ``createSocket`` and ``send`` may be overridden.
+    A forked child opens its own connection. Where it differs on purpose: :doc:`/explanation/handlers`.
 
-    What may be overridden: `makePickle`, `makeSocket` (which may also return something that only has ``sendall`` and
-    ``close``), `createSocket`, `send`.
-
-    Safe from any thread. A forked child opens its own connection.
+    Source: https://docs.python.org/3/library/logging.handlers.html#sockethandler
     """
 
     def __init__(self, host: str, port: int | None) -> None:
@@ -347,17 +355,23 @@ class SocketHandler(Twin, logging.handlers.SocketHandler):
 
 
 class DatagramHandler(SocketHandler, logging.handlers.DatagramHandler):
-    """Send pickled records as datagrams, as `logging.handlers.DatagramHandler` does, by a `DatagramSink`.
+    """A drop-in twin of `logging.handlers.DatagramHandler`: send each pickled record as a datagram.
+
+    By a `DatagramSink`.
 
     Args:
         host: Name or address, IPv4 or IPv6; the path of a Unix datagram socket when *port* is None.
         port: UDP port, or None.
 
-    A record that cannot be sent is told to `handleError`, as there. The name is looked up at the first record and again
-    after a failure, not for each record. If the peer's host says that nobody listens, the record at which that shows is
-    sent once more.
+    Attributes:
+        address: ``(host, port)`` or the path; read for each record.
+        sock: The socket, or None. Assign another to use it.
 
-    What may be overridden: `makePickle`, `makeSocket` (which need not connect it), `createSocket`, `send`.
+    A record that cannot be sent is told to ``handleError``. ``makePickle``, ``makeSocket`` (which need not connect it),
+    ``createSocket`` and ``send`` may be overridden. Where it differs from its namesake on purpose:
+    :doc:`/explanation/handlers`.
+
+    Source: https://docs.python.org/3/library/logging.handlers.html#datagramhandler
     """
 
     def make_sink(self) -> HandlersSink:

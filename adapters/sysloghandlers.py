@@ -59,26 +59,32 @@ class _MessagesSink(HandlersSink, SysLogSink):
 
 
 class SysLogHandler(Twin, logging.handlers.SysLogHandler):
-    r"""Send records to a syslog daemon, as `logging.handlers.SysLogHandler` does, by a `SysLogSink`.
+    """A drop-in twin of `logging.handlers.SysLogHandler`: send each record to a syslog daemon.
+
+    By a `SysLogSink`.
 
     Args:
-        address: ``(host, port)``, IPv4 or IPv6, or the path of a Unix socket.
-        facility: One of ``facility_names`` or its number.
+        address: ``(host, port)``, IPv4 or IPv6, or the path of a Unix socket. Default ``("localhost", 514)``.
+        facility: One of ``facility_names`` or its number. Default ``LOG_USER``.
         socktype: ``socket.SOCK_DGRAM`` or ``socket.SOCK_STREAM``. Default None: datagrams, and at a path where that
             does not go a stream.
 
-    As there, a message is ``<PRI>``, ``ident`` and the formatted record in UTF-8, with a NUL after it unless
-    ``append_nul`` is False, and `createSocket` is called at once. In contrast to the original a daemon that is not
-    there is no error then, over TCP neither; connecting and sending take a second at most; a connection that broke is
-    made anew and the message sent once more; the text of exceptions is not sent, as the original's documentation says,
-    unless ``send_exc_info`` is True.
+    Attributes:
+        address: As above; read for each datagram, and when a stream connects.
+        facility: As above; read for each record, like the next two.
+        ident: What comes before each message. Default ``""``.
+        append_nul: Whether a NUL ends each message. Default True.
+        send_exc_info: Whether the text of exceptions is sent too. Default False. What Outfall adds.
+        socktype: The kind of socket that was asked for, else of the one there is.
+        socket: The socket, or None. Assign another to use it.
+        unixsocket: True if the address is a path.
 
-    Over a stream a message without NUL ends with a line break, and one ends where it ends: another NUL or line break in
-    it is written ``\u0000`` or ``\n``.
+    A message is ``<PRI>``, ``ident`` and the formatted record, in UTF-8. ``createSocket`` is called at construction; it
+    is no error if nobody is there. ``createSocket``, ``encodePriority``, ``mapPriority`` and the maps may
+    be overridden. A forked child opens its own connection. Where it differs from its namesake on purpose:
+    :doc:`/explanation/handlers`.
 
-    What may be overridden: `encodePriority`, `mapPriority`, `createSocket`, and the class's maps.
-
-    Safe from any thread. A forked child opens its own connection.
+    Source: https://docs.python.org/3/library/logging.handlers.html#sysloghandler
     """
 
     #: Whether the text of exceptions is sent too; settable. What Outfall adds.
