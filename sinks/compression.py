@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import os
-import shutil
 import stat
 import threading
 import time
@@ -48,6 +46,9 @@ class Owner(Protocol):
 
 
 def _gzip(source: int, destination: str) -> None:
+    import gzip  # noqa: PLC0415 - who compresses needs it, and it takes its time
+    import shutil  # noqa: PLC0415
+
     # Without name and time in the header: the file says both, and equal events make equal files.
     with (
         open(source, "rb", closefd=False) as plain,

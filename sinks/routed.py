@@ -6,7 +6,6 @@ import re
 from base64 import b64decode, b64encode
 from collections import deque
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -173,4 +172,6 @@ def key_for(batch: Sequence[Encoded], indexes: Sequence[int], place: int) -> str
     if not isinstance(batch, Batch):
         return Batch(()).key
     keys = batch.item_keys
+    from hashlib import blake2b  # noqa: PLC0415 - seldom needed
+
     return blake2b(repr((place, [keys[index] for index in indexes])).encode(), digest_size=16).hexdigest()
