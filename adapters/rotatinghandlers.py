@@ -44,7 +44,6 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
         data = self.data_of(record)
         if self.is_early(owner, len(data)) and self.write_directly(data):
             return
-        owner.lend(self)
         outer = self._record, self._data
         self._record, self._data = record, data
         try:

@@ -359,9 +359,15 @@ def test_a_record_may_fill_the_file_exactly(path):
     handler.close()
 
 
-def test_what_others_append_counts(path):
+@pytest.mark.parametrize("overridden", [False, True])
+def test_what_others_append_counts(path, overridden):
     """The size is that of the file when the record is written."""
-    handler = RotatingFileHandler(path, maxBytes=20, backupCount=1)
+
+    class Mine(RotatingFileHandler):
+        def shouldRollover(self, given):
+            return super().shouldRollover(given)
+
+    handler = (Mine if overridden else RotatingFileHandler)(path, maxBytes=20, backupCount=1)
     handler.handle(record("one"))
     with path.open("a") as other:
         other.write("from elsewhere\n")
