@@ -112,7 +112,7 @@ class Appender:
 
         Half a line is taken back.
         """
-        size = os.fstat(self.descriptor).st_size
+        size = os.fstat(self.descriptor).st_size if self.descriptor != _NOT_OPEN else self.end
         if size <= self.end:
             self.unsure = False
             return 0

@@ -32,6 +32,7 @@ from outfall.sinks.failures import SinkFailure, cleaned, describe, report
 from outfall.sinks.levels import NOTSET, NUMBERS
 from outfall.sinks.lines import line_of
 from outfall.sinks.lock import HAND_TAKEN, TURN
+from outfall.sinks.nesting import is_tracked, too_deep
 from outfall.sinks.reentrancy import active, delivering, thread
 
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ class SpoolSink(Sink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
                     or "$outfall" in event
                     or (active and thread.delivering)
                 ):
@@ -480,15 +482,22 @@ class SpoolSink(Sink):
                                 name=f"outfall {self.name} fsync",
                                 daemon=True,
                             ).start()
-                    except RuntimeError:
-                        # The interpreter is going down, or there are too many threads: the next event tries again.
-                        self._worker = None
-                        self._depot.awake = False
-                        self._depot.set_limit()
+                    except BaseException as error:
+                        # The interpreter is going down, or there are too many threads, or an interrupt came: the next
+                        # event tries again. A thread that runs nevertheless finds here, under the lock, what it is.
+                        if not worker.is_alive():
+                            self._worker = None
+                            self._depot.awake = False
+                            self._depot.set_limit()
+                        if not isinstance(error, RuntimeError):
+                            raise
             return
         self._wakeups.put(None)
 
     def _run(self, generation: int) -> None:
+        with self._lock:
+            if self._worker is not threading.current_thread():
+                return
         self._own_due = monotonic() + self._linger_seconds
         while generation == self._generation and not self._stopping:
             self._step(generation)
@@ -662,7 +671,10 @@ class SpoolSink(Sink):
         depot = self._depot
         if self._worker is None and not depot.stored:
             return True
-        mark = depot.stored
+        with self._lock:
+            if self._out.unsure:
+                self._out.amend()
+            mark = depot.stored
         self._urgent_until = max(self._urgent_until, deadline)
         self._rouse()
         if self._worker is None:

@@ -105,6 +105,14 @@ def test_after_an_interrupt_what_is_there_counts(appender, tmp_path, written):
     assert _content(tmp_path) == b'{"a":1}\n' + lines[: written // 8 * 8] + b'{"a":5}\n'
 
 
+def test_an_interrupt_before_the_first_segment_is_open_is_no_trouble():
+    """There is no file to look at then."""
+    appender = Appender()
+    appender.unsure = True
+    assert appender.amend() == 0
+    assert not appender.unsure
+
+
 def test_an_interrupt_between_the_write_and_the_count_is_known(appender, tmp_path, monkeypatch):
     """A KeyboardInterrupt on the way back from the system leaves word that the file has to be looked at."""
     real = os.write
