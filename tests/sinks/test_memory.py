@@ -43,6 +43,12 @@ def _log(sink: Sink, *some: int, **fields: Any) -> None:
         sink.handle({"event": "x", "level": "info", "number": number, **fields})
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch) -> None:
+    """Have what waits by default wait for a busy machine too."""
+    monkeypatch.setattr(Sink, "drain_timeout", 60.0)
+
+
 # -- BufferingSink
 
 

@@ -90,6 +90,13 @@ def any_queue(request) -> Iterator[Any]:
         made.join_thread()
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch) -> None:
+    """Have what waits by default wait for a busy machine too."""
+    monkeypatch.setattr(Sink, "drain_timeout", 60.0)
+    monkeypatch.setattr(QueueListener, "drain_timeout", 60.0)
+
+
 class TestQueueSinkContract(SinkContract):
     """A queue that nobody reads."""
 
