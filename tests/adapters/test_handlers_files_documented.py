@@ -992,6 +992,8 @@ def test_rollover_never_occurs_if_either_bound_is_zero(path, max_bytes, backup_c
     for _ in range(5):
         assert not handler.shouldRollover(record("a longer message"))
         handler.handle(record("a longer message"))
+    if not backup_count:
+        handler.doRollover()
     assert names(path.parent) == ["app.log"]
     assert path.read_text() == "a longer message\n" * 5
     handler.close()
@@ -1063,6 +1065,10 @@ def test_a_stream_of_a_subclass_rolls_over_by_its_position(path):
         "app.log.1": "three\n",
         "app.log.2": "one\ntwo\n",
     }
+    handler.doRollover()
+    handler.doRollover()
+    assert handler.stream is not None
+    assert path.with_name("app.log.1").read_text() == "four four\n"
     handler.close()
 
 
