@@ -14,6 +14,7 @@ import orjson
 
 from outfall.sinks.event import timestamp_of
 from outfall.sinks.levels import level_name
+from outfall.sinks.nesting import too_deep
 
 if TYPE_CHECKING:
     from outfall.sinks.batch import Encoded
@@ -184,9 +185,11 @@ def text_of(value: object) -> str:
 def dump(value: object) -> bytes:
     """Return *value*, which was JSON before, as JSON."""
     try:
-        return orjson.dumps(value)
-    except TypeError:  # an integer beyond 64 bits, or a nest that the format has made deeper than orjson goes
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+        if not too_deep(value):
+            return orjson.dumps(value)
+    except TypeError:  # an integer beyond 64 bits
+        pass
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 _SEVERITIES = ((50, 2), (40, 3), (30, 4), (25, 5), (20, 6))

@@ -27,6 +27,7 @@ from outfall.sinks.errors import DeliveryError, ReentrantEventError, TemporaryDe
 from outfall.sinks.failures import SinkFailure, cleaned, describe, report
 from outfall.sinks.levels import NOTSET, NUMBERS, parse_level
 from outfall.sinks.lock import HAND_TAKEN, TURN
+from outfall.sinks.nesting import is_tracked, too_deep
 from outfall.sinks.reentrancy import active, delivering, thread
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ class BackgroundSink(Sink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
                     or "level_number" in event
                     or (active and thread.delivering)
                 ):

@@ -8,13 +8,14 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, overload
 
 import orjson
 
 from outfall.sinks.event import timestamp_of
 from outfall.sinks.levels import level_of
+from outfall.sinks.nesting import too_deep
+from outfall.sinks.plain import plain_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +46,8 @@ class Encoded:
         except (ValueError, RecursionError):
             decoded = None
         if isinstance(decoded, dict):
-            return decoded
+            # What somebody else rendered may be nested deeper than anything here may encode again.
+            return plain_fields(list(decoded.items()), decoded) if too_deep(decoded) else decoded
         return {"event": self.data.decode("utf-8", "backslashreplace").rstrip("\r\n")}
 
 
@@ -131,6 +133,8 @@ class Batch(Sequence[Encoded]):
 
 
 def _digest(places: Sequence[int]) -> str:
+    from hashlib import blake2b  # noqa: PLC0415 - seldom needed
+
     return blake2b(repr(places).encode(), digest_size=8).hexdigest()
 
 

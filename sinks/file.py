@@ -29,6 +29,7 @@ from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET, NUMBERS, UNKNOWN, level_of, parse_level
 from outfall.sinks.lock import HAND_TAKEN, TURN
+from outfall.sinks.nesting import is_tracked, too_deep
 from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class FileSink(ByteSink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
                 ):
                     pass
                 elif express == 1:  # _DIRECT; the others below do the same with more questions

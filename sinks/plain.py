@@ -17,8 +17,10 @@ from typing import Any
 
 import orjson
 
-#: Containers nested deeper than this are replaced by a marker. orjson itself refuses more than 254 levels.
-MAX_DEPTH = 200
+from outfall.sinks.nesting import MAX_LEVELS
+
+#: Containers nested deeper than this are replaced by a marker; an event is one itself.
+MAX_DEPTH = MAX_LEVELS - 2
 
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
 

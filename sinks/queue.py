@@ -21,6 +21,7 @@ from outfall.sinks.errors import PermanentDeliveryError, TemporaryDeliveryError
 from outfall.sinks.event import LevelledEvent
 from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET, NUMBERS, level_name
+from outfall.sinks.nesting import is_tracked, too_deep
 from outfall.sinks.queuelistener import SHUT_DOWN, QueueListener, listener_of, put_nowait, renew
 from outfall.sinks.reentrancy import active, thread
 from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
@@ -144,6 +145,7 @@ class QueueSink(Sink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
                     or (active and thread.delivering)
                 ):
                     if self._level:

@@ -11,6 +11,7 @@ import orjson
 from orjson import dumps
 
 from outfall.sinks.event import METADATA
+from outfall.sinks.nesting import is_tracked, too_deep
 from outfall.sinks.plain import items_of, plain_fields, type_name
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class OrjsonRenderer:
 
     A structlog processor to put last, for sinks and for `structlog.BytesLogger` alike. The usual event costs one
     ``orjson.dumps``. What that refuses (objects, sets, keys that are not text, huge integers, lone surrogates, cycles,
-    nests deeper than 254 …) takes a slower way that keeps every field it can and marks, in angle brackets, the one it
+    nests deeper than 64 …) takes a slower way that keeps every field it can and marks, in angle brackets, the one it
     could not; the rules are those of `outfall.sinks.plain.plain`. NaN and the infinities become null.
 
     The event is never changed. Metadata keys (``_record``, ``_logger``, ``_name``, ``_from_structlog``) are left out.
@@ -122,10 +123,11 @@ class OrjsonRenderer:
                 or "_from_structlog" in event
                 or self._key_order
                 or self._snapshot
+                or (is_tracked(event) and too_deep(event))
             ):
                 return dumps(event, None, option)
             prepared = self._prepared(event)
-            if not self._snapshot:
+            if not (self._snapshot or (is_tracked(prepared) and too_deep(prepared))):
                 return dumps(prepared, None, option)
         except (KeyboardInterrupt, SystemExit):
             raise

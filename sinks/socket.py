@@ -26,6 +26,7 @@ from outfall.sinks.failures import describe, report
 from outfall.sinks.levels import NOTSET, NUMBERS
 from outfall.sinks.listener import ListenerStats, SocketListener
 from outfall.sinks.lock import HAND_TAKEN, TURN
+from outfall.sinks.nesting import is_tracked, too_deep
 from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 from outfall.sinks.shortening import shortened
 
@@ -196,6 +197,7 @@ class SocketSink(ByteSink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
                 ):
                     if express != _DIRECT:
                         if "level_number" in event:
@@ -792,6 +794,7 @@ class DatagramSink(SocketSink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
                 ):
                     if express != _DIRECT:
                         if "level_number" in event:

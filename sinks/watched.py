@@ -20,6 +20,7 @@ from outfall.sinks.failures import report
 from outfall.sinks.file import FileSink
 from outfall.sinks.levels import NOTSET, NUMBERS
 from outfall.sinks.lock import HAND_TAKEN, TURN
+from outfall.sinks.nesting import is_tracked, too_deep
 from outfall.sinks.rendering import OPTIONS
 from outfall.sinks.truncation import UNKNOWN, RecentWrites, find_copies, identity
 
@@ -174,6 +175,7 @@ class WatchedFileSink(FileSink):
                     or "_logger" in event
                     or "_name" in event
                     or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
                 ):
                     if self._level:
                         if "level_number" in event:

@@ -350,7 +350,7 @@ def test_otlp_exceptions_and_call_sites_have_conventional_names():
 def test_otlp_takes_deep_nests():
     """What is deeper than parsers go is JSON as text."""
     nest = {"end": 1}
-    for _ in range(100):
+    for _ in range(25):
         nest = {"in": [nest]}
     _, [(_, record)] = otlp({"nest": nest})
     found, depth = attributes(record)["nest"], 0
@@ -515,6 +515,14 @@ def test_elasticsearch_exceptions_and_odd_fields():
     [(_, document)] = parse_bulk(ElasticsearchBulk().encode(encoded({"exception": [{"exc_type": "E"}]})))
     assert document["error.type"] == "E"
     assert document["exception"] == [{"exc_type": "E"}]
+
+
+def test_names_that_are_taken_give_way_to_all_there_are():
+    """No field is lost, whatever names the others have."""
+    event = {"event": "x", "message__": 1, "message_": 2, "message": 3}
+    [(_, document)] = parse_bulk(ElasticsearchBulk().encode(encoded(event)))
+    found = {name: document[name] for name in document if name.startswith("message")}
+    assert found == {"message": "x", "message__": 1, "message_": 2, "message___": 3}
 
 
 def test_elasticsearch_may_leave_the_event_as_it_is():
