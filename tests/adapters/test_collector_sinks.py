@@ -246,7 +246,7 @@ def test_elasticsearch_sink_delivers():
         assert (stats.delivered, stats.name) == (2, "elasticsearch")
         assert not collector.refusals
         assert [document["message"] for document in collector.received] == ["stock is low"] * 2
-        assert "reason" not in collector.requests[0].query["filter_path"][0]
+        assert collector.requests[0].query == {"filter_path": ["errors,items.*.status,items.*.error.type"]}
 
 
 def test_elasticsearch_documents_have_each_its_own_fate():
@@ -259,6 +259,15 @@ def test_elasticsearch_documents_have_each_its_own_fate():
         assert sorted(document["message"] for document in collector.received) == ["0", "1", "3", "4"]
         assert [event["event"] for event in dead.events] == ["2"]
         assert stats.last_error is not None
+
+
+def test_elasticsearch_long_answers_are_read_whole():
+    """However many documents are refused, each is known."""
+    with ElasticsearchCollector() as collector:
+        collector.statuses = [400] * 1_500
+        sink = elasticsearch_sink(collector.url, "logs-shop-default", batch_size=1_500, **AT_ONCE)
+        stats = ship(sink, *[EVENT] * 1_501)
+        assert (stats.delivered, stats.dropped, stats.retried) == (1, {"rejected": 1_500}, 0)
 
 
 def test_elasticsearch_answer_that_was_lost_puts_nothing_in_twice():
