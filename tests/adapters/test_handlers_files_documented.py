@@ -959,6 +959,24 @@ def test_a_subclass_says_itself_when_and_how_to_roll_over(path):
     handler.close()
 
 
+@pytest.mark.parametrize("kind", [RotatingFileHandler, TimedRotatingFileHandler])
+@pytest.mark.parametrize("on_instance", [False, True])
+def test_whether_to_roll_over_is_what_should_rollover_says(path, kind, on_instance):
+    """Whatever the size and the time: that of a subclass, or one that is set on the handler."""
+
+    class ByWord(kind):
+        def shouldRollover(self, given):
+            return given.getMessage() == "roll"
+
+    handler = (kind if on_instance else ByWord)(path, backupCount=2)
+    if on_instance:
+        handler.shouldRollover = lambda given: given.getMessage() == "roll"
+    for message in ("one", "two", "roll"):
+        handler.handle(record(message))
+    handler.close()
+    assert sorted(entry.read_text() for entry in path.parent.iterdir()) == ["one\ntwo\n", "roll\n"]
+
+
 def test_the_base_class_alone_cannot_roll_over_and_loses_nothing(path):
     """It has neither method, as its namesake; the record is written."""
     handler = BaseRotatingHandler(path, "a")
