@@ -55,7 +55,7 @@ class HandlersFile(Lent, _FileSink):
         encoding = _real_encoding(owner.encoding)
         errors = "backslashreplace" if owner.errors is None else owner.errors
         with self._lock:
-            if (path, mode) != self._last:
+            if self._last not in (None, (path, mode)):
                 self._opened_before = False
             self.base_filename, self.mode = path, mode
             self._encoding, self._errors = encoding, errors

@@ -178,6 +178,26 @@ def test_a_watched_file_that_is_opened_with_delay_is_not_truncated_by_the_second
     handler.close()
 
 
+def test_a_forked_child_does_not_truncate_what_the_parent_has_written(path):
+    """Though it is the first to open the file in its process."""
+    handler = FileHandler(path, mode="w", delay=True)
+    come, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.read(come, 1)
+            handler.handle(record("child"))
+        finally:
+            os._exit(0)
+    handler.handle(record("parent"))
+    os.write(go, b".")
+    os.waitpid(child, 0)
+    for descriptor in (come, go):
+        os.close(descriptor)
+    assert path.read_text() == "parent\nchild\n"
+    handler.close()
+
+
 def test_in_mode_w_each_record_goes_to_the_end(path):
     """What others append is not written over."""
     handler = FileHandler(path, mode="w")
