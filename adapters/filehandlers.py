@@ -223,6 +223,8 @@ class FileHandler(StreamHandler, logging.FileHandler):
         self._builtin_open = open
         Twin.__init__(self)
         self.stream = None
+        # Now, so that a child that is forked before the first record knows that it is not the first.
+        self._sink = self.make_sink()
         if not delay:
             self.stream = self._open()
 
