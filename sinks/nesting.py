@@ -19,20 +19,23 @@ MAX_LEVELS = 64
 def too_deep(event: Any) -> bool:
     """Return True if lists, tuples or dicts are nested more than `MAX_LEVELS` deep in *event*, itself included.
 
-    Runs no code of what is in it. Ask ``is_tracked(event)`` of a dict first, which costs less: the garbage collector
-    tracks no dict whose values hold no others, until Python 3.14, which tracks all.
+    A dict or tuple that holds no other container does not count. Runs no code of what is in it. Ask
+    ``is_tracked(event)`` of a dict first, which costs less: the garbage collector tracks no dict whose values hold no
+    others, until Python 3.14, which tracks all.
     """
     layer: Any = (event,)
     for _ in range(MAX_LEVELS):
-        parts = get_referents(*layer)
-        if _LEAVES.issuperset(map(type, parts)):
+        # What is not tracked holds no other container, or is none.
+        parts = list(filter(is_tracked, get_referents(*layer)))
+        if len(parts) > _FEW or not _CONTAINERS.issuperset(map(type, parts)):
+            # Nothing but containers is followed; by identity, so that one in many places is looked at once.
+            parts = list({id(part): part for part in parts if issubclass(type(part), _KINDS)}.values())
+        if not parts:
             return False
-        # By identity: one that is in many places is looked at once.
-        layer = {id(part): part for part in parts if issubclass(type(part), _CONTAINERS)}.values()
-        if not layer:
-            return False
+        layer = parts
     return True
 
 
-_LEAVES = frozenset({str, int, float, bool, type(None), bytes})
-_CONTAINERS = (list, tuple, dict)
+_KINDS = (list, tuple, dict)
+_CONTAINERS = frozenset(_KINDS)
+_FEW = 8
