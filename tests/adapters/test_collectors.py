@@ -624,7 +624,8 @@ def test_splunk_options():
 
 def test_splunk_takes_no_empty_event():
     """So that it gets a text instead."""
-    assert parse_hec(SplunkEvents().encode([Encoded(b"{}", 20, 1.5)]))[0]["event"] == "{}"
+    [event] = parse_hec(SplunkEvents().encode([Encoded(b"{}", 20, 1.000005)]))
+    assert (event["event"], event["time"]) == ("{}", 1.000005)
 
 
 @pytest.mark.parametrize("code", [7, 10, 11, 14, 16])
