@@ -984,6 +984,7 @@ def test_the_base_class_alone_cannot_roll_over_and_loses_nothing(path):
     handler.handleError = lambda given: errors.append(type(sys.exc_info()[1]))
     handler.handle(record())
     assert (errors, path.read_text()) == ([AttributeError], "message\n")
+    assert handler.encoding is None
     handler.close()
 
 
