@@ -686,6 +686,8 @@ def test_datadog_exceptions_and_odd_fields():
         "status_": 200,
         "timestamp_": "x",
     }
+    [log] = parse_datadog(DatadogLogs().encode(encoded({"level": ["odd"]})))
+    assert (log["status"], log["level"]) == ("notice", ["odd"])
     [log] = parse_datadog(DatadogLogs().encode(encoded({"exception": [{"exc_type": "E"}]})))
     assert log["error"]["kind"] == "E"
     assert log["exception"] == [{"exc_type": "E"}]
