@@ -65,6 +65,9 @@ class Endpoint:
                 raise ValueError(msg)
             self._auth = _checked_auth(from_url)
         self._check_credentials()
+        # Here, where whoever makes the sink waits for it, and not with the first request: that is often made by a
+        # thread, and a child that is forked meanwhile would be left with half a module for good.
+        from outfall.sinks import transport  # noqa: F401, PLC0415 - for its imports # pyright: ignore[reportUnusedImport]
 
     def __repr__(self) -> str:
         return f"{urlsplit(self._url).scheme}://{self.peer}"

@@ -532,6 +532,9 @@ def _checked_compression(compression: Any) -> str | None:
             import zstandard  # noqa: F401, PLC0415 - an extra  # pyright: ignore[reportUnusedImport]
         except ImportError:
             raise MissingDependencyError(package="zstandard", extra="zstd") from None
+    if compression == "gzip":
+        # As with the transport: not in a thread that a fork may interrupt.
+        import gzip  # noqa: F401, PLC0415 # pyright: ignore[reportUnusedImport]
     if compression not in (None, "gzip", "zstd"):
         msg = f"compression={compression!r} is not 'gzip', 'zstd' or None"
         raise ValueError(msg)

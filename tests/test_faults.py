@@ -24,6 +24,7 @@ from outfall import (
 )
 from outfall.sinks.testing import assert_balanced
 from tests._lab import CHILDREN, EVENTS, MAKERS, Lab, log, make
+from tests.sinks._processes import check
 
 THREADS = 10
 #: Sinks that keep events in the process's memory.
@@ -183,6 +184,27 @@ def test_a_full_disk_is_no_matter_to_the_network(after_full_disk, name):
 def test_a_full_disk_costs_each_file_sink_its_events_and_no_more(after_full_disk, name):
     """What comes while there is no room is lost; what comes afterwards is there, each on a line of its own."""
     assert after_full_disk.received(name, EVENTS) == written_by(2)[EVENTS:]
+
+
+def test_a_sink_is_made_with_all_that_its_thread_will_need():
+    """Delivering imports nothing: a child forked in the midst of an import has half a module, and cannot deliver."""
+    check("""
+        import sys
+        from tests.sinks._http import Server
+        from outfall import NDJSON, BackgroundSink, HTTPSink, SMTPSink
+
+        with Server() as server:
+            url = server.url.replace("127.0.0.1", "localhost")
+            sink = BackgroundSink(HTTPSink(url, body=NDJSON(), compression="gzip", token="secret"))
+            SMTPSink("localhost", "shop@example.org", "ops@example.org", "an event")
+            before = set(sys.modules)
+            sink.handle({"event": "hello"})
+            assert sink.close(60)
+            assert len(server.requests) == 1
+            late = sorted(set(sys.modules) - before)
+            assert late == [], late
+            assert "outfall.sinks.submission" in before
+    """)
 
 
 @pytest.mark.parametrize("kind", [FileSink, WatchedFileSink, RotatingFileSink, TimedRotatingFileSink])

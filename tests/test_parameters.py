@@ -66,7 +66,7 @@ def ways_to_write(default: Any) -> set[str]:
 
 
 #: What is returned and not made by applications: its defaults are nobody's choice.
-RESULTS = {"BatchResult", "Encoded", "ListenerStats", "SinkFailure", "SinkStats"}
+RESULTS = {"BatchResult", "Encoded", "ListenerStats", "SinkFailure", "SinkStats", "SpoolStatus", "StoreStatus"}
 CALLABLE = [
     name
     for name, thing in PUBLIC.items()
