@@ -866,8 +866,9 @@ def test_the_bound_holds_for_what_was_adopted_too(spool, tmp_path):
             on_full="drop_oldest",
             on_error=lambda _: None,
         )
+        left = stores_in(sink.directory)
         sink.start()
-        until(lambda sink=sink, round_=round_: sink.stats().adopted or not round_)
+        until(lambda sink=sink, left=left: len(sink._depot.adopted) == len(left))
         for number in range(15):
             sink.handle(event(100 * round_ + number))
         sink.close(0)
