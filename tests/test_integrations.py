@@ -66,7 +66,8 @@ def running(where: Path, *arguments: str, group: bool = False, **env: str) -> It
         env: More of its environment.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTEST_"))}
-    environ |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **env}
+    # A home of its own, since gunicorn puts a socket there.
+    environ |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HOME": str(where), **env}
     with (where / "output").open("wb") as output:
         child = subprocess.Popen(
             [sys.executable, *arguments],
