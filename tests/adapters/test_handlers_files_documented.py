@@ -1159,6 +1159,8 @@ def test_at_time_is_the_time_of_day_of_the_rollover(path, clock):
     assert TimedRotatingFileHandler(path, "W1", atTime=at, utc=True).rolloverAt == NOW + 4600
     assert TimedRotatingFileHandler(path, "W2", atTime=at).rolloverAt == NOW + 4600 + 86_400
     assert TimedRotatingFileHandler(path, "H", atTime=at).rolloverAt == NOW + 3600
+    exact = dt.time(23, 30, 0, 7, tzinfo=dt.timezone.utc)
+    assert TimedRotatingFileHandler(path, "midnight", atTime=exact).rolloverAt == NOW + 4600
 
 
 def test_utc_decides_about_midnight_and_names(path, monkeypatch):
@@ -1195,6 +1197,15 @@ def test_at_most_backup_count_files_are_kept(path, clock):
     assert handler.getFilesToDelete() == [f"{path}.2023-11-15_00"]
     assert set(names(path.parent)) == {*others, "app.log", "app.log.2023-11-15_00", "app.log.2023-11-15_01"}
     handler.close()
+
+
+def test_files_are_found_by_a_pattern_that_is_anchored(path, clock):
+    """As the handler's own were before Python 3.13: it is for what follows the file's name and a dot."""
+    handler = TimedRotatingFileHandler(path, when="D", backupCount=1, delay=True)
+    handler.extMatch = re.compile(r"^\d{4}-\d{2}-\d{2}$")
+    for name in ("app.log.2023-01-02", "app.log.2023-01-02.1", "app.log.2023-01-01", "other.2023-01-01"):
+        path.with_name(name).touch()
+    assert handler.getFilesToDelete() == [f"{path}.2023-01-01", f"{path}.2023-01-02"]
 
 
 def test_files_are_found_through_the_namer(path, clock):
