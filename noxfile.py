@@ -11,7 +11,7 @@ nox.options.sessions = ["tests"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 # What pyproject.toml gives as lower bounds, on the oldest Python.
-LOWEST = ["structlog==24.1.0", "orjson==3.10.7", "requests==2.32.2"]
+LOWEST = ["structlog==24.1.0", "orjson==3.10.7", "requests==2.32.3"]
 # As in the Makefile; what wheel and sdist hold does not depend on the version.
 PARALLEL = ["-n", "auto", "--dist", "worksteal", "--ignore=tests/packaging/test_distribution.py"]
 

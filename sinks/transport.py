@@ -269,7 +269,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
         if self._context is None:
             return host, keywords
         # Nothing else: with authorities beside it they would be loaded into the user's own context.
-        own: dict[str, Any] = {"ssl_context": self._context}
+        # Its mode is said, too: urllib3 before 2.0 would set another one.
+        own: dict[str, Any] = {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
         if not self._context.check_hostname:
             own["assert_hostname"] = False
         return host, own
@@ -558,7 +559,8 @@ def _read(response: requests.Response, limit_bytes: int) -> Reply:
             while size <= limit_bytes:
                 part = read(min(_READ_BYTES, limit_bytes + 1 - size), decode_content=True)
                 if not part:
-                    whole = True
+                    # urllib3 before 2.0 raises nothing for a body that is cut.
+                    whole = not response.raw.length_remaining
                     break
                 parts.append(part)
                 size += len(part)
