@@ -7,15 +7,16 @@ import logging
 import logging.handlers
 import threading
 import time
-from queue import Full
+from queue import Full, Queue, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.twin import Twin
+from outfall.adapters.twin import Twin, is_own
 from outfall.sinks import process
+from outfall.sinks.errors import DeliveryError
 from outfall.sinks.failures import SinkFailure, report
 from outfall.sinks.queue import QueueSink
+from outfall.sinks.queuelistener import _MARK, listener_of
 from outfall.sinks.queuelistener import QueueListener as SinksListener
-from outfall.sinks.queuelistener import listener_of
 from outfall.sinks.reentrancy import thread
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-#: How often the end of a queue is looked for at exit.
+#: Queues that nothing but this process reads, and in order.
+_FOR_THREADS = (Queue, SimpleQueue)
+
+#: How often the end of other queues is looked for at exit, and how often it has to be seen: what a thread has just
+#: taken out, or not yet put in, is nowhere.
 _LOOK_SECONDS = 0.005
+_LOOKS = 3
 
 
 class _ItemsSink(QueueSink):
@@ -44,8 +50,9 @@ class _ItemsSink(QueueSink):
         self._delivered += 1
         if process.exiting():
             listener = listener_of(queue)
-            if isinstance(listener, _Reader):
-                listener.drain(self.drain_timeout)
+            if isinstance(listener, _Reader) and not (self._listener_gone or listener.delivers_in_this_thread):
+                # In vain once is enough.
+                self._listener_gone = not listener.empty(self.drain_timeout)
 
 
 class QueueHandler(Twin, logging.handlers.QueueHandler):
@@ -125,9 +132,12 @@ class _Reader(SinksListener):
     def enqueue_sentinel(self) -> None:
         self.owner.enqueue_sentinel()
 
-    def _take(self, run: Any, item: Any) -> None:  # noqa: ARG002 - there are no lanes to wait for
+    def _take(self, run: Any, item: Any) -> None:
         # The mark of a thread that delivers is not for handlers: theirs is to deliver what comes here.
         thread.delivering = False
+        if item.__class__ is bytes and item.startswith(_MARK):
+            super()._take(run, item)
+            return
         try:
             self.owner.handle(item)
             self._delivered += 1
@@ -138,12 +148,27 @@ class _Reader(SinksListener):
             self._busy = False
             self._task_done()
 
-    def drain(self, timeout: float) -> None:
-        """Wait at exit until the queue is empty. Nothing is put into it, since others may read it as well."""
+    def empty(self, timeout: float) -> bool:
+        """Wait until all that is in the queue has been handled; return False if that takes too long."""
+        if not self.running:
+            return True
+        if type(self.queue) in _FOR_THREADS and is_own(self.owner.dequeue, QueueListener.dequeue):
+            return self.flush(timeout)
+        # Nothing is put into it: others may read it as well, or an override may want to know what it reads.
         deadline = time.monotonic() + timeout
-        empty = getattr(self.queue, "empty", None)
-        while empty is not None and self.running and not (empty() and not self._busy) and time.monotonic() < deadline:
+        is_empty = getattr(self.queue, "empty", None)
+        looks = 0
+        while is_empty is not None and self.running and looks < _LOOKS:
+            looks = 0 if self._busy or not is_empty() else looks + 1
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(_LOOK_SECONDS)
+        return True
+
+    def drain(self, timeout: float) -> None:
+        """Have what is in the queue handled, at exit; it goes on, since other exit hooks still log."""
+        if not self.empty(timeout):
+            self._tell(DeliveryError("the process ends before all that is in the queue was handled"), None, 0)
 
 
 class QueueListener(logging.handlers.QueueListener):

@@ -98,7 +98,7 @@ def _after_fork_in_child() -> None:
     try:
         _tell_all()
     finally:
-        _arm_multiprocessing()
+        arm()
 
 
 def _tell_all() -> None:
@@ -119,7 +119,11 @@ class _Anchor:
 _anchor = _Anchor()
 
 
-def _arm_multiprocessing() -> None:
+def arm() -> None:
+    """Have all sinks drained before `multiprocessing` closes its queues at exit; called when it may have come up since.
+
+    Its own hook runs before ours if it was imported later.
+    """
     # multiprocessing is not imported for this: whoever is, or is about to make, one of its children has it already.
     util = sys.modules.get("multiprocessing.util")
     if util is None or _State.armed:
@@ -139,4 +143,4 @@ def _arm_finalizer(_anchor: _Anchor) -> None:
 atexit.register(drain)
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork_in_child)
-_arm_multiprocessing()
+arm()

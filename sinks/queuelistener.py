@@ -192,6 +192,7 @@ class QueueListener:
         with self._life:
             if self.running:
                 return self
+            process.arm()  # the queue may be one of multiprocessing
             self.stop()  # what a sentinel of somebody else has left
             lanes = [self._lane(sink, self._account(sink)) for sink in self.sinks]
             run = _Run(lanes, [])
@@ -269,7 +270,7 @@ class QueueListener:
         seconds = self.drain_timeout if timeout is None else checked_seconds(timeout, "timeout")
         deadline = monotonic() + seconds
         run = self._run
-        if run is None or not run.reading:
+        if run is None or not run.reading or _is_closed(self.queue):
             return not self._pending
         if self.delivers_in_this_thread:
             return False
@@ -413,6 +414,8 @@ class QueueListener:
 
     def _failed_to_dequeue(self, error: Exception, run: _Run, failures: int) -> bool:
         """Tell of *error* and wait a little; return True if there is no use in trying again."""
+        if _is_closed(self.queue):
+            return True
         # An item that was there and cannot be unpickled; else it is the queue that is closed or gone.
         garbage = not isinstance(error, (OSError, EOFError, ValueError)) and failures <= _GARBAGE_IN_A_ROW
         if garbage:
@@ -639,6 +642,11 @@ _LOOK_SECONDS = 0.01
 
 #: The listeners that run, by the identity of their queue.
 _listeners: weakref.WeakValueDictionary[int, QueueListener] = weakref.WeakValueDictionary()
+
+
+def _is_closed(queue: object) -> bool:
+    """Return True if *queue* is one of multiprocessing and was closed, as it is at exit."""
+    return bool(getattr(getattr(queue, "_reader", None), "closed", False))
 
 
 def listener_of(queue: object) -> QueueListener | None:

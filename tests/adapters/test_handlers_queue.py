@@ -637,9 +637,17 @@ def test_what_cannot_be_unpickled_ends_nothing():
     assert keeper.messages == ["whole"]
 
 
-def test_at_exit_what_is_in_the_queue_is_handed_on():
+@pytest.mark.parametrize("kind", ["queue.Queue", "queue.SimpleQueue", "queue.PriorityQueue", "multiprocessing.Queue"])
+def test_at_exit_what_is_in_the_queue_is_handed_on(kind):
     """Nobody has to call stop; what other exit hooks log is handed on too. The original loses it."""
-    script = """
+    if kind == "queue.PriorityQueue":
+        # Records have no order, so what is put there is something else.
+        prepare, back = "(lambda record: (next(numbers), record))", "(lambda item: item[1])"
+    else:
+        prepare = back = "(lambda record: record)"
+    script = f"""
+        import itertools, multiprocessing
+        numbers = itertools.count()
         import atexit, importlib, logging, queue, sys, time
         log = logging.getLogger()
         atexit.register(log.warning, "last")  # runs after Outfall's hook
@@ -648,14 +656,54 @@ def test_at_exit_what_is_in_the_queue_is_handed_on():
             def emit(self, record):
                 time.sleep(0.01)
                 super().emit(record)
-        records = queue.Queue()
+        records = {kind}()
         listener = module.QueueListener(records, Slow(sys.stdout))
+        listener.prepare = {back}
         listener.start()
-        log.addHandler(module.QueueHandler(records))
+        handler = module.QueueHandler(records)
+        handler.prepare = {prepare}
+        log.addHandler(handler)
+        module.QueueListener(records)  # never started
         for number in range(20):
             log.warning("%d", number)
         """
-    assert check(script, "outfall.adapters.handlers").split() == [*map(str, range(20)), "last"]
+    expected = [*map(str, range(20)), "last"]
+    if kind == "multiprocessing.Queue":
+        expected.pop()  # it has been closed by then
+    assert check(script, "outfall.adapters.handlers").split() == expected
+
+
+def test_at_exit_a_handler_that_hangs_is_waited_for_once(monkeypatch):
+    """What is logged after that does not wait for it again; what it logs itself does not wait at all."""
+    released = threading.Event()
+    records = queue.Queue()
+    handler = handlers.QueueHandler(records)
+    handler.sink.drain_timeout = 0.05
+
+    class Hanging(Keeper):
+        def emit(self, record):
+            if record.getMessage() == "one":
+                handler.handle(logging.makeLogRecord({"msg": "from within"}))
+                released.wait(60)
+            super().emit(record)
+
+    keeper = Hanging()
+    listener = handlers.QueueListener(records, keeper)
+    told = []
+    listener._reader.on_error = told.append
+    monkeypatch.setattr("outfall.sinks.process._State.draining", True)
+    listener.start()
+    waits = []
+    wait = listener._reader.empty
+    monkeypatch.setattr(listener._reader, "empty", lambda timeout: (waits.append(timeout), wait(timeout))[1])
+    for message in ("one", "two", "three"):
+        handler.handle(record(message))
+    assert waits == [0.05]
+    listener._reader.drain(0.01)
+    assert [failure.events for failure in told] == [0]
+    released.set()
+    listener.stop()
+    assert keeper.messages == ["one", "from within", "two", "three"]
 
 
 def test_a_forked_child_has_an_empty_queue_and_a_listener_to_start():

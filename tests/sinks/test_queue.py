@@ -37,7 +37,7 @@ from outfall.sinks import queue as sink_module
 from outfall.sinks import queuelistener
 from outfall.sinks.reentrancy import delivering
 from outfall.sinks.testing import FailingSink, SinkContract, StuckSink, assert_balanced
-from tests.sinks._processes import check, events_of, in_fork, until
+from tests.sinks._processes import check, events_of, in_fork, run, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -1318,6 +1318,24 @@ def test_what_is_queued_at_exit_is_delivered(tmp_path, kind, more) -> None:
     printed = check(_EXITING.format(kind=kind, more=more), tmp_path / "out")
     assert printed == "1003\n"
     assert _numbers(events_of(tmp_path / "out")) == list(range(1003))
+
+
+def test_what_is_in_a_queue_of_multiprocessing_at_exit_is_delivered(tmp_path) -> None:
+    """Before multiprocessing closes it, however late it was imported; and nothing is said of the closing."""
+    script = """
+        import sys
+        from outfall import FileSink, QueueListener, QueueSink
+        import multiprocessing
+        waiting = multiprocessing.Queue()
+        listener = QueueListener(waiting, FileSink(sys.argv[1]))
+        listener.start()
+        sink = QueueSink(waiting)
+        for number in range(1000):
+            sink.handle({"event": "x", "number": number})
+    """
+    result = run(script, tmp_path / "out")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert _numbers(events_of(tmp_path / "out")) == list(range(1000))
 
 
 def test_a_target_that_hangs_at_exit_is_left_in_time(tmp_path) -> None:
