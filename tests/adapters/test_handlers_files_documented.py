@@ -1270,6 +1270,21 @@ def test_a_subclass_may_override_what_rolls_it_over(path, clock):
     handler.close()
 
 
+def test_without_a_backup_count_nothing_is_asked_to_be_deleted(path, clock):
+    """All files are kept then, whatever a subclass's `getFilesToDelete` would say."""
+
+    class Eager(TimedRotatingFileHandler):
+        def getFilesToDelete(self):
+            return [str(path.with_name("app.log.2023-11-14_22"))]
+
+    _written_before(path)
+    handler = Eager(path)
+    clock.shift(3600)
+    handler.handle(record())
+    assert names(path.parent) == ["app.log", "app.log.2023-11-14_22"]
+    handler.close()
+
+
 def test_should_rollover_needs_no_record(path, clock):
     """It is a matter of time alone."""
     _written_before(path)
