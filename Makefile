@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 # Targets share one environment; two pips in it at once would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo test fuzz crash lint format types docs bench wheel-check pythons clean
+.PHONY: help demo test fuzz crash lint format types docs bench bench-check soak wheel-check pythons clean
 # An environment whose making broke off (Debian without python3-venv) is begun anew, not taken for a whole one.
 .DELETE_ON_ERROR:
 
@@ -26,7 +26,9 @@ help:
 	@echo "make lint         ruff: rules and formatting      (make format applies them)"
 	@echo "make types        mypy --strict and pyright"
 	@echo "make docs         the documentation, warnings as errors"
-	@echo "make bench        the benchmarks"
+	@echo "make bench        the benchmarks, and the charts of docs/benchmarks"
+	@echo "make bench-check  whether what has a budget keeps it"
+	@echo "make soak         ten minutes of everything, with faults  (make soak SECONDS=60: one)"
 	@echo "make wheel-check  build, install and type-check wheel and sdist"
 	@echo "make pythons      the suite on the other Python versions, by nox"
 	@echo "make clean        remove everything made here, $(VENV) included"
@@ -77,7 +79,14 @@ docs: $(VENV)/.outfall-docs
 	$(BIN)/sphinx-build -n -W -b html docs docs/_build/html
 
 bench: $(VENV)/.outfall-bench
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks --seconds 35 --publish docs/benchmarks $(ARGS)
+
+soak: SECONDS ?= 600
+soak: $(VENV)/.outfall-test
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(ARGS)
+
+bench-check: $(VENV)/.outfall-bench
+	$(BIN)/python -m benchmarks --seconds 20 --check $(ARGS)
 
 # To verify types pyright heeds only the Python on the PATH, so that one has to be where nothing but the wheel is
 # installed.

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import charts
 from benchmarks.groups import GROUPS
-from benchmarks.harness import measure
+from benchmarks.harness import FEWEST_ROUNDS, measure
 from benchmarks.machine import describe
 
 if TYPE_CHECKING:
@@ -20,12 +21,21 @@ if TYPE_CHECKING:
     from benchmarks.harness import Figures, Group
 
 
+#: How far above its budget a row may be before ``--check`` calls it exceeded: medians of ratios vary by a few percent
+#: from one run to the next on a machine that does nothing else.
+TOLERANCE = 0.1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what *arguments* ask for, print the tables, return the exit status.
 
-    The status is 0 whether or not the budgets are met: a busy machine is no failure.
+    The status is 0 whether or not the budgets are met: a busy machine is no failure. With ``--check`` it is 1 if one is
+    exceeded by more than the tolerance, and 2 if one could not be looked at.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.publish is not None and options.only:
+        parser.error("--publish shows everything, so --only cannot be")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="outfall-bench-", dir=options.directory) as made:
         directory = Path(made)
@@ -34,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for group in GROUPS:
             if options.only and group.name not in options.only:
                 continue
-            figures = measure(group, directory, rounds=options.rounds, events=options.events)
+            if options.check and all(row.budget is None for row in group.rows):
+                continue
+            figures = measure(group, directory, rounds=options.rounds, events=options.events, seconds=options.seconds)
             _print_table(group, figures)
             report["groups"].append(_as_json(group, figures, options))
     print(f"\n{time.perf_counter() - began:.0f} s in all; spread: half the distance of the quartiles, of the median")
@@ -44,7 +56,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(text)
         else:
             options.json.write_text(text + "\n", encoding="utf-8")
-    return 0
+    if options.publish is not None:
+        # Without the single rounds, which are many.
+        groups = [{**group, "rows": [_without_samples(row) for row in group["rows"]]} for group in report["groups"]]
+        charts.publish(options.publish, {**report, "groups": groups})
+    return _check(report) if options.check else 0
+
+
+def _without_samples(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "samples"}
+
+
+def _check(report: dict[str, Any]) -> int:
+    """Print which budgets are exceeded by more than the tolerance, or could not be looked at; return the status."""
+    above, unknown, kept = [], [], 0
+    for group in report["groups"]:
+        for row in group["rows"]:
+            if row["budget"] is None:
+                continue
+            measured, unit = charts.measured_of(row, group["unit"])
+            name = f"{group['name']}: {row['name']}"
+            if row["met"] is None:
+                unknown.append(f"{name}: {row['missing'] or 'what it is compared with was not measured'}")
+            elif measured > row["budget"] * (1 + TOLERANCE):
+                above.append(f"{name}: {measured:.2f}{unit}, budget {row['budget']:.2f}{unit}")
+            else:
+                kept += 1
+    for title, found in (("exceeded", above), ("not looked at", unknown)):
+        for each in found:
+            print(f"{title}: {each}")
+    print(f"{kept} budgets kept within {TOLERANCE:.0%}, {len(above)} exceeded, {len(unknown)} not looked at")
+    return 1 if above else 2 if unknown else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +100,21 @@ def _parser() -> argparse.ArgumentParser:
         choices=names,
         metavar="GROUP",
         help=f"measure this group alone; may be given several times: {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        metavar="N",
+        help=f"begin no new round of a group after so long, once it had {FEWEST_ROUNDS} (default: all rounds)",
+    )
+    parser.add_argument(
+        "--publish", type=Path, metavar="DIR", help="write figures and charts for the documentation there"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"measure what has a budget; status 1 if one is exceeded by more than {TOLERANCE:.0%}%,"
+        " 2 if one could not be looked at",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help='write all figures there as well; "-" prints them')
     parser.add_argument(
@@ -121,8 +178,9 @@ def _number(value: float | None) -> str:
 def _as_json(group: Group, figures: list[Figures], options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": group.name,
+        "about": group.about,
         "unit": group.unit,
-        "rounds": options.rounds or group.rounds,
+        "rounds": max(len(each.samples) for each in figures),
         "events": options.events or group.events,
         "rows": [
             {

@@ -177,7 +177,18 @@ class Figures:
         return median(own / its for own, its in zip(self.samples, other.samples, strict=True))
 
 
-def measure(group: Group, directory: Path, *, rounds: int | None = None, events: int | None = None) -> list[Figures]:
+#: So many turns each row has at least, however long they take.
+FEWEST_ROUNDS = 3
+
+
+def measure(
+    group: Group,
+    directory: Path,
+    *,
+    rounds: int | None = None,
+    events: int | None = None,
+    seconds: float | None = None,
+) -> list[Figures]:
     """Measure *group*; return the figures of its rows, in their order.
 
     Args:
@@ -185,6 +196,7 @@ def measure(group: Group, directory: Path, *, rounds: int | None = None, events:
         directory: An empty one, on the file system that is to be measured. It is empty again afterwards.
         rounds: How many turns each row has. Default the group's own number.
         events: How many events each row logs in a turn. Default the group's own number.
+        seconds: After so long no new round is begun, once there were `FEWEST_ROUNDS`. Default None: all are had.
 
     Raises:
         AssertionError: If a row did not do what it was timed for.
@@ -198,7 +210,7 @@ def measure(group: Group, directory: Path, *, rounds: int | None = None, events:
     with ExitStack() as stack:
         runs: list[tuple[Row, Run, Path]] = []
         for index, row in enumerate(group.rows):
-            own = directory / f"{index:02}"
+            own = directory / f"{group.name}-{index:02}"  # proofs may remember something by it
             own.mkdir()
             stack.callback(shutil.rmtree, own)
             try:
@@ -212,7 +224,7 @@ def measure(group: Group, directory: Path, *, rounds: int | None = None, events:
             run(events)
             row.proof(own, events)
         stack.enter_context(_without_garbage_collection())
-        for _ in range(rounds):
+        for _ in _turns(rounds, seconds):
             for row, run, own in runs:
                 gc.collect()
                 begin = perf_counter()
@@ -238,6 +250,14 @@ def measure(group: Group, directory: Path, *, rounds: int | None = None, events:
         return figures[name]
 
     return [made for row in group.rows if (made := figures_of(row.name)) is not None]
+
+
+def _turns(rounds: int, seconds: float | None) -> Iterator[int]:
+    began = perf_counter()
+    for turn in range(rounds):
+        if seconds is not None and turn >= FEWEST_ROUNDS and perf_counter() - began > seconds:
+            return
+        yield turn
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import platform
 from importlib import metadata
@@ -16,8 +17,9 @@ LIBRARIES = (
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """Return machine, Python and library versions; *directory* is where the files are written."""
+    """Return date, machine, Python and library versions; *directory* is where the files are written."""
     return {
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} CPUs",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "file system": _file_system(directory),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import orjson
 
 from benchmarks.events import REQUEST_ID, TIMESTAMP
-from benchmarks.harness import Row
+from benchmarks.harness import Row, nothing_written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from benchmarks.harness import Run
@@ -89,5 +91,73 @@ def _buffered(directory: Path) -> Iterator[Run]:
         yield run
 
 
+#: So many events are put into a queue before it is emptied.
+BURST = 500
+
+
+def in_bursts(log: Callable[[int], object], drain: Callable[[], object]) -> Run:
+    """Return what logs events by bursts and calls *drain* after each, which is not timed: the caller's side alone."""
+
+    def run(events: int) -> float:
+        seconds = 0.0
+        for first in range(0, events, BURST):
+            burst = min(BURST, events - first)
+            begin = perf_counter()
+            log(burst)
+            seconds += perf_counter() - begin
+            drain()
+        return seconds
+
+    return run
+
+
+@contextmanager
+def _queued(_directory: Path) -> Iterator[Run]:
+    """One ``orjson.dumps`` and one ``SimpleQueue.put`` for each event; the queue is emptied after each burst."""
+    queue: SimpleQueue[bytes] = SimpleQueue()
+    put, dumps = queue.put, orjson.dumps
+    put_in = 0
+
+    def log(events: int) -> None:
+        nonlocal put_in
+        for number in range(events):
+            put(
+                dumps(
+                    {
+                        "timestamp": TIMESTAMP,
+                        "level": "info",
+                        "logger": "shop.orders",
+                        "event": "request finished",
+                        "request_id": REQUEST_ID,
+                        "method": "GET",
+                        "path": "/api/v1/orders",
+                        "status": 200,
+                        "duration_ms": 12.345,
+                        "client": "203.0.113.7",
+                        "order_id": number,
+                    }
+                )
+            )
+        put_in = events
+
+    def drain() -> None:
+        taken = emptied(queue.get_nowait)
+        assert taken == put_in, f"{taken} of {put_in} events were in the queue"
+
+    yield in_bursts(log, drain)
+
+
+def emptied(get: Callable[[], object]) -> int:
+    """Call *get* until it raises `queue.Empty`; return how many times it did not."""
+    taken = 0
+    try:
+        while True:
+            get()
+            taken += 1
+    except Empty:
+        return taken
+
+
 WRITTEN = Row("floor F: os.write(orjson.dumps)", _written)
 BUFFERED = Row("floor B: the same, 64 KiB buffer", _buffered)
+QUEUED = Row("floor Q: SimpleQueue.put(orjson.dumps)", _queued, proof=nothing_written)

@@ -1,0 +1,409 @@
+"""What was measured, as charts and text for the documentation: ``docs/benchmarks``.
+
+A chart is an SVG, one for light pages and one for dark ones, drawn here by hand: bars, a line for what the path could
+cost at least, and a mark for the budget of each of our own. They are drawn from ``results.json`` alone, so they can be
+drawn again without measuring: ``python -m benchmarks.charts docs/benchmarks``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Args:
+        slug: The beginning of its files' names.
+        title: What is compared, for who cannot see it.
+        bars: What is shown: (group, row) and, where the row's name does not do, a label.
+        by: What a bar's length is: ``"floor"`` or ``"peer"``, how many times what the row is compared with;
+            ``"median"``, the group's unit; ``"rate"``, the floor's events per second, of which it has a part.
+        axis: What 1 stands for, or the unit.
+    """
+
+    slug: str
+    title: str
+    bars: tuple[tuple[str, ...], ...]
+    by: Literal["floor", "peer", "median", "rate"]
+    axis: str
+
+
+_F = "times an os.write of the ready line"
+_PJL = "python-json-logger[orjson]"
+
+#: In the order of the page: a chart for each thing that has a budget.
+CHARTS = (
+    Chart(
+        "file",
+        "Event dicts into a file",
+        (
+            ("file", "FileSink"),
+            ("file", "FileSink, level set"),
+            ("structlog", "structlog → BytesLogger"),
+            ("stdlib", "FileHandler + json", "logging → FileHandler + json"),
+            ("stdlib", f"FileHandler + {_PJL}", f"logging → FileHandler + {_PJL}"),
+            ("stdlib", "loguru, serialize=True"),
+        ),
+        "floor",
+        _F,
+    ),
+    Chart(
+        "buffered",
+        "The same with a buffer",
+        (("file", "FileSink, buffer_bytes=64 KiB"),),
+        "floor",
+        "times the ready line into a buffered file",
+    ),
+    Chart(
+        "structlog",
+        "structlog into a file",
+        (
+            ("structlog", "structlog → FileSink, last processor"),
+            ("structlog", "structlog → FileSink, SinkLoggerFactory"),
+            ("structlog", "structlog → BytesLogger"),
+        ),
+        "peer",
+        "times structlog → BytesLogger",
+    ),
+    Chart(
+        "rotating",
+        "Files that roll over",
+        (
+            ("rotating", "RotatingFileSink"),
+            ("rotating", "TimedRotatingFileSink"),
+            ("rotating", f"RotatingFileHandler + {_PJL}", f"logging → RotatingFileHandler + {_PJL}"),
+            (
+                "rotating",
+                "TimedRotatingFileHandler + the same",
+                f"logging → TimedRotatingFileHandler + {_PJL}",
+            ),
+            ("rotating", "loguru, serialize=True, rotation="),
+        ),
+        "floor",
+        _F,
+    ),
+    Chart(
+        "multiprocess",
+        "Files that roll over, shared by processes",
+        (
+            ("rotating", "RotatingFileSink, multiprocess=True"),
+            ("rotating", "concurrent-log-handler + the same", f"logging → concurrent-log-handler + {_PJL}"),
+        ),
+        "floor",
+        _F,
+    ),
+    Chart(
+        "logging",
+        "logging into a file that rolls over",
+        (
+            ("rotating", "logging → SinkHandler → RotatingFileSink"),
+            ("rotating", f"RotatingFileHandler + {_PJL}", f"logging → RotatingFileHandler + {_PJL}"),
+        ),
+        "peer",
+        f"times logging → RotatingFileHandler + {_PJL}",
+    ),
+    Chart(
+        "background",
+        "Event dicts to a thread, the caller's side",
+        (
+            ("queue", "QueueSink"),
+            ("background", "BackgroundSink"),
+            ("background", "SinkHandler → BackgroundSink", "logging → SinkHandler → BackgroundSink"),
+            ("background", "QueueHandler", "logging → QueueHandler"),
+            ("background", "loguru, enqueue=True"),
+        ),
+        "floor",
+        "times a SimpleQueue.put of the ready line",
+    ),
+    Chart(
+        "tcp",
+        "Event dicts over TCP",
+        (("wire", "SocketSink"), ("wire", "SocketHandler", "logging → SocketHandler")),
+        "floor",
+        "times a sendall of the ready frame",
+    ),
+    Chart(
+        "udp",
+        "Event dicts over UDP",
+        (("wire", "DatagramSink"), ("wire", "DatagramHandler", "logging → DatagramHandler")),
+        "floor",
+        "times a sendto of the ready line",
+    ),
+    Chart(
+        "collectors",
+        "A burst of events to an HTTP collector, until the last has arrived",
+        (
+            ("collectors", "BackgroundSink(HTTPSink(NDJSON))"),
+            ("collectors", "BackgroundSink(HTTPSink(OTLPLogs))"),
+            ("collectors", "OpenTelemetry: BatchLogRecordProcessor, OTLP"),
+            ("collectors", "python-logstash-async: HttpTransport"),
+            ("collectors", "QueueHandler, QueueListener → HTTPHandler", "logging → QueueHandler … HTTPHandler"),
+            ("collectors", "HTTPHandler", "logging → HTTPHandler"),
+        ),
+        "rate",
+        "of the events a second that requests posts, 500 lines at a time; more is better",
+    ),
+    Chart(
+        "spool",
+        "The same by way of the disk",
+        (
+            ("spool", "SpoolSink(HTTPSink(NDJSON))"),
+            ("spool", 'SpoolSink(HTTPSink(NDJSON)), fsync="interval"'),
+            ("spool", "python-logstash-async: SQLite, HttpTransport"),
+        ),
+        "rate",
+        "of the events a second that requests posts, 500 lines at a time; more is better",
+    ),
+    Chart(
+        "spool-caller",
+        "Event dicts to a spool, the caller's side",
+        (
+            ("spool-caller", "SpoolSink, collector away"),
+            ("spool-caller", "SpoolSink, while it delivers"),
+        ),
+        "floor",
+        _F,
+    ),
+    Chart(
+        "startup",
+        "Importing",
+        (
+            ("startup", "from outfall import FileSink, after those", "from outfall import FileSink"),
+            ("startup", "import structlog, orjson", "import structlog, orjson before it"),
+        ),
+        "median",
+        "milliseconds in a new interpreter",
+    ),
+)
+
+
+# -- from what was measured to bars
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar.
+
+    Args:
+        label: What stands above it.
+        value: Its length; None where the library was not installed.
+        text: The value in words.
+        budget: Where the mark is, or None.
+        ours: Whether it is one of Outfall's.
+    """
+
+    label: str
+    value: float | None
+    text: str
+    budget: float | None
+    ours: bool
+
+
+def bars_of(chart: Chart, results: dict[str, Any]) -> list[Bar]:
+    """Return the bars of *chart*.
+
+    Raises:
+        KeyError: If *results* do not have one of its rows.
+    """
+    found = {(group["name"], row["name"]): row for group in results["groups"] for row in group["rows"]}
+    return [_bar(chart, found[bar[0], bar[1]], bar[-1]) for bar in chart.bars]
+
+
+def _bar(chart: Chart, row: dict[str, Any], label: str) -> Bar:
+    value: float | None = row["median"]
+    if chart.by != "median" and value is not None:
+        ratio = row["peer_ratio"] if chart.by == "peer" else row["floor_ratio"]
+        # What the others are compared with is compared with nothing.
+        value = 1.0 if ratio is None else ratio
+    # A budget is about the peer where there is one.
+    budget: float | None = row["budget"] if (row["peer"] is None) == (chart.by != "peer") else None
+    if chart.by == "rate":
+        value, budget = value and 1 / value, budget and 1 / budget
+    if value is None:
+        text = str(row["missing"])
+    else:
+        text = f"{value:.1f} ms" if chart.by == "median" else _number(value)
+        if row["arrived"] is not None and row["arrived"] < 1:
+            text += f", {1 - row['arrived']:.1%} lost"
+    return Bar(label, value, text, budget, bool(_OURS.search(row["name"])))
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= _WHOLE_FROM else f"{value:.2f}" if value >= _TWO_PLACES_FROM else f"{value:.3f}"
+
+
+_OURS = re.compile(r"Sink|outfall")
+_WHOLE_FROM, _TWO_PLACES_FROM = 20, 0.1
+
+
+# -- drawing
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a chart: those of the documentation's light and dark pages."""
+
+    name: str
+    text: str
+    faint: str
+    ours: str
+    theirs: str
+    budget: str
+
+
+THEMES = (
+    Theme("light", text="#1f2328", faint="#6b7280", ours="#2563eb", theirs="#b6bcc6", budget="#b42318"),
+    Theme("dark", text="#e6e6e6", faint="#9aa1ab", ours="#5b9dff", theirs="#5a616b", budget="#ff8f85"),
+)
+
+_WIDTH, _ROW, _BAR, _TOP, _BOTTOM = 520, 46, 14, 6, 24
+#: Where the values stand, right of the longest bar.
+_VALUES = 150
+#: A bar longer than so many times our longest is broken off: ours could not be told from nothing.
+_LONGEST = 12.0
+#: How wide the gap in such a bar is, and how far from its end.
+_GAP, _GAP_FROM_END = 5, 24
+
+
+def draw(chart: Chart, bars: Sequence[Bar], theme: Theme) -> str:
+    """Return the SVG."""
+    lengths = [bar.value for bar in bars if bar.value is not None]
+    ours = [each for bar in bars if bar.ours for each in (bar.value, bar.budget) if each is not None]
+    scale = min(max(lengths + ours, default=1.0), _LONGEST * max(ours or lengths, default=1.0))
+    height = _TOP + _ROW * len(bars) + _BOTTOM
+    size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="system-ui, sans-serif" font-size="13">',
+        f"<title>{escape(chart.title)}</title>",
+    ]
+    for index, bar in enumerate(bars):
+        parts += _drawn(bar, scale, _TOP + _ROW * index, theme)
+    parts.append(_text(0, height - 8, chart.axis, theme.faint, size=11))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _drawn(bar: Bar, scale: float, top: int, theme: Theme) -> Iterator[str]:
+    room, weight = _WIDTH - _VALUES, 600 if bar.ours else 400
+    yield _text(0, top + 13, bar.label, theme.text, weight=weight)
+    if bar.value is None:
+        yield _text(0, top + 32, bar.text, theme.faint)
+        return
+    end = max(2.0, min(bar.value / scale, 1.0) * room)
+    for start, stop in (
+        ((0.0, end),)
+        if bar.value <= scale
+        else (
+            (0.0, end - _GAP_FROM_END),
+            (end - _GAP_FROM_END + _GAP, end),
+        )
+    ):
+        colour = theme.ours if bar.ours else theme.theirs
+        yield f'<rect x="{start:.1f}" y="{top + 20}" width="{stop - start:.1f}" height="{_BAR}" fill="{colour}"/>'
+    note = bar.text
+    if bar.ours and bar.budget is not None:
+        mark = bar.budget / scale * room
+        yield f'<path d="M{mark:.1f} {top + 17}v{_BAR + 6}" stroke="{theme.budget}" stroke-width="2"/>'
+        note += f" (budget {_number(bar.budget)})"
+        end = max(end, mark)
+    yield _text(end + 6, top + 31, note, theme.text, weight=weight)
+
+
+def _text(x: float, y: float, text: str, colour: str, *, weight: int = 400, size: int = 13) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-weight="{weight}" font-size="{size}">{escape(text)}</text>'
+    )
+
+
+# -- words
+
+
+def machine_of(results: dict[str, Any]) -> str:
+    """Return when, with what and on what was measured."""
+    libraries = ", ".join(f"{name} {version}" for name, version in results["libraries"].items() if version)
+    return (
+        f"Measured on {results['date']} on {results['machine']}, {results['system']}, file system"
+        f" {results['file system']}, load {results['load']} at the beginning, with {results['python']}, {libraries}.\n"
+    )
+
+
+def budgets_of(results: dict[str, Any]) -> str:
+    """Return a table of what has a budget, and whether it was kept."""
+    lines = ["| what | compared with | measured | budget | |", "| --- | --- | --- | --- | --- |"]
+    for group in results["groups"]:
+        for row in group["rows"]:
+            if row["budget"] is not None:
+                measured, unit = measured_of(row, group["unit"])
+                told = row["missing"] or f"{_number(measured)}{unit}"
+                verdict = {True: "kept", False: "**not kept**", None: "not measured"}[row["met"]]
+                other = row["peer"] or row["floor"] or ""
+                lines.append(f"| {row['name']} | {other} | {told} | {_number(row['budget'])}{unit} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def measured_of(row: dict[str, Any], unit: str) -> tuple[float, str]:
+    """Return what the budget of *row* is about, and its unit."""
+    if row["peer"] is not None:
+        return row["peer_ratio"] or 0.0, ""
+    if row["floor"] is not None:
+        return row["floor_ratio"] or 0.0, ""
+    return row["median"] or 0.0, f" {unit}"
+
+
+def figures_of(results: dict[str, Any]) -> str:
+    """Return a table of everything that was measured, for each group."""
+    parts: list[str] = []
+    for group in results["groups"]:
+        parts.append(f"**{group['name']}**: {group['about']}. {group['rounds']} rounds of {group['events']}.\n")
+        parts.append(
+            f"| | {group['unit']} | spread | x floor | x peer | arrived |\n| --- | --- | --- | --- | --- | --- |"
+        )
+        for row in group["rows"]:
+            cells = [
+                "-" if row["median"] is None else _number(row["median"]),
+                "-" if row["spread"] is None else f"{row['spread']:.0%}",
+                *("-" if row[ratio] is None else _number(row[ratio]) for ratio in ("floor_ratio", "peer_ratio")),
+                "-" if row["arrived"] is None else f"{row['arrived']:.1%}",
+            ]
+            parts.append(f"| {row['name']} | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def publish(directory: Path, results: dict[str, Any] | None = None) -> None:
+    """Write *results*, charts and texts into *directory*; without results, those that are there are shown again.
+
+    Raises:
+        KeyError: If a group or row that a chart shows was not measured.
+    """
+    if results is None:
+        results = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
+    assert results is not None
+    made = {
+        "machine.inc": machine_of(results),
+        "budgets.inc": budgets_of(results),
+        "figures.inc": figures_of(results),
+        RESULTS: json.dumps(results, indent=1, ensure_ascii=False) + "\n",
+    }
+    for chart in CHARTS:
+        bars = bars_of(chart, results)
+        made |= {f"{chart.slug}-{theme.name}.svg": draw(chart, bars, theme) for theme in THEMES}
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in made.items():
+        (directory / name).write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    publish(Path(sys.argv[1]))
