@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401 - what the first name of a host would import, in a thread that a fork may interrupt
+import encodings.idna  # noqa: F401 - what the first name of a host would import, in a thread that a fork may interrupt  # pyright: ignore[reportUnusedImport]
 import errno
 import http.client
 import io
