@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import io
+import itertools
+import logging
 import os
+import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +81,124 @@ def test_importing_a_file_sink_imports_nothing_heavy():
     modules = _modules_after("from outfall import FileSink")
     assert "outfall" in modules
     assert [name for name in HEAVY if name in modules] == []
+
+
+# -- the names, and how they are called
+
+SNAPSHOT = Path(__file__).with_name("names.txt")
+
+
+def test_the_public_names_are_those_that_were_agreed():
+    """A name comes or goes on purpose: by a change of ``names.txt``, and a line in the changelog."""
+    assert sorted(_literal_all()) == SNAPSHOT.read_text(encoding="utf-8").split()
+
+
+SINKS = [
+    getattr(outfall, name)
+    for name in outfall.__all__
+    if isinstance(getattr(outfall, name), type) and issubclass(getattr(outfall, name), outfall.Sink)
+]
+
+#: Where one name has several defaults, and why.
+DEFAULTS_THAT_DIFFER = {
+    "target": "BackgroundSink and SpoolSink are nothing without one; MemoryHandler has None",
+    "capacity": "that of MemoryHandler is to be given",
+    "terminator": "ByteSink's writers may need none; whoever writes lines ends them",
+    "timeout": "each protocol has its own; HTTPSink has one for connecting and one for the rest",
+    "clock": "HTTPSink reads dates by it, the others wait by it",
+    "max_bytes": "of a file that rolls over, where 0 is never, as in the handlers; of a spool, all it may keep",
+}
+
+
+def _parameters(sink):
+    return {name: each for name, each in inspect.signature(sink.__init__).parameters.items() if name != "self"}
+
+
+@pytest.mark.parametrize("sink", SINKS, ids=lambda sink: sink.__name__)
+def test_what_every_sink_takes_comes_last_and_is_the_same(sink):
+    """Level, processors, on_error and name, in this order, by keyword alone, with the defaults of `Sink`."""
+    own, base = _parameters(sink), _parameters(outfall.Sink)
+    last = list(own)[-len(base) :]
+    assert last == list(base) == ["level", "processors", "on_error", "name"]
+    for name in last:
+        assert own[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert own[name].default == base[name].default
+
+
+def test_a_parameter_means_the_same_everywhere():
+    """Parameters of one name have one default, those apart that are listed with a reason."""
+    defaults = {}
+    for sink in SINKS:
+        for name, each in _parameters(sink).items():
+            if each.kind is not inspect.Parameter.VAR_POSITIONAL:
+                defaults.setdefault(name, set()).add(repr(each.default))
+    assert {name for name, found in defaults.items() if len(found) > 1} == DEFAULTS_THAT_DIFFER.keys()
+
+
+def test_keywords_come_in_the_same_order_everywhere():
+    """What two sinks both take by keyword, both list in one order, but for those that are named here."""
+    # The base class for writers ends with what few of them need; a syslog is reached within a time first.
+    apart = {("ByteSink",), ("SocketSink", "SysLogSink")}
+    orders = {
+        sink.__name__: [name for name, each in _parameters(sink).items() if each.kind is inspect.Parameter.KEYWORD_ONLY]
+        for sink in SINKS
+        if (sink.__name__,) not in apart
+    }
+    for one, other in itertools.combinations(orders, 2):
+        if (one, other) in apart:
+            continue
+        shared = set(orders[one]) & set(orders[other])
+        assert [name for name in orders[one] if name in shared] == [name for name in orders[other] if name in shared], (
+            f"{one}, {other}"
+        )
+
+
+@pytest.mark.parametrize("sink", SINKS, ids=lambda sink: sink.__name__)
+def test_each_parameter_is_described(sink):
+    """Its name stands in the ``Args:`` of the class, or of the class that it leads to."""
+    described = set()
+    for line in inspect.cleandoc(sink.__doc__ or "").splitlines():
+        head, colon, _ = line.partition(":")
+        if line.startswith("    ") and not line.startswith("     ") and colon:
+            described |= {name.strip("* ") for name in head.split(",")}
+    assert _parameters(sink).keys() <= described
+
+
+#: How to make each sink that may be made.
+EXAMPLES = {
+    "BackgroundSink": lambda path: outfall.BackgroundSink(outfall.NullSink()),
+    "BufferingSink": lambda path: outfall.BufferingSink(10),
+    "CaptureSink": lambda path: outfall.CaptureSink(),
+    "DatagramSink": lambda path: outfall.DatagramSink("127.0.0.1", 9),
+    "FallbackSink": lambda path: outfall.FallbackSink(outfall.NullSink(), outfall.NullSink()),
+    "FanoutSink": lambda path: outfall.FanoutSink(outfall.NullSink(), outfall.NullSink()),
+    "FileSink": outfall.FileSink,
+    "HTTPSink": lambda path: outfall.HTTPSink("http://127.0.0.1:9/path"),
+    "HandlerSink": lambda path: outfall.HandlerSink(logging.NullHandler()),
+    "MemorySink": lambda path: outfall.MemorySink(10, target=outfall.NullSink()),
+    "NullSink": lambda path: outfall.NullSink(),
+    "QueueSink": lambda path: outfall.QueueSink(queue.SimpleQueue()),
+    "RotatingFileSink": outfall.RotatingFileSink,
+    "SMTPSink": lambda path: outfall.SMTPSink("127.0.0.1", "a@example.org", "b@example.org", "s"),
+    "SocketSink": lambda path: outfall.SocketSink("127.0.0.1", 9),
+    "SpoolSink": lambda path: outfall.SpoolSink(outfall.NullSink(), path.with_name("spool")),
+    "StreamSink": lambda path: outfall.StreamSink(io.StringIO()),
+    "SysLogSink": lambda path: outfall.SysLogSink(("127.0.0.1", 9)),
+    "TimedRotatingFileSink": outfall.TimedRotatingFileSink,
+    "WatchedFileSink": outfall.WatchedFileSink,
+}
+#: Classes to derive from, and one that needs Windows.
+NO_EXAMPLE = {"Sink", "ByteSink", "BaseRotatingFileSink", "NTEventLogSink"}
+
+
+@pytest.mark.parametrize("sink", SINKS, ids=lambda sink: sink.__name__)
+def test_each_sink_shows_what_it_is(sink, tmp_path):
+    """Its class, its name where it has one of its own, and nobody's address in memory."""
+    if sink.__name__ in NO_EXAMPLE:
+        pytest.skip("nothing to make one of here")
+    with EXAMPLES[sink.__name__](tmp_path / "events.jsonl") as made:
+        shown = repr(made)
+        assert shown.startswith(f"<{sink.__name__}")
+        assert shown.endswith(">")
+        assert " at 0x" not in shown
+    assert "closed" in repr(made)
