@@ -29,8 +29,8 @@ _TOO_LARGE = 413
 #: Timeout, too early, too many requests.
 _TEMPORARY = frozenset({408, 425, 429})
 
-#: Unauthorized, forbidden, not found, and a proxy's unauthorized: any event would meet the same.
-_PAUSED = frozenset({401, 403, 404, 407})
+#: Credentials, permission, address, method or media type are not what they should be: any event would meet the same.
+_PAUSED = frozenset({401, 402, 403, 404, 405, 407, 410, 415, 451})
 
 #: What is looked at of an answer's text, and what is repeated of it, in characters.
 _MAX_LOOKED_AT, _MAX_QUOTED = 4_000, 200
@@ -42,8 +42,9 @@ def failure_of(status: int, headers: Mapping[str, str], *, peer: str, now: float
     ========================  ====================================================================================
     2xx                       None
     408, 425, 429, 5xx        `TemporaryDeliveryError`, with the ``Retry-After`` if there is one
-    401, 403, 404, 407, 3xx   `PausedDeliveryError`: credentials, permission or address have to be changed first. A
-                              redirect is never followed: it would drop the body, or bring credentials to another host
+    401 to 405, 407, 410,     `PausedDeliveryError`: credentials, permission, address or format have to be changed
+    415, 451, 3xx             first, whatever the event. A redirect is never followed: it would drop the body, or bring
+                              credentials to another host
     413                       `OversizeDeliveryError`
     400, 422, all other 4xx   `PermanentDeliveryError`
     anything else             `TemporaryDeliveryError`: no answer that HTTP knows

@@ -98,7 +98,8 @@ class HTTPSink(Sink):
         MissingDependencyError: For ``compression="zstd"`` without zstandard.
 
     What an answer means: 2xx, the events were taken. 408, 425, 429, 5xx, and no answer at all: `TemporaryDeliveryError`
-    with what ``Retry-After`` says. 401, 403, 404, 407, and redirects, which are never followed: `PausedDeliveryError`.
+    with what ``Retry-After`` says. 401 to 405, 407, 410, 415, 451, and redirects, which are never followed:
+    `PausedDeliveryError`.
     413: `OversizeDeliveryError`; if it has an ``Upload-Limit``, later bodies keep it. All other 4xx:
     `PermanentDeliveryError` with the server's words, short, and without what they repeat of the events. No failure
     holds a part of an event, the URL's path or query, or a credential, nor does the ``repr``.

@@ -27,10 +27,10 @@ def test_success_is_no_failure(status):
     ("status", "kind"),
     [
         *[(status, TemporaryDeliveryError) for status in (408, 425, 429, 500, 501, 502, 503, 504, 507, 511, 599)],
-        *[(status, PausedDeliveryError) for status in (401, 403, 404, 407)],
+        *[(status, PausedDeliveryError) for status in (401, 402, 403, 404, 405, 407, 410, 415, 451)],
         *[(status, PausedDeliveryError) for status in (300, 301, 302, 303, 304, 307, 308, 399)],
         (413, OversizeDeliveryError),
-        *[(status, PermanentDeliveryError) for status in (400, 402, 405, 406, 409, 410, 411, 415, 422, 431, 451, 499)],
+        *[(status, PermanentDeliveryError) for status in (400, 406, 409, 411, 422, 431, 499)],
         *[(status, TemporaryDeliveryError) for status in (100, 103, 199, 600, 999)],
     ],
 )
