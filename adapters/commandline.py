@@ -24,7 +24,7 @@ from outfall.sinks.lines import raw_of
 from outfall.sinks.spoolstatus import SpoolStatus, StoreStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from outfall.adapters.redelivery import Account
     from outfall.sinks.batch import Encoded
@@ -304,7 +304,7 @@ def _target(options: argparse.Namespace) -> redelivery.EventTarget:
 
 
 @contextlib.contextmanager
-def _letters(options: argparse.Namespace) -> Iterator[FileSink | None]:
+def _letters(options: argparse.Namespace) -> Generator[FileSink | None]:
     if options.dead_letters is None:
         yield None
         return

@@ -13,7 +13,7 @@ import orjson
 from outfall.sinks.levels import level_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from outfall.sinks.batch import Encoded
 
@@ -37,7 +37,7 @@ def _escaped(text: str) -> str:
 
 
 @contextlib.contextmanager
-def progress(total: int, *, quiet: bool, unit: str = "events") -> Iterator[Callable[[int, int], None]]:
+def progress(total: int, *, quiet: bool, unit: str = "events") -> Generator[Callable[[int, int], None]]:
     """Show how far it is on stderr: a bar, with rich on a terminal; else a line now and then. Give what tells it."""
     if quiet:
         yield lambda _done, _total: None

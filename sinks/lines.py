@@ -12,6 +12,8 @@ from outfall.sinks.event import timestamp_of
 from outfall.sinks.levels import UNKNOWN, level_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from outfall.sinks.batch import Raw
 
 #: The key of an envelope, and its first: an event that has it is never written without one.
@@ -56,6 +58,30 @@ def raw_of(line: bytes) -> Raw | None:
         return _content(line, event), UNKNOWN if level is None else float(level), float(event["time"]), False
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def raws_of(lines: Iterable[bytes]) -> tuple[list[Raw], int]:
+    """Return what *lines* say, and how many of them, or parts of them, are no events."""
+    raws: list[Raw] = []
+    corrupt = 0
+    for line in lines:
+        try:
+            # What `raw_of` finds out, for the usual line: this is done for each event that is delivered.
+            event: Any = loads(line)
+            if event.__class__ is dict and KEY not in event and line[:1] == b"{":
+                raws.append((line, None, None, False))
+                continue
+        except ValueError:
+            pass
+        raw = raw_of(line)
+        if raw is not None:
+            raws.append(raw)
+        else:
+            # Where a loss of power has left zeros, there may be an event before or after them.
+            parts = [raw_of(part) for part in line.split(b"\0") if part] if b"\0" in line else []
+            raws += [part for part in parts if part is not None]
+            corrupt += None in parts or not parts
+    return raws, corrupt
 
 
 def _content(line: bytes, envelope: dict[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from outfall.sinks import cursor as cursors
 from outfall.sinks.cursor import Cursor, CursorError
 from outfall.sinks.errors import SinkError
 from outfall.sinks.interprocess import try_lock, unlock
-from outfall.sinks.lines import raw_of
+from outfall.sinks.lines import raws_of
 from outfall.sinks.segments import Appender, Reader, Segment, count_lines, is_segment, segments_in
 
 if TYPE_CHECKING:
@@ -294,17 +294,7 @@ class Store:
         if flight is not None and flight.end is not None and flight.segment == head.number and self.offset < flight.end:
             stop, key, lines, size = min(stop, flight.end), flight.key, stop, stop
         taken, after = self._reader.lines(self._path(head.name), head.number, self.offset, stop, lines, size)
-        raws: list[Raw] = []
-        corrupt = 0
-        for line in taken:
-            raw = raw_of(line)
-            if raw is not None:
-                raws.append(raw)
-            else:
-                # Where a loss of power has left zeros, there may be an event before or after them.
-                parts = [raw_of(part) for part in line.split(b"\0") if part] if b"\0" in line else []
-                raws += [part for part in parts if part is not None]
-                corrupt += None in parts or not parts
+        raws, corrupt = raws_of(taken)
         if key is None:
             key = f"{self.name}.{head.number}.{self.offset}-{after}"
         return Portion(head.number, self.offset, after, tuple(raws), len(raws) + corrupt, corrupt, key)

@@ -1,10 +1,14 @@
 """What is measured, in the order in which it is."""
 
 from benchmarks.groups import (
+    background,
     collectors,
     file,
     filehandlers,
+    handlers,
+    queue,
     rotating,
+    spool,
     startup,
     stdlib,
     structlog,
@@ -19,10 +23,17 @@ GROUPS = (
     stdlib.GROUP,
     rotating.GROUP,
     filehandlers.GROUP,
+    handlers.GROUP,
+    handlers.HTTP_GROUP,
     syslog.GROUP,
     threads.GROUP,
+    background.GROUP,
+    queue.GROUP,
     wire.GROUP,
     collectors.GROUP,
     collectors.CALLER_GROUP,
+    spool.GROUP,
+    spool.CALLER_GROUP,
+    spool.SQLITE_GROUP,
     startup.GROUP,
 )
