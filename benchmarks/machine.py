@@ -12,7 +12,7 @@ from typing import Any
 #: Libraries that are measured, or that what is measured rests on.
 LIBRARIES = (
     *("outfall", "orjson", "structlog", "requests"),
-    *("loguru", "python-json-logger", "opentelemetry-sdk", "python-logstash-async"),
+    *("loguru", "python-json-logger", "concurrent-log-handler", "opentelemetry-sdk", "python-logstash-async"),
 )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 import requests
 
-from benchmarks import sustained
+from benchmarks import charts, sustained
 from benchmarks.__main__ import main
 from benchmarks.collector import collector
 from benchmarks.events import REQUEST_ID
@@ -197,3 +199,134 @@ def test_nonsense_is_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert arguments[1] in capsys.readouterr().err
+
+
+# -- what is made of the figures
+
+
+@pytest.fixture
+def results():
+    """Give results of all groups, with figures that are easily told."""
+    groups = [
+        {
+            "name": group.name,
+            "about": group.about,
+            "unit": group.unit,
+            "rounds": 3,
+            "events": 10,
+            "rows": [
+                {
+                    "name": row.name,
+                    "missing": None,
+                    "median": 2.5,
+                    "spread": 0.25,
+                    "floor": row.floor,
+                    "floor_ratio": None if row.floor is None else 1.25,
+                    "peer": row.peer,
+                    "peer_ratio": None if row.peer is None else 0.25,
+                    "budget": row.budget,
+                    "met": None if row.budget is None else True,
+                    "arrived": None,
+                }
+                for row in group.rows
+            ],
+        }
+        for group in GROUPS
+    ]
+    about = {"date": "2026-01-02", "machine": "m", "system": "s", "file system": "f", "load": 0.5, "python": "p"}
+    return {**about, "libraries": {"outfall": "1", "loguru": None}, "groups": groups}
+
+
+def _row(results, group, name):
+    rows = next(each["rows"] for each in results["groups"] if each["name"] == group)
+    return next(row for row in rows if row["name"] == name)
+
+
+@pytest.mark.parametrize("chart", charts.CHARTS, ids=lambda chart: chart.slug)
+def test_a_chart_has_a_bar_for_each_row_it_names(chart, results):
+    """Every row is among those that are measured, at least one is ours and has a budget; both themes are XML."""
+    bars = charts.bars_of(chart, results)
+    assert any(bar.ours and bar.budget is not None for bar in bars)
+    for theme in charts.THEMES:
+        root = ET.fromstring(charts.draw(chart, bars, theme))
+        text = "".join(root.itertext())
+        assert all(bar.label in text and bar.text in text for bar in bars)
+        assert chart.axis in text
+
+
+def test_every_budget_has_a_chart():
+    """A row with a budget is on the page in a chart."""
+    shown = {bar[:2] for chart in charts.CHARTS for bar in chart.bars}
+    budgets = {(group.name, row.name) for group in GROUPS for row in group.rows if row.budget is not None}
+    assert budgets <= shown
+
+
+def test_a_missing_library_and_lost_events_are_told(results):
+    """A chart says what it does not have, and a bar what did not arrive."""
+    _row(results, "stdlib", "loguru, serialize=True").update(median=None, floor_ratio=None, missing="no loguru")
+    _row(results, "collectors", "OpenTelemetry: BatchLogRecordProcessor, OTLP").update(arrived=0.5, floor_ratio=4.0)
+    found = {chart.slug: charts.bars_of(chart, results) for chart in charts.CHARTS}
+    assert [bar.text for bar in found["file"] if bar.value is None] == ["no loguru"]
+    assert "0.25, 50.0% lost" in [bar.text for bar in found["collectors"]]
+
+
+def test_what_is_published_can_be_published_again(results, tmp_path):
+    """Charts and texts come from the figures alone, name the machine, and say which budget was not kept."""
+    _row(results, "file", "FileSink").update(floor_ratio=1.5, met=False)
+    charts.publish(tmp_path, results)
+    before = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    charts.publish(tmp_path)
+    assert before == {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert "2026-01-02" in before["machine.inc"]
+    assert "outfall 1" in before["machine.inc"]
+    assert "loguru" not in before["machine.inc"]
+    [line] = [line for line in before["budgets.inc"].splitlines() if line.startswith("| FileSink |")]
+    assert "| 1.50 | 1.30 | **not kept** |" in line
+    assert {f"{chart.slug}-{theme.name}.svg" for chart in charts.CHARTS for theme in charts.THEMES} < before.keys()
+
+
+def test_the_page_shows_every_chart():
+    """In both themes."""
+    page = (Path(__file__).parents[1] / "docs" / "explanation" / "benchmarks.md").read_text(encoding="utf-8")
+    for chart in charts.CHARTS:
+        for theme in charts.THEMES:
+            assert f"../benchmarks/{chart.slug}-{theme.name}.svg\n:class: only-{theme.name}\n" in page
+
+
+@pytest.mark.parametrize(
+    ("ratio", "status", "word"),
+    [
+        (1.0, 0, "1 budgets kept"),
+        (2.15, 0, "1 budgets kept"),
+        (2.3, 1, "exceeded: g: sink"),
+        (None, 2, "not looked at"),
+    ],
+)
+def test_a_check_tells_by_its_status(ratio, status, word, monkeypatch, capsys, tmp_path):
+    """A tenth above a budget is forgiven, more is 1, a budget that nothing can be said of is 2."""
+
+    @contextmanager
+    def absent(directory):
+        raise ModuleNotFoundError(name="no_such_library")
+        yield
+
+    floor = Row("floor", _taking([1] * 9) if ratio else absent, proof=nothing_written)
+    sink = Row("sink", _taking([ratio or 1] * 9), floor="floor", budget=2.0, proof=nothing_written)
+    free = Group("free", "", (Row("never measured", _taking([])),))
+    monkeypatch.setattr("benchmarks.__main__.GROUPS", (free, Group("g", "", (floor, sink), rounds=3)))
+    assert main(["--check", "--directory", str(tmp_path)]) == status
+    assert word in capsys.readouterr().out
+
+
+def test_a_group_has_few_rounds_where_they_take_long(tmp_path):
+    """With a limit of time, no round is begun after it, but a few are had."""
+    group = Group("g", "", (Row("idle", _idle, proof=nothing_written),), rounds=1_000)
+    [figures] = measure(group, tmp_path, seconds=0.0)
+    assert len(figures.samples) == 3
+
+
+def test_parts_are_not_published(capsys, tmp_path):
+    """A page of some groups would show the others as they were on another machine."""
+    with pytest.raises(SystemExit):
+        main(["--only", "file", "--publish", str(tmp_path)])
+    assert "--only" in capsys.readouterr().err
