@@ -281,7 +281,8 @@ _GAP, _GAP_FROM_END = 5, 24
 def draw(chart: Chart, bars: Sequence[Bar], theme: Theme) -> str:
     """Return the SVG."""
     lengths = [bar.value for bar in bars if bar.value is not None]
-    ours = [each for bar in bars if bar.ours for each in (bar.value, bar.budget) if each is not None]
+    # What has a budget is what the chart is about.
+    ours = [each for bar in bars if bar.ours and bar.budget and bar.value for each in (bar.value, bar.budget)]
     scale = min(max(lengths + ours, default=1.0), _LONGEST * max(ours or lengths, default=1.0))
     height = _TOP + _ROW * len(bars) + _BOTTOM
     size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
