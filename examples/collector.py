@@ -1,6 +1,6 @@
 """A collector to try things out with: it takes lines of JSON by POST, and appends them to a file.
 
-``python examples/collector.py collected.jsonl`` prints its URL and serves until it is ended.
+``python examples/collector.py collected.jsonl`` prints its URL and serves until it is ended. A port may follow.
 """
 
 from __future__ import annotations
@@ -41,11 +41,19 @@ class Collector(BaseHTTPRequestHandler):
         """Say nothing about each request."""
 
 
+def open_file(path: Path) -> Path:
+    """Make the file if it is missing; take away half a line that a killed collector has left, and answered nobody."""
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+    return path
+
+
 def main() -> None:
     """Serve until the process is ended."""
-    Collector.file = Path(sys.argv[1])
-    Collector.file.touch()
-    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+    Collector.file = open_file(Path(sys.argv[1]))
+    port = int(sys.argv[2]) if len(sys.argv) > 2 else 0  # noqa: PLR2004 - the second argument
+    with HTTPServer(("127.0.0.1", port), Collector) as server:
         print(f"http://127.0.0.1:{server.server_port}/", flush=True)
         server.serve_forever()
 

@@ -2,9 +2,9 @@
 
 It answers a few hundred real requests on loopback. Some of them fail, some make a handler raise. The service
 logs with structlog; its libraries (urllib3, http.server) log with the standard library. All of it ends in five
-sinks, each with its own level, renderer and redaction. One is a file that rolls over; one sends batches over HTTP to a
-collector in another process. At the end what the JSON file and the collector have is read back, summed up and compared
-with the ledgers.
+sinks, each with its own level, renderer and redaction. One is a file that rolls over; one keeps events on disk until
+a collector in another process has them, which is killed midway and started again. At the end what the JSON file and the
+collector have is read back, summed up and compared with the ledgers.
 
 Run it with ``make demo``, or ``python examples/service.py --help``.
 """
@@ -39,14 +39,15 @@ from urllib3.util import Retry
 
 from outfall import (
     NDJSON,
-    BackgroundSink,
     FanoutSink,
     FileSink,
     HTTPSink,
     OrjsonRenderer,
+    RetryPolicy,
     RotatingFileSink,
     SinkHandler,
     SinkLoggerFactory,
+    SpoolSink,
     StreamSink,
 )
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, Processor, WrappedLogger
 
-    from outfall import SinkStats
+    from outfall import SinkFailure, SinkStats
 
 # -- Redaction. A processor gets its own copy of the event, so what one sink hides another may still show.
 
@@ -122,8 +123,8 @@ def error_in_one_line(_logger: WrappedLogger, _method_name: str, event: EventDic
 # -- Logging: five destinations, and two ways in
 
 
-def open_sinks(directory: Path, collector_url: str) -> FanoutSink:
-    """Return one sink that stands for five."""
+def open_sinks(directory: Path, collector_url: str, outages: list[SinkFailure]) -> FanoutSink:
+    """Return one sink that stands for five; what goes wrong on the way to the collector is added to *outages*."""
     for left in archive_files(directory):  # by an earlier run; the other files are opened with mode="w"
         left.unlink()
     console = StreamSink(
@@ -161,8 +162,11 @@ def open_sinks(directory: Path, collector_url: str) -> FanoutSink:
         level="info",
         processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***")],
     )
-    collector = BackgroundSink(  # which batches, retries, and delivers what is left when it is closed
+    collector = SpoolSink(  # which keeps events on disk until the collector has them, whatever becomes of it meanwhile
         HTTPSink(collector_url, body=NDJSON(), compression="gzip"),
+        directory / "spool",
+        retry=RetryPolicy(max_seconds=0.5),  # for a demonstration; a real outage takes longer
+        on_error=outages.append,  # shown in the report, instead of on stderr
         name="collector",
         level="info",
         processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***"), without_people],
@@ -313,17 +317,33 @@ def serving() -> Iterator[str]:
 # -- The collector, for which a process of its own stands here
 
 
-@contextlib.contextmanager
-def collecting(file: Path) -> Iterator[str]:
-    """Run a collector that appends what it gets to *file*; give its URL."""
-    file.unlink(missing_ok=True)
-    command = [sys.executable, Path(__file__).with_name("collector.py"), file]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
-        try:
-            assert process.stdout is not None  # noqa: S101 - for type checkers
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
+class CollectorProcess:
+    """A collector that appends what it gets to *file*. It can be killed, and started again at the same address."""
+
+    def __init__(self, file: Path) -> None:
+        file.unlink(missing_ok=True)
+        self._file = file
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        command: list[str | Path] = [sys.executable, Path(__file__).with_name("collector.py"), self._file]
+        if self.url:
+            command.append(str(urlsplit(self.url).port))
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own
+        assert self._process.stdout is not None  # noqa: S101 - for type checkers
+        self.url = self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """End it, without a chance to finish what it does."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    close = kill
 
 
 # -- The client
@@ -350,14 +370,14 @@ def request(session: requests.Session, url: str, number: int) -> int:
     return session.request(method, url + path, json=body, timeout=10).status_code
 
 
-def make_requests(url: str, count: int, clients: int = 4) -> Counter[int]:
-    """Make *count* requests, several at a time; return how often each status came."""
+def make_requests(url: str, numbers: range, clients: int = 4) -> Counter[int]:
+    """Make requests, several at a time; return how often each status came."""
 
     def client(first: int) -> list[int]:
         with requests.Session() as session:
             session.trust_env = False  # no proxy on the way to loopback
             session.mount("http://", HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0)))
-            return [request(session, url, number) for number in range(first, count, clients)]
+            return [request(session, url, number) for number in numbers[first::clients]]
 
     with ThreadPoolExecutor(clients) as pool:
         return Counter(itertools.chain.from_iterable(pool.map(client, range(clients))))
@@ -386,7 +406,9 @@ def read_back(directory: Path) -> Summary:
         written = path.read_bytes()
         text = gzip.decompress(written) if path.suffix == ".gz" else written
         archive[path.name] = len(written), len([orjson.loads(line) for line in text.splitlines()])
-    collected = [orjson.loads(line) for line in (directory / "collected.jsonl").read_bytes().splitlines()]
+    # The batch that was on its way when the collector was killed may be there twice.
+    lines = dict.fromkeys((directory / "collected.jsonl").read_bytes().splitlines())
+    collected = [orjson.loads(line) for line in lines]
     return Summary(
         lines=len(events),
         by_logger_and_level=Counter((event["logger"], event["level"]) for event in events),
@@ -466,15 +488,51 @@ def print_report(summary: Summary, fanout: SinkStats) -> None:
     )
 
 
+class Outage(NamedTuple):
+    """What the killing of the collector showed."""
+
+    killed_after: int
+    started_after: int
+    waiting: int
+    failures: list[SinkFailure]
+
+
+def request_through_an_outage(
+    url: str, count: int, collector: CollectorProcess, sink: FanoutSink, failures: list[SinkFailure]
+) -> tuple[Counter[int], Outage]:
+    """Make *count* requests; kill the collector after a third of them, and start it again after the second third."""
+    third = count // 3
+    statuses = make_requests(url, range(third))
+    collector.kill()
+    statuses += make_requests(url, range(third, 2 * third))
+    waiting = sum(target.spooled for target in sink.stats().targets)
+    collector.start()
+    statuses += make_requests(url, range(2 * third, count))
+    return statuses, Outage(third, 2 * third, waiting, failures)
+
+
+def print_outage(outage: Outage) -> None:
+    """Print what happened while the collector was away."""
+    print("\nThe collector's outage\n")
+    print(f"  It was killed after {outage.killed_after} requests, and started again after {outage.started_after}.")
+    print(f"  {outage.waiting} events were on disk by then. All have arrived since.")
+    if outage.failures:
+        print(f"  What the sink had to say meanwhile: {outage.failures[-1].error}")
+
+
 def run(directory: Path, count: int) -> int:
     """Serve, request, report; return the exit code."""
     print(f"A sample of what the console sink shows of {count} requests:\n")
-    with collecting(directory / "collected.jsonl") as collector_url, open_sinks(directory, collector_url) as sink:
+    failures: list[SinkFailure] = []
+    with (
+        contextlib.closing(CollectorProcess(directory / "collected.jsonl")) as collector,
+        open_sinks(directory, collector.url, failures) as sink,
+    ):
         configure_logging(sink)
         with serving() as url:
-            statuses = make_requests(url, count)
+            statuses, outage = request_through_an_outage(url, count, collector, sink, failures)
         # What the last batch makes urllib3 log is an event too, and comes before the sinks are closed.
-        sink.flush()
+        sink.flush(30)
     # Closed: all that was accepted has been settled.
     summary = read_back(directory)
     print_report(summary, sink.stats())
@@ -482,6 +540,7 @@ def run(directory: Path, count: int) -> int:
     for line in wrong:
         print(f"\nDOES NOT BALANCE: {line}")
     if not wrong:
+        print_outage(outage)
         print("\nThe files, the collector, the client and the ledgers agree.")
     return 1 if wrong else 0
 

@@ -98,6 +98,17 @@ def test_the_service_runs_and_its_accounts_balance(run):
     assert "The files, the collector, the client and the ledgers agree." in run.output
 
 
+def test_nothing_is_lost_while_the_collector_is_away(run):
+    """It is killed midway and started again: what was logged meanwhile was on disk, and has arrived."""
+    told = re.search(r"It was killed after (\d+) requests, and started again after (\d+)\.\n  (\d+) events", run.output)
+    killed, started, waiting = map(int, told.groups())
+    assert (killed, started) == (REQUESTS // 3, 2 * (REQUESTS // 3))
+    assert waiting >= started - killed
+    assert "Connection refused" in run.output
+    logged = [event for event in run.events if event["level"] != "debug"]
+    assert len({json.dumps(event) for event in run.collected}) == len(logged)
+
+
 def test_the_file_has_the_events_of_the_service_and_of_its_libraries(run):
     """Events of structlog and records of urllib3 and http.server end in one file, each under its own logger."""
     loggers = {event["logger"] for event in run.events}
@@ -210,7 +221,7 @@ def test_a_balance_that_is_off_is_found(run, service):
     collector = SinkStats("collector", accepted=lines, delivered=lines)
     sent = dataclasses.replace(_ledger(lines), targets=(*_ledger(lines).targets, collector))
     (wrong,) = service.what_is_wrong(summary, statuses, sent)
-    assert f"collector delivered {lines} events; {len(run.collected)} arrived" in wrong
+    assert f"collector delivered {lines} events; {len({json.dumps(event) for event in run.collected})} arrived" in wrong
     (wrong,) = service.what_is_wrong(summary, statuses + Counter({200: 1}), _ledger(lines))
     assert "the client got statuses" in wrong
 
