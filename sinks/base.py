@@ -489,6 +489,10 @@ class Sink:
         if self._processors:
             admitted = self._processed(admitted)
         if self._closed:
+            if thread.delivering:
+                # What a delivery logs while everything is being closed is no event that somebody expects anywhere.
+                msg = f"{self.name}: the event was logged while delivering another"
+                raise ReentrantEventError(msg)
             msg = f"{self.name} is closed"
             raise SinkClosedError(msg)
         if self._reporting and self in thread.reporting:

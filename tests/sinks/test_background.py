@@ -512,6 +512,23 @@ def test_what_its_own_delivery_logs_is_dropped():
     assert {event["event"] for event in kept.events} == {"sending"}
 
 
+def test_what_a_delivery_logs_into_a_closed_sink_is_no_loss_to_tell_of():
+    """Closing a tree of sinks in any order makes no noise about what the last delivery logs."""
+    failures: list[SinkFailure] = []
+    closed = CaptureSink(on_error=failures.append)
+    closed.close()
+
+    class Chatty(CaptureSink):
+        def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+            closed.handle({"event": "sending"})
+            return super().emit_batch(batch)
+
+    with BackgroundSink(Chatty()) as sink:
+        feed(sink, 1)
+    assert closed.stats().dropped == {"reentrant": 1}
+    assert failures == []
+
+
 def test_on_error_may_log_to_others():
     """What the thread's report logs is taken by other sinks, background ones too, and refused by this one."""
     kept = CaptureSink()
