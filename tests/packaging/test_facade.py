@@ -51,6 +51,15 @@ def test_every_name_in_all_can_be_imported():
     assert sorted(namespace.keys() - {"__builtins__"}) == sorted(_literal_all())
 
 
+def test_what_is_imported_is_what_type_checkers_read():
+    """Each name comes from the module that the imports for type checkers name, and no name is missing in either."""
+    tree = ast.parse(Path(outfall.__file__).read_text(encoding="utf-8"))
+    [branch] = [node for node in tree.body if isinstance(node, ast.If)]
+    read = {alias.name: node.module for node in branch.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert read == {name: f"outfall.{module}" for name, module in outfall._MODULES.items()}
+    assert sorted(read) == sorted(_literal_all())
+
+
 def test_a_name_that_is_not_there_raises():
     """A misspelt name is an AttributeError, not a surprise later."""
     with pytest.raises(AttributeError, match="FileSnk"):
