@@ -433,17 +433,17 @@ def test_signal_handlers_may_log(make) -> None:
         handled[0] += 1
         _log(sink, -1)
 
-    before = signal.signal(signal.SIGALRM, handler)
+    before = signal.signal(signal.SIGVTALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0005, 0.0005)
         number = 0
         deadline = time.monotonic() + 60
         while handled[0] < 200 and time.monotonic() < deadline:
             _log(sink, number)
             number += 1
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
     found = _numbers(map(json.loads, _contents(waiting)))
     assert [each for each in found if each >= 0] == list(range(number))
     assert found.count(-1) == handled[0]
@@ -1502,6 +1502,22 @@ def test_after_a_fork_what_was_in_a_queue_for_threads_is_the_parent_s(make) -> N
         in_fork(child)
         assert listener.stop(60)
     assert _numbers(target.events) == [1, 2]
+
+
+@needs_fork
+@pytest.mark.parametrize("make", [queue.SimpleQueue, queue.Queue])
+def test_a_sink_alone_begins_with_an_empty_queue_in_a_forked_child(make) -> None:
+    """Also where no listener of the queue is there to empty it."""
+    waiting: Any = make()
+    sink = QueueSink(waiting)
+    _log(sink, 1)
+
+    def child() -> None:
+        _log(sink, 2)
+        assert _numbers(map(json.loads, _contents(waiting))) == [2]
+
+    in_fork(child)
+    assert _numbers(map(json.loads, _contents(waiting))) == [1]
 
 
 @needs_fork
