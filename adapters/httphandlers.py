@@ -37,7 +37,7 @@ class _FormEvent(LevelledEvent):
     __slots__ = ("form",)
 
     def __init__(self, form: str, record: logging.LogRecord) -> None:
-        super().__init__({"timestamp": record.created}, record.levelno)
+        super().__init__({}, record.levelno)
         self.form = form
 
 

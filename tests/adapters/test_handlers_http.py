@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from outfall.adapters import handlers
 from tests.adapters._records import Errors, closing, formatters, records, twin_of
 from tests.sinks._http import Answer, Server
+from tests.sinks._processes import until
 from tests.sinks._wire import free_port
 
 PATIENT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
@@ -152,6 +153,15 @@ def test_a_post_has_the_record_in_its_body(module, server):
     assert request.form["msg"] == ["größer"]
     assert request.form["user"] == ["bob smith"]
     assert request.target == "/log"
+
+
+def test_a_record_of_megabytes_is_posted(module, server):
+    """There is no limit."""
+    handler, errors = handler_for(module, server, method="POST")
+    with closing(handler):
+        handler.handle(record("x" * 3_000_000))
+    assert errors == []
+    assert len(server.requests[0].form["msg"][0]) == 3_000_000
 
 
 def test_credentials_are_basic_authentication(module, server):
@@ -347,6 +357,15 @@ def test_the_connection_is_kept(server):
             for _ in range(3):
                 handler.handle(record())
         assert server.connections - before == (1 if module is handlers else 3)
+
+
+def test_close_ends_the_connection(server):
+    """The server sees it."""
+    handler, _ = handler_for(handlers, server)
+    handler.handle(record())
+    assert server._open
+    handler.close()
+    until(lambda: not server._open)
 
 
 def test_what_is_logged_while_a_record_is_sent_is_not_sent(server):

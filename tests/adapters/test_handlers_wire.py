@@ -380,6 +380,20 @@ def test_sockets_of_ones_own(module, receiver):
         assert pickle.loads(receiver.wait(1)[0])["msg"] == "over it"
 
 
+def test_a_forked_child_lets_go_of_what_is_no_socket():
+    """What stands for a socket is not used in the child."""
+
+    class Keeper:
+        def sendall(self, data):
+            pass
+
+    handler = handlers.SocketHandler("127.0.0.1", 9)
+    handler.makeSocket = Keeper
+    handler.handle(record())
+    handler.sink.after_fork()
+    assert handler.sock is None
+
+
 def test_a_subclass_may_send_itself(module, receiver):
     """An overridden send finds a socket on which sendall waits."""
 
@@ -392,6 +406,7 @@ def test_a_subclass_may_send_itself(module, receiver):
     with closing(Handler(*receiver.target)) as (handler,):
         handler.handle(record("y" * 5_000_000))
         assert len(pickle.loads(receiver.wait(1)[0])["msg"]) == 5_000_000
+        assert handler.sock.gettimeout() == 1
 
 
 def test_encryption_by_an_overridden_make_socket(module):
@@ -410,6 +425,11 @@ def test_encryption_by_an_overridden_make_socket(module):
         handler.handle(record("secret"))
         handler.handle(record("z" * 1_000_000))
         assert [len(pickle.loads(payload)["msg"]) for payload in receiver.wait(2)] == [6, 1_000_000]
+        assert len(receiver.certificates) == 1
+        if module is handlers:
+            handler.close()
+            # In order, as TLS has it.
+            until(lambda: receiver.endings == [b""])
 
 
 def test_another_address_acts_at_the_next_connection(module, receiver):
@@ -893,6 +913,46 @@ def test_create_socket_can_be_overridden(module, datagrams):
         handler.handle(record("again"))
         assert datagrams.next() == b"<14>again\0"
         assert calls == [None, None]
+
+
+def test_a_subclass_may_make_and_use_a_stream_itself(module, stream):
+    """An overridden createSocket may set a stream, and an overridden emit finds a socket on which sendall waits."""
+
+    class Handler(module.SysLogHandler):
+        append_nul = False
+
+        def createSocket(self):
+            self.unixsocket = False
+            self.socktype = socket.SOCK_STREAM
+            self.socket = socket.create_connection(stream.address)
+
+        def emit(self, record):
+            if record.getMessage() == "own":
+                assert self.socket.gettimeout() is None
+                self.socket.sendall(b"own\n")
+            else:
+                super().emit(record)
+
+    if sys.version_info < (3, 11) and module is logging.handlers:
+        pytest.skip("not so in logging before Python 3.11")
+    with closing(Handler(stream.address)) as (handler,):
+        handler.handle(record("own"))
+        handler.handle(record("line\n"))
+    assert stream.whole() == b"own\n<14>line\n"
+
+
+def test_a_stream_that_a_subclass_makes_is_one(stream):
+    """Without a NUL its messages end with a line break too."""
+
+    class Handler(handlers.SysLogHandler):
+        append_nul = False
+
+        def createSocket(self):
+            self.socket = socket.create_connection(stream.address)
+
+    with closing(Handler(stream.address)) as (handler,):
+        handler.handle(record("line"))
+    assert stream.whole() == b"<14>line\n"
 
 
 def test_a_syslog_address_may_be_another_later(module, datagrams):
