@@ -726,7 +726,10 @@ class BackgroundSink(Sink):
         self._option = option
 
     def _reads_metadata(self) -> bool:
-        return bool(self._processors) or self._target._reads_metadata()  # noqa: SLF001 - a sink too
+        return self._prepare_reads_metadata()
+
+    def _prepare_reads_metadata(self) -> bool:
+        return bool(self._processors) or self._target._prepare_reads_metadata()  # noqa: SLF001 - a sink too
 
     def _describe(self) -> str:
         return f"to {self._target!r}"

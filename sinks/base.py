@@ -469,6 +469,12 @@ class Sink:
         """
         return Encoded(data, level, time)
 
+    def _prepare_reads_metadata(self) -> bool:
+        """Return True if `_prepare` may look at an event's metadata keys. What comes after it never sees them."""
+        own = type(self)
+        usual = own.encode is Sink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        return not usual or bool(self._processors)
+
     def _plain_option(self) -> int | None:
         """Return the options with which one ``orjson.dumps`` does all that `_prepare` does; None if it does more.
 
@@ -739,6 +745,11 @@ class ByteSink(Sink):
 
     def _reads_metadata(self) -> bool:
         return bool(self._processors)
+
+    def _prepare_reads_metadata(self) -> bool:
+        own = type(self)
+        usual = own.encode is ByteSink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        return not usual or bool(self._processors)
 
     def write(self, data: bytes) -> None:  # noqa: ARG002 - for others to use
         """Write *data*, one rendered event; raise if that failed. Called under the sink's lock."""

@@ -471,6 +471,13 @@ class HTTPSink(Sink):
         )
         return OPTIONS if usual and not (self._level or self._processors) else None
 
+    def _reads_metadata(self) -> bool:
+        mapped = type(self).map_event is not HTTPSink.map_event or "map_event" in vars(self)
+        return mapped or bool(self._processors)
+
+    def _prepare_reads_metadata(self) -> bool:
+        return type(self).encode is not HTTPSink.encode or self._reads_metadata()
+
     def _drop_transport(self) -> None:
         transport, self._transport = self._transport, None
         if transport is not None:

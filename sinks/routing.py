@@ -110,6 +110,9 @@ class _Router(Sink):
     def _reads_metadata(self) -> bool:
         return bool(self._processors) or any(sink._reads_metadata() for sink in self.sinks)  # noqa: SLF001 - sinks too
 
+    def _prepare_reads_metadata(self) -> bool:
+        return bool(self._processors) or any(sink._prepare_reads_metadata() for sink in self.sinks)  # noqa: SLF001
+
     def _describe(self) -> str:
         return "to " + ", ".join(sink.name for sink in self.sinks)
 

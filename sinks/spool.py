@@ -833,7 +833,10 @@ class SpoolSink(Sink):
         self._option = option | orjson.OPT_APPEND_NEWLINE if fits and option is not None else None
 
     def _reads_metadata(self) -> bool:
-        return bool(self._processors) or self._target._reads_metadata()  # noqa: SLF001 - a sink too
+        return self._prepare_reads_metadata()
+
+    def _prepare_reads_metadata(self) -> bool:
+        return bool(self._processors) or self._target._prepare_reads_metadata()  # noqa: SLF001 - a sink too
 
     def _describe(self) -> str:
         return f"{self.directory!r} to {self._target!r}"

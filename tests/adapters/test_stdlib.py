@@ -24,7 +24,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.stdlib import ProcessorFormatter
 
-from outfall import CaptureSink, FanoutSink, FileSink, HandlerSink, NullSink, SinkHandler, StreamSink
+from outfall import (
+    BackgroundSink,
+    CaptureSink,
+    FallbackSink,
+    FanoutSink,
+    FileSink,
+    HandlerSink,
+    HTTPSink,
+    NullSink,
+    SinkHandler,
+    StreamSink,
+)
 from outfall.adapters.stdlib import build
 from outfall.sinks.event import timestamp_of
 
@@ -1043,3 +1054,35 @@ def test_an_event_that_becomes_a_record_and_an_event_again_loses_nothing(event):
     } | {"event": "x", "level": "warning", "logger": "app", "timestamp": "2024-05-06T07:08:09.123456Z"}
     back = SinkHandler(NullSink(), callsite=False).event(HandlerSink(logging.NullHandler()).record(event))
     assert {key: value for key, value in back.items() if key not in ("_record", "_from_structlog")} == event
+
+
+@pytest.mark.parametrize("wrapper", [BackgroundSink, FanoutSink, FallbackSink])
+def test_the_record_is_in_the_event_where_a_processor_can_see_it_and_nowhere_else(wrapper, attached):
+    """Behind sinks around others too: a target's processor finds it; without one the event has nothing to take out."""
+    seen = []
+
+    def look(_logger: object, _name: str, event: dict) -> dict:
+        seen.append(event.get("_record"))
+        return event
+
+    for processors in ([look], []):
+        target = HTTPSink("http://127.0.0.1:9", processors=processors)
+        with wrapper(target, processors=[]) as around:
+            assert around._prepare_reads_metadata() is bool(processors)
+            item = around._prepare(SinkHandler(around).event(_record()))
+            assert item is not None
+            assert b"_record" not in item.data
+    assert [type(record) for record in seen] == [logging.LogRecord]
+
+
+def test_a_mapping_of_one_s_own_sees_the_record():
+    """Overriding map_event is a way to look at it."""
+
+    class Mapped(HTTPSink):
+        def map_event(self, event: dict) -> dict:
+            return {"line": event["_record"].lineno}
+
+    with BackgroundSink(Mapped("http://127.0.0.1:9")) as sink:
+        item = sink._prepare(SinkHandler(sink).event(_record()))
+        assert item is not None
+        assert item.event == {"line": _record().lineno}
