@@ -38,6 +38,9 @@ class HandlersFile(Lent, _FileSink):
     The file is open for as long as the `FileStream` that stands for it is, which the handler has as its ``stream``.
     """
 
+    base_filename: str
+    mode: str
+
     #: Of the stream that stands for the open file; None while there is none.
     token: object | None = None
     #: What the handler's file was called, and how it was opened, when that was last done.
@@ -222,7 +225,7 @@ class FileHandler(StreamHandler, logging.FileHandler):
         self.delay = delay
         self._builtin_open = open
         Twin.__init__(self)
-        self.stream = None
+        self.stream: Any = None
         # Now, so that a child that is forked before the first record knows that it is not the first.
         self._sink = self.make_sink()
         if not delay:
@@ -408,6 +411,10 @@ class WatchedFileHandler(FileHandler, logging.handlers.WatchedFileHandler):
 
     Source: https://docs.python.org/3/library/logging.handlers.html#watchedfilehandler
     """
+
+    dev: int
+    ino: int
+    stream: Any
 
     def __init__(
         self,

@@ -47,8 +47,8 @@ class GELFMessage(BodyFormat):
     https://go2docs.graylog.org/current/getting_in_log_data/gelf_inputs.html
     """
 
-    content_type = "application/json"
-    single = True
+    content_type: str = "application/json"
+    single: bool = True
 
     def __init__(self, host: str | None = None, *, bulk: bool = False) -> None:
         super().__init__()

@@ -98,6 +98,10 @@ class SMTPHandler(Twin, logging.handlers.SMTPHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#smtphandler
     """
 
+    mailhost: str
+    mailport: int | None
+    password: str
+
     ssl_context: ssl.SSLContext | None = None
 
     def __init__(

@@ -61,7 +61,7 @@ class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
     def __init__(self, appname: str, dllname: str | None = None, logtype: str = "Application") -> None:
         Twin.__init__(self)
         self.appname = appname
-        self.dllname = dllname
+        self.dllname: Any = dllname
         self.logtype = logtype
         try:
             sink = self.sink

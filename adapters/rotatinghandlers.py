@@ -188,6 +188,8 @@ class BaseRotatingHandler(FileHandler, logging.handlers.BaseRotatingHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#baserotatinghandler
     """
 
+    stream: Any
+
     namer: Callable[[str], str] | None = None
     rotator: Callable[[str, str], None] | None = None
 
@@ -269,6 +271,8 @@ class RotatingFileHandler(BaseRotatingHandler, logging.handlers.RotatingFileHand
 
     Source: https://docs.python.org/3/library/logging.handlers.html#rotatingfilehandler
     """
+
+    stream: Any
 
     def __init__(
         self,

@@ -33,6 +33,9 @@ _NO_PORT = 9
 class HandlersSink(Lent, SocketSink):
     """What the sinks behind handlers have in common: they send frames, over the sockets that a handler makes."""
 
+    host: str
+    port: int | None
+
     #: Why the last attempt to connect failed: the handler's hook does not raise it.
     _failure: DeliveryError | None = None
     #: True while there is no socket, but something that somebody's makeSocket returned in its place.
@@ -92,7 +95,7 @@ class HandlersSink(Lent, SocketSink):
             made.close()
             raise
         seconds: float | None = made.gettimeout()
-        self.timeout = seconds or _TIMEOUT_SECONDS
+        self.timeout: float = seconds or _TIMEOUT_SECONDS
         # Wrapped by somebody's makeSocket: none of these handlers encrypts.
         self._tls = getattr(made, "context", None)
         self._waits = _waits(self._tls is not None)

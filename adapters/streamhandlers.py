@@ -174,7 +174,7 @@ class NullHandler(Twin, logging.NullHandler):
 
     def createLock(self) -> None:
         """Make no lock, since nothing needs one."""
-        self.lock = None
+        self.lock: Any = None
 
     def _at_fork_reinit(self) -> None:
         pass

@@ -129,7 +129,8 @@ class SinkLogger:
 
     msg = info
     warn = warning
-    err = failure = error
+    err = error
+    failure = error
     fatal = critical
 
     def __repr__(self) -> str:

@@ -32,6 +32,8 @@ class HandlersTimedRotatingFile(HandlersRotatingFile, TimedRotatingFileSink):
     each other one interval after the rollover before.
     """
 
+    rollover_at: float
+
     # -- for the handler
 
     def after(self, moment: int) -> int:
@@ -163,6 +165,9 @@ class TimedRotatingFileHandler(BaseRotatingHandler, logging.handlers.TimedRotati
 
     Source: https://docs.python.org/3/library/logging.handlers.html#timedrotatingfilehandler
     """
+
+    stream: Any
+    dayOfWeek: int
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ class Batch(Sequence[Encoded]):
         #: Where the items stand in the whole batch.
         self._places = range(len(items)) if places is None else places
         self._root = root
-        self.key = root
+        self.key: str = root
         if places is not None:
             together = not places or len(places) == places[-1] - places[0] + 1
             told = f"{places[0]}-{places[-1]}" if places and together else _digest(places)

@@ -87,7 +87,7 @@ class Compressor:
     def __init__(self, method: Any, owner: Owner, *, guarded: bool) -> None:
         if method == "gzip":
             self._method: Callable[[Any, str], object] = _gzip
-            self.ending = ".gz"
+            self.ending: str = ".gz"
         elif method == "zstd":
             try:
                 import zstandard  # noqa: F401, PLC0415 - an extra  # pyright: ignore[reportUnusedImport]

@@ -166,7 +166,7 @@ class Delivery:
         self._pause = pause
         self._random = random
         #: How many events the target is being asked to take at this moment.
-        self.attempting = 0
+        self.attempting: int = 0
         #: Half of what was too much for the target: more bytes of data are not sent to it in more than one event.
         self._fitting_bytes: float = float("inf")
         self._failures = 0

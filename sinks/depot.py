@@ -52,12 +52,12 @@ class Depot:
         #: The end of the segment that events go to: hot paths append to it by themselves, up to its limit.
         self.out: Appender = Appender()
         #: False while every event has to come to `append`: nobody looks for it otherwise.
-        self.awake = False
+        self.awake: bool = False
         self.own: Store | None = None
         #: Oldest first.
         self.adopted: deque[Store] = deque()
         #: How many events were found in adopted stores.
-        self.adopted_events = 0
+        self.adopted_events: int = 0
         #: How many events were lost on disk or given up, by reason.
         self.lost: defaultdict[str, int] = defaultdict(int)
         #: What has to be told of, with how many events it has cost.
@@ -65,7 +65,7 @@ class Depot:
         #: What keeps the directory from being made anew.
         self._broken: OSError | None = None
         #: How many of this process's own events are settled.
-        self.settled = 0
+        self.settled: int = 0
         self._own_last = False
         #: Segments that were left since the last `sync`.
         self._unsynced: list[str] = []

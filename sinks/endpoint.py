@@ -30,6 +30,9 @@ class Endpoint:
     Neither its ``repr`` nor the messages of what it raises have anything of it but scheme, host and port.
     """
 
+    #: Who is there, for messages: host and port.
+    peer: str
+
     def __init__(
         self,
         url: str,

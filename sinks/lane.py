@@ -30,18 +30,18 @@ class Ticket:
 
     def __init__(self, *, queued: bool) -> None:
         #: Whether it is from the queue, which wants to know when it is done with.
-        self.queued = queued
+        self.queued: bool = queued
         #: How many have not let go yet.
-        self.holders = 1
+        self.holders: int = 1
         #: How many events it has become.
-        self.events = 0
+        self.events: int = 0
 
 
 class Mark:
     """A place in what waits; everything before it is settled once `reached` is set."""
 
     def __init__(self, passers: int, deadline: float) -> None:
-        self.reached = threading.Event()
+        self.reached: threading.Event = threading.Event()
         #: By the monotonic clock.
         self.deadline = deadline
         self._left = passers
@@ -137,7 +137,7 @@ class Lane:
         self._deadline = float("inf")
         self._abandoned = False
         #: True once an event was dropped after somebody had waited for room in vain, until there is some.
-        self.impatient = False
+        self.impatient: bool = False
         self._delivery = Delivery(
             sink,
             retry=retry,

@@ -157,7 +157,9 @@ class SocketListener:
         self.max_connections: int = _at_least_one(max_connections, "max_connections", "connections")
         self.max_buffered_bytes: int = _at_least_one(max_buffered_bytes, "max_buffered_bytes", "bytes")
         self.frame_timeout: float = checked_seconds(frame_timeout, "frame_timeout")
-        self.idle_timeout = None if idle_timeout is None else checked_seconds(idle_timeout, "idle_timeout")
+        self.idle_timeout: float | None = (
+            None if idle_timeout is None else checked_seconds(idle_timeout, "idle_timeout")
+        )
         self._tls = tls
         self.on_error = on_error
         self.name: str = type(self).__name__ if name is None else str(name)

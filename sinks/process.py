@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXIT_DEADLINE_SECONDS = 5.0
 
 #: Runs before ours at exit, so that what it still logs finds sinks that were drained but are open.
-_ = logging.shutdown
+_: Callable[..., None] = logging.shutdown
 
 
 class Participant(Protocol):

@@ -22,7 +22,7 @@ class _Thread(threading.local):
         self.settled: Exception | None = None
 
 
-thread = _Thread()
+thread: _Thread = _Thread()
 
 #: One item for each thread that delivers right now: while it is empty nobody need ask `thread`, which costs.
 active: list[None] = []

@@ -51,16 +51,16 @@ class Appender:
     __slots__ = ("before", "descriptor", "end", "events", "limit", "unsure")
 
     def __init__(self) -> None:
-        self.descriptor = _NOT_OPEN
+        self.descriptor: int = _NOT_OPEN
         #: How long the segment is, in bytes of whole lines.
-        self.end = 0
+        self.end: int = 0
         #: How many events were appended to the segment, and to others before.
-        self.events = 0
-        self.before = 0
+        self.events: int = 0
+        self.before: int = 0
         #: As far as events may be appended without asking; -1: not at all. The owner's.
         self.limit: int = -1
         #: Whether an interrupt may have come between a write and its being counted.
-        self.unsure = False
+        self.unsure: bool = False
 
     @staticmethod
     def create(path: str) -> int:
@@ -139,9 +139,9 @@ class Reader:
     """Reads the lines of one segment after the other; for one thread at a time. It reads ahead."""
 
     def __init__(self) -> None:
-        self.descriptor = _NOT_OPEN
+        self.descriptor: int = _NOT_OPEN
         #: The number of the segment that is open.
-        self.number = -1
+        self.number: int = -1
         #: Lines read and not yet taken, from `_ready_at` on.
         self._ready: list[bytes] = []
         self._ready_at = 0

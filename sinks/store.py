@@ -87,11 +87,11 @@ class Store:
         #: Oldest first; the last is appended to, if this store is this process's own.
         self.segments: deque[Segment] = deque()
         #: Whether the last segment is appended to.
-        self.appended = False
+        self.appended: bool = False
         #: Up to where the first segment is settled, in bytes.
-        self.offset = 0
+        self.offset: int = 0
         #: Whether lines of the first segment are on their way.
-        self.busy = False
+        self.busy: bool = False
         self._lock_descriptor = descriptor
         #: The number of the newest segment so far: none comes twice, since the cursor would take it for settled.
         self._newest = 0

@@ -63,6 +63,10 @@ class Connection(smtplib.SMTP):
         sock: The connected socket.
     """
 
+    sock: socket.socket | ssl.SSLSocket | None
+    helo_resp: bytes | None
+    ehlo_resp: bytes | None
+
     def __init__(self, route: Route, sock: socket.socket) -> None:
         # smtplib's own way of finding a name for EHLO may wait for a name server without limit.
         super().__init__(local_hostname=_own_name(sock), timeout=route.timeout)
@@ -71,9 +75,9 @@ class Connection(smtplib.SMTP):
         #: What is being done, for messages.
         self.stage = "greeting"
         #: When the reply has to be there.
-        self.due = 0.0
+        self.due: float = 0.0
         #: How many bytes more it may have.
-        self.budget = 0
+        self.budget: int = 0
         self.reply_seconds: float = route.timeout
 
     def getreply(self) -> tuple[int, bytes]:

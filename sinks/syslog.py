@@ -532,7 +532,7 @@ class SysLogSink(SocketSink):
             self._retried += 1
             self._send_again(data, error)
         else:
-            self.retry_period = 0.0
+            self.retry_period: float = 0.0
 
     def _transmit(self, data: bytes) -> None:
         if self._ends_with_nul(datagram=not self._ends):

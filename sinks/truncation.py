@@ -47,11 +47,11 @@ class RecentWrites:
         #: The writes, oldest first: one event, or several and where each ends.
         self.items: deque[bytes | tuple[bytes, Sequence[int]]] = deque()
         #: How many bytes more may be kept; below 0 `trim` is due.
-        self.room = limit_bytes
+        self.room: int = limit_bytes
         #: Offset at which the next write will stand, or `UNKNOWN`.
-        self.end = UNKNOWN
+        self.end: int = UNKNOWN
         #: When the file's first event was written if it was empty before, in nanoseconds since the epoch.
-        self.began_ns = 0
+        self.began_ns: int = 0
 
     def restart(self, end: int) -> None:
         """Forget all; the next write will stand at *end*."""

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 
+from tests.crash import _backlog as backlog
 from tests.crash import _calls as calls
 from tests.crash import _harness as harness
 
@@ -21,6 +22,13 @@ def main():
     parser.add_argument(
         "--calls", type=int, default=1, help="try each so many-th system call (default %(default)s: all; 0: none)"
     )
+    parser.add_argument(
+        "--backlog",
+        type=int,
+        default=1_000_000,
+        metavar="N",
+        help="pile up so many events (default %(default)s; 0: none)",
+    )
     arguments = parser.parse_args()
     seed = random.randrange(10**9) if arguments.seed is None else arguments.seed
     sys.stdout.write(f"seed {seed}\n")
@@ -30,6 +38,9 @@ def main():
     if arguments.calls:
         with tempfile.TemporaryDirectory() as directory:
             sys.stdout.write(f"{calls.run(directory, seed, arguments.calls)}\n")
+    if arguments.backlog:
+        with tempfile.TemporaryDirectory() as directory:
+            sys.stdout.write(f"{backlog.run(directory, arguments.backlog)}\n")
     done = 0
     while done < arguments.kills:
         with tempfile.TemporaryDirectory() as directory:

@@ -546,11 +546,11 @@ def test_waiting_in_vain_is_done_once(spool):
     assert sink.target.numbers == [*range(stored), 1000]
 
 
-def test_an_event_that_never_fits_is_dropped_at_once(spool):
+def test_an_event_that_never_fits_is_dropped_at_once(spool, tmp_path):
     """Larger than max_bytes alone: it waits for nothing and gives up nothing."""
     for policy in ("block", "drop_newest", "drop_oldest"):
         sink = spool(
-            directory=Path(tempfile.mkdtemp()),
+            directory=tmp_path / policy,
             max_bytes=1000,
             on_full=policy,
             block_timeout=600,
@@ -561,7 +561,6 @@ def test_an_event_that_never_fits_is_dropped_at_once(spool):
         sink.handle(event(2, text="x" * 1000))
         assert sink.stats().dropped == {"overflow": 1}
         assert sink.stats().spooled == 1
-        shutil.rmtree(sink.directory)
 
 
 def _no_room(monkeypatch):
@@ -1128,8 +1127,14 @@ def test_a_child_that_lives_on_does_not_keep_the_dead_parents_files(spool, tmp_p
     os.close(reader)
     os.waitpid(pid, 0)
     sink = spool()
-    sink.start()
-    until(lambda: sink.target.numbers == [1])
+
+    def adopted():
+        # The child may be slow to let go of what it has inherited: then the next look finds it.
+        sink._adopt_due = 0
+        sink.start()
+        return sink.target.numbers == [1]
+
+    until(adopted)
     os.close(writer)
 
 
@@ -1243,6 +1248,7 @@ def test_a_signal_handler_may_log_in_the_midst_of_handle(spool, monkeypatch):
     assert sink.stats().accepted == 4
 
 
+@pytest.mark.skipif(sys.gettrace() is not None, reason="under a tracer interrupts come faster than events get through")
 def test_interrupts_at_random_instants_lose_nothing_that_was_stored(tmp_path):
     """A timer interrupts the main thread thousands of times: what handle returned for is delivered, once."""
     result = run(
@@ -1383,7 +1389,7 @@ def test_a_sync_that_fails_is_told(spool, monkeypatch):
 
 
 def test_memory_stays_flat_with_a_large_backlog(spool, tmp_path):
-    """What is on disk is not in memory: 50 000 events are stored and delivered in a few megabytes."""
+    """What is on disk is not in memory: 20 000 events are stored and delivered in a few megabytes."""
     numbers = []
 
     class Counting(Target):
@@ -1397,17 +1403,17 @@ def test_memory_stays_flat_with_a_large_backlog(spool, tmp_path):
     gc.collect()
     tracemalloc.start()
     try:
-        for number in range(1, 50_000):
-            sink.handle(event(number))
-        assert sink.stats().spooled == 50_000
+        for number in range(1, 20_000):
+            sink.handle(event(number, pad="x" * 1000))
+        assert sink.stats().spooled == 20_000
         sink.target.default = None
         assert sink.flush(PATIENCE_SECONDS)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert numbers == list(range(50_000))
-    # The numbers themselves are some two megabytes.
-    assert peak < 12 * 2**20
+    assert numbers == list(range(20_000))
+    # What is read ahead and one batch; all of it would be more than 20 MB.
+    assert peak < 8 * 2**20
 
 
 def test_an_outage_does_not_reach_the_application(spool):
