@@ -252,6 +252,9 @@ def test_a_server_that_says_nothing_is_given_up(module):
         handler, errors = handler_for(module, server, SENDER, RECIPIENT, "s", None, None, 0.2)
         handler.handle(record())
         assert len(errors) == 1
+        if module is handlers:
+            assert handler.sink.timeout == 0.2
+            assert "no answer within 0.2 s" in handler.sink.stats().last_error
 
 
 def test_a_refused_mail_is_told(module, originals_connections):
