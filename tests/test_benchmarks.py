@@ -36,6 +36,8 @@ def _taking(seconds):
     return setup
 
 
+# The HTTPHandler of logging leaves each connection to the garbage collector, which then warns.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 def test_each_group_runs_and_prints_its_rows(group, tmp_path, capsys):
     """Every row is measured and in the table, or is said to lack a library that is not installed."""
