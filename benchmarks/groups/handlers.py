@@ -121,12 +121,34 @@ def _listener(module: Any) -> SetUp:
     return setup
 
 
+class _Tidy(logging.handlers.HTTPHandler):
+    """The original, but for the connections that it leaves open."""
+
+    _last: Any = None
+
+    def getConnection(self, host: str, secure: bool) -> Any:  # noqa: FBT001, N802 - the original's
+        self.tidy()
+        self._last = super().getConnection(host, secure)
+        return self._last
+
+    def tidy(self) -> None:
+        """Close the last one."""
+        if self._last is not None:
+            self._last.close()
+
+    def close(self) -> None:
+        self.tidy()
+        super().close()
+
+
 def _http(module: Any) -> SetUp:
+    kind = _Tidy if module is logging.handlers else module.HTTPHandler
+
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
         with collector() as made:
             _collectors[directory] = made
-            with drive_handler(module.HTTPHandler(f"127.0.0.1:{made.port}", "/logs", "POST")) as run:
+            with drive_handler(kind(f"127.0.0.1:{made.port}", "/logs", "POST")) as run:
                 yield run
         del _collectors[directory]
 
