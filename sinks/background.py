@@ -404,13 +404,18 @@ class BackgroundSink(Sink):
                 self._pending += 1
                 self._room -= size
                 awake = self._pending <= self._wake_from
-                if not awake:
+                if not awake and self._worker is not None:
                     self._wake_at(_NEVER)
         if evicted:
             self._count_dropped("overflow", evicted)
             self._tell_of_overflow(evicted)
         if not awake:
-            self._rouse()
+            try:
+                self._rouse()
+            except BaseException:
+                # It will be counted as interrupted, but it is in the queue.
+                self._count_dropped("interrupted", -1)
+                raise
         return found
 
     def _has_room(self, size: int) -> bool:
@@ -490,16 +495,23 @@ class BackgroundSink(Sink):
                     self._worker = worker
                     try:
                         worker.start()
-                    except RuntimeError:
-                        # The interpreter is going down, or there are too many threads: the next event tries again.
-                        self._worker = None
-                        self._wake_at(0)
+                    except BaseException as error:
+                        # The interpreter is going down, or there are too many threads, or an interrupt came: the next
+                        # event tries again. A thread that runs nevertheless finds here, under the lock, what it is.
+                        if not worker.is_alive():
+                            self._worker = None
+                            self._wake_at(0)
+                        if not isinstance(error, RuntimeError):
+                            raise
             if self._worker is None:
                 self._deliver_all_here()
             return
         self._wakeups.put(None)
 
     def _run(self, generation: int) -> None:
+        with self._lock:
+            if self._worker is not threading.current_thread():
+                return
         while generation == self._generation:
             batch = self._next_batch(generation)
             if batch is None:
@@ -534,7 +546,7 @@ class BackgroundSink(Sink):
                 self._wake_at(self._batch_size - 1 if queue else 0)
                 waits = bool(queue)
             with contextlib.suppress(Empty):
-                self._wakeups.get(timeout=self._linger_seconds if waits else None)
+                self._wakeups.get(timeout=self._linger_seconds if waits else _IDLE_SECONDS)
             lingering = waits
 
     def _reach(self, mark: _Mark) -> None:
@@ -736,6 +748,9 @@ class BackgroundSink(Sink):
 
 
 HAND_TAKEN.add(BackgroundSink.handle.__code__)
+
+#: How often a thread without work looks for some: an interrupt may come between an event and its waking the thread.
+_IDLE_SECONDS = 5.0
 
 #: Longer ones are too long for the system's clock.
 _LONGEST_WAIT_SECONDS = 86_400.0

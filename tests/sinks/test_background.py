@@ -868,6 +868,28 @@ def test_a_thread_that_cannot_start_means_delivery_in_the_caller(monkeypatch):
     assert numbers(target) == [1, 2, 3]
 
 
+def test_an_interrupt_while_the_thread_starts_costs_no_event(monkeypatch):
+    """The next event tries again, and one thread delivers both in their order."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        monkeypatch.undo()
+        thread._started.clear()  # as if it had not begun when the interrupt came
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    target = CaptureSink()
+    sink = BackgroundSink(target, linger=0)
+    with pytest.raises(KeyboardInterrupt):
+        feed(sink, 1)
+    feed(sink, 1, 2)
+    assert sink.close()
+    assert numbers(target) == [1, 2]
+    assert not any(sink.stats().dropped.values())
+    assert_balanced(sink.stats())
+
+
 def test_the_default_report_is_used(capfd):
     """One line on stderr for what the target refuses."""
     with BackgroundSink(FailingSink(PermanentDeliveryError("no")), name="default-background") as sink:
