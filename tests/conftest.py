@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # A busy machine is no failure, so no example has a deadline. The rest stays as hypothesis chooses it, which
 # depends on whether CI is set.
-# A search for what nobody has thought of is `make fuzz`; here each property is tried often enough to find what breaks it.
+# A search for what nobody has thought of is `make fuzz`; here a property is tried often enough to see it break.
 hypothesis.settings.register_profile(
     "outfall", deadline=None, max_examples=int(os.environ.get("OUTFALL_EXAMPLES", "30"))
 )
