@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -713,6 +714,7 @@ def test_events_of_others_are_not_lost_to_a_delivering_thread() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer's own lock is not for signal handlers")
 def test_signal_handlers_may_log() -> None:
     """An event from a signal handler that interrupts the target or the buffer is kept, in any place it comes."""
     target = CaptureSink()

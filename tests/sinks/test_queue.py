@@ -422,6 +422,7 @@ def test_behind_a_background_sink() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer's own lock is not for signal handlers")
 @pytest.mark.parametrize("make", [queue.SimpleQueue, queue.Queue])
 def test_signal_handlers_may_log(make) -> None:
     """Also into a queue whose lock the interrupted thread has."""
