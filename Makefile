@@ -55,7 +55,7 @@ test: $(VENV)/.outfall-test
 	$(BIN)/python -m pytest $(PARALLEL) --ignore=tests/packaging/test_distribution.py $(ARGS)
 
 # The same with the coverage gate, which makes it take half as long again.
-coverage: ARGS := --cov --cov-report=term-missing:skip-covered $(ARGS)
+coverage: override ARGS := --cov --cov-report=term-missing:skip-covered $(ARGS)
 coverage: test
 
 # The limit on memory is for what a pickle may ask of the machine. Findings become tests in tests/fuzz/test_found.py.
