@@ -80,13 +80,14 @@ class Batch(Sequence[Encoded]):
         key: The key. Default: a random one.
     """
 
-    __slots__ = ("_items", "_places", "_root", "key")
+    __slots__ = ("_data", "_items", "_places", "_root", "key")
 
     def __init__(self, items: Iterable[Encoded | Raw], key: str | None = None) -> None:
         self._fill(tuple(items), None, os.urandom(16).hex() if key is None else key)
 
     def _fill(self, items: Sequence[Encoded | Raw], places: Sequence[int] | None, root: str) -> None:
         self._items = items
+        self._data: list[bytes] | None = None
         #: Where the items stand in the whole batch.
         self._places = range(len(items)) if places is None else places
         self._root = root
@@ -98,8 +99,10 @@ class Batch(Sequence[Encoded]):
 
     @property
     def data(self) -> list[bytes]:
-        """Each item's data, without making items."""
-        return [item[0] if type(item) is tuple else item.data for item in self._items]  # type: ignore[union-attr]
+        """Each item's data, without making items; made once, and not to be changed."""
+        if self._data is None:
+            self._data = [item[0] if type(item) is tuple else item.data for item in self._items]  # type: ignore[union-attr]
+        return self._data
 
     @property
     def item_keys(self) -> list[str]:
