@@ -22,7 +22,7 @@ LINKS = ["outfall/sinks", "outfall/adapters"]
 # In the repository only: how it is worked on, which is no use in an archive.
 NOT_IN_SDIST = {".gitattributes", ".gitignore", ".pre-commit-config.yaml", ".ci/run", *LINKS}
 GENERATED_IN_SDIST = {"PKG-INFO", "setup.cfg"}
-DIST_INFO = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
+DIST_INFO = {"METADATA", "entry_points.txt", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
 # What a checkout holds beside the repository's files, for where no git can tell.
 NOT_SOURCE = shutil.ignore_patterns(
     ".venv", ".nox", ".git", "build", "dist", "_build", "*.egg-info", "PKG-INFO", "setup.cfg",
