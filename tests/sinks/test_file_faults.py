@@ -430,7 +430,7 @@ def test_a_failing_chmod_leaks_no_descriptor(path, monkeypatch):
     monkeypatch.setattr(os, "fchmod", refuse)
     before = len(list(Path("/proc/self/fd").iterdir()))
     FileSink(path, permissions=0o600, on_error=lambda failure: None)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 # -- half lines of the dead
