@@ -16,18 +16,29 @@ LOWEST = ["structlog==24.1.0", "orjson==3.10.7", "requests==2.32.3"]
 PARALLEL = ["-n", "auto", "--dist", "worksteal", "--ignore=tests/packaging/test_distribution.py"]
 
 
+def run_suite(session: nox.Session) -> None:
+    """Run the suite; what fails gets a second try, as in .ci/run, whose reason holds here too."""
+    # In each session's own cache: what failed on one Python is not what failed on the next.
+    pytest = ["python", "-m", "pytest", *PARALLEL, "-o", f"cache_dir={session.virtualenv.location}/.pytest_cache"]
+    try:
+        session.run(*pytest, *session.posargs)
+    except nox.command.CommandFailed:
+        session.warn("A second try, for what failed.")
+        session.run(*pytest, "--last-failed", *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the suite; without coverage, whose gate `make test` has."""
+    """Run the suite; without coverage, whose gate `make coverage` has."""
     session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", *PARALLEL, *session.posargs)
+    run_suite(session)
 
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """Run the suite against the oldest dependencies that are allowed."""
     session.install("-e", ".[test]", *LOWEST)
-    session.run("python", "-m", "pytest", *PARALLEL, *session.posargs)
+    run_suite(session)
 
 
 @nox.session

@@ -113,8 +113,11 @@ class HandlersFile(Lent, _FileSink):
                 self._delivered += 1
                 return True
             finally:
-                holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                turn += TURN
+                try:
+                    holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                    turn += TURN
+                finally:
+                    pass
         except Exception:  # noqa: BLE001
             return False
         except BaseException:

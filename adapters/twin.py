@@ -65,8 +65,11 @@ class Lent(_ByteSink):
                     self._delivered += 1
                     done = True
                 finally:
-                    holding = False
-                    turn += TURN
+                    try:
+                        holding = False
+                        turn += TURN
+                    finally:
+                        pass
             else:
                 with self._lock:
                     self.write(text)  # type: ignore[arg-type]

@@ -251,8 +251,11 @@ class BackgroundSink(Sink):
                         self._pending += 1
                         self._room -= size
                     finally:
-                        holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                        turn += TURN
+                        try:
+                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            turn += TURN
+                        finally:
+                            pass
                     return
             except Exception:  # noqa: BLE001, S110 - the pipeline treats it; nothing has happened yet
                 pass

@@ -217,8 +217,11 @@ class FileSink(ByteSink):
                         self._delivered += 1
                         return
                     finally:
-                        holding = False
-                        turn += TURN
+                        try:
+                            holding = False
+                            turn += TURN
+                        finally:
+                            pass
                 elif express != 5:  # _BUFFERED
                     if express != 2 and express != 6 and express != 7:  # noqa: PLR1714 - faster; those WITH_LEVEL
                         level = event["level"]
@@ -256,8 +259,11 @@ class FileSink(ByteSink):
                         self._delivered += 1
                         return
                     finally:
-                        holding = False
-                        turn += TURN
+                        try:
+                            holding = False
+                            turn += TURN
+                        finally:
+                            pass
                 elif event["level"] in self._passing_levels and "level_number" not in event:
                     data = dumps(event, None, _LINE)
                     turn = self._turn
@@ -272,8 +278,11 @@ class FileSink(ByteSink):
                                 self._buffered = size
                                 return
                         finally:
-                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                            turn += TURN
+                            try:
+                                holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                                turn += TURN
+                            finally:
+                                pass
             except Exception:  # noqa: BLE001, S110
                 pass
             except BaseException:

@@ -48,11 +48,17 @@ class WriteLock:
         try:
             ...
         finally:
-            turn += TURN
+            try:
+                holding = False
+                turn += TURN
+            finally:
+                pass
 
-    There is no call between taking it and the ``try``, so a KeyboardInterrupt cannot lose it. A function that does this
-    adds its code object to `HAND_TAKEN`: a signal handler or ``__del__`` that logs while its own thread holds the turn
-    that way finds the frame on its stack and goes on, as with an RLock.
+    There is no call between taking it and the ``try``, so a KeyboardInterrupt cannot lose it. The inner ``try`` is for
+    Python 3.10, which looks for signals where a handler begins, unless it begins with a ``try``.
+
+    A function that does this adds its code object to `HAND_TAKEN`: a signal handler or ``__del__`` that logs while its
+    own thread holds the turn that way finds the frame on its stack and goes on, as with an RLock.
 
     Everybody else uses it like an RLock, with ``with`` or `acquire` and `release`, both in one function. Who must wait
     polls, from 50 µs to 1 ms, instead of queueing: whoever holds the turn rarely keeps it for longer than one

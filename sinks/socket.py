@@ -180,7 +180,7 @@ class SocketSink(ByteSink):
 
     # -- what applications call
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - see below
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the operating system has the event, or it has been counted as dropped.
@@ -229,8 +229,11 @@ class SocketSink(ByteSink):
                         self._disconnect()
                         raise
                     finally:
-                        holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                        turn += TURN
+                        try:
+                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            turn += TURN
+                        finally:
+                            pass
                     if self._aftermath:
                         self._settle()
                     return
@@ -817,8 +820,11 @@ class DatagramSink(SocketSink):
                             self._disconnect()
                             raise
                         finally:
-                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                            turn += TURN
+                            try:
+                                holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                                turn += TURN
+                            finally:
+                                pass
                         if self._aftermath:
                             self._settle()
                         return

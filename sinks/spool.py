@@ -248,7 +248,7 @@ class SpoolSink(Sink):
         """Where the events go."""
         return self._target
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912 - see below
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event is in a file, or it has been counted as dropped.
@@ -298,8 +298,11 @@ class SpoolSink(Sink):
                         out.limit = -1
                         raise
                     finally:
-                        holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                        turn += TURN
+                        try:
+                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            turn += TURN
+                        finally:
+                            pass
             except Exception:  # noqa: BLE001, S110 - the pipeline treats it; nothing has happened yet
                 pass
             except BaseException:

@@ -208,8 +208,11 @@ class WatchedFileSink(FileSink):
                                 recent.trim()
                             return
                     finally:
-                        holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                        turn += TURN
+                        try:
+                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            turn += TURN
+                        finally:
+                            pass
             except Exception:  # noqa: BLE001, S110
                 pass
             except BaseException:
@@ -245,8 +248,11 @@ class WatchedFileSink(FileSink):
                     recent.trim()
                 return True
             finally:
-                holding = False  # noqa: F841 - WriteLock looks for it in the frame
-                turn += TURN
+                try:
+                    holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                    turn += TURN
+                finally:
+                    pass
         except Exception:  # noqa: BLE001
             return False
         except BaseException:

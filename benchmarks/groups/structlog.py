@@ -6,6 +6,7 @@ once, its identifier comes from contextvars, and each call adds what that event 
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def _drive(factory: Callable[..., Any], *last: Callable[..., Any]) -> Iterator[R
     )
     # Not structlog.configure(): the rows take turns, each with a configuration of its own.
     wrapped = structlog.wrap_logger(
-        factory(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger("debug")
+        factory(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG)
     )
     log = wrapped.bind(logger="shop.orders", client="203.0.113.7")
 

@@ -24,6 +24,12 @@ from structlog.stdlib import ProcessorFormatter
 
 from outfall import CaptureSink, FanoutSink, FileSink, OrjsonRenderer, SinkHandler, SinkLoggerFactory, StreamSink, tee
 
+#: What packs an event for a logging call; the second came with structlog 25.1.
+PACKING = [
+    getattr(structlog.stdlib, name)
+    for name in ("render_to_log_kwargs", "render_to_log_args_and_kwargs")
+    if hasattr(structlog.stdlib, name)
+]
 FROZEN = structlog.processors.TimeStamper
 
 
@@ -217,9 +223,7 @@ def _for_logging_formatters(last, **ending):
     )
 
 
-@pytest.mark.parametrize(
-    "last", [structlog.stdlib.render_to_log_kwargs, structlog.stdlib.render_to_log_args_and_kwargs]
-)
+@pytest.mark.parametrize("last", PACKING)
 @pytest.mark.parametrize("way", ["factory", "handler"])
 def test_rendering_using_logging_s_formatters(root, sink, last, way):
     """The event that structlog packed into a logging call is the event in the sink, with logging between or without."""
