@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import os
 import signal
 import sys
@@ -26,8 +29,11 @@ def _take_by_hand(lock: WriteLock, then: Callable[[], object]) -> None:
     try:
         then()
     finally:
-        holding = False  # noqa: F841 - the lock looks for it in the frame
-        turn += TURN
+        try:
+            holding = False  # noqa: F841 - the lock looks for it in the frame
+            turn += TURN
+        finally:
+            pass
 
 
 HAND_TAKEN.add(_take_by_hand.__code__)
@@ -507,3 +513,65 @@ def test_interrupts_at_random_instants_never_lose_the_lock():
         assert worst == 1, worst
         """
     )
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="under a tracer interrupts come faster than events get through")
+def test_interrupts_never_lose_the_turn_of_who_took_it_by_hand():
+    """Neither in the midst of what fails nor where its handlers begin, where Python 3.10 looks for signals."""
+    check(
+        """
+        import random, signal, time
+        from outfall.sinks.lock import TURN, WriteLock
+
+        lock, caught = WriteLock(), 0
+
+        def fail():
+            turn = lock.turn
+            del turn[0]
+            holding = True
+            try:
+                raise LookupError
+            finally:
+                try:
+                    holding = False
+                    turn += TURN
+                finally:
+                    pass
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, interrupt)
+        end = time.monotonic() + 20
+        while caught < 3000 and time.monotonic() < end:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00001, 0.0002))
+                while True:
+                    try:
+                        fail()
+                    except LookupError:
+                        pass
+            except KeyboardInterrupt:
+                caught += 1
+                assert lock.turn == [None], caught
+        """
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"sinks.{noun}" for noun in ("file", "socket", "watched", "spool", "background")),
+        *(f"adapters.{noun}" for noun in ("filehandlers", "twin")),
+    ],
+)
+def test_who_takes_the_turn_by_hand_gives_it_back_as_the_lock_asks_for(name):
+    """Each ``finally`` that gives a turn back begins with a ``try``."""
+    module = importlib.import_module(f"outfall.{name}")
+    endings = [
+        node.finalbody
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Try) and any("turn += TURN" in ast.unparse(each) for each in node.finalbody)
+    ]
+    assert endings
+    assert [ast.dump(ending[0]) for ending in endings if len(ending) > 1 or not isinstance(ending[0], ast.Try)] == []
