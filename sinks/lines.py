@@ -5,11 +5,11 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from orjson import dumps, loads
 
 from outfall.sinks.event import timestamp_of
 from outfall.sinks.levels import UNKNOWN, level_of
+from outfall.sinks.plain import encoded_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,7 +95,7 @@ def _content(line: bytes, envelope: dict[str, Any]) -> bytes:
     # Cut out and not made anew: the digits of a number are the event's own. Before it there are numbers alone.
     place = line.find(_BEFORE_EVENT)
     cut = place > 0 and line.startswith(_START) and next(reversed(envelope)) == "event"
-    return line[place + len(_BEFORE_EVENT) : -1] if cut else orjson.dumps(event)
+    return line[place + len(_BEFORE_EVENT) : -1] if cut else encoded_again(event)
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

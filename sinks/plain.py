@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from outfall.sinks.nesting import MAX_LEVELS
+from outfall.sinks.nesting import MAX_LEVELS, too_deep
 
 #: Containers nested deeper than this are replaced by a marker; an event is one itself.
 MAX_DEPTH = MAX_LEVELS - 2
@@ -48,6 +48,11 @@ def plain(value: Any) -> Any:
     - everything else, exceptions, classes, functions, generators (never consumed), for its ``repr``.
     """
     return _plain(value, 0, set())
+
+
+def encoded_again(event: dict[str, Any]) -> bytes:
+    """Return *event*, which somebody else's JSON was decoded to, as JSON; a nest too deep for orjson is cut."""
+    return orjson.dumps(plain(event) if too_deep(event) else event)
 
 
 def plain_fields(items: list[tuple[Any, Any]], whole: object) -> dict[str, Any]:

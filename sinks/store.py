@@ -224,6 +224,15 @@ class Store:
             except FileExistsError:
                 # An interrupt came between the making of the file and what follows.
                 self._newest += 1
+        if self._noted is None:
+            # Now, while there is room: on a full disk a cursor can be written over but none made, and without one
+            # nothing could be delivered that makes room.
+            try:
+                self._note(Cursor(segment.number, 0), sync=sync)
+            except BaseException:
+                os.close(descriptor)
+                os.unlink(self.path_of(segment))  # noqa: PTH108
+                raise
         old = appender.descriptor
         # Up to the end of this block there is no call, and so no place for an interrupt or a signal handler.
         if self.appended:

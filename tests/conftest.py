@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -13,6 +14,7 @@ import structlog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 # A busy machine is no failure, so no example has a deadline. The rest stays as hypothesis chooses it, which
 # depends on whether CI is set.
@@ -54,3 +56,20 @@ def _global_state_as_found() -> Iterator[None]:
     root.setLevel(level)
     root.manager.disable = disabled
     logging.raiseExceptions = raise_exceptions
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a directory on a file system of 64 KiB of its own."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("only root mounts file systems")
+    mounted = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no mounting here: {mounted.stderr.decode()}")
+    yield directory
+    subprocess.run([shutil.which("umount"), "-l", directory], check=True)

@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import logging.config
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -177,7 +178,8 @@ def test_structlog_s_defaults_on_top_of_logging(root, capsys):
     handler.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(handler)
     structlog.get_logger("app").info("hello %s", "you", a=1)
-    assert "hello you" in stream.getvalue()
+    # The defaults of older releases leave the arguments alone.
+    assert ("hello you" if len(PACKING) > 1 else "hello %s") in stream.getvalue()
     assert capsys.readouterr().out == ""
 
 
@@ -548,7 +550,8 @@ def test_pretty_for_people_and_json_for_machines():
     assert line["exception"][0]["exc_type"] == "ValueError"
     assert (line["event"], line["level"], line["a"]) == ("failed", "error", 1)
     assert "[error    ] failed" in pretty.getvalue()
-    assert "ValueError: broken" in pretty.getvalue()
+    # With rich and an older structlog there are colours between the two.
+    assert re.search("ValueError: .*broken", pretty.getvalue())
 
 
 def test_structured_tracebacks_of_the_chain_are_written(tmp_path):

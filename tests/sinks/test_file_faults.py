@@ -32,23 +32,6 @@ def path(tmp_path):
     return tmp_path / "app.jsonl"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Give a directory on a file system of 64 KiB of its own."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or os.geteuid() != 0:
-        pytest.skip("only root mounts file systems")
-    mounted = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no mounting here: {mounted.stderr.decode()}")
-    yield directory
-    subprocess.run([shutil.which("umount"), "-l", directory], check=True)
-
-
 def _fill(directory) -> Path:
     """Leave no room; return what has to be deleted to make some."""
     ballast = directory / "ballast"

@@ -158,3 +158,29 @@ def test_text_of_others_is_cut_when_it_is_read():
     assert event["event"] == "x"
     assert NDJSON().encode([Encoded(text, 20, 0.0)]) == text + b"\n"
     assert b"<nested too deep: list>" in OrjsonRenderer().render(event)
+
+
+# Enough to be past the end of orjson's buffer in one size or another.
+PLACES = """
+import json
+from outfall.adapters.redelivery import as_event
+from outfall.sinks.batch import Encoded
+from outfall.sinks.lines import raw_of
+from outfall import CaptureSink
+from outfall.sinks.routed import restored
+
+nested = "[" * 150 + "]" * 150
+for size in range(350, 800):
+    text = '{"event":"x","before":[' + ",".join("1" * size) + '],"nested":' + nested + "}"
+    assert b"too deep" in raw_of(f'{{"$outfall":1,"event":{text},"time":1.5,"level":20}}'.encode())[0]
+    assert b"too deep" in as_event(Encoded(text.replace(",", ",\\n", 1).encode(), 20, 0.0)).data
+    part = f'{{"level":20,"time":1.5,"event":{text}}}'
+    routed = f'{{"fanout":[{part}]}}'.encode()
+    assert b"too deep" in as_event(Encoded(routed, 20, 0.0)).data
+    assert b"too deep" in restored("fanout", routed, 20, 0.0, [CaptureSink()]).parts[0].data
+"""
+
+
+def test_what_is_stored_or_sent_again_is_cut():
+    """Envelopes of a spool, of routers, and files that are replayed may have been written by anybody."""
+    check(PLACES, env={"PYTHONMALLOC": "debug"})

@@ -657,6 +657,35 @@ def test_a_full_disk_does_not_stop_the_delivery(spool, monkeypatch):
     assert sink.target.numbers == list(range(8))
 
 
+@pytest.mark.parametrize("policy", ["block", "drop_newest", "drop_oldest"])
+def test_a_file_system_that_is_really_full_and_has_room_again(small_disk, policy):
+    """What is stored is delivered, what is not is told; delivery makes the room itself, and nothing is torn."""
+    failures = []
+    target = Target(default=threading.Event())
+    options = {"on_full": policy, "block_timeout": 0.01, "segment_bytes": 8000, "on_error": failures.append}
+    with SpoolSink(target, small_disk / "spool", **options) as sink:
+        for number in range(3000):
+            sink.handle(event(number))
+        lost = sum(sink.stats().dropped.values())
+        assert 1000 < lost < 3000
+        assert sink.stats().accepted == 3000
+        if policy != "drop_oldest":
+            assert {failure.error.errno for failure in failures} == {errno.ENOSPC}
+            assert sum(failure.events for failure in failures) == lost
+        target.default.set()
+        assert sink.flush(PATIENCE_SECONDS), sink.stats()
+        for number in range(3000, 3100):
+            sink.handle(event(number))
+        assert sink.flush(PATIENCE_SECONDS), sink.stats()
+    assert sum(sink.stats().dropped.values()) == lost
+    assert len(target.numbers) == 3100 - lost
+    assert sorted(set(target.numbers)) == target.numbers
+    assert target.numbers[-100:] == list(range(3000, 3100))
+    if policy == "drop_oldest":
+        assert 2999 in target.numbers
+    assert_balanced(sink.stats())
+
+
 # -- the disk fails otherwise
 
 

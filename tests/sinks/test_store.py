@@ -689,8 +689,8 @@ def test_synced_at_once(tmp_path, monkeypatch):
     depot = _depot(tmp_path, sync=True)
     _append(depot, 1)
     path = _only_store(tmp_path)
-    # The new segment's name, and then what is in it.
-    assert synced == [path, path / "00000001.v1.ndjson"]
+    # The first cursor and its name, the new segment's name, and then what is in it.
+    assert synced == [path / "cursor.tmp", path, path, path / "00000001.v1.ndjson"]
     synced.clear()
     store, portion = depot.next(1, 100, own=True)
     depot.begin(store, portion)
