@@ -703,7 +703,9 @@ def test_at_exit_a_handler_that_hangs_is_waited_for_once(monkeypatch):
     assert [failure.events for failure in told] == [0]
     released.set()
     listener.stop()
-    assert keeper.messages == ["one", "from within", "two", "three"]
+    # It comes from another thread, which a busy machine may let run after the wait.
+    assert sorted(keeper.messages) == ["from within", "one", "three", "two"]
+    assert [message for message in keeper.messages if message != "from within"] == ["one", "two", "three"]
 
 
 def test_a_forked_child_has_an_empty_queue_and_a_listener_to_start():
