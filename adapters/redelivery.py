@@ -18,7 +18,7 @@ from outfall.sinks.delivery import Delivery, Outcome, RetryPolicy
 from outfall.sinks.failures import describe
 from outfall.sinks.http import HTTPSink
 from outfall.sinks.lines import raw_of
-from outfall.sinks.plain import encoded_again
+from outfall.sinks.plain import cut
 from outfall.sinks.spool import SpoolSink
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def as_event(item: Encoded) -> Encoded:
             parts = decoded.get(kind)
             for part in parts if isinstance(parts, list) else ():
                 if isinstance(part, dict) and isinstance(part.get("event"), dict):
-                    return Encoded(encoded_again(part["event"]), item.level, item.time)
+                    return Encoded(orjson.dumps(cut(part["event"])), item.level, item.time)
                 if isinstance(part, dict) and isinstance(part.get("text"), str):
                     return as_event(Encoded(str.encode(part["text"]), item.level, item.time))
     text = item.data.strip()
     # As a byte sink may have rendered it, with an end to its line and perhaps in several lines.
-    return Encoded(encoded_again(decoded) if b"\n" in text or b"\r" in text else text, item.level, item.time)
+    return Encoded(orjson.dumps(cut(decoded)) if b"\n" in text or b"\r" in text else text, item.level, item.time)
 
 
 def drain(

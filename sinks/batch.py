@@ -14,8 +14,7 @@ import orjson
 
 from outfall.sinks.event import timestamp_of
 from outfall.sinks.levels import level_of
-from outfall.sinks.nesting import too_deep
-from outfall.sinks.plain import plain_fields
+from outfall.sinks.plain import cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -47,7 +46,7 @@ class Encoded:
             decoded = None
         if isinstance(decoded, dict):
             # What somebody else rendered may be nested deeper than anything here may encode again.
-            return plain_fields(list(decoded.items()), decoded) if too_deep(decoded) else decoded
+            return cut(decoded)
         return {"event": self.data.decode("utf-8", "backslashreplace").rstrip("\r\n")}
 
 

@@ -9,7 +9,7 @@ from orjson import dumps, loads
 
 from outfall.sinks.event import timestamp_of
 from outfall.sinks.levels import UNKNOWN, level_of
-from outfall.sinks.plain import encoded_again
+from outfall.sinks.plain import cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,8 +94,8 @@ def _content(line: bytes, envelope: dict[str, Any]) -> bytes:
         raise TypeError
     # Cut out and not made anew: the digits of a number are the event's own. Before it there are numbers alone.
     place = line.find(_BEFORE_EVENT)
-    cut = place > 0 and line.startswith(_START) and next(reversed(envelope)) == "event"
-    return line[place + len(_BEFORE_EVENT) : -1] if cut else encoded_again(event)
+    whole = place > 0 and line.startswith(_START) and next(reversed(envelope)) == "event"
+    return line[place + len(_BEFORE_EVENT) : -1] if whole else dumps(cut(event))
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

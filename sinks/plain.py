@@ -50,9 +50,9 @@ def plain(value: Any) -> Any:
     return _plain(value, 0, set())
 
 
-def encoded_again(event: dict[str, Any]) -> bytes:
-    """Return *event*, which somebody else's JSON was decoded to, as JSON; a nest too deep for orjson is cut."""
-    return orjson.dumps(plain(event) if too_deep(event) else event)
+def cut(event: dict[str, Any]) -> dict[str, Any]:
+    """Return *event*, which somebody else's JSON was decoded to, without what is nested too deep for orjson."""
+    return plain(event) if too_deep(event) else event
 
 
 def plain_fields(items: list[tuple[Any, Any]], whole: object) -> dict[str, Any]:

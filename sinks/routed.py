@@ -14,7 +14,7 @@ from outfall.sinks.batch import Batch, Encoded
 from outfall.sinks.errors import PermanentDeliveryError, TemporaryDeliveryError
 from outfall.sinks.failures import cleaned, describe
 from outfall.sinks.levels import UNKNOWN
-from outfall.sinks.plain import encoded_again
+from outfall.sinks.plain import cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +98,7 @@ def restored(kind: str, data: bytes, level: float, time: float, sinks: Sequence[
 
 def _part(content: dict[str, Any], sink: Sink) -> Encoded:
     if "event" in content:
-        data = encoded_again(content["event"])
+        data = orjson.dumps(cut(content["event"]))
     elif "text" in content:
         data = str.encode(content["text"])
     else:

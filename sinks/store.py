@@ -216,6 +216,10 @@ class Store:
         """
         if sync and appender.descriptor != _NOT_OPEN:
             os.fsync(appender.descriptor)
+        if self._noted is None:
+            # While there is room: on a full disk a cursor can be written over but none made, and without one nothing
+            # could be delivered that makes room.
+            self._note(Cursor(self._newest + 1, 0), sync=sync)
         while True:
             segment = Segment(self._newest + 1)
             try:
@@ -224,15 +228,6 @@ class Store:
             except FileExistsError:
                 # An interrupt came between the making of the file and what follows.
                 self._newest += 1
-        if self._noted is None:
-            # Now, while there is room: on a full disk a cursor can be written over but none made, and without one
-            # nothing could be delivered that makes room.
-            try:
-                self._note(Cursor(segment.number, 0), sync=sync)
-            except BaseException:
-                os.close(descriptor)
-                os.unlink(self.path_of(segment))  # noqa: PTH108
-                raise
         old = appender.descriptor
         # Up to the end of this block there is no call, and so no place for an interrupt or a signal handler.
         if self.appended:
