@@ -20,14 +20,9 @@ from structlog.stdlib import ProcessorFormatter
 
 from outfall import CaptureSink, FileSink, SinkLogger, SinkLoggerFactory, StreamSink, tee
 from outfall.sinks.event import as_event, without_metadata
+from tests.adapters._structlog import OLD, PACKING
 
-#: What packs an event for a logging call; the second came with structlog 25.1.
-PACKING = [
-    getattr(structlog.stdlib, name)
-    for name in ("render_to_log_kwargs", "render_to_log_args_and_kwargs")
-    if hasattr(structlog.stdlib, name)
-]
-packing_arguments = pytest.mark.skipif(len(PACKING) < 2, reason="structlog has no render_to_log_args_and_kwargs yet")
+packing_arguments = pytest.mark.skipif(OLD, reason="structlog has no render_to_log_args_and_kwargs yet")
 
 LEVELS = ["debug", "info", "warning", "error", "critical"]
 ALIASES = {
@@ -695,14 +690,12 @@ def test_async_methods_log_with_their_context(sink, wrapper, end):
             await log.aexception("three")
 
     asyncio.run(work())
-    if len(PACKING) < 2 and wrapper is structlog.stdlib.BoundLogger:
-        # Older releases look for the call's site in the executor's stack.
-        for event in sink.events:
-            event["func_name"] = "work"
+    # Older releases look for the call's site in the executor's stack.
+    site = "run" if OLD and wrapper is structlog.stdlib.BoundLogger else "work"
     assert [(event["event"], event["level"], event["task"], event["func_name"]) for event in sink.events] == [
-        ("one", "info", "t", "work"),
-        ("two", "warning", "t", "work"),
-        ("three", "error", "t", "work"),
+        ("one", "info", "t", site),
+        ("two", "warning", "t", site),
+        ("three", "error", "t", site),
     ]
     assert sink.events[2]["exc_info"][1] is error
 
