@@ -123,7 +123,9 @@ def _structlog_json():
 
 
 def _structlog_console():
-    return structlog.stdlib.ProcessorFormatter(processor=structlog.dev.ConsoleRenderer(colors=False))
+    # Not rich's traceback, which is the default where rich is installed: it shows what locals are, addresses included.
+    console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    return structlog.stdlib.ProcessorFormatter(processor=console)
 
 
 def watching(kind: type[logging.Handler]) -> Any:
