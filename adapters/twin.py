@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.errors import SinkError
+from outfall.sinks.errors import reason_of
 from outfall.sinks.event import TextEvent
 from outfall.sinks.lock import HAND_TAKEN, TURN
 
@@ -78,7 +78,7 @@ class Lent(_ByteSink):
         except BaseException as error:
             if done:  # interrupted at the way out
                 self._delivered -= 1
-            dropped_as = error.dropped_as if isinstance(error, SinkError) else "error"
+            dropped_as = reason_of(error)
             self._count_dropped(dropped_as if isinstance(error, Exception) else "interrupted")
             raise
 

@@ -17,6 +17,30 @@ def checked_size(size: int, argument: str, unit: str = "bytes") -> int:
     return size
 
 
+def checked_count(number: int, argument: str, unit: str) -> int:
+    """Return *number*, a whole one from 1 up.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not checked_size(number, argument, unit):
+        msg = f"{argument}={number!r} is not 1 or more {unit}"
+        raise ValueError(msg)
+    return number
+
+
+def checked_choice(choice: str, argument: str, choices: tuple[str, ...]) -> str:
+    """Return *choice*, one of *choices*.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if choice not in choices:
+        msg = f"{argument}={choice!r} is none of {', '.join(map(repr, choices))}"
+        raise ValueError(msg)
+    return choice
+
+
 def checked_seconds(duration: float | dt.timedelta, argument: str) -> float:
     """Return *duration*, seconds or a timedelta from 0 up, in seconds.
 

@@ -11,20 +11,19 @@ import sys
 import threading
 from collections import deque
 from dataclasses import replace
-from queue import Empty, SimpleQueue
+from queue import Empty
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal
 
 from orjson import OPT_APPEND_NEWLINE, dumps
-from structlog import DropEvent
 
 from outfall.sinks import process
-from outfall.sinks.arguments import checked_seconds, checked_size
-from outfall.sinks.base import OnError, Sink, SinkStats
-from outfall.sinks.batch import Batch, BatchResult, Encoded, Raw, item_of
-from outfall.sinks.delivery import Delivery, Outcome, RetryPolicy
-from outfall.sinks.errors import DeliveryError, ReentrantEventError, TemporaryDeliveryError
-from outfall.sinks.failures import SinkFailure, cleaned, describe, report
+from outfall.sinks.arguments import checked_choice, checked_count
+from outfall.sinks.batch import Batch, Encoded, Raw, item_of
+from outfall.sinks.deferred import ON_FULL, DeferredSink, FullError
+from outfall.sinks.delivery import Outcome
+from outfall.sinks.errors import DeliveryError, ReentrantEventError
+from outfall.sinks.failures import cleaned, describe, report
 from outfall.sinks.levels import NOTSET, NUMBERS, parse_level
 from outfall.sinks.lock import HAND_TAKEN, TURN
 from outfall.sinks.nesting import is_tracked, too_deep
@@ -32,16 +31,12 @@ from outfall.sinks.reentrancy import active, delivering, thread
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
-_OVERFLOWS = ("block", "drop_newest", "drop_oldest")
+    from outfall.sinks.base import OnError, Sink, SinkStats
+    from outfall.sinks.delivery import RetryPolicy
+
 _NEVER = sys.maxsize
-
-
-class _OverflowError(TemporaryDeliveryError):
-    """There was no room for an event."""
-
-    dropped_as = "overflow"
 
 
 class _Mark:
@@ -55,7 +50,7 @@ class _Mark:
 _Waiting = Raw | Encoded | _Mark
 
 
-class BackgroundSink(Sink):
+class BackgroundSink(DeferredSink):
     """Take events into memory, and have a thread deliver them to *target* in batches.
 
     The way to a target that may be slow or away: `handle` encodes the event and returns. It does not wait for the
@@ -105,11 +100,6 @@ class BackgroundSink(Sink):
     logs it. What the target's delivery itself logs is dropped as ``reentrant``.
     """
 
-    delivers_through_loggers = True
-    delivers_later = True
-    locks_emit = False
-    counts_batches = True
-
     def __init__(
         self,
         target: Sink,
@@ -128,30 +118,26 @@ class BackgroundSink(Sink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        if not isinstance(target, Sink):
-            msg = f"target={target!r} is not a Sink"
-            raise TypeError(msg)
-        self._target = target
-        self._capacity = _checked_positive(capacity, "capacity", "events")
-        self._capacity_bytes = _checked_positive(capacity_bytes, "capacity_bytes", "bytes")
-        if overflow not in _OVERFLOWS:
-            msg = f"overflow={overflow!r} is none of {', '.join(map(repr, _OVERFLOWS))}"
-            raise ValueError(msg)
-        self._overflow = overflow
-        self._block_seconds = checked_seconds(block_timeout, "block_timeout")
-        self._batch_size = _checked_positive(batch_size, "batch_size", "events")
-        self._linger_seconds = checked_seconds(linger, "linger")
+        self._capacity = checked_count(capacity, "capacity", "events")
+        self._capacity_bytes = checked_count(capacity_bytes, "capacity_bytes", "bytes")
+        self._overflow = checked_choice(overflow, "overflow", ON_FULL)
         self._keep_level = parse_level(keep_level, "keep_level")
-        self._retry = retry
-        self._dead_letter = dead_letter
         #: orjson's options where one call of it makes an event what the target wants; None: the whole pipeline.
         self._option: int | None = None
         #: Whether that makes a line end that the target does not want.
         self._cuts = False
-        self._generation = 0
-        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        target._surround(self)  # noqa: SLF001 - a sink too
-        self._changed()
+        super().__init__(
+            target,
+            block_timeout=block_timeout,
+            batch_size=batch_size,
+            linger=linger,
+            retry=retry,
+            dead_letter=dead_letter,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
@@ -163,50 +149,21 @@ class BackgroundSink(Sink):
         self._wake_from = 0
         #: With so many, an event cannot take the short cut: the least of that and of what there is room for.
         self._attention = 0
-        #: What wakes it: the one queue whose put() may be called from a signal handler in the midst of itself.
-        self._wakeups: SimpleQueue[None] = SimpleQueue()
-        self._worker: threading.Thread | None = None
-        #: What the delivering thread has made of earlier threads' deliveries is ignored.
-        self._generation += 1
-        self._delivery = self._new_delivery(self._pause)
         #: True once the process exits: events are delivered in the thread that logs them; and once that has failed.
         self._inline = process.exiting()
         self._target_gone = False
-        #: Until when flush or close waits for the thread, and whether it has to stop then; by the monotonic clock.
-        self._urgent_until = 0.0
-        self._stopping = False
         #: How many marks are in the queue.
         self._marks = 0
         #: For those who wait for room.
         self._room_made = threading.Condition()
         self._blocked = 0
-        #: True once somebody has waited for room in vain, until there is some.
-        self._impatient = False
         #: So many events at the front of the queue are at or above keep_level.
         self._kept = 0
-        self._dead_lettered = 0
-        self._retried = 0
         #: Events dropped for want of room that on_error has not been told of, and when it was told last.
         self._untold = 0
         self._told_at = -float("inf")
 
-    def _new_delivery(self, pause: Callable[[float], bool]) -> Delivery:
-        generation = self._generation
-        return Delivery(
-            self._target,
-            retry=self._retry,
-            dead_letter=self._dead_letter,
-            settle=lambda outcome: self._settle(outcome, generation),
-            tell=lambda error, events: self._tell(error, events, generation),
-            pause=pause,
-        )
-
     # -- what applications call
-
-    @property
-    def target(self) -> Sink:
-        """Where the events go."""
-        return self._target
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
@@ -270,7 +227,7 @@ class BackgroundSink(Sink):
             self.deliver(event)
         except ReentrantEventError:
             return  # counted; a report could be what feeds the loop
-        except _OverflowError:
+        except FullError:
             if self.on_error == "raise":
                 raise
             self._tell_of_overflow(1)
@@ -283,17 +240,6 @@ class BackgroundSink(Sink):
             self._fail(caught, event)
         finally:
             del caught  # with its traceback, which holds this frame
-
-    def flush(self, timeout: float | None = None) -> bool:
-        """Have everything delivered that was accepted so far; return True when all of it is settled.
-
-        Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
-        """
-        deadline = monotonic() + self._seconds(timeout)
-        settled = self._settle_all(deadline)
-        flushed = self._target.flush(max(0.0, deadline - monotonic()))
-        return settled and flushed
 
     def close(self, timeout: float | None = None) -> bool:
         """Deliver what waits, then close the target; idempotent. Return False if something had to be given up.
@@ -338,60 +284,27 @@ class BackgroundSink(Sink):
 
     # -- what the pipeline calls
 
-    def emit(self, event: dict[str, Any]) -> None:
-        """Take one event into memory."""
-        self._put(event)
-
-    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Take each item into memory; what there is no room for is left for a retry."""
-        for index, item in enumerate(batch):
-            try:
-                if self._inline:
-                    self._deliver_here(item)
-                else:
-                    self._store(item)
-            except _OverflowError:
-                if index == 0:
-                    raise
-                return BatchResult(retry=range(index, len(batch)))
-        return None
-
-    def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item for the target."""
-        return self._target.encode(event)
-
-    def _restore(self, data: bytes, level: float, time: float) -> Encoded:
-        return self._target._restore(data, level, time)  # noqa: SLF001 - a sink too
-
-    def _put(self, event: dict[str, Any]) -> Exception | None:
-        item = self._target._prepare(event)  # noqa: SLF001 - a sink too
-        if item is None:
-            raise DropEvent
+    def _take(self, item: Encoded) -> None:
         if self._inline:
             self._deliver_here(item)
         else:
             self._store(item)
-        return None
-
-    def _prepare(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
-        passed = self._passed(event, respect_level=respect_level)
-        return None if passed is None else self._target._prepare(passed)  # noqa: SLF001 - a sink too
 
     def _store(self, item: Encoded) -> None:
         """Put *item* into the queue, making room for it as the policy says.
 
         Raises:
-            _OverflowError: If there is none.
+            FullError: If there is none.
         """
         size = _size(item)
         if size > self._capacity_bytes:
             msg = f"{self.name}: an event of {size} bytes is more than capacity_bytes={self._capacity_bytes}"
-            raise _OverflowError(msg)
+            raise FullError(msg)
         deadline = monotonic() + self._block_seconds
         while not self._enqueue(item, size):
             if not self._wait_for_room(size, deadline - monotonic()):
                 msg = f"{self.name} is full: {self._pending} events wait for {self._target.name}"
-                raise _OverflowError(msg)
+                raise FullError(msg)
 
     def _enqueue(self, item: Encoded, size: int) -> bool:
         """Put *item* into the queue, in the place of others if the policy says so; return False if there is no room."""
@@ -490,34 +403,14 @@ class BackgroundSink(Sink):
         self._attention = min(events, self._capacity)
 
     def _rouse(self) -> None:
-        """Have the delivering thread look at the queue, starting it if it does not run."""
+        super()._rouse()
         if self._worker is None:
-            with self._lock:
-                if self._worker is None:
-                    worker = threading.Thread(
-                        target=self._run, args=(self._generation,), name=f"outfall {self.name}", daemon=True
-                    )
-                    # Said before it runs, so that an event from a signal handler does not start another.
-                    self._worker = worker
-                    try:
-                        worker.start()
-                    except BaseException as error:
-                        # The interpreter is going down, or there are too many threads, or an interrupt came: the next
-                        # event tries again. A thread that runs nevertheless finds here, under the lock, what it is.
-                        if not worker.is_alive():
-                            self._worker = None
-                            self._wake_at(0)
-                        if not isinstance(error, RuntimeError):
-                            raise
-            if self._worker is None:
-                self._deliver_all_here()
-            return
-        self._wakeups.put(None)
+            self._deliver_all_here()
 
-    def _run(self, generation: int) -> None:
-        with self._lock:
-            if self._worker is not threading.current_thread():
-                return
+    def _not_started(self) -> None:
+        self._wake_at(0)
+
+    def _work(self, generation: int) -> None:
         while generation == self._generation:
             batch = self._next_batch(generation)
             if batch is None:
@@ -583,8 +476,7 @@ class BackgroundSink(Sink):
             while True:
                 self._wakeups.get_nowait()
 
-    def _pause(self, seconds: float) -> bool:
-        """Wait before the next attempt; return False if the delivery has to stop."""
+    def _pause(self, seconds: float, generation: int) -> bool:  # noqa: ARG002 - `_stopping` says it all
         self._forget_wakeups()
         urgent = self._urgent_until - monotonic()
         if self._stopping and urgent <= 0:
@@ -597,7 +489,6 @@ class BackgroundSink(Sink):
         return not (self._stopping and self._urgent_until <= monotonic())
 
     def _settle_all(self, deadline: float) -> bool:
-        """Wait until all that is in the queue now is settled; return False if *deadline* came first."""
         if threading.current_thread() is self._worker:
             return False  # called by the target, or by on_error: it would wait for itself
         with self._lock:
@@ -622,7 +513,7 @@ class BackgroundSink(Sink):
             # The other thread hangs, or it would have been done by the deadline; this one must not hang as well, or
             # not more than once.
             msg = f"{self.name}: the process ends, and {self._target.name} does not take anything"
-            raise _OverflowError(msg)
+            raise FullError(msg)
         self._attempt(Batch([item]))
 
     def _deliver_all_here(self) -> None:
@@ -657,11 +548,7 @@ class BackgroundSink(Sink):
             if generation != self._generation:
                 return  # close() has counted them
             self._pending -= events
-            self._delivered += outcome.delivered
-            self._dead_lettered += outcome.dead_lettered
-            self._retried += outcome.retried
-            for reason, dropped in outcome.dropped.items():
-                self._dropped[reason] += dropped
+            self._record(outcome)
         if events:
             self._make_room_known()
 
@@ -679,7 +566,8 @@ class BackgroundSink(Sink):
         with self._lock:
             lost = self._pending - sum(not isinstance(waiting, _Mark) for waiting in self._queue)
         self._settle(Outcome(dropped={"error": lost}), generation)
-        self._tell(DeliveryError(describe(cleaned(error, None))), lost, generation)
+        if generation == self._generation:
+            self._told(DeliveryError(describe(cleaned(error, None))), lost)
 
     def _give_up_rest(self) -> int:
         """Count what is still in memory as lost, at the end of close; return how many events that are."""
@@ -695,20 +583,6 @@ class BackgroundSink(Sink):
         self._wakeups.put(None)
         return lost
 
-    def _tell(self, error: Exception, events: int, generation: int) -> None:
-        if generation == self._generation:
-            self._told(error, events)
-
-    def _told(self, error: Exception, events: int) -> None:
-        # Not under the mark of a delivering thread: what on_error logs, other sinks may take.
-        with delivering(value=False):
-            if self.on_error == "raise":
-                # There is nobody to raise it to.
-                self._last_error = describe(error)
-                report(SinkFailure(self.name, error, events, time()))
-            else:
-                self._fail(error, None, events=events)
-
     def _tell_of_overflow(self, events: int) -> None:
         """Tell of events dropped for want of room: at once, then once a second, and not of each."""
         now = monotonic()
@@ -718,7 +592,7 @@ class BackgroundSink(Sink):
                 return
             untold, self._untold = self._untold, 0
             self._told_at = now
-        error = _OverflowError(f"there was no room while {self._target.name} did not keep up")
+        error = FullError(f"there was no room while {self._target.name} did not keep up")
         with delivering(value=False):
             self._fail(error, None, events=untold, suppressed=untold - 1)
 
@@ -727,30 +601,21 @@ class BackgroundSink(Sink):
         pending = self._pending
         return replace(
             stats,
-            accepted=stats.accepted + self._dead_lettered + pending,
-            dead_lettered=self._dead_lettered,
-            retried=self._retried,
+            accepted=stats.accepted + stats.dead_lettered + pending,
             pending=pending,
-            targets=(self._target.stats(),),
         )
 
     def _refresh(self) -> None:
         self._turn = self._lock.turn
         own = type(self)
         usual = all(
-            getattr(own, hook) is getattr(BackgroundSink, hook) for hook in ("deliver", "_put", "_store")
+            getattr(own, hook) is getattr(BackgroundSink, hook) for hook in ("deliver", "_put", "_take", "_store")
         ) and not (self._processors or self._closed or self._reporting or self._inline)
         option = self._target._plain_option() if usual else None  # noqa: SLF001 - a sink too
         if option is not None:
             self._cuts = not option & OPT_APPEND_NEWLINE
             option ^= OPT_APPEND_NEWLINE
         self._option = option
-
-    def _reads_metadata(self) -> bool:
-        return self._prepare_reads_metadata()
-
-    def _prepare_reads_metadata(self) -> bool:
-        return bool(self._processors) or self._target._prepare_reads_metadata()  # noqa: SLF001 - a sink too
 
     def _describe(self) -> str:
         return f"to {self._target!r}"
@@ -784,10 +649,3 @@ def _size_of(batch: Batch) -> int:
 def _level(waiting: Raw | Encoded) -> float:
     level = waiting[1] if type(waiting) is tuple else None
     return item_of(waiting).level if level is None else level
-
-
-def _checked_positive(number: int, argument: str, unit: str) -> int:
-    if checked_size(number, argument, unit) == 0:
-        msg = f"{argument}=0: there has to be room for one"
-        raise ValueError(msg)
-    return number

@@ -26,8 +26,8 @@ from outfall.sinks.errors import (
     PermanentDeliveryError,
     ReentrantEventError,
     SinkClosedError,
-    SinkError,
     TemporaryDeliveryError,
+    reason_of,
 )
 from outfall.sinks.event import TextEvent, as_event, copy_event, timestamp_of, without_metadata
 from outfall.sinks.failures import SinkFailure, cleaned, describe, report
@@ -223,7 +223,7 @@ class Sink:
         except DropEvent:
             self._count_filtered()
         except Exception as error:
-            self._count_dropped(error.dropped_as if isinstance(error, SinkError) else "error")
+            self._count_dropped(reason_of(error))
             raise
         except BaseException:
             self._count_dropped("interrupted")
@@ -623,6 +623,15 @@ class Sink:
             with self._ledger_lock:
                 self._reporting -= 1
             self._changed()
+
+    def _fail_unraised(self, error: Exception, event: object, *, events: int = 0) -> None:
+        """Do `_fail` where nobody is there to raise to, or nothing may be: what would be raised is reported."""
+        if self.on_error != "raise":
+            self._fail(error, event, events=events)
+            return
+        told = cleaned(error, event)
+        self._last_error = describe(told)
+        report(SinkFailure(self.name, told, events, time.time()))
 
     def _seconds(self, timeout: float | None) -> float:
         seconds = self.drain_timeout if timeout is None else timeout

@@ -27,6 +27,11 @@ class SinkError(Exception):
     dropped_as: str = "error"
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the key under which an event lost to *error* is counted in ``SinkStats.dropped``."""
+    return error.dropped_as if isinstance(error, SinkError) else "error"
+
+
 class SinkClosedError(SinkError):
     """An event came to a sink after its ``close``. It is counted as ``dropped["closed"]`` and never reopens a file."""
 

@@ -12,7 +12,7 @@ from structlog import DropEvent
 from outfall.sinks.base import Sink, SinkStats
 from outfall.sinks.batch import Batch, Encoded
 from outfall.sinks.delivery import Delivery, Outcome, RetryPolicy
-from outfall.sinks.errors import DeliveryError, SinkClosedError, SinkError
+from outfall.sinks.errors import DeliveryError, SinkClosedError, reason_of
 from outfall.sinks.failures import cleaned, describe
 from outfall.sinks.reentrancy import delivering
 
@@ -280,7 +280,7 @@ class Lane:
         except DropEvent:
             item = None
         except Exception as error:  # noqa: BLE001 - one bad event must not cost the others
-            self._settle(Outcome(dropped={error.dropped_as if isinstance(error, SinkError) else "error": 1}))
+            self._settle(Outcome(dropped={reason_of(error): 1}))
             told = cleaned(error, event)
             self._tell(told if isinstance(told, Exception) else DeliveryError(describe(told)), 1)
             return None

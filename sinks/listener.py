@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks import process
-from outfall.sinks.arguments import checked_seconds, checked_size
+from outfall.sinks.arguments import checked_count, checked_seconds
 from outfall.sinks.base import Sink
 from outfall.sinks.codec import LENGTH_BYTES, Codec, FrameError, JSONFrames, length_of
 from outfall.sinks.errors import PermanentDeliveryError
@@ -153,9 +153,9 @@ class SocketListener:
         self.sinks: tuple[Sink, ...] = sinks
         self.kind = kind
         self.codec: Codec = JSONFrames() if codec is None else codec
-        self.max_frame_bytes: int = _at_least_one(max_frame_bytes, "max_frame_bytes", "bytes")
-        self.max_connections: int = _at_least_one(max_connections, "max_connections", "connections")
-        self.max_buffered_bytes: int = _at_least_one(max_buffered_bytes, "max_buffered_bytes", "bytes")
+        self.max_frame_bytes: int = checked_count(max_frame_bytes, "max_frame_bytes", "bytes")
+        self.max_connections: int = checked_count(max_connections, "max_connections", "connections")
+        self.max_buffered_bytes: int = checked_count(max_buffered_bytes, "max_buffered_bytes", "bytes")
         self.frame_timeout: float = checked_seconds(frame_timeout, "frame_timeout")
         self.idle_timeout: float | None = (
             None if idle_timeout is None else checked_seconds(idle_timeout, "idle_timeout")
@@ -650,13 +650,6 @@ def _would_block(error: OSError) -> bool:
         "SSLWantReadError",
         "SSLWantWriteError",
     )
-
-
-def _at_least_one(number: int, argument: str, unit: str) -> int:
-    if not checked_size(number, argument, unit):
-        msg = f"{argument}={number!r} is not 1 or more {unit}"
-        raise ValueError(msg)
-    return number
 
 
 def _checked_address(address: tuple[str, int] | str | os.PathLike[str]) -> tuple[str, int] | str:

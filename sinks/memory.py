@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from dataclasses import replace
 from threading import get_ident
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks import process
@@ -17,11 +17,11 @@ from outfall.sinks.base import OnError, Sink, SinkStats
 from outfall.sinks.errors import (
     DeliveryError,
     ReentrantEventError,
-    SinkError,
     TemporaryDeliveryError,
+    reason_of,
 )
 from outfall.sinks.event import copy_event, snapshot, without_metadata
-from outfall.sinks.failures import SinkFailure, cleaned, describe, report
+from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET, level_of, parse_level
 from outfall.sinks.reentrancy import thread
 
@@ -160,12 +160,7 @@ class BufferingSink(Sink):
             failure = carried.error
         else:
             return
-        if self.on_error == "raise":
-            # There is nobody to raise it to: the event itself is taken.
-            self._last_error = describe(failure)
-            report(SinkFailure(self.name, cleaned(failure, item.event), 0, time()))
-        else:
-            self._fail(failure, None, events=0)
+        self._fail_unraised(failure, item.event)  # the event itself is taken
 
     def flush(self, timeout: float | None = None) -> bool:
         """Empty the buffer; what was in it is counted as ``dropped["discarded"]``. Return True.
@@ -503,7 +498,7 @@ class MemorySink(BufferingSink):
                     self._wanted = 0
                     self._resume_at = monotonic() + (getattr(error, "retry_after", None) or 0.0)
         else:
-            self._settle(hand, (error.dropped_as if isinstance(error, SinkError) else "error") if lost else None)
+            self._settle(hand, reason_of(error) if lost else None)
         if isinstance(error, ReentrantEventError):
             return False  # telling could be what feeds the loop
         events = 0 if later else lost

@@ -6,13 +6,12 @@ import importlib
 import logging
 import os
 import re
-import time
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.base import ByteSink, OnError
 from outfall.sinks.errors import DeliveryError, MissingDependencyError
 from outfall.sinks.event import TextEvent
-from outfall.sinks.failures import SinkFailure, report
+from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET, level_of, parse_level
 from outfall.sinks.rendering import OrjsonRenderer
 
@@ -127,10 +126,7 @@ class NTEventLogSink(ByteSink):
                 "unless it was before; an administrator can do that"
             )
         if denied is not None:
-            if self.on_error == "raise":
-                report(SinkFailure(self.name, denied, 0, time.time()))
-            else:
-                self._fail(denied, None, events=0)
+            self._fail_unraised(denied, None)
 
     # -- what may be overridden
 

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks import process
-from outfall.sinks.arguments import checked_seconds, checked_size
+from outfall.sinks.arguments import checked_count, checked_seconds
 from outfall.sinks.base import Sink, SinkStats
 from outfall.sinks.codec import JSONFrames
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
@@ -138,9 +138,9 @@ class QueueListener:
         #: Settable while it is stopped.
         self.sinks: tuple[Sink, ...] = sinks
         self.respect_sink_level: bool = bool(respect_sink_level)
-        self._batch_size = _at_least_one(batch_size, "batch_size")
+        self._batch_size = checked_count(batch_size, "batch_size", "events")
         self._linger_seconds = checked_seconds(linger, "linger")
-        self._capacity = _at_least_one(capacity, "capacity")
+        self._capacity = checked_count(capacity, "capacity", "events")
         self._block_seconds = checked_seconds(block_timeout, "block_timeout")
         self._retry = retry
         self._dead_letter = dead_letter
@@ -683,10 +683,3 @@ def renew(queue: Any) -> None:
             # What multiprocessing does in children that it forks itself: else the child would wait for a feeding
             # thread that only the parent has.
             queue._after_fork()  # noqa: SLF001
-
-
-def _at_least_one(number: int, argument: str) -> int:
-    if not checked_size(number, argument, "events"):
-        msg = f"{argument}={number!r} is not 1 or more events"
-        raise ValueError(msg)
-    return number

@@ -21,7 +21,7 @@ from outfall.sinks import interprocess
 from outfall.sinks.arguments import checked_seconds, checked_size
 from outfall.sinks.compression import Compressor
 from outfall.sinks.errors import SinkError
-from outfall.sinks.failures import SinkFailure, describe, report
+from outfall.sinks.failures import describe, report
 from outfall.sinks.file import FileSink
 from outfall.sinks.levels import NOTSET
 
@@ -516,8 +516,10 @@ class BaseRotatingFileSink(FileSink):
         try:
             return super().emit_batch(batch)
         finally:
-            # Told and not raised, which would say that none was taken.
-            self._tell_rotation_failure(raising=False)
+            failure, self._rotation_failure = self._rotation_failure, None
+            if failure is not None:
+                # What is raised from a batch would say that none of it was taken.
+                self._fail_unraised(failure, None)
 
     def reopen(self) -> None:
         """Open the path anew; see `FileSink`."""
@@ -553,18 +555,10 @@ class BaseRotatingFileSink(FileSink):
             if self._compressor is not None:
                 self._compressor.wait(max(0.0, deadline - monotonic()))
 
-    def _tell_rotation_failure(self, *, raising: bool = True) -> None:
+    def _tell_rotation_failure(self) -> None:
         failure, self._rotation_failure = self._rotation_failure, None
         if failure is not None:
-            self._tell(failure, raising=raising)
-
-    def _tell(self, failure: Exception, *, raising: bool) -> None:
-        """Tell of *failure*, which cost no event; by `report` where nobody is there to raise it to."""
-        if raising or self.on_error != "raise":
             self._fail(failure, None, events=0)
-        else:
-            self._last_error = describe(failure)
-            report(SinkFailure(self.name, failure, 0, time.time()))
 
     # -- rolling over
 
@@ -656,7 +650,7 @@ class BaseRotatingFileSink(FileSink):
                 "and backups, unless each of them sets multiprocess=True"
             )
             if self.on_error == "raise":
-                self._tell(warning, raising=False)
+                self._fail_unraised(warning, None)
             else:
                 self._rotation_failure = warning
 
@@ -753,7 +747,7 @@ class BaseRotatingFileSink(FileSink):
 
     def compression_failed(self, error: Exception) -> None:
         """Tell of a file that could not be compressed; it stays as it is."""
-        self._tell(error, raising=False)
+        self._fail_unraised(error, None)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, which shares the open file; see `FileSink`."""

@@ -15,10 +15,10 @@ from outfall.sinks.errors import (
     PausedDeliveryError,
     PermanentDeliveryError,
     ReentrantEventError,
-    SinkError,
     TemporaryDeliveryError,
+    reason_of,
 )
-from outfall.sinks.failures import SinkFailure, cleaned, describe, report
+from outfall.sinks.failures import cleaned, describe, report
 from outfall.sinks.levels import NOTSET
 from outfall.sinks.routed import Answer, Routed, key_for, offer, restored, routed
 
@@ -91,14 +91,6 @@ class _Router(Sink):
             _tell_owner(sink, PermanentDeliveryError(reason), refused)
         if answer.error is not None:
             _tell_owner(sink, answer.error, 0)
-
-    def _told(self, error: Exception) -> None:
-        """Tell of an error that cost this sink no event, in a thread that has nobody to raise it to."""
-        if self.on_error == "raise":
-            self._last_error = describe(error)
-            report(SinkFailure(self.name, error, 0, time.time()))
-        else:
-            self._fail(error, None, events=0)
 
     def _all_failed(self, failures: Sequence[tuple[Sink, Exception]], event: object) -> DeliveryError:
         told = "; ".join(f"{sink.name}: {describe(cleaned(failure, event))}" for sink, failure in failures)
@@ -202,7 +194,7 @@ class FanoutSink(_Router):
             part, failure = _prepared(sink, event)
             parts.append(part)
             if failure is not None:
-                sink._count_dropped(_reason_for(failure))  # noqa: SLF001 - a sink too
+                sink._count_dropped(reason_of(failure))  # noqa: SLF001 - a sink too
                 failures.append((sink, failure))
             elif part is None:
                 sink._count_filtered()  # noqa: SLF001
@@ -213,7 +205,7 @@ class FanoutSink(_Router):
                 raise DropEvent
             raise failures[0][1] if len(failures) == 1 else self._all_failed(failures, event)
         for _, failure in failures:
-            self._told(_cleaned(failure, event))
+            self._fail_unraised(failure, event)
         return routed(self._kind, parts, {}, self._encoded(event, b""))
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
@@ -301,7 +293,7 @@ class FallbackSink(_Router):
             self._raise(failures, event)
         for _, failure in failures:
             if not isinstance(failure, ReentrantEventError):
-                self._told(_cleaned(failure, event))
+                self._fail_unraised(failure, event)
 
     def _raise(self, failures: list[tuple[Sink, Exception]], event: object) -> NoReturn:
         told = [each for each in failures if not isinstance(each[1], ReentrantEventError)]
@@ -344,7 +336,7 @@ class FallbackSink(_Router):
         if retry and len(retry) == len(items):
             raise seen.gentlest()
         for problem in seen.problems:
-            self._told(problem)
+            self._fail_unraised(problem, None)
         rejected = {index: "; ".join(reasons[index]) for index in left if index not in again}
         return seen.result(retry, rejected, min)
 
@@ -363,7 +355,7 @@ class FallbackSink(_Router):
             part, failure = _prepared(sink, event)
             parts.append(part)
             if failure is not None:
-                sink._count_dropped(_reason_for(failure))  # noqa: SLF001 - a sink too
+                sink._count_dropped(reason_of(failure))  # noqa: SLF001 - a sink too
                 _tell_owner(sink, failure, 1, event)
                 refused[place] = describe(cleaned(failure, event))
                 failures.append((sink, failure))
@@ -374,7 +366,7 @@ class FallbackSink(_Router):
         if len(failures) == len(self.sinks):
             self._raise(failures, event)
         for _, failure in failures:
-            self._told(_cleaned(failure, event))
+            self._fail_unraised(failure, event)
         if filtered:
             raise DropEvent
         return routed(self._kind, parts, refused, self._encoded(event, b""))
@@ -402,15 +394,6 @@ def _encoded(sink: Sink, event: dict[str, Any]) -> Encoded | None:
         return sink.encode(event)
     except DropEvent:
         return None
-
-
-def _reason_for(error: Exception) -> str:
-    return error.dropped_as if isinstance(error, SinkError) else "error"
-
-
-def _cleaned(error: Exception, event: object) -> Exception:
-    told = cleaned(error, event)
-    return told if isinstance(told, Exception) else DeliveryError(describe(told))
 
 
 class _Answers:

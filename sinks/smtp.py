@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from outfall.sinks.arguments import checked_seconds, is_loopback
 from outfall.sinks.base import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event import TextEvent, without_metadata
-from outfall.sinks.failures import SinkFailure, cleaned, report
+from outfall.sinks.failures import report
 from outfall.sinks.levels import NOTSET, UNKNOWN, level_name, level_of
 
 if TYPE_CHECKING:
@@ -378,11 +377,8 @@ class SMTPSink(Sink):
                 error, event = self._remarks.popleft()
             except IndexError:  # another thread was faster
                 return
-            if self.on_error == "raise":
-                # What is raised from a batch would say that none of it was taken.
-                report(SinkFailure(self.name, cleaned(error, event), 0, time.time()))
-            else:
-                self._fail(error, event, events=0)
+            # What is raised from a batch would say that none of it was taken.
+            self._fail_unraised(error, event)
 
     def _describe(self) -> str:
         port = self.mailport or (_SMTPS_PORT if self._implicit_tls else _SMTP_PORT)

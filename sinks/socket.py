@@ -21,7 +21,7 @@ from orjson import dumps
 from outfall.sinks.arguments import checked_seconds, checked_size
 from outfall.sinks.base import ByteSink, OnError, Sink
 from outfall.sinks.codec import Codec, JSONFrames, pack_length
-from outfall.sinks.errors import PermanentDeliveryError, ReentrantEventError, SinkError, TemporaryDeliveryError
+from outfall.sinks.errors import PermanentDeliveryError, ReentrantEventError, TemporaryDeliveryError, reason_of
 from outfall.sinks.failures import describe, report
 from outfall.sinks.levels import NOTSET, NUMBERS
 from outfall.sinks.listener import ListenerStats, SocketListener
@@ -501,7 +501,7 @@ class SocketSink(ByteSink):
             except Exception as error:  # noqa: BLE001 - the others must still be tried
                 # It was counted as delivered when it came.
                 self._delivered -= 1
-                self._count_dropped(error.dropped_as if isinstance(error, SinkError) else "error")
+                self._count_dropped(reason_of(error))
                 self._untold += 1
                 self._aftermath = True
 

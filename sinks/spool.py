@@ -13,22 +13,21 @@ import sys
 import threading
 from dataclasses import replace
 from os import write as _os_write
-from queue import Empty, SimpleQueue
+from queue import Empty
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 from orjson import dumps
-from structlog import DropEvent
 
 from outfall.sinks import interprocess
-from outfall.sinks.arguments import checked_seconds, checked_size
-from outfall.sinks.base import OnError, Sink, SinkStats
-from outfall.sinks.batch import Batch, BatchResult, Encoded, item_of
-from outfall.sinks.delivery import Delivery, Outcome, RetryPolicy
+from outfall.sinks.arguments import checked_choice, checked_count, checked_seconds
+from outfall.sinks.base import Sink
+from outfall.sinks.batch import Batch, Encoded, item_of
+from outfall.sinks.deferred import ON_FULL, DeferredSink, FullError
 from outfall.sinks.depot import NO_ROOM, Depot
-from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
-from outfall.sinks.failures import SinkFailure, cleaned, describe, report
+from outfall.sinks.errors import DeliveryError
+from outfall.sinks.failures import cleaned, describe, report
 from outfall.sinks.levels import NOTSET, NUMBERS
 from outfall.sinks.lines import line_of
 from outfall.sinks.lock import HAND_TAKEN, TURN
@@ -36,11 +35,12 @@ from outfall.sinks.nesting import is_tracked, too_deep
 from outfall.sinks.reentrancy import active, delivering, thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
+    from outfall.sinks.base import OnError, SinkStats
+    from outfall.sinks.delivery import Outcome, RetryPolicy
     from outfall.sinks.store import Portion, Store
 
-_POLICIES = ("block", "drop_newest", "drop_oldest")
 _FSYNCS = ("never", "interval", "always")
 
 _LARGEST_SEGMENT_BYTES = 16 * 2**20
@@ -62,13 +62,7 @@ else:
         return dt.datetime.fromisoformat(text[:-1] if text[-1:] == "Z" else text)
 
 
-class _FullError(TemporaryDeliveryError):
-    """There was no room for an event."""
-
-    dropped_as = "overflow"
-
-
-class SpoolSink(Sink):
+class SpoolSink(DeferredSink):
     """Write each event to disk, and have a thread deliver it to *target* from there.
 
     For events that must arrive though the target is away for hours and the process is killed meanwhile: when `handle`
@@ -126,11 +120,6 @@ class SpoolSink(Sink):
     delivery itself logs is dropped as ``reentrant``.
     """
 
-    delivers_through_loggers = True
-    delivers_later = True
-    locks_emit = False
-    counts_batches = True
-
     def __init__(
         self,
         target: Sink,
@@ -151,33 +140,32 @@ class SpoolSink(Sink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        if not isinstance(target, Sink):
-            msg = f"target={target!r} is not a Sink"
-            raise TypeError(msg)
         if not interprocess.AVAILABLE:
             msg = f"directory={directory!r}: this platform has no flock(), which a spool needs"
             raise ValueError(msg)
-        self._target = target
         #: The absolute path, as text; frozen here, so that a later chdir does not move it.
         self.directory: str = os.path.abspath(os.fsdecode(directory))  # noqa: PTH100 - Path.absolute keeps ".."
-        self._max_bytes = _checked_positive(max_bytes, "max_bytes", "bytes")
-        self._on_full = _checked_choice(on_full, "on_full", _POLICIES)
-        self._block_seconds = checked_seconds(block_timeout, "block_timeout")
-        self._fsync = _checked_choice(fsync, "fsync", _FSYNCS)
+        self._max_bytes = checked_count(max_bytes, "max_bytes", "bytes")
+        self._on_full = checked_choice(on_full, "on_full", ON_FULL)
+        self._fsync = checked_choice(fsync, "fsync", _FSYNCS)
         self._sync_seconds = checked_seconds(fsync_interval, "fsync_interval")
         if segment_bytes is None:
             segment_bytes = max(1, min(_LARGEST_SEGMENT_BYTES, self._max_bytes // 8))
-        self._segment_bytes = _checked_positive(segment_bytes, "segment_bytes", "bytes")
-        self._batch_size = _checked_positive(batch_size, "batch_size", "events")
-        self._linger_seconds = checked_seconds(linger, "linger")
-        self._retry = retry
-        self._dead_letter = dead_letter
+        self._segment_bytes = checked_count(segment_bytes, "segment_bytes", "bytes")
         #: orjson's options where one call of it makes an event a line; None: the whole pipeline.
         self._option: int | None = None
-        self._generation = 0
-        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        target._surround(self)  # noqa: SLF001 - a sink too
-        self._changed()
+        super().__init__(
+            target,
+            block_timeout=block_timeout,
+            batch_size=batch_size,
+            linger=linger,
+            retry=retry,
+            dead_letter=dead_letter,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
         try:
             os.makedirs(self.directory, exist_ok=True)  # noqa: PTH103 - a path as text
         except OSError as error:
@@ -195,27 +183,11 @@ class SpoolSink(Sink):
             sync=self._fsync == "always",
         )
         self._out = self._depot.out
-        #: What wakes the thread: the one queue whose put() may be called from a signal handler in the midst of itself.
-        self._wakeups: SimpleQueue[None] = SimpleQueue()
-        self._worker: threading.Thread | None = None
-        #: Whoever has another one must not touch the files any more.
-        self._generation += 1
-        self._delivery = Delivery(
-            self._target,
-            retry=self._retry,
-            dead_letter=self._dead_letter,
-            settle=self._settler(self._generation),
-            tell=self._teller(self._generation),
-            pause=self._pauser(self._generation),
-        )
         #: Held by who reads or changes files in the delivering thread's stead or as that thread, but not while it
         #: waits for the target.
         self._disk = threading.Lock()
         #: Held by who delivers in the stead of a thread that cannot be started.
         self._alone = threading.Lock()
-        #: Until when flush or close waits for the thread, and whether it has to stop then; by the monotonic clock.
-        self._urgent_until = 0.0
-        self._stopping = False
         #: At exit the files are removed as soon as all is settled; and whether that has been looked to.
         self._leaving = False
         self._left = False
@@ -226,8 +198,6 @@ class SpoolSink(Sink):
         self._resting = False
         #: Wakes the thread that syncs at intervals, to end.
         self._sync_ended = threading.Event()
-        #: True once somebody has waited for room in vain, until there is some.
-        self._impatient = False
         #: From when on fewer events than a batch are read.
         self._own_due = 0.0
         self._chores_due = 0.0
@@ -236,17 +206,10 @@ class SpoolSink(Sink):
         self._published: tuple[object, ...] = ()
         #: Events dropped before they were stored.
         self._refused = 0
-        self._dead_lettered = 0
-        self._retried = 0
         #: Events that the delivery has dropped.
         self._given_up = 0
 
     # -- what applications call
-
-    @property
-    def target(self) -> Sink:
-        """Where the events go."""
-        return self._target
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912 - see below
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
@@ -315,17 +278,6 @@ class SpoolSink(Sink):
         if not self._closed:
             self._rouse()
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Have everything delivered that was accepted so far, and what was adopted; return True when all is settled.
-
-        Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
-        """
-        deadline = monotonic() + self._seconds(timeout)
-        settled = self._settle_all(deadline)
-        flushed = self._target.flush(max(0.0, deadline - monotonic()))
-        return settled and flushed
-
     def close(self, timeout: float | None = None) -> bool:
         """Deliver what can be delivered until the timeout, then close the target; idempotent.
 
@@ -362,38 +314,8 @@ class SpoolSink(Sink):
 
     # -- what the pipeline calls
 
-    def emit(self, event: dict[str, Any]) -> None:
-        """Store one event."""
-        self._put(event)
-
-    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Store each item; what there is no room for is left for a retry."""
-        for index, item in enumerate(batch):
-            try:
-                self._keep(line_of(item.data, item.level, item.time))
-            except (TemporaryDeliveryError, OSError):
-                if index == 0:
-                    raise
-                return BatchResult(retry=range(index, len(batch)))
-        return None
-
-    def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item for the target."""
-        return self._target.encode(event)
-
-    def _put(self, event: dict[str, Any]) -> Exception | None:
-        item = self._target._prepare(event)  # noqa: SLF001 - a sink too
-        if item is None:
-            raise DropEvent
+    def _take(self, item: Encoded) -> None:
         self._keep(line_of(item.data, item.level, item.time))
-        return None
-
-    def _prepare(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
-        passed = self._passed(event, respect_level=respect_level)
-        return None if passed is None else self._target._prepare(passed)  # noqa: SLF001 - a sink too
-
-    def _restore(self, data: bytes, level: float, time: float) -> Encoded:
-        return self._target._restore(data, level, time)  # noqa: SLF001 - a sink too
 
     def _plain_option(self) -> int | None:
         return None
@@ -402,15 +324,15 @@ class SpoolSink(Sink):
         """Store *line*, making room for it as the policy says.
 
         Raises:
-            _FullError: If there is none.
+            FullError: If there is none.
             OSError: If it cannot be written.
         """
         if len(line) > self._max_bytes:
             msg = f"{self.name}: an event of {len(line)} bytes is more than max_bytes={self._max_bytes}"
-            raise _FullError(msg)
+            raise FullError(msg)
         deadline = monotonic() + self._block_seconds
         while True:
-            failure: Exception = _FullError(f"{self.name} is full: {self._max_bytes} bytes wait for the target")
+            failure: Exception = FullError(f"{self.name} is full: {self._max_bytes} bytes wait for the target")
             seen = self._given_up + self._delivered
             try:
                 stored = self._stored(line)
@@ -466,41 +388,21 @@ class SpoolSink(Sink):
 
     # -- the delivering thread
 
-    def _rouse(self) -> None:
-        """Have the delivering thread look, starting it if it does not run."""
-        if self._worker is None:
-            with self._lock:
-                if self._worker is None:
-                    worker = threading.Thread(
-                        target=self._run, args=(self._generation,), name=f"outfall {self.name}", daemon=True
-                    )
-                    # Said before it runs, so that an event from a signal handler does not start another.
-                    self._worker = worker
-                    try:
-                        worker.start()
-                        if self._fsync == "interval":
-                            threading.Thread(
-                                target=self._sync_at_intervals,
-                                args=(self._generation,),
-                                name=f"outfall {self.name} fsync",
-                                daemon=True,
-                            ).start()
-                    except BaseException as error:
-                        # The interpreter is going down, or there are too many threads, or an interrupt came: the next
-                        # event tries again. A thread that runs nevertheless finds here, under the lock, what it is.
-                        if not worker.is_alive():
-                            self._worker = None
-                            self._depot.awake = False
-                            self._depot.set_limit()
-                        if not isinstance(error, RuntimeError):
-                            raise
-            return
-        self._wakeups.put(None)
+    def _start(self, worker: threading.Thread) -> None:
+        super()._start(worker)
+        if self._fsync == "interval":
+            threading.Thread(
+                target=self._sync_at_intervals,
+                args=(self._generation,),
+                name=f"outfall {self.name} fsync",
+                daemon=True,
+            ).start()
 
-    def _run(self, generation: int) -> None:
-        with self._lock:
-            if self._worker is not threading.current_thread():
-                return
+    def _not_started(self) -> None:
+        self._depot.awake = False
+        self._depot.set_limit()
+
+    def _work(self, generation: int) -> None:
         self._own_due = monotonic() + self._linger_seconds
         while generation == self._generation and not self._stopping:
             self._step(generation)
@@ -642,11 +544,7 @@ class SpoolSink(Sink):
             self._told(error, 0)
             self._pause(_CHORE_SECONDS, generation)
 
-    def _pauser(self, generation: int) -> Callable[[float], bool]:
-        return lambda seconds: self._pause(seconds, generation)
-
     def _pause(self, seconds: float, generation: int) -> bool:
-        """Wait before the next attempt; return False if the delivery has to stop."""
         planned = until = monotonic() + seconds
         woken = False
         while True:
@@ -668,7 +566,6 @@ class SpoolSink(Sink):
             self._tell_news()
 
     def _settle_all(self, deadline: float) -> bool:
-        """Wait until all that is on disk now is settled; return False if *deadline* came first."""
         if threading.current_thread() is self._worker:
             return False  # called by the target, or by on_error: it would wait for itself
         depot = self._depot
@@ -758,47 +655,23 @@ class SpoolSink(Sink):
 
     # -- counting and telling
 
-    def _settler(self, generation: int) -> Callable[[Outcome], None]:
-        return lambda outcome: self._settle(outcome, generation)
-
     def _settle(self, outcome: Outcome, generation: int) -> None:
         with self._ledger_lock:
             if generation != self._generation:
                 return  # what comes after close() is for whoever adopts it
-            self._delivered += outcome.delivered
-            self._dead_lettered += outcome.dead_lettered
-            self._retried += outcome.retried
-            for reason, events in outcome.dropped.items():
-                self._dropped[reason] += events
-                self._given_up += events
+            self._record(outcome)
+            self._given_up += sum(outcome.dropped.values())
 
     def _count_dropped(self, reason: str, events: int = 1) -> None:
         with self._ledger_lock:
             self._dropped[reason] += events
             self._refused += events
 
-    def _teller(self, generation: int) -> Callable[[Exception, int], None]:
-        def tell(error: Exception, events: int) -> None:
-            if generation == self._generation:
-                self._told(error, events)
-
-        return tell
-
     def _tell_news(self) -> None:
         depot = self._depot
         while depot.news:
             error, events = depot.news.pop(0)
             self._told(error, events)
-
-    def _told(self, error: Exception, events: int) -> None:
-        # Not under the mark of a delivering thread: what on_error logs, other sinks may take.
-        with delivering(value=False):
-            if self.on_error == "raise":
-                # There is nobody to raise it to.
-                self._last_error = describe(error)
-                report(SinkFailure(self.name, error, events, time()))
-            else:
-                self._fail(error, None, events=events)
 
     def stats(self) -> SinkStats:
         """Return the ledger as it stands."""
@@ -818,28 +691,19 @@ class SpoolSink(Sink):
             accepted=stored + self._refused,
             adopted=adopted,
             dropped=dropped,
-            dead_lettered=self._dead_lettered,
-            retried=self._retried,
             spooled=stored + adopted - self._delivered - self._dead_lettered - self._given_up - lost,
-            targets=(self._target.stats(),),
         )
 
     def _refresh(self) -> None:
         self._turn = self._lock.turn
         own = type(self)
         usual = all(
-            getattr(own, hook) is getattr(SpoolSink, hook) for hook in ("deliver", "_put", "_keep", "encode")
+            getattr(own, hook) is getattr(SpoolSink, hook) for hook in ("deliver", "_put", "_take", "_keep", "encode")
         ) and not (self._processors or self._closed or self._reporting or self._fsync == "always")
         option = self._target._plain_option() if usual else None  # noqa: SLF001 - a sink too
         # Bytes that end in a line break are no line of JSON.
         fits = option is not None and not option & orjson.OPT_APPEND_NEWLINE
         self._option = option | orjson.OPT_APPEND_NEWLINE if fits and option is not None else None
-
-    def _reads_metadata(self) -> bool:
-        return self._prepare_reads_metadata()
-
-    def _prepare_reads_metadata(self) -> bool:
-        return bool(self._processors) or self._target._prepare_reads_metadata()  # noqa: SLF001 - a sink too
 
     def _describe(self) -> str:
         return f"{self.directory!r} to {self._target!r}"
@@ -857,17 +721,3 @@ _SECONDS = 1e12
 
 #: How long close waits at the least for the thread to end, and for the disk.
 _GRACE_SECONDS = 0.1
-
-
-def _checked_positive(number: int, argument: str, unit: str) -> int:
-    if checked_size(number, argument, unit) == 0:
-        msg = f"{argument}=0: there has to be room for one"
-        raise ValueError(msg)
-    return number
-
-
-def _checked_choice(choice: str, argument: str, choices: tuple[str, ...]) -> str:
-    if choice not in choices:
-        msg = f"{argument}={choice!r} is none of {', '.join(map(repr, choices))}"
-        raise ValueError(msg)
-    return choice
