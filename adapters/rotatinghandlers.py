@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.filehandlers import FileHandler, HandlersFile, text_encoding
 from outfall.adapters.twin import is_own
-from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
+from outfall.sinks.numbered import RotatingFileSink
+from outfall.sinks.rotation import BaseRotatingFileSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -48,10 +48,11 @@ if TYPE_CHECKING:
     from outfall.sinks.listener import ListenerStats, SocketListener
     from outfall.sinks.memory import BufferingSink, CaptureSink, MemorySink
     from outfall.sinks.nteventlog import NTEventLogSink
+    from outfall.sinks.numbered import RotatingFileSink
     from outfall.sinks.projection import Constant, Projection
     from outfall.sinks.queue import QueueListener, QueueSink
     from outfall.sinks.rendering import OrjsonRenderer
-    from outfall.sinks.rotating import BaseRotatingFileSink, RotatingFileSink
+    from outfall.sinks.rotation import BaseRotatingFileSink
     from outfall.sinks.routing import FallbackSink, FanoutSink
     from outfall.sinks.smtp import SMTPSink
     from outfall.sinks.socket import DatagramSink, SocketSink
@@ -66,7 +67,7 @@ else:
     # checkers read the imports above, since with this function in sight they would take any misspelt name.
     _MODULES = {
         "BackgroundSink": "sinks.background",
-        "BaseRotatingFileSink": "sinks.rotating",
+        "BaseRotatingFileSink": "sinks.rotation",
         "BatchResult": "sinks.batch",
         "BodyFormat": "sinks.bodies",
         "BufferingSink": "sinks.memory",
@@ -106,7 +107,7 @@ else:
         "QueueSink": "sinks.queue",
         "ReentrantEventError": "sinks.errors",
         "RetryPolicy": "sinks.delivery",
-        "RotatingFileSink": "sinks.rotating",
+        "RotatingFileSink": "sinks.numbered",
         "SMTPSink": "sinks.smtp",
         "SignedFrames": "sinks.codec",
         "Sink": "sinks.base",

@@ -77,7 +77,7 @@ class Compressor:
             *source* is a second name of the file, which stays while rotation goes on to rename the first.
         owner: Whose files they are.
         guarded: Leave a file alone while another process still has it open for writing; see
-            `outfall.sinks.rotating`.
+            `outfall.sinks.rotation`.
 
     Raises:
         ValueError: If *method* is none of these, or its ``ending`` cannot be one.
@@ -274,3 +274,11 @@ def remove_unfinished(directory: str, path: str) -> None:
 def endings(extra: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the endings a rotated file may have, none first."""
     return ("", *dict.fromkeys((*extra, *ENDINGS)))
+
+
+def finish_placing(plain: str, compressed: list[str]) -> None:
+    """Unlink *plain* if one of *compressed* is made of it: somebody was killed between the steps of placing it."""
+    with contextlib.suppress(FileNotFoundError):
+        made = os.stat(plain).st_mtime_ns  # noqa: PTH116
+        if any(os.stat(path).st_mtime_ns == made for path in compressed):  # noqa: PTH116
+            os.unlink(plain)  # noqa: PTH108

@@ -14,7 +14,7 @@ from outfall.sinks.birth import birth_time
 from outfall.sinks.failures import report
 from outfall.sinks.file import FileSink
 from outfall.sinks.levels import NOTSET
-from outfall.sinks.rotating import BaseRotatingFileSink
+from outfall.sinks.rotation import BaseRotatingFileSink
 from outfall.sinks.schedule import Schedule
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from outfall.adapters.handlers import (
     TimedRotatingFileHandler,
     WatchedFileHandler,
 )
-from outfall.sinks import rotating as rotating_module
+from outfall.sinks import rotation
 
 NOW = 1_700_000_000  # 2023-11-14 22:13:20 UTC
 
@@ -328,7 +328,7 @@ def test_a_path_that_cannot_be_opened_anew_costs_no_record(path, errors):
 def test_a_rollover_that_fails_costs_no_record(path, errors, monkeypatch):
     """It is told once, and tried again after a second."""
     now = [1000.0]
-    monkeypatch.setattr(rotating_module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rotation, "monotonic", lambda: now[0])
     handler = RotatingFileHandler(path, maxBytes=10, backupCount=1)
     attempts = []
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.rotating import RotatingFileSink
+from outfall.sinks.numbered import RotatingFileSink
 from outfall.sinks.timed import TimedRotatingFileSink
 from tests.sinks._processes import PATIENCE_SECONDS
 

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from outfall.sinks import compression, interprocess
-from outfall.sinks import rotating as rotating_module
+from outfall.sinks import compression, interprocess, rotation, shared
 from outfall.sinks.compression import Compressor
 from outfall.sinks.errors import TemporaryDeliveryError
 from outfall.sinks.interprocess import DirectoryLock
-from outfall.sinks.rotating import RotatingFileSink
+from outfall.sinks.numbered import RotatingFileSink
 from outfall.sinks.timed import TimedRotatingFileSink
 from tests.sinks._processes import PATIENCE_SECONDS, events_of, in_fork, run, until
 from tests.sinks._writers import Crew, die_at, storm
@@ -267,7 +266,7 @@ def test_an_event_that_met_a_half_line_on_its_way_is_written_again(path, sink, m
                 file.write(halves.pop())
         return write(descriptor, data)
 
-    for module in (rotating_module, sys.modules["outfall.sinks.file"]):
+    for module in (shared, sys.modules["outfall.sinks.file"]):
         monkeypatch.setattr(module, "_os_write", raced)
     _fill(writer, 1, 2)
     lines = path.read_bytes().splitlines()
@@ -311,7 +310,7 @@ def test_a_write_cut_short_is_not_continued_behind_others(path, sink, told, monk
         return write(descriptor, data)
 
     _fill(writer, 0, 1)
-    monkeypatch.setattr(rotating_module, "_os_write", short)
+    monkeypatch.setattr(shared, "_os_write", short)
     _fill(writer, 1, 1)
     lines = path.read_bytes().splitlines()
     assert [line[:6] for line in lines] == [b'{"n":0', b'{"n":1', b'{"n":7', b'{"n":1']
@@ -329,7 +328,7 @@ def test_a_disk_that_stays_full_is_reported_and_costs_one_event(path, sink, told
     def short(descriptor, data):
         return write(descriptor, data[:20]) if full and len(data) > 50 else write(descriptor, data)
 
-    for module in (rotating_module, sys.modules["outfall.sinks.file"]):
+    for module in (shared, sys.modules["outfall.sinks.file"]):
         monkeypatch.setattr(module, "_os_write", short)
     _fill(writer, 1, 1)
     full.clear()
@@ -361,7 +360,7 @@ def _holding(directory, ready, then):
 def test_a_stopped_holder_of_the_lock_stops_nobody(path, sink, told, children, monkeypatch):
     """Rotation is put off and told once, events are written; when the holder is dead rotation goes on."""
     monkeypatch.setattr(interprocess, "_PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(rotating_module, "_BACKOFF_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(rotation, "_BACKOFF_SECONDS", (0.01, 0.01))
     writer = sink()
     reader, ready = os.pipe()
     holder = children(functools.partial(_holding, path.parent, ready, lambda: os.kill(os.getpid(), signal.SIGSTOP)))

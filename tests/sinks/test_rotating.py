@@ -21,7 +21,7 @@ import pytest
 import structlog
 
 from outfall import BaseRotatingFileSink, RotatingFileSink
-from outfall.sinks import rotating
+from outfall.sinks import rotation
 from outfall.sinks.errors import SinkError
 from outfall.sinks.testing import assert_balanced
 from tests.sinks._processes import PATIENCE_SECONDS, ROOT, check, in_fork, start, until
@@ -49,7 +49,7 @@ def failures() -> list[SinkFailure]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock for the backing off, that goes on only when told to."""
     clock = Clock()
-    monkeypatch.setattr(rotating, "monotonic", clock)
+    monkeypatch.setattr(rotation, "monotonic", clock)
     return clock
 
 
@@ -1191,7 +1191,6 @@ def test_a_directory_without_permission_costs_no_event(path):
     script = """
         import os, sys
         from outfall import RotatingFileSink
-        from outfall.sinks import rotating
         path = sys.argv[1]
         if os.getuid() == 0:
             os.chmod(path, 0o666)
@@ -1244,7 +1243,7 @@ def test_a_file_that_was_moved_but_not_begun_anew_takes_the_events(path, failure
         assert by_name(path.parent) == {"app.log.1": [0, 1, 2, 3, 4, 5]}
         monkeypatch.undo()
         clock_later = 1001.0
-        monkeypatch.setattr(rotating, "monotonic", lambda: clock_later)
+        monkeypatch.setattr(rotation, "monotonic", lambda: clock_later)
         _write(sink, 6)
         monkeypatch.undo()
         assert sink.stats().dropped == {}
