@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.twin import Lent, Twin
 from outfall.sinks.codec import pack_length
+from outfall.sinks.datagram import DatagramSink
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.failures import describe
-from outfall.sinks.socket import _LOOK_SECONDS, DatagramSink, SocketSink, _waits
+from outfall.sinks.framed import LOOK_SECONDS, SocketSink
+from outfall.sinks.peer import waits_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -98,7 +100,7 @@ class HandlersSink(Lent, SocketSink):
         self.timeout: float = seconds or _TIMEOUT_SECONDS
         # Wrapped by somebody's makeSocket: none of these handlers encrypts.
         self._tls = getattr(made, "context", None)
-        self._waits = _waits(self._tls is not None)
+        self._waits = waits_of(self._tls is not None)
         super()._adopt(made)
         self._connected_to = self.owner.address
         if self.owner.sends_itself():
@@ -152,7 +154,7 @@ class HandlersSink(Lent, SocketSink):
         now = monotonic()
         if now <= self._look_due:
             return False
-        self._look_due = now + _LOOK_SECONDS
+        self._look_due = now + LOOK_SECONDS
         return super()._has_ended()
 
     def _part(self) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from outfall.sinks.batch import BatchResult, Encoded
     from outfall.sinks.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
     from outfall.sinks.codec import JSONFrames, PickleFrames, SignedFrames
+    from outfall.sinks.datagram import DatagramSink
     from outfall.sinks.delivery import RetryPolicy
     from outfall.sinks.errors import (
         DeliveryError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     )
     from outfall.sinks.failures import SinkFailure, report
     from outfall.sinks.file import FileSink
+    from outfall.sinks.framed import SocketSink
     from outfall.sinks.http import HTTPSink
     from outfall.sinks.listener import ListenerStats, SocketListener
     from outfall.sinks.memory import BufferingSink, CaptureSink, MemorySink
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
     from outfall.sinks.rotation import BaseRotatingFileSink
     from outfall.sinks.routing import FallbackSink, FanoutSink
     from outfall.sinks.smtp import SMTPSink
-    from outfall.sinks.socket import DatagramSink, SocketSink
     from outfall.sinks.spool import SpoolSink
     from outfall.sinks.spoolstatus import SpoolStatus, StoreStatus
     from outfall.sinks.stream import NullSink, StreamSink
@@ -75,7 +76,7 @@ else:
         "CaptureSink": "sinks.memory",
         "Constant": "sinks.projection",
         "DatadogLogs": "adapters.collectors",
-        "DatagramSink": "sinks.socket",
+        "DatagramSink": "sinks.datagram",
         "DeliveryError": "sinks.errors",
         "ElasticsearchBulk": "adapters.collectors",
         "Encoded": "sinks.batch",
@@ -120,7 +121,7 @@ else:
         "SinkOptions": "adapters.collectors",
         "SinkStats": "sinks.base",
         "SocketListener": "sinks.listener",
-        "SocketSink": "sinks.socket",
+        "SocketSink": "sinks.framed",
         "SplunkEvents": "adapters.collectors",
         "SpoolSink": "sinks.spool",
         "SpoolStatus": "sinks.spoolstatus",

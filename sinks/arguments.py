@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import TypeVar
+
+_Choice = TypeVar("_Choice", bound=str)
+
+#: The highest port of TCP and UDP.
+MAX_PORT = 65_535
 
 
 def checked_size(size: int, argument: str, unit: str = "bytes") -> int:
@@ -29,7 +35,7 @@ def checked_count(number: int, argument: str, unit: str) -> int:
     return number
 
 
-def checked_choice(choice: str, argument: str, choices: tuple[str, ...]) -> str:
+def checked_choice(choice: _Choice, argument: str, choices: tuple[_Choice, ...]) -> _Choice:
     """Return *choice*, one of *choices*.
 
     Raises:

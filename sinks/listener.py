@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks import process
-from outfall.sinks.arguments import checked_count, checked_seconds
+from outfall.sinks.arguments import MAX_PORT, checked_choice, checked_count, checked_seconds
 from outfall.sinks.base import Sink
 from outfall.sinks.codec import LENGTH_BYTES, Codec, FrameError, JSONFrames, length_of
 from outfall.sinks.errors import PermanentDeliveryError
@@ -138,9 +138,7 @@ class SocketListener:
             if not isinstance(sink, Sink):
                 msg = f"sinks: {sink!r} is no Sink"
                 raise TypeError(msg)
-        if kind not in ("stream", "datagram"):
-            msg = f"kind={kind!r} is neither 'stream' nor 'datagram'"
-            raise ValueError(msg)
+        checked_choice(kind, "kind", ("stream", "datagram"))
         if codec is not None and (isinstance(codec, type) or not callable(getattr(codec, "decode", None))):
             msg = f"codec={codec!r} is no codec, such as JSONFrames()"
             raise TypeError(msg)
@@ -634,7 +632,6 @@ _ACCEPTS_AT_ONCE = 128
 _DATAGRAMS_AT_ONCE = 256
 _ACCEPT_PAUSE_SECONDS = 0.1
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_MAX_PORT = 65_535
 
 
 def _why(error: Exception) -> tuple[str, str]:
@@ -656,9 +653,9 @@ def _checked_address(address: tuple[str, int] | str | os.PathLike[str]) -> tuple
     if isinstance(address, (tuple, list)):
         if len(address) == 2 and isinstance(address[0], str):  # noqa: PLR2004 - host and port
             host, port = address
-            if isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= _MAX_PORT:
+            if isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= MAX_PORT:
                 return host, port
-        msg = f"address={address!r} is not (host, port) with a port from 0 to {_MAX_PORT}"
+        msg = f"address={address!r} is not (host, port) with a port from 0 to {MAX_PORT}"
         raise ValueError(msg)
     try:
         return os.fsdecode(address)

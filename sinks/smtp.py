@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.arguments import checked_seconds, is_loopback
+from outfall.sinks.arguments import MAX_PORT, checked_seconds, is_loopback
 from outfall.sinks.base import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event import TextEvent, without_metadata
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from outfall.sinks.mail import SubjectTemplate
     from outfall.sinks.submission import Connection, Route
 
-_SMTP_PORT, _SMTPS_PORT, _MAX_PORT = 25, 465, 65_535
+_SMTP_PORT, _SMTPS_PORT = 25, 465
 
 #: Between the events of a digest.
 _RULE = "\n\n" + "-" * 72 + "\n\n"
@@ -403,7 +403,7 @@ def _checked_host(mailhost: Any) -> tuple[str, int | None]:
     if not host or not host.isprintable() or " " in host:
         msg = f"mailhost={mailhost!r} is not the name of a host"
         raise ValueError(msg)
-    if port is not None and (not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= _MAX_PORT):
+    if port is not None and (not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= MAX_PORT):
         msg = f"mailhost={mailhost!r}: {port!r} is not a port from 1 to 65535, or 0 or None for the default one"
         raise ValueError(msg)
     return host, port or None

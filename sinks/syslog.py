@@ -11,16 +11,17 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from outfall.sinks import rfc5424
-from outfall.sinks.arguments import checked_size
+from outfall.sinks.arguments import checked_choice, checked_size
 from outfall.sinks.base import OnError, Sink
 from outfall.sinks.batch import Encoded
-from outfall.sinks.errors import PermanentDeliveryError, TemporaryDeliveryError
+from outfall.sinks.errors import TemporaryDeliveryError
 from outfall.sinks.event import TextEvent, timestamp_of
 from outfall.sinks.failures import report
+from outfall.sinks.framed import SocketSink
 from outfall.sinks.levels import NOTSET, UNKNOWN, level_name, level_of
+from outfall.sinks.peer import OversizeError
 from outfall.sinks.rendering import OrjsonRenderer
 from outfall.sinks.shortening import shortened
-from outfall.sinks.socket import SocketSink
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -228,11 +229,8 @@ class SysLogSink(SocketSink):
         name: str | None = None,
     ) -> None:
         host, port = _checked_address(address)
-        if format not in ("rfc3164", "rfc5424"):
-            msg = f"format={format!r} is not 'rfc3164' or 'rfc5424'"
-            raise ValueError(msg)
         #: ``"rfc3164"`` or ``"rfc5424"``.
-        self.format = format
+        self.format = checked_choice(format, "format", ("rfc3164", "rfc5424"))
         #: ``socket.SOCK_DGRAM``, ``socket.SOCK_STREAM``, or None at a path until one of them has shown to be right.
         self.socktype: int | None = _checked_socktype(socktype, port, tls)
         #: ``"octet"``, ``"lf"`` or ``"nul"``.
@@ -520,7 +518,7 @@ class SysLogSink(SocketSink):
             self._disconnect()
             if error.errno == errno.EMSGSIZE:
                 msg = f"a message of {len(data)} bytes is too large for a datagram to {self._peer}"
-                raise _OversizeError(msg) from None
+                raise OversizeError(msg) from None
             if isinstance(error, TimeoutError):
                 # Once is enough to wait for a daemon that does not read.
                 self._back_off()
@@ -559,12 +557,6 @@ class SysLogSink(SocketSink):
         if self.framing == "lf":
             return data + b"\n"
         return data if data[-1:] == b"\0" else data + b"\0"
-
-
-class _OversizeError(PermanentDeliveryError):
-    """A message that does not fit into a datagram."""
-
-    dropped_as = "oversize"
 
 
 #: What every receiver of RFC 5424 has to take.
@@ -633,10 +625,7 @@ def _checked_framing(
 ) -> Literal["octet", "lf", "nul"]:
     if framing is None:
         return "octet" if structured or encrypted else "lf"
-    if framing not in ("octet", "lf", "nul"):
-        msg = f"framing={framing!r} is not 'octet', 'lf' or 'nul'"
-        raise ValueError(msg)
-    return framing
+    return checked_choice(framing, "framing", ("octet", "lf", "nul"))
 
 
 def _checked_id(structured_data_id: str | None, *, structured: bool) -> str:

@@ -21,6 +21,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from outfall.sinks import framed, peer
 from outfall.sinks.batch import Encoded
 from outfall.sinks.codec import JSONFrames, PickleFrames, SignedFrames
 from outfall.sinks.errors import PermanentDeliveryError, SinkClosedError, TemporaryDeliveryError
@@ -684,9 +685,8 @@ def test_what_a_peer_says_last_does_not_cost_it_what_it_has_not_read():
 
 def test_without_poll_select_does(receiver, monkeypatch):
     """Windows has no poll; the hot path is off there, and everything works."""
-    import outfall.sinks.socket as module
-
-    monkeypatch.setattr(module, "_POLL", None)
+    for module in (framed, peer):
+        monkeypatch.setattr(module, "POLL", None)
     with SocketSink(*receiver.target, timeout=30) as sink:
         for number in range(3):
             sink.handle({"event": "x" * 5_000_000, "number": number})
