@@ -11,6 +11,9 @@ PARALLEL := -n auto --dist worksteal
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
+# Where it is set, each of the hundreds of processes that tests start would compile the package anew, and pytest the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 # Targets share one environment; two pips in it at once would spoil it.
 .NOTPARALLEL:

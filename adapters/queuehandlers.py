@@ -52,7 +52,7 @@ class _ItemsSink(QueueSink):
             listener = listener_of(queue)
             if isinstance(listener, _Reader) and not (self._listener_gone or listener.delivers_in_this_thread):
                 # In vain once is enough.
-                self._listener_gone = not listener.empty(self.drain_timeout)
+                self._listener_gone = not listener.empty(process.patience(self.drain_timeout))
 
 
 class QueueHandler(Twin, logging.handlers.QueueHandler):

@@ -579,6 +579,9 @@ class BackgroundSink(DeferredSink):
                 self._dropped["unconfirmed"] += unconfirmed
             if lost > unconfirmed:
                 self._dropped["closed"] += lost - unconfirmed
+            for waiting in self._queue:
+                if isinstance(waiting, _Mark):
+                    waiting.reached.set()
             self._queue.clear()
         self._wakeups.put(None)
         return lost

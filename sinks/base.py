@@ -124,7 +124,8 @@ class Sink:
     #: True in sinks that keep what `emit_batch` gives them (buffers, spools), and so count it themselves.
     counts_batches: ClassVar[bool] = False
 
-    #: What ``flush`` and ``close`` take for *timeout* None, in seconds; `logging.shutdown` passes none. Settable.
+    #: What ``flush`` and ``close`` take for *timeout* None, in seconds; `logging.shutdown` passes none. Settable. Once
+    #: the process exits it is no more than what is left of the time that the exit gives all sinks together.
     drain_timeout: float = 5.0
 
     def __init__(
@@ -634,13 +635,21 @@ class Sink:
         report(SinkFailure(self.name, told, events, time.time()))
 
     def _seconds(self, timeout: float | None) -> float:
-        seconds = self.drain_timeout if timeout is None else timeout
+        seconds = process.patience(self.drain_timeout) if timeout is None else timeout
         if not seconds >= 0:
             msg = f"timeout={timeout!r} is not a number of seconds from 0 up, or None"
             raise ValueError(msg)
         return seconds
 
     # -- the process's life, see outfall.sinks.process
+
+    @property
+    def has_owner(self) -> bool:
+        """Whether a sink around this one drains it with itself."""
+        return any(wrapper() is not None for wrapper in self._wrappers)
+
+    def hasten(self, deadline: float) -> None:
+        """Have a thread that delivers linger no more, at exit; until *deadline* `drain` waits for it."""
 
     def drain(self, timeout: float) -> None:
         """Put out what waits, at exit; the sink stays open and keeps nothing back any more."""

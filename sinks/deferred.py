@@ -230,6 +230,12 @@ class DeferredSink(Sink):
                 return
         self._work(generation)
 
+    def hasten(self, deadline: float) -> None:
+        """Have the thread linger no more, at exit; until *deadline* `drain` waits for it."""
+        if self._worker is not None and not self._closed:
+            self._urgent_until = max(self._urgent_until, deadline)
+            self._wakeups.put(None)
+
     # -- counting and telling
 
     def _record(self, outcome: Outcome) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from outfall.sinks import process
 from outfall.sinks.arguments import MAX_PORT, checked_choice, checked_count, checked_seconds
@@ -117,6 +117,9 @@ class SocketListener:
 
     Source: "Sending and receiving logging events across a network" in Python's logging cookbook.
     """
+
+    delivers_later: ClassVar[bool] = False
+    has_owner = False
 
     def __init__(
         self,
@@ -243,7 +246,7 @@ class SocketListener:
         Returns:
             False if a sink was still at work then; what had come and was not handed on is lost.
         """
-        seconds = _STOP_SECONDS if timeout is None else checked_seconds(timeout, "timeout")
+        seconds = process.patience(_STOP_SECONDS) if timeout is None else checked_seconds(timeout, "timeout")
         with self._lock:
             thread = self._thread
             if thread is None:
@@ -604,6 +607,9 @@ class SocketListener:
             report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
 
     # -- the process's life, see outfall.sinks.process
+
+    def hasten(self, deadline: float) -> None:
+        """Do nothing: what came was handed on at once."""
 
     def drain(self, timeout: float) -> None:
         """Stop, at exit: a thread that goes on while the interpreter ends can do harm."""

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,12 +18,26 @@ if TYPE_CHECKING:
 #: How long the exit hook lets all sinks together drain, in seconds.
 EXIT_DEADLINE_SECONDS = 5.0
 
+#: Beyond that time a flush or close without a timeout of its own still waits so long, for a lock that is held a moment.
+_LEAST_SECONDS = 0.1
+
 #: Runs before ours at exit, so that what it still logs finds sinks that were drained but are open.
 _: Callable[..., None] = logging.shutdown
 
 
 class Participant(Protocol):
     """What a sink lets this module do to it."""
+
+    #: Whether a thread delivers, which may be told to make haste before it is waited for.
+    delivers_later: ClassVar[bool]
+
+    @property
+    def has_owner(self) -> bool:
+        """Whether another participant owns this one, and drains it with itself."""
+        ...
+
+    def hasten(self, deadline: float) -> None:
+        """Have a thread that delivers linger no more; until *deadline*, by the monotonic clock, it is waited for."""
 
     def drain(self, timeout: float) -> None:
         """Put out what waits, within *timeout* seconds, and keep nothing back from now on."""
@@ -40,12 +54,22 @@ _at_end: list[Callable[[], None]] = []
 
 class _State:
     draining = False
+    #: Until when the exit may wait for sinks, by the monotonic clock, and how much of its time it has spent.
+    deadline = 0.0
+    spent = 0.0
     armed = False
 
 
 def exiting() -> bool:
     """Return True once the exit hook has begun: whatever comes now must not wait in a buffer."""
     return _State.draining
+
+
+def patience(seconds: float) -> float:
+    """Return how long who has *seconds* to wait may do so: once the process exits, not beyond what all sinks share."""
+    if not _State.draining:
+        return seconds
+    return min(seconds, max(_LEAST_SECONDS, _State.deadline - time.monotonic()))
 
 
 def join(participant: Participant) -> None:
@@ -71,20 +95,27 @@ def drain() -> None:
     """Drain every open sink, all under one deadline. They stay open: other exit hooks may still log.
 
     Runs at exit by `atexit`, and where Python runs no `atexit` (children of `multiprocessing`) by
-    `multiprocessing.util.Finalize`.
+    `multiprocessing.util.Finalize`; where it runs by both, what the first has left of the time is for the second.
 
     Raises:
         BaseException: What the last of those sinks that raised has raised (one whose ``on_error`` is ``"raise"``),
             when all have been drained.
     """
+    begin = time.monotonic()
     _State.draining = True
-    deadline = time.monotonic() + EXIT_DEADLINE_SECONDS
+    deadline = _State.deadline = begin + max(0.0, EXIT_DEADLINE_SECONDS - _State.spent)
+    # All threads at once, so that a target that is away costs the others no time. What others own goes last: it may be
+    # in the hands of its owner's thread.
+    living = sorted(_living(), key=lambda participant: (participant.has_owner, participant.delivers_later))
     failure: BaseException | None = None
-    for participant in _living():
+    for participant in living:
+        participant.hasten(deadline)
+    for participant in living:
         try:
             participant.drain(max(0.0, deadline - time.monotonic()))
         except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt too must not cost the others
             failure = error
+    _State.spent += time.monotonic() - begin
     for function in _at_end:
         function()
     if failure is not None:
@@ -93,6 +124,7 @@ def drain() -> None:
 
 def _after_fork_in_child() -> None:
     _State.draining = False
+    _State.spent = 0.0
     for function in _in_child:
         function()
     try:

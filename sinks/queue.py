@@ -247,7 +247,7 @@ class QueueSink(Sink):
         """Have what is in the queue handed on while there is time: nobody waits for the listener any more."""
         listener = self.listener if self.listener is not None else listener_of(self._queue)
         if listener is not None and listener.running and not (self._listener_gone or listener.delivers_in_this_thread):
-            self._listener_gone = not listener.flush(self.drain_timeout)
+            self._listener_gone = not listener.flush(process.patience(self.drain_timeout))
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until `listener` has handed on what was enqueued; without one there is nothing to wait for.

@@ -12,7 +12,7 @@ import weakref
 from collections import defaultdict
 from queue import Empty, Full, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks import process
 from outfall.sinks.arguments import checked_count, checked_seconds
@@ -106,6 +106,9 @@ class QueueListener:
     """
 
     _sentinel: Any = None
+
+    delivers_later: ClassVar[bool] = True
+    has_owner = False
 
     #: What `stop` and `flush` take for *timeout* None, in seconds. Settable.
     drain_timeout: float = 5.0
@@ -229,7 +232,7 @@ class QueueListener:
             False if something had to be given up. Then the events of an attempt that is still running are counted as
             ``dropped["unconfirmed"]``, others that were read as ``dropped["closed"]``; the rest is in the queue.
         """
-        seconds = self.drain_timeout if timeout is None else checked_seconds(timeout, "timeout")
+        seconds = process.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
         deadline = monotonic() + seconds
         with self._life:
             run = self._run
@@ -267,7 +270,7 @@ class QueueListener:
         Args:
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
-        seconds = self.drain_timeout if timeout is None else checked_seconds(timeout, "timeout")
+        seconds = process.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
         deadline = monotonic() + seconds
         run = self._run
         if run is None or not run.reading or _is_closed(self.queue):
@@ -616,6 +619,14 @@ class QueueListener:
             report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
 
     # -- the process's life, see outfall.sinks.process
+
+    def hasten(self, deadline: float) -> None:
+        """Have the threads linger no more, at exit; until *deadline* `drain` waits for them."""
+        run = self._run
+        if run is not None:
+            with self._lock:
+                for lane in run.lanes:
+                    lane.make_haste(deadline)
 
     def drain(self, timeout: float) -> None:
         """Deliver what is in the queue, at exit; it goes on, since other exit hooks still log."""

@@ -569,6 +569,8 @@ class SpoolSink(DeferredSink):
         if threading.current_thread() is self._worker:
             return False  # called by the target, or by on_error: it would wait for itself
         depot = self._depot
+        if self._stopping:
+            return depot.settled >= depot.stored  # closed: nothing is delivered any more
         if self._worker is None and not depot.stored:
             return True
         with self._lock:
@@ -584,7 +586,7 @@ class SpoolSink(DeferredSink):
             try:
                 while not self._is_settled(mark):
                     left = deadline - monotonic()
-                    if left <= 0:
+                    if left <= 0 or self._stopping:
                         return False
                     self._progress.wait(left)
             finally:
@@ -616,6 +618,7 @@ class SpoolSink(DeferredSink):
         """End the delivering thread and let go of the files; return False if the thread had to be given up."""
         worker = self._worker
         self._stopping = True
+        self._notify()
         self._urgent_until = 0.0
         self._sync_ended.set()
         self._wakeups.put(None)

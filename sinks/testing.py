@@ -351,6 +351,16 @@ class SinkContract:
         sink.close(0.5)
         assert time.monotonic() - started < 2
 
+    def test_once_closed_it_has_nothing_to_wait_for(self) -> None:
+        """Flush and close return at once then, as at the end of a process, when `logging` flushes what is closed."""
+        sink = self.make_sink()
+        sink.handle({"event": "before"})
+        sink.close()
+        started = time.monotonic()
+        assert sink.flush(20)
+        assert sink.close(20)
+        assert time.monotonic() - started < 10
+
     def test_the_ledger_balances_with_many_threads(self) -> None:
         """Eight threads at once: each event is counted once, and comes out."""
         with self.make_sink() as sink:

@@ -161,7 +161,7 @@ def test_denied_access_to_the_registry_is_no_error(module, windows):
 def test_denied_access_to_the_registry_is_reported(windows, monkeypatch):
     """Once, as sinks report; the original says nothing."""
     told = []
-    monkeypatch.setattr("outfall.sinks.nteventlog.report", told.append)
+    monkeypatch.setattr("outfall.sinks.base.report", told.append)
     windows.registry_error = error(5, "RegCreateKeyEx", "Access is denied.")
     logging.handlers.NTEventLogHandler("shop")
     assert told == []

@@ -568,6 +568,19 @@ def test_flush_and_close_return_in_time_though_the_target_hangs(gate):
     assert sink.stats().delivered == 0
 
 
+def test_close_ends_a_flush_that_waits(gate):
+    """Another thread's flush has nothing to wait for any more: all is settled, though not delivered."""
+    sink = stuck(gate)
+    results: list[bool] = []
+    flushing = threading.Thread(target=lambda: results.append(sink.flush(600)))
+    flushing.start()
+    until(lambda: sink._marks)
+    assert not sink.close(0.1)
+    flushing.join(PATIENCE_SECONDS)
+    assert results == [True]
+    gate.opened.set()
+
+
 def test_close_while_waiting_for_a_retry_counts_what_is_left_as_closed():
     """Nothing is unconfirmed when no attempt is running; and close tries before it gives up."""
     target = Gate(error=TemporaryDeliveryError("down"))

@@ -164,6 +164,80 @@ def test_the_exit_waits_for_no_sink_beyond_its_deadline(tmp_path):
         os.close(reader)
 
 
+def test_all_that_waits_at_the_exit_waits_within_one_deadline(tmp_path):
+    """Several handlers, each with a collector that is away: `logging.shutdown` flushes and closes them one by one."""
+    check(
+        """
+        import atexit, logging, os, sys, time
+        from outfall import BackgroundSink, HTTPSink, SinkHandler, SpoolSink
+        from outfall.sinks import process
+        process.EXIT_DEADLINE_SECONDS = 0.5
+        quiet = lambda failure: None
+        for number in range(5):
+            here = BackgroundSink(HTTPSink("http://127.0.0.1:9/"), on_error=quiet)
+            disk = SpoolSink(HTTPSink("http://127.0.0.1:9/"), f"{sys.argv[1]}/{number}", on_error=quiet)
+            for sink in (here, disk):
+                logging.getLogger().addHandler(SinkHandler(sink))
+        logging.error("nobody is there")
+        begin = time.monotonic()
+        process.drain()  # by multiprocessing, as it may be
+        process.drain()  # by atexit
+        logging.shutdown()
+        # 100 seconds if each flush had its own time.
+        assert time.monotonic() - begin < 10, time.monotonic() - begin
+        """,
+        tmp_path,
+    )
+
+
+def test_the_second_of_two_exit_hooks_has_what_the_first_has_left():
+    """`multiprocessing` runs one before it waits for its children, and `atexit` another."""
+    check(
+        """
+        import time
+        from outfall import Sink
+        from outfall.sinks import process
+        process.EXIT_DEADLINE_SECONDS = 0.5
+        class Slow(Sink):
+            def drain(self, timeout):
+                given.append(timeout)
+                time.sleep(0.4)
+        given, sink = [], Slow()
+        process.drain()
+        process.drain()
+        first, second = given
+        assert second <= 0.1 < first <= 0.5, given
+        """
+    )
+
+
+def test_a_target_that_is_away_costs_the_others_no_time_at_the_exit(tmp_path):
+    """However long they linger, they are told to make haste before anybody is waited for."""
+    check(
+        """
+        import os, queue, sys
+        from outfall import BackgroundSink, FileSink, HTTPSink, QueueListener, QueueSink, SpoolSink
+        from outfall.sinks import process
+        process.EXIT_DEADLINE_SECONDS = 1.0
+        directory = sys.argv[1]
+        waiting, sinks = queue.SimpleQueue(), []
+        listener = QueueListener(waiting, FileSink(f"{directory}/listener"), linger=600)
+        listener.start()
+        for number in range(6):  # whatever the order they are drained in
+            gone = BackgroundSink(HTTPSink("http://127.0.0.1:9/"), on_error=lambda failure: None)
+            sinks += [gone, BackgroundSink(FileSink(f"{directory}/{number}"), linger=600)]
+        sinks += [SpoolSink(FileSink(f"{directory}/spooled"), f"{directory}/spool", linger=600), QueueSink(waiting)]
+        for sink in sinks:
+            sink.handle({"level": "info", "n": 1})
+        process.drain()
+        os._exit(0)  # no thread may do what the drain has left undone
+        """,
+        tmp_path,
+    )
+    for name in [*range(6), "spooled", "listener"]:
+        assert _numbers(tmp_path / str(name)) == [1], name
+
+
 def test_a_sink_that_nobody_holds_is_forgotten():
     """The hooks keep no sink alive."""
     sink = Sink()

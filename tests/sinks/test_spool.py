@@ -1023,6 +1023,19 @@ def test_close_and_flush_by_the_target_do_not_wait_for_themselves(spool):
     assert sinks[0].stats().spooled == 1
 
 
+def test_close_ends_a_flush_that_waits(spool):
+    """Another thread's flush has nothing to wait for any more; what is on disk is not delivered."""
+    sink = spool(Target(default=TemporaryDeliveryError("away")))
+    sink.handle(event(1))
+    results = []
+    flushing = threading.Thread(target=lambda: results.append(sink.flush(600)))
+    flushing.start()
+    until(lambda: sink._watchers)
+    assert sink.close(0.1)
+    flushing.join(PATIENCE_SECONDS)
+    assert results == [False]
+
+
 def test_after_flush_a_kill_repeats_nothing(spool, tmp_path):
     """What flush has seen delivered is recorded when it returns."""
 
