@@ -38,10 +38,11 @@ def _taking(seconds):
 
 # The HTTPHandler of logging leaves each connection to the garbage collector, which then warns.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 def test_each_group_runs_and_prints_its_rows(group, tmp_path, capsys):
     """Every row is measured and in the table, or is said to lack a library that is not installed."""
-    arguments = ["--only", group.name, "--rounds", "2", "--events", "16" if group.unit == "µs" else "1"]
+    arguments = ["--only", group.name, "--rounds", "1", "--events", "16" if group.unit == "µs" else "1"]
     assert main([*arguments, "--directory", str(tmp_path), "--json", str(tmp_path / "figures.json")]) == 0
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
@@ -54,7 +55,7 @@ def test_each_group_runs_and_prints_its_rows(group, tmp_path, capsys):
         if made["missing"]:
             assert made["missing"] in line
         else:
-            assert len(made["samples"]) == 2
+            assert len(made["samples"]) == 1
             assert made["median"] > 0
 
 

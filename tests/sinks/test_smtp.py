@@ -103,6 +103,8 @@ def attachments_of(message):
 class TestContract(SinkContract):
     """The sink keeps the contract."""
 
+    events_per_thread = 10
+
     @pytest.fixture(autouse=True)
     def _server(self, server) -> None:
         self.server = server
