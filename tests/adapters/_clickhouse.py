@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
 
-from tests.sinks._processes import PATIENCE_SECONDS, until
+from tests.sinks._processes import until
 
 CONFIGURATION = """<?xml version="1.0"?>
 <yandex>
@@ -77,7 +76,7 @@ class ClickHouse:
         try:
             until(self._answers)
         except BaseException:
-            self.stop(signal.SIGKILL)
+            self.stop()
             raise
 
     def _answers(self):
@@ -87,15 +86,10 @@ class ClickHouse:
         except OSError:
             return False
 
-    def stop(self, by=signal.SIGTERM):
-        """End it, and return when it has ended."""
-        if self.process.poll() is None:
-            self.process.send_signal(by)
-            try:
-                self.process.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+    def stop(self):
+        """Kill it: asked to end, it first waits for clients that keep their connections."""
+        self.process.kill()
+        self.process.wait()
 
     def ask(self, query):
         """Return the rows that *query* gives."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import signal
 
 import pytest
 
@@ -110,7 +109,7 @@ def test_a_server_that_is_killed_and_started_again(clickhouse, table):
     for number in range(1_000):
         sink.handle({"timestamp": TIME, "event": "before", "number": number})
     assert sink.flush(60)
-    clickhouse.stop(signal.SIGKILL)
+    clickhouse.stop()
     for number in range(1_000, 2_000):
         sink.handle({"timestamp": TIME, "event": "during", "number": number})
     clickhouse.start()
