@@ -62,8 +62,8 @@ class RotatingFileSink(BaseRotatingFileSink):
 
     An empty file and one that is not a regular file never roll over. The size is counted, not asked for each event; a
     file truncated by somebody else is noticed when it seems full. With *multiprocess* each event costs one ``stat``,
-    the file may exceed *max_bytes* by one event a process, and a rotated file that an idle process still has open is
-    compressed when that process has moved on.
+    which those share that follow one another within microseconds; the file may exceed *max_bytes* by one event a
+    process, and a rotated file that an idle process still has open is compressed when that process has moved on.
 
     Source: `logging.handlers.RotatingFileHandler`.
     """

@@ -266,6 +266,7 @@ class BaseRotatingFileSink(SharedFileSink):
         group: list[int] = []
         try:
             self._catch_up()
+            self._write_regained()
             for end in ends:
                 event = data[start:end]
                 if self._must_roll(event):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 import time
 from os import SEEK_CUR as _SEEK_CUR
+from os import SEEK_END as _SEEK_END
 from os import lseek as _lseek
 from os import stat as _stat
 from os import write as _os_write
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks import interprocess
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
 
 #: How often what others may have moved away meanwhile is tried anew.
 OPEN_ATTEMPTS = 10
+
+#: Events that follow one another more closely share one look at the path, which costs more than the write itself: Linux
+#: has a file that was asked for its times note a new one at the next write.
+_LOOK_SECONDS = 0.000_05
+
+#: So closely: in between this thread has had no time to move or remove a file.
+_GAP_SECONDS = 0.000_008
 
 _NOT_OPEN = -1
 # Not on Windows, where several processes are refused.
@@ -54,6 +64,11 @@ class SharedFileSink(FileSink):
         self._identity: tuple[int, int] | None = None
         #: Bytes of events that are counted in `_size` and not written yet.
         self._unwritten = 0
+        #: From when on an event has to look at the path, and when the last was written; the events that came since the
+        #: last look, to be written again if the file turns out to have been deleted before them; those that have to be.
+        self._look_due = self._wrote_at = 0.0
+        self._unlooked: list[bytes] = []
+        self._regained: list[bytes] = []
         super().__init__(filename, *options, **named)
 
     def _catch_up(self) -> None:
@@ -74,6 +89,7 @@ class SharedFileSink(FileSink):
             self._size = None
             self._note(error)
             return
+        self._unlooked.clear()
         if not self._prefix and self._regular and state.st_size != self._size and not self._ends_whole(state.st_size):
             prefix = self._missing_start(self._fd)
             if prefix:
@@ -115,27 +131,38 @@ class SharedFileSink(FileSink):
             self._install(descriptor, b"")
 
     def _append_shared(self, data: bytes) -> bool:
-        # What is asked of the system before each event is whether others have moved the file away, and how large they
+        # What is asked of the system before an event is whether others have moved the file away, and how large they
         # have made it; then whether one of them has died in the midst of its line.
-        state = _stat(self.base_filename)  # noqa: PTH116
-        if (state.st_dev, state.st_ino) != self._identity:
-            return False
-        size = state.st_size
-        end = size + len(data)
         descriptor = self._fd
-        if (end > self.max_bytes and self._is_bound_by_size()) or (
-            size != self._size and _pread(descriptor, 1, size - 1) != b"\n"
-        ):
+        now = monotonic()
+        looks = now >= self._look_due or now - self._wrote_at > _GAP_SECONDS
+        if looks:
+            state = _stat(self.base_filename)  # noqa: PTH116
+            if (state.st_dev, state.st_ino) != self._identity:
+                return False
+            size = state.st_size
+            self._look_due = now + _LOOK_SECONDS
+            self._unlooked.clear()
+        else:
+            size = _lseek(descriptor, 0, _SEEK_END)
+        if size != self._size and (not size or _pread(descriptor, 1, size - 1) != b"\n"):
+            return False
+        end = size + len(data)
+        if end > self.max_bytes and self._is_bound_by_size():
             return False
         self._size = end
         written = _os_write(descriptor, data)
         if written != len(data):
             self._finish(data, written, (len(data),))
+            return True
+        if not looks:
+            self._unlooked += (data,)
         # And afterwards whether one did between the look and the write. Not if a signal handler has logged meanwhile:
         # it has looked itself.
-        elif _lseek(descriptor, 0, _SEEK_CUR) != end and self._size == end:
+        if _lseek(descriptor, 0, _SEEK_CUR) != end and self._size == end:
             self._size = None
             self._mend(data, len(data))
+        self._wrote_at = monotonic()
         return True
 
     def _mend(self, data: bytes, first: int) -> None:
@@ -188,7 +215,30 @@ class SharedFileSink(FileSink):
 
     def _move_on(self) -> None:
         """Go on with the file that another process has begun."""
+        if self._unlooked and not os.fstat(max(self._fd, self._parked_fd)).st_nlink:
+            self._regained += self._unlooked
+        self._unlooked.clear()
         self._exchange()
+
+    def _write_regained(self) -> None:
+        """Write the events again, to the current file, that were written to one that is deleted."""
+        while self._regained:
+            again, self._regained = self._regained, []
+            ends = list(itertools.accumulate(map(len, again)))
+            try:
+                super()._write_whole(b"".join(again), ends)
+            except Exception as error:  # noqa: BLE001 - the event that is being written speaks for itself
+                lost = len(again) - self._kept
+                self._delivered -= lost
+                self._count_dropped("error", lost)
+                self._note(error)
+            self._size = None
+
+    def _flush(self) -> None:
+        if self._unlooked and self._fd != _NOT_OPEN:
+            self._catch_up()
+        self._write_regained()
+        super()._flush()
 
     def _note(self, error: Exception) -> None:
         """Have *error*, which costs no event, told when the event is written."""
@@ -206,6 +256,7 @@ class SharedFileSink(FileSink):
     def _install(self, descriptor: int, prefix: bytes) -> None:
         super()._install(descriptor, prefix)
         self._size = None
+        self._look_due = 0.0
 
     def _open_file(self) -> tuple[int, bytes]:
         for _ in range(OPEN_ATTEMPTS):
@@ -250,6 +301,8 @@ class SharedFileSink(FileSink):
             super()._install(_NOT_OPEN, b"")
         self._size = None
         self._unwritten = 0
+        self._unlooked.clear()
+        self._regained.clear()
         super().after_fork()
 
 

@@ -672,6 +672,57 @@ def test_a_file_removed_by_hand_is_begun_anew(path, sink, told):
     assert told == []
 
 
+@pytest.mark.parametrize("ends", ["another event", "flush", "close"])
+def test_events_that_share_a_look_are_not_lost_with_a_file_removed_meanwhile(path, sink, told, monkeypatch, ends):
+    """What went to the removed file unseen is written again, once, to the next one."""
+    removed, moved = sink(), RotatingFileSink(path.with_name("moved.log"), multiprocess=True, on_error=told.append)
+    for each in (removed, moved):
+        _fill(each, 0, 2)
+    monkeypatch.setattr(shared, "monotonic", lambda: 0.0)
+    for each in (removed, moved):
+        _fill(each, 2, 1)
+    path.unlink()
+    (path.parent / "moved.log").rename(path.parent / "away")
+    for each in (removed, moved):
+        _fill(each, 3, 1)
+    assert not path.exists()
+    monkeypatch.undo()
+    for each in (removed, moved):
+        if ends == "another event":
+            _fill(each, 4, 1)
+        else:
+            assert getattr(each, ends)()
+    later = [4] if ends == "another event" else []
+    assert [event["n"] for event in events_of(path)] == [2, 3, *later]
+    assert [event["n"] for event in events_of(path.parent / "away")] == [0, 1, 2, 3]
+    assert [event["n"] for event in events_of(path.parent / "moved.log")] == later
+    assert told == []
+    moved.close()
+
+
+def test_events_that_cannot_be_written_again_are_counted_and_told(path, sink, told, monkeypatch):
+    """The ledger takes back that they were delivered."""
+    mine = sink()
+    _fill(mine, 0, 2)
+    monkeypatch.setattr(shared, "monotonic", lambda: 0.0)
+    _fill(mine, 2, 1)
+    path.unlink()
+    _fill(mine, 3, 1)
+    monkeypatch.undo()
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(sys.modules["outfall.sinks.file"], "_os_write", full)
+    mine.flush()
+    monkeypatch.undo()
+    stats = mine.stats()
+    assert (stats.delivered, stats.dropped) == (2, {"error": 2})
+    assert [failure.error.errno for failure in told] == [errno.ENOSPC]
+    _fill(mine, 4, 1)
+    assert [event["n"] for event in events_of(path)] == [4]
+
+
 def test_a_rotation_by_hand_moves_all_on(path, sink):
     """After do_rollover() of one process the others write to the new file at once."""
     sinks = [sink() for _ in range(3)]
