@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from structlog import DropEvent
 from structlog.stdlib import ProcessorFormatter
@@ -52,6 +52,9 @@ _RESERVED_KEYS = (_EVENT_KEYS | _CALLSITE.keys()) - _STANDARD_ATTRIBUTES
 #: Names that mean the same in an event and in a record, so that nothing else may take them there.
 _SHARED = _STANDARD_ATTRIBUTES & (_CALLSITE.keys() | {"exc_info", "stack_info"})
 _COLLISION = "extra_"
+
+#: How many sets of a record's attributes are remembered.
+_MAX_KNOWN = 256
 
 #: From here on years have four digits without padding, which platforms do in different ways: 1970.
 _FOUR_DIGIT_YEARS = 0
@@ -131,6 +134,8 @@ class SinkHandler(logging.Handler):
             raise ValueError(msg)
         self._callsite = tuple((key, _CALLSITE[key]) for key in names)
         self._second = (-1, "")
+        #: By the names of a record's attributes, those that are extra; False where that is not all there is to it.
+        self._extra: dict[tuple[str, ...], tuple[str, ...] | Literal[False]] = {}
         self._owns_sink = isinstance(sink, Mapping)
         made = build(sink) if isinstance(sink, Mapping) else sink
         if not isinstance(made, Sink):
@@ -178,6 +183,23 @@ class SinkHandler(logging.Handler):
         """Return the event that *record* stands for."""
         message = record.msg
         attributes = record.__dict__
+        if message.__class__ is str and not (record.exc_info or record.exc_text or record.stack_info):
+            # What the rest does, for the usual record: which of its attributes are extra is looked up by all names.
+            names = tuple(attributes)
+            extra = self._extra.get(names)
+            if extra is None:
+                extra = self._learn(names)
+            if extra is not False:
+                try:
+                    event: dict[str, Any] = {"event": record.getMessage()}
+                except Exception:  # noqa: BLE001, S110 - told below
+                    pass
+                else:
+                    self._add_origin(event, record)
+                    for name in extra:
+                        event[name] = attributes[name]
+                    self._add_metadata(event, record)
+                    return event
         if isinstance(message, dict) and "_name" in attributes and "_logger" in attributes:
             event = dict(message)
             event["_logger"] = attributes["_logger"]
@@ -188,21 +210,37 @@ class SinkHandler(logging.Handler):
                 self._add_level(event, record)
             return event
         event = self._said(record)
+        self._add_origin(event, record)
+        _add_exception_of(record, event)
+        self._add_extra(event, record)
+        self._add_metadata(event, record)
+        return event
+
+    def _learn(self, names: tuple[str, ...]) -> tuple[str, ...] | Literal[False]:
+        """Return which *names* of a record's attributes are extra; False if one of them needs a closer look."""
+        extra = tuple(name for name in names if name not in _STANDARD_ATTRIBUTES)
+        taken = _EVENT_KEYS.union(key for key, _ in self._callsite)
+        plain = taken.isdisjoint(extra) and not any(map(_is_prefixed, extra))
+        if len(self._extra) >= _MAX_KNOWN:
+            self._extra.clear()
+        return self._extra.setdefault(names, extra if plain else False)
+
+    def _add_origin(self, event: dict[str, Any], record: logging.LogRecord) -> None:
         self._add_level(event, record)
         event.setdefault("logger", record.name)
         if "timestamp" not in event:
             event["timestamp"] = self._timestamp(record.created)
-        for key, attribute in self._callsite:
-            value = attributes.get(attribute)
-            if value is not None and key not in event:
-                event[key] = value
-        _add_exception_of(record, event)
-        if len(attributes) != len(_STANDARD) or not attributes.keys() <= _STANDARD:
-            self._add_extra(event, record)
+        if self._callsite:
+            attributes = record.__dict__
+            for key, attribute in self._callsite:
+                value = attributes.get(attribute)
+                if value is not None and key not in event:
+                    event[key] = value
+
+    def _add_metadata(self, event: dict[str, Any], record: logging.LogRecord) -> None:
         if self.sink._reads_metadata():  # noqa: SLF001 - only where somebody looks, since taking it out again costs
             event["_record"] = record
             event["_from_structlog"] = False
-        return event
 
     def _timestamp(self, created: float) -> str:
         """Return *created*, epoch seconds, as ISO 8601 text in UTC, as `structlog.processors.TimeStamper` writes it."""

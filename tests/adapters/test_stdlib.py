@@ -327,6 +327,27 @@ def test_extra_fields_that_collide_are_kept_beside_the_record_s_own(logger, sink
     }
 
 
+def test_extra_fields_are_told_apart_however_many_sets_of_them_there_are(sink):
+    """What is remembered of the names has a bound; a record that lacks a standard attribute has its extra as well."""
+    handler = SinkHandler(sink, callsite=["lineno"])
+    for _ in range(2):
+        for number in range(300):
+            handler.handle(_record(**{f"field_{number}": number, "shared": "s"}))
+    assert len(handler._extra) <= 256
+    lacking = _record()
+    del lacking.processName
+    lacking.tenant, lacking.message = "t", "what a formatter has left"
+    for _ in range(2):
+        handler.handle(lacking)
+    # Taken by the call site, here alone.
+    handler.handle(_record(func_name="f", thread_name="mine"))
+    made = [{key: value for key, value in event.items() if key != "timestamp"} for event in sink.events]
+    usual = {"event": "x", "level": "info", "logger": "app", "lineno": 7}
+    assert made[:600] == [usual | {f"field_{number}": number, "shared": "s"} for number in range(300)] * 2
+    assert made[600:602] == [usual | {"tenant": "t"}] * 2
+    assert made[602:] == [usual | {"func_name": "f", "thread_name": "mine"}]
+
+
 def test_an_extra_that_says_what_the_event_says_is_not_repeated(attached, sink):
     """Level, number and logger of structlog's processors in an extra are the event's own already."""
     attached.info("x", extra={"level": "info", "level_number": 20, "logger": attached.name})
