@@ -376,6 +376,8 @@ class Transport:
             except Exception as error:  # noqa: BLE001 - requests', urllib3's, the system's, of a user's session or auth
                 again = stale and not (exchange.fresh or exchange.received or self._aborted) and _has_ended(error)
                 failure = self._translated(error, exchange, timeout)
+                if self._adapter is not None:
+                    _forget_frames(error)
             else:
                 self._used = True
                 return reply
@@ -479,6 +481,10 @@ class Transport:
         """Close the connections, if the session is ours."""
         if self._owned:
             self._session.close()
+        if self._adapter is not None:
+            # Those of a pool that is no garbage yet, which that leaves open.
+            for connection in list(self._adapter.state.connections):
+                connection.close()
 
     def abandon(self) -> None:
         """Let go, in a forked child, of the parent's connections, without a word to the peer."""
@@ -593,6 +599,13 @@ def _root(error: BaseException) -> BaseException:
             return error
         error = inner
     return error
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames that *error* went through: urllib3's hold it themselves, and with it request and pool."""
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def _told(error: BaseException) -> str:  # noqa: PLR0911 - a table

@@ -707,6 +707,26 @@ def test_close_lets_go_of_the_connection(server):
     assert not transport._adapter.state.connections
 
 
+@pytest.mark.parametrize("raw", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 2"])
+def test_a_failure_leaves_nothing_for_the_garbage_collector(server, raw):
+    """urllib3's frames hold the exception that holds them; with them went the request, and the pool stayed open."""
+    gc.collect()
+    gc.disable()
+    try:
+        sink = sink_for(server, body=NDJSON(), on_error=lambda _: None)
+        server.answers.append(Answer(raw=raw))
+        sink.handle({"event": "hello"})
+        assert not [each for each in gc.get_objects() if isinstance(each, requests.PreparedRequest)]
+        sink.handle({"event": "hello"})
+        transport = sink._transport
+        assert sink.close()
+        assert sink.stats().delivered == 1
+        assert not transport._adapter.state.connections
+        until(lambda: not server._open)
+    finally:
+        gc.enable()
+
+
 def test_an_aborted_request_is_not_sent_again(server):
     """What close breaks off on a used connection does not begin anew on another."""
     server.answers += [200, Answer(hang=True)]
