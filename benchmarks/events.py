@@ -20,6 +20,7 @@ and not made by a function: the call would be counted among the floor's costs an
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,5 +57,47 @@ def drive(
             )
         if after is not None:
             after()
+
+    return run
+
+
+def drive_logging(handler: logging.Handler) -> Callable[[int], None]:
+    """Return what logs so many events, by `logging`'s own calls, to *handler* alone."""
+    # getLogger's would stay in the process, and propagate to whatever is configured in it.
+    log = logging.Logger("shop.orders", logging.INFO)  # noqa: LOG001
+    log.addHandler(handler)
+
+    def run(events: int) -> None:
+        for number in range(events):
+            log.info(
+                "request finished",
+                extra={
+                    "request_id": REQUEST_ID,
+                    "method": "GET",
+                    "path": "/api/v1/orders",
+                    "status": 200,
+                    "duration_ms": 12.345,
+                    "client": "203.0.113.7",
+                    "order_id": number,
+                },
+            )
+
+    return run
+
+
+def drive_loguru(logger: Any) -> Callable[[int], None]:
+    """Return what logs so many events by the calls of loguru's *logger*."""
+
+    def run(events: int) -> None:
+        for number in range(events):
+            logger.bind(
+                request_id=REQUEST_ID,
+                method="GET",
+                path="/api/v1/orders",
+                status=200,
+                duration_ms=12.345,
+                client="203.0.113.7",
+                order_id=number,
+            ).info("request finished")
 
     return run

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from benchmarks.events import REQUEST_ID, TIMESTAMP, drive
+from benchmarks.events import REQUEST_ID, TIMESTAMP, drive, drive_logging
 from outfall import NDJSON, BackgroundSink, HTTPSink, OTLPLogs, SinkHandler
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _otlp_sink(url: str) -> Iterator[Open]:
 @contextmanager
 def _sink_handler(url: str) -> Iterator[Open]:
     with BackgroundSink(HTTPSink(url, body=NDJSON()), on_error="raise") as sink:
-        yield _logged(SinkHandler(sink)), _flushed(sink)
+        yield drive_logging(SinkHandler(sink)), _flushed(sink)
 
 
 def _flushed(sink: BackgroundSink) -> Callable[[], object]:
@@ -119,28 +119,6 @@ def _flushed(sink: BackgroundSink) -> Callable[[], object]:
         assert sink.flush(60), sink.stats()
 
     return flush
-
-
-def _logged(handler: logging.Handler) -> Callable[[int], None]:
-    log = logging.Logger("shop.orders", logging.INFO)  # noqa: LOG001 - to this handler alone
-    log.addHandler(handler)
-
-    def run(events: int) -> None:
-        for number in range(events):
-            log.info(
-                "request finished",
-                extra={
-                    "request_id": REQUEST_ID,
-                    "method": "GET",
-                    "path": "/api/v1/orders",
-                    "status": 200,
-                    "duration_ms": 12.345,
-                    "client": "203.0.113.7",
-                    "order_id": number,
-                },
-            )
-
-    return run
 
 
 class _HTTPHandler(logging.handlers.HTTPHandler):
@@ -174,7 +152,7 @@ def _http_handler(url: str) -> logging.Handler:
 def _plain_handler(url: str) -> Iterator[Open]:
     handler = _http_handler(url)
     try:
-        yield _logged(handler), bool
+        yield drive_logging(handler), bool
     finally:
         handler.close()
 
@@ -186,7 +164,7 @@ def _queue_handler(url: str) -> Iterator[Open]:
     listener = logging.handlers.QueueListener(waiting, handler)
     listener.start()
     try:
-        yield _logged(logging.handlers.QueueHandler(waiting)), bool
+        yield drive_logging(logging.handlers.QueueHandler(waiting)), bool
     finally:
         listener.stop()
         handler.close()
@@ -209,7 +187,7 @@ def _open_telemetry(url: str) -> Iterator[Open]:
     for name in ("opentelemetry.sdk._shared_internal", "opentelemetry.exporter.otlp.proto.http._log_exporter"):
         logging.getLogger(name).disabled = True
     try:
-        yield _logged(handler), provider.force_flush
+        yield drive_logging(handler), provider.force_flush
     finally:
         provider.shutdown()
 
@@ -225,7 +203,7 @@ def _logstash(url: str) -> Iterator[Open]:
     )
     handler = AsynchronousLogstashHandler(parts.hostname, parts.port, database_path=None, transport=transport)
     try:
-        yield _logged(handler), handler.flush
+        yield drive_logging(handler), handler.flush
     finally:
         handler.close()
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.events import REQUEST_ID, drive
+from benchmarks.events import drive, drive_loguru
 from benchmarks.groups import floors
 from benchmarks.groups.stdlib import drive_handler
 from benchmarks.harness import Group, Row, nothing_written
@@ -106,20 +106,12 @@ def _loguru(_directory: Path) -> Iterator[Run]:
     with suppress(ValueError):  # it is gone the second time
         logger.remove(0)  # the handler on stderr that loguru begins with
     handler = logger.add(count, format="{message}", serialize=True, enqueue=True)
+    run = drive_loguru(logger)
 
     def log(events: int) -> None:
         nonlocal logged
         logged += events
-        for number in range(events):
-            logger.bind(
-                request_id=REQUEST_ID,
-                method="GET",
-                path="/api/v1/orders",
-                status=200,
-                duration_ms=12.345,
-                client="203.0.113.7",
-                order_id=number,
-            ).info("request finished")
+        run(events)
 
     def drain() -> None:
         logger.complete()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.events import drive
 from benchmarks.groups import floors
-from benchmarks.groups.stdlib import drive_handler, drive_loguru
+from benchmarks.groups.stdlib import drive_handler, loguru_into_file
 from benchmarks.harness import Group, Row
 from outfall import RotatingFileSink, Sink, SinkHandler, TimedRotatingFileSink, WatchedFileSink
 
@@ -105,7 +105,7 @@ def _concurrent(path: str) -> logging.Handler:
 
 
 def _loguru(directory: Path) -> AbstractContextManager[Run]:
-    return drive_loguru(directory, rotation=MAX_BYTES)
+    return loguru_into_file(directory, rotation=MAX_BYTES)
 
 
 _FLOOR = floors.WRITTEN.name

@@ -10,13 +10,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from benchmarks.events import drive
+from benchmarks.events import drive, drive_logging
 from benchmarks.groups import floors
 from benchmarks.groups.collectors import _setup as shipping
 from benchmarks.groups.collectors import all_arrived, share_arrived
 from benchmarks.harness import Group, Row, nothing_written
 from benchmarks.shippers import FLOOR, Shipper
-from benchmarks.shippers import _logged as logging_to
 from outfall import NDJSON, HTTPSink, Sink, SpoolSink
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def _logstash(url: str) -> Iterator[Open]:
             parts.hostname, parts.port, database_path=str(Path(directory) / "events.db"), transport=transport
         )
         try:
-            yield logging_to(handler), handler.flush
+            yield drive_logging(handler), handler.flush
         finally:
             handler.close()
 

@@ -11,7 +11,7 @@ import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.events import REQUEST_ID
+from benchmarks.events import drive_logging, drive_loguru
 from benchmarks.groups import floors
 from benchmarks.harness import Group, Row
 from outfall import FileSink, SinkHandler
@@ -46,27 +46,8 @@ class _JSONFormatter(logging.Formatter):
 @contextmanager
 def drive_handler(handler: logging.Handler) -> Iterator[Run]:
     """Log to *handler* alone; close it at the end."""
-    # getLogger's would stay in the process, and propagate to whatever is configured in it.
-    log = logging.Logger("shop.orders", logging.INFO)  # noqa: LOG001
-    log.addHandler(handler)
-
-    def run(events: int) -> None:
-        for number in range(events):
-            log.info(
-                "request finished",
-                extra={
-                    "request_id": REQUEST_ID,
-                    "method": "GET",
-                    "path": "/api/v1/orders",
-                    "status": 200,
-                    "duration_ms": 12.345,
-                    "client": "203.0.113.7",
-                    "order_id": number,
-                },
-            )
-
     try:
-        yield run
+        yield drive_logging(handler)
     finally:
         handler.close()
 
@@ -104,7 +85,7 @@ def _python_json_logger(*, callsite: bool) -> SetUp:
 
 
 @contextmanager
-def drive_loguru(directory: Path, **arguments: Any) -> Iterator[Run]:
+def loguru_into_file(directory: Path, **arguments: Any) -> Iterator[Run]:
     """Log by loguru's own calls, into a file that its *arguments* describe."""
     from loguru import logger  # noqa: PLC0415 - may be missing
 
@@ -112,20 +93,8 @@ def drive_loguru(directory: Path, **arguments: Any) -> Iterator[Run]:
         logger.remove(0)  # the handler on stderr that loguru begins with
     handler = logger.add(directory / "events.jsonl", format="{message}", serialize=True, **arguments)
 
-    def run(events: int) -> None:
-        for number in range(events):
-            logger.bind(
-                request_id=REQUEST_ID,
-                method="GET",
-                path="/api/v1/orders",
-                status=200,
-                duration_ms=12.345,
-                client="203.0.113.7",
-                order_id=number,
-            ).info("request finished")
-
     try:
-        yield run
+        yield drive_loguru(logger)
     finally:
         logger.remove(handler)
 
@@ -153,7 +122,7 @@ GROUP = Group(
             peer=_PEER_WITH_CALLSITE,
         ),
         Row("FileHandler + json", _by_hand, floor=floors.WRITTEN.name),
-        Row("loguru, serialize=True", drive_loguru, floor=floors.WRITTEN.name),
+        Row("loguru, serialize=True", loguru_into_file, floor=floors.WRITTEN.name),
     ),
     rounds=30,
     events=1_000,

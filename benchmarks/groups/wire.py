@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from benchmarks.events import REQUEST_ID, TIMESTAMP, drive
+from benchmarks.groups.stdlib import drive_handler
 from benchmarks.harness import Group, Row
 from outfall import DatagramSink, PickleFrames, SinkHandler, SocketSink
 
@@ -179,30 +180,8 @@ def logged(kind: str, made: Callable[[tuple[str, int]], logging.Handler]) -> Set
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
-        with _peer(directory, kind) as address:
-            handler = made(address)
-            log = logging.Logger("shop.orders", logging.INFO)  # noqa: LOG001 - to this handler alone
-            log.addHandler(handler)
-
-            def run(events: int) -> None:
-                for number in range(events):
-                    log.info(
-                        "request finished",
-                        extra={
-                            "request_id": REQUEST_ID,
-                            "method": "GET",
-                            "path": "/api/v1/orders",
-                            "status": 200,
-                            "duration_ms": 12.345,
-                            "client": "203.0.113.7",
-                            "order_id": number,
-                        },
-                    )
-
-            try:
-                yield run
-            finally:
-                handler.close()
+        with _peer(directory, kind) as address, drive_handler(made(address)) as run:
+            yield run
 
     return setup
 
