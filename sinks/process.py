@@ -108,13 +108,16 @@ def drain() -> None:
     # in the hands of its owner's thread.
     living = sorted(_living(), key=lambda participant: (participant.has_owner, participant.delivers_later))
     failure: BaseException | None = None
-    for participant in living:
-        participant.hasten(deadline)
-    for participant in living:
-        try:
-            participant.drain(max(0.0, deadline - time.monotonic()))
-        except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt too must not cost the others
-            failure = error
+    steps: tuple[Callable[[Participant], None], ...] = (
+        lambda participant: participant.hasten(deadline),
+        lambda participant: participant.drain(max(0.0, deadline - time.monotonic())),
+    )
+    for step in steps:
+        for participant in living:
+            try:
+                step(participant)
+            except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt too must not cost the others
+                failure = error
     _State.spent += time.monotonic() - begin
     for function in _at_end:
         function()
