@@ -376,8 +376,7 @@ class Transport:
             except Exception as error:  # noqa: BLE001 - requests', urllib3's, the system's, of a user's session or auth
                 again = stale and not (exchange.fresh or exchange.received or self._aborted) and _has_ended(error)
                 failure = self._translated(error, exchange, timeout)
-                if self._adapter is not None:
-                    _forget_frames(error)
+                _forget_frames(error)
             else:
                 self._used = True
                 return reply
