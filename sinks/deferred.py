@@ -32,13 +32,19 @@ class FullError(TemporaryDeliveryError):
 
 
 class DeferredSink(Sink):
-    """Keep events, and have a thread deliver them to *target*, which is owned.
+    """What `BackgroundSink` and `SpoolSink` have in common: events are kept, and a thread delivers them to *target*.
 
-    A subclass says where they are kept, by `_take`, and what the thread does, by `_work`.
+    The arguments are described there.
 
-    A *generation* is the life of one thread: it ends with `close`, and with a fork. What a thread of an earlier one
-    still does to the target, and what the target answers it, changes nothing here.
+    Raises:
+        ValueError: If *block_timeout*, *batch_size* or *linger* is not usable.
+        TypeError: If *target* or *dead_letter* is no sink, or *retry* no `RetryPolicy`.
+
+    A generation is the life of one thread: it ends when the sink is closed, and with a fork. What a thread of an
+    earlier one still does to the target, and what the target answers it, changes nothing here.
     """
+
+    # A subclass says where events are kept, by _take, and what the thread does, by _work.
 
     delivers_through_loggers = True
     delivers_later = True
@@ -147,7 +153,7 @@ class DeferredSink(Sink):
         """Have everything delivered that was accepted so far; return True when all of it is settled.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: Seconds. None stands for `Sink.drain_timeout`, 5 s.
         """
         deadline = monotonic() + self._seconds(timeout)
         settled = self._settle_all(deadline)
@@ -231,7 +237,7 @@ class DeferredSink(Sink):
         self._work(generation)
 
     def hasten(self, deadline: float) -> None:
-        """Have the thread linger no more, at exit; until *deadline* `drain` waits for it."""
+        """Have the thread linger no more, at exit; until *deadline* `Sink.drain` waits for it."""
         if self._worker is not None and not self._closed:
             self._urgent_until = max(self._urgent_until, deadline)
             self._wakeups.put(None)
