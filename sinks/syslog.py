@@ -230,7 +230,7 @@ class SysLogSink(SocketSink):
     ) -> None:
         host, port = _checked_address(address)
         #: ``"rfc3164"`` or ``"rfc5424"``.
-        self.format = checked_choice(format, "format", ("rfc3164", "rfc5424"))
+        self.format: Literal["rfc3164", "rfc5424"] = checked_choice(format, "format", ("rfc3164", "rfc5424"))
         #: ``socket.SOCK_DGRAM``, ``socket.SOCK_STREAM``, or None at a path until one of them has shown to be right.
         self.socktype: int | None = _checked_socktype(socktype, port, tls)
         #: ``"octet"``, ``"lf"`` or ``"nul"``.
