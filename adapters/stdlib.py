@@ -183,7 +183,7 @@ class SinkHandler(logging.Handler):
         """Return the event that *record* stands for."""
         message = record.msg
         attributes = record.__dict__
-        if message.__class__ is str and not (record.exc_info or record.exc_text or record.stack_info):
+        if message.__class__ is str:
             # What the rest does, for the usual record: which of its attributes are extra is looked up by all names.
             names = tuple(attributes)
             extra = self._extra.get(names)
@@ -196,6 +196,7 @@ class SinkHandler(logging.Handler):
                     pass
                 else:
                     self._add_origin(event, record)
+                    _add_exception_of(record, event)
                     for name in extra:
                         event[name] = attributes[name]
                     self._add_metadata(event, record)

@@ -287,12 +287,8 @@ class Sink:
         """
         seconds = self._seconds(timeout)
         deadline = time.monotonic() + seconds
-        with self._ledger_lock:
-            if self._closed:
-                return self._close_result
-            self._closed = True
-            self._close_result = False
-        self._changed()
+        if not self._begin_to_close():
+            return self._close_result
         if not self._lock.acquire(seconds):
             self._give_up()
             return False
@@ -313,6 +309,16 @@ class Sink:
             self._fail(failure, None, events=lost)
             lost = 0
         return self._close_result
+
+    def _begin_to_close(self) -> bool:
+        """Take no more events; return False if that was so already."""
+        with self._ledger_lock:
+            if self._closed:
+                return False
+            self._closed = True
+            self._close_result = False
+        self._changed()
+        return True
 
     async def aflush(self, timeout: float | None = None) -> bool:
         """Do `flush` in a thread, for asyncio."""

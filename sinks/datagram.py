@@ -16,7 +16,6 @@ from orjson import dumps
 
 from outfall.sinks.arguments import checked_size
 from outfall.sinks.codec import Codec, pack_length
-from outfall.sinks.errors import TemporaryDeliveryError
 from outfall.sinks.failures import report
 from outfall.sinks.framed import DIRECT, SocketSink
 from outfall.sinks.levels import NOTSET, NUMBERS
@@ -107,8 +106,6 @@ class DatagramSink(SocketSink):
             msg = f"max_datagram_bytes={max_datagram_bytes!r} is below {_LEAST_DATAGRAM_BYTES}"
             raise ValueError(msg)
         self.max_datagram_bytes = max_datagram_bytes
-        #: How many datagrams the peer's host has refused.
-        self._refusals = 0
         super().__init__(
             host,
             port,
@@ -195,9 +192,7 @@ class DatagramSink(SocketSink):
 
     def _addresses(self) -> list[tuple[int, Any]]:
         found = super()._addresses()
-        # Each takes a datagram; that nobody listens, as may be at ::1 of localhost, shows afterwards.
-        first = self._refusals % (len(found) or 1)
-        return found[first:] + found[:first]
+        return self._after_refusals(found)
 
     def _datagram(self, payload: bytes) -> bytes:
         return pack_length(len(payload)) + payload if self.codec.length_in_datagrams else payload
@@ -222,21 +217,9 @@ class DatagramSink(SocketSink):
         try:
             self._transmit(data)
         except OSError as error:
-            self._disconnect()
-            if error.errno == errno.EMSGSIZE:
-                msg = f"a datagram of {len(data)} bytes is too large for the way to {self._peer}"
-                raise OversizeError(msg) from None
             if isinstance(error, TimeoutError):
-                # Once is enough to wait for a reader that does not read.
                 self._forgive_if_it_lasted()
-                self._back_off()
-                msg = f"no room for a datagram to {self._peer} within {self.timeout} s"
-                raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
-            # Told by the system with this event, it is about an earlier one, or about a reader that was replaced.
-            if error.errno == errno.ECONNREFUSED:
-                self._refusals += 1
-            self._retried += 1
-            self._send_again(data, error)
+            self._send_datagram_again(data, error, f"a datagram of {len(data)} bytes is too large for the way")
 
     def _transmit(self, data: bytes) -> None:
         sock = self.sock

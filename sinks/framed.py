@@ -26,7 +26,17 @@ from outfall.sinks.failures import describe, report
 from outfall.sinks.levels import NOTSET, NUMBERS
 from outfall.sinks.lock import HAND_TAKEN, TURN
 from outfall.sinks.nesting import is_tracked, too_deep
-from outfall.sinks.peer import POLL, UNIX, await_socket, checked_host, checked_port, checked_tls, waits_of, wants_read
+from outfall.sinks.peer import (
+    POLL,
+    UNIX,
+    OversizeError,
+    await_socket,
+    checked_host,
+    checked_port,
+    checked_tls,
+    waits_of,
+    wants_read,
+)
 from outfall.sinks.rendering import OPTIONS, OrjsonRenderer
 
 if TYPE_CHECKING:
@@ -97,6 +107,8 @@ class SocketSink(ByteSink):
     _kind: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
     #: Whether the peer's end of a connection can be seen.
     _ends: ClassVar[bool] = True
+    #: How many datagrams the peer's host has refused.
+    _refusals = 0
     #: The class for whose methods the hot path stands in, and these methods: one that is overridden turns it off.
     _hot_class: ClassVar[type[SocketSink]]
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "send", "make_frame", "_put")
@@ -465,6 +477,36 @@ class SocketSink(ByteSink):
             self._lose_connection()
             msg = f"the connection to {self._peer} broke twice: {describe(error)}"
             raise TemporaryDeliveryError(msg) from None
+
+    # -- what datagrams have in common; SysLogSink sends some as well
+
+    def _after_refusals(self, addresses: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+        """Return *addresses*, to be tried in turn: each takes a datagram, and that nobody listens shows afterwards."""
+        # As may be at ::1 of localhost, for a reader at 127.0.0.1.
+        first = self._refusals % (len(addresses) or 1)
+        return addresses[first:] + addresses[:first]
+
+    def _send_datagram_again(self, data: bytes, error: OSError, too_large: str) -> None:
+        """Send *data*, a datagram that failed with *error*, on a new socket, where that may be of use.
+
+        Raises:
+            DeliveryError: If it is of none, or fails too; *too_large* says it of one that the network refuses for its
+                size.
+        """
+        self._disconnect()
+        if error.errno == errno.EMSGSIZE:
+            msg = f"{too_large} to {self._peer}"
+            raise OversizeError(msg) from None
+        if isinstance(error, TimeoutError):
+            # Once is enough to wait for a reader that does not read.
+            self._back_off()
+            msg = f"no room for a datagram to {self._peer} within {self.timeout} s"
+            raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
+        # Told by the system with this event, it is about an earlier one, or about a reader that was replaced.
+        if error.errno == errno.ECONNREFUSED:
+            self._refusals += 1
+        self._retried += 1
+        self._send_again(data, error)
 
     # -- the way out
 

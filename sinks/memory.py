@@ -181,12 +181,8 @@ class BufferingSink(Sink):
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
         seconds = self._seconds(timeout)
-        with self._ledger_lock:
-            if self._closed:
-                return self._close_result
-            self._closed = True
-            self._close_result = False
-        self._changed()
+        if not self._begin_to_close():
+            return self._close_result
         flushed = True
         failures: list[Exception] = []
         try:

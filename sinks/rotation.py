@@ -307,15 +307,14 @@ class BaseRotatingFileSink(SharedFileSink):
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         settled = super()._put(event)
-        failure, self._rotation_failure = self._rotation_failure, None
-        return failure or settled
+        return self._take_rotation_failure() or settled
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Write all items; see `FileSink`."""
         try:
             return super().emit_batch(batch)
         finally:
-            failure, self._rotation_failure = self._rotation_failure, None
+            failure = self._take_rotation_failure()
             if failure is not None:
                 # What is raised from a batch would say that none of it was taken.
                 self._fail_unraised(failure, None)
@@ -354,8 +353,12 @@ class BaseRotatingFileSink(SharedFileSink):
             if self._compressor is not None:
                 self._compressor.wait(max(0.0, deadline - monotonic()))
 
-    def _tell_rotation_failure(self) -> None:
+    def _take_rotation_failure(self) -> Exception | None:
         failure, self._rotation_failure = self._rotation_failure, None
+        return failure
+
+    def _tell_rotation_failure(self) -> None:
+        failure = self._take_rotation_failure()
         if failure is not None:
             self._fail(failure, None, events=0)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import stat
 import time
+from itertools import accumulate
 from os import SEEK_CUR as _SEEK_CUR
 from os import SEEK_END as _SEEK_END
 from os import lseek as _lseek
@@ -224,7 +224,7 @@ class SharedFileSink(FileSink):
         """Write the events again, to the current file, that were written to one that is deleted."""
         while self._regained:
             again, self._regained = self._regained, []
-            ends = list(itertools.accumulate(map(len, again)))
+            ends = list(accumulate(map(len, again)))
             try:
                 super()._write_whole(b"".join(again), ends)
             except Exception as error:  # noqa: BLE001 - the event that is being written speaks for itself

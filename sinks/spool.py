@@ -287,12 +287,8 @@ class SpoolSink(DeferredSink):
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
         deadline = monotonic() + self._seconds(timeout)
-        with self._ledger_lock:
-            if self._closed:
-                return self._close_result
-            self._closed = True
-            self._close_result = False
-        self._changed()
+        if not self._begin_to_close():
+            return self._close_result
         with self._lock:
             # Nothing that is on its way past the question whether this is closed is stored any more.
             self._out.limit = -1

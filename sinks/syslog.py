@@ -14,12 +14,10 @@ from outfall.sinks import rfc5424
 from outfall.sinks.arguments import checked_choice, checked_size
 from outfall.sinks.base import OnError, Sink
 from outfall.sinks.batch import Encoded
-from outfall.sinks.errors import TemporaryDeliveryError
 from outfall.sinks.event import TextEvent, timestamp_of
 from outfall.sinks.failures import report
 from outfall.sinks.framed import SocketSink
 from outfall.sinks.levels import NOTSET, UNKNOWN, level_name, level_of
-from outfall.sinks.peer import OversizeError
 from outfall.sinks.rendering import OrjsonRenderer
 from outfall.sinks.shortening import shortened
 
@@ -250,8 +248,6 @@ class SysLogSink(SocketSink):
             msg = f"max_message_bytes={max_message_bytes!r} is below {_LEAST_MESSAGE_BYTES}"
             raise ValueError(msg)
         self._use(socket.SOCK_DGRAM if self.socktype is None else self.socktype)
-        #: How many datagrams were refused.
-        self._refusals = 0
         if renderer is None and format == "rfc5424":
             renderer = _text_of_event
         super().__init__(
@@ -387,11 +383,7 @@ class SysLogSink(SocketSink):
 
     def _addresses(self) -> list[tuple[int, Any]]:
         found = super()._addresses()
-        if not self._ends and found:
-            # Every address takes a datagram; that nobody listens, as at ::1 for a daemon of IPv4, shows afterwards.
-            first = self._refusals % len(found)
-            found = found[first:] + found[:first]
-        return found
+        return found if self._ends else self._after_refusals(found)
 
     # -- messages
 
@@ -515,20 +507,7 @@ class SysLogSink(SocketSink):
         try:
             self._transmit(data)
         except OSError as error:
-            self._disconnect()
-            if error.errno == errno.EMSGSIZE:
-                msg = f"a message of {len(data)} bytes is too large for a datagram to {self._peer}"
-                raise OversizeError(msg) from None
-            if isinstance(error, TimeoutError):
-                # Once is enough to wait for a daemon that does not read.
-                self._back_off()
-                msg = f"no room for a datagram to {self._peer} within {self.timeout} s"
-                raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
-            # Told with this event, it is about an earlier one, or about a daemon that was started anew.
-            if error.errno == errno.ECONNREFUSED:
-                self._refusals += 1
-            self._retried += 1
-            self._send_again(data, error)
+            self._send_datagram_again(data, error, f"a message of {len(data)} bytes is too large for a datagram")
         else:
             self.retry_period: float = 0.0
 

@@ -323,7 +323,6 @@ class Transport:
         proxies: Mapping[str, str] | None,
     ) -> None:
         self._peer = peer
-        self._owned = session is None
         self._adapter = _Adapter(context) if session is None else None
         self._session = session if session is not None else requests.Session()
         if self._adapter is not None:
@@ -478,9 +477,8 @@ class Transport:
 
     def close(self) -> None:
         """Close the connections, if the session is ours."""
-        if self._owned:
-            self._session.close()
         if self._adapter is not None:
+            self._session.close()
             # Those of a pool that is no garbage yet, which that leaves open.
             for connection in list(self._adapter.state.connections):
                 connection.close()

@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections import deque
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
@@ -502,9 +503,7 @@ class WatchedFileSink(FileSink):
         if not events:
             return
         data = b"".join(events)
-        ends: list[int] = []
-        for event in events:
-            ends.append(len(event) + (ends[-1] if ends else 0))
+        ends = list(accumulate(map(len, events)))
         recent = self._recent
         end = recent.end
         try:
