@@ -10,9 +10,9 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.base import Sink
-from outfall.sinks.event import TextEvent, as_event, event_of_call
-from outfall.sinks.levels import NUMBERS, level_name, parse_level
+from outfall.sinks.core.sink import Sink
+from outfall.sinks.event.event import TextEvent, as_event, event_of_call
+from outfall.sinks.event.levels import NUMBERS, level_name, parse_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -106,7 +106,7 @@ _TYPES = {
     "NoReturn": "typing.NoReturn",
     "ExcInfo": "sys.exc_info",
     "Fields": "outfall.Projection",
-    "OnError": "outfall.sinks.base.OnError",
+    "OnError": "outfall.sinks.core.sink.OnError",
     "ReadableBuffer": "collections.abc.Buffer",
 }
 

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
         otlp_sink,
         splunk_sink,
     )
-    from outfall.adapters.stdlib import HandlerSink, SinkHandler
+    from outfall.adapters.stdlib.sinkhandler import HandlerSink, SinkHandler
     from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
-    from outfall.sinks.background import BackgroundSink
-    from outfall.sinks.base import ByteSink, Sink, SinkStats
-    from outfall.sinks.batch import BatchResult, Encoded
-    from outfall.sinks.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
-    from outfall.sinks.codec import JSONFrames, PickleFrames, SignedFrames
-    from outfall.sinks.datagram import DatagramSink
-    from outfall.sinks.delivery import RetryPolicy
+    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.reporting import SinkFailure, report
+    from outfall.sinks.core.sink import ByteSink, Sink, SinkStats
+    from outfall.sinks.delivery.background import BackgroundSink
+    from outfall.sinks.delivery.delivery import RetryPolicy
+    from outfall.sinks.delivery.memory import BufferingSink, CaptureSink, MemorySink
+    from outfall.sinks.delivery.queue import QueueListener, QueueSink
     from outfall.sinks.errors import (
         DeliveryError,
         MissingDependencyError,
@@ -43,102 +43,102 @@ if TYPE_CHECKING:
         SinkError,
         TemporaryDeliveryError,
     )
-    from outfall.sinks.failures import SinkFailure, report
-    from outfall.sinks.file import FileSink
-    from outfall.sinks.framed import SocketSink
-    from outfall.sinks.http import HTTPSink
-    from outfall.sinks.listener import ListenerStats, SocketListener
-    from outfall.sinks.memory import BufferingSink, CaptureSink, MemorySink
-    from outfall.sinks.nteventlog import NTEventLogSink
-    from outfall.sinks.numbered import RotatingFileSink
-    from outfall.sinks.projection import Constant, Projection
-    from outfall.sinks.queue import QueueListener, QueueSink
-    from outfall.sinks.rendering import OrjsonRenderer
-    from outfall.sinks.rotation import BaseRotatingFileSink
-    from outfall.sinks.routing import FallbackSink, FanoutSink
-    from outfall.sinks.smtp import SMTPSink
-    from outfall.sinks.spool import SpoolSink
-    from outfall.sinks.spoolstatus import SpoolStatus, StoreStatus
-    from outfall.sinks.stream import NullSink, StreamSink
-    from outfall.sinks.syslog import SysLogSink
-    from outfall.sinks.timed import TimedRotatingFileSink
-    from outfall.sinks.watched import WatchedFileSink
+    from outfall.sinks.event.fields import Constant, Projection
+    from outfall.sinks.event.json import OrjsonRenderer
+    from outfall.sinks.files.by_size import RotatingFileSink
+    from outfall.sinks.files.by_time import TimedRotatingFileSink
+    from outfall.sinks.files.file import FileSink
+    from outfall.sinks.files.rotating import BaseRotatingFileSink
+    from outfall.sinks.files.stream import NullSink, StreamSink
+    from outfall.sinks.files.watched import WatchedFileSink
+    from outfall.sinks.http.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
+    from outfall.sinks.http.sink import HTTPSink
+    from outfall.sinks.mail.smtp import SMTPSink
+    from outfall.sinks.network.datagram import DatagramSink
+    from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
+    from outfall.sinks.network.listener import ListenerStats, SocketListener
+    from outfall.sinks.network.socket import SocketSink
+    from outfall.sinks.routing.fanout import FallbackSink, FanoutSink
+    from outfall.sinks.spool.sink import SpoolSink
+    from outfall.sinks.spool.status import SpoolStatus, StoreStatus
+    from outfall.sinks.system.eventlog import NTEventLogSink
+    from outfall.sinks.system.syslog import SysLogSink
 else:
     # Importing everything takes longer than structlog does, and most programs use two or three sinks (PEP 562). Type
     # checkers read the imports above, since with this function in sight they would take any misspelt name.
     _MODULES = {
-        "BackgroundSink": "sinks.background",
-        "BaseRotatingFileSink": "sinks.rotation",
-        "BatchResult": "sinks.batch",
-        "BodyFormat": "sinks.bodies",
-        "BufferingSink": "sinks.memory",
-        "ByteSink": "sinks.base",
-        "CaptureSink": "sinks.memory",
-        "Constant": "sinks.projection",
+        "BackgroundSink": "sinks.delivery.background",
+        "BaseRotatingFileSink": "sinks.files.rotating",
+        "BatchResult": "sinks.core.item",
+        "BodyFormat": "sinks.http.bodies",
+        "BufferingSink": "sinks.delivery.memory",
+        "ByteSink": "sinks.core.sink",
+        "CaptureSink": "sinks.delivery.memory",
+        "Constant": "sinks.event.fields",
         "DatadogLogs": "adapters.collectors",
-        "DatagramSink": "sinks.datagram",
+        "DatagramSink": "sinks.network.datagram",
         "DeliveryError": "sinks.errors",
         "ElasticsearchBulk": "adapters.collectors",
-        "Encoded": "sinks.batch",
-        "FallbackSink": "sinks.routing",
-        "FanoutSink": "sinks.routing",
-        "FileSink": "sinks.file",
-        "FormURLEncoded": "sinks.bodies",
+        "Encoded": "sinks.core.item",
+        "FallbackSink": "sinks.routing.fanout",
+        "FanoutSink": "sinks.routing.fanout",
+        "FileSink": "sinks.files.file",
+        "FormURLEncoded": "sinks.http.bodies",
         "GELFMessage": "adapters.collectors",
-        "HTTPSink": "sinks.http",
-        "HandlerSink": "adapters.stdlib",
-        "JSONArray": "sinks.bodies",
-        "JSONFrames": "sinks.codec",
-        "JSONObject": "sinks.bodies",
-        "ListenerStats": "sinks.listener",
+        "HTTPSink": "sinks.http.sink",
+        "HandlerSink": "adapters.stdlib.sinkhandler",
+        "JSONArray": "sinks.http.bodies",
+        "JSONFrames": "sinks.network.frames",
+        "JSONObject": "sinks.http.bodies",
+        "ListenerStats": "sinks.network.listener",
         "LokiStreams": "adapters.collectors",
-        "MemorySink": "sinks.memory",
+        "MemorySink": "sinks.delivery.memory",
         "MissingDependencyError": "sinks.errors",
-        "NDJSON": "sinks.bodies",
-        "NTEventLogSink": "sinks.nteventlog",
-        "NullSink": "sinks.stream",
+        "NDJSON": "sinks.http.bodies",
+        "NTEventLogSink": "sinks.system.eventlog",
+        "NullSink": "sinks.files.stream",
         "OTLPLogs": "adapters.collectors",
-        "OrjsonRenderer": "sinks.rendering",
+        "OrjsonRenderer": "sinks.event.json",
         "OversizeDeliveryError": "sinks.errors",
         "PausedDeliveryError": "sinks.errors",
         "PermanentDeliveryError": "sinks.errors",
-        "PickleFrames": "sinks.codec",
-        "Projection": "sinks.projection",
-        "QueueListener": "sinks.queue",
-        "QueueSink": "sinks.queue",
+        "PickleFrames": "sinks.network.frames",
+        "Projection": "sinks.event.fields",
+        "QueueListener": "sinks.delivery.queue",
+        "QueueSink": "sinks.delivery.queue",
         "ReentrantEventError": "sinks.errors",
-        "RetryPolicy": "sinks.delivery",
-        "RotatingFileSink": "sinks.numbered",
-        "SMTPSink": "sinks.smtp",
-        "SignedFrames": "sinks.codec",
-        "Sink": "sinks.base",
+        "RetryPolicy": "sinks.delivery.delivery",
+        "RotatingFileSink": "sinks.files.by_size",
+        "SMTPSink": "sinks.mail.smtp",
+        "SignedFrames": "sinks.network.frames",
+        "Sink": "sinks.core.sink",
         "SinkClosedError": "sinks.errors",
         "SinkError": "sinks.errors",
-        "SinkFailure": "sinks.failures",
-        "SinkHandler": "adapters.stdlib",
+        "SinkFailure": "sinks.core.reporting",
+        "SinkHandler": "adapters.stdlib.sinkhandler",
         "SinkLogger": "adapters.structlog",
         "SinkLoggerFactory": "adapters.structlog",
         "SinkOptions": "adapters.collectors",
-        "SinkStats": "sinks.base",
-        "SocketListener": "sinks.listener",
-        "SocketSink": "sinks.framed",
+        "SinkStats": "sinks.core.sink",
+        "SocketListener": "sinks.network.listener",
+        "SocketSink": "sinks.network.socket",
         "SplunkEvents": "adapters.collectors",
-        "SpoolSink": "sinks.spool",
-        "SpoolStatus": "sinks.spoolstatus",
-        "StoreStatus": "sinks.spoolstatus",
-        "StreamSink": "sinks.stream",
-        "SysLogSink": "sinks.syslog",
+        "SpoolSink": "sinks.spool.sink",
+        "SpoolStatus": "sinks.spool.status",
+        "StoreStatus": "sinks.spool.status",
+        "StreamSink": "sinks.files.stream",
+        "SysLogSink": "sinks.system.syslog",
         "TemporaryDeliveryError": "sinks.errors",
-        "TimedRotatingFileSink": "sinks.timed",
+        "TimedRotatingFileSink": "sinks.files.by_time",
         "TokenOptions": "adapters.collectors",
-        "WatchedFileSink": "sinks.watched",
+        "WatchedFileSink": "sinks.files.watched",
         "datadog_sink": "adapters.collectors",
         "elasticsearch_sink": "adapters.collectors",
         "gelf_sink": "adapters.collectors",
         "loki_sink": "adapters.collectors",
         "opensearch_sink": "adapters.collectors",
         "otlp_sink": "adapters.collectors",
-        "report": "sinks.failures",
+        "report": "sinks.core.reporting",
         "splunk_sink": "adapters.collectors",
         "tee": "adapters.structlog",
     }

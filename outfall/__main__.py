@@ -2,6 +2,6 @@
 
 import sys
 
-from outfall.adapters.commandline import main
+from outfall.adapters.commandline.main import main
 
 sys.exit(main())

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from structlog import DropEvent
 
+from outfall.sinks.core.reporting import SinkFailure, report
+from outfall.sinks.delivery.memory import CaptureSink
 from outfall.sinks.errors import SinkClosedError
-from outfall.sinks.failures import SinkFailure, report
-from outfall.sinks.levels import NOTSET
-from outfall.sinks.memory import CaptureSink
+from outfall.sinks.event.levels import NOTSET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from outfall.sinks.base import OnError, Sink, SinkStats
+    from outfall.sinks.core.sink import OnError, Sink, SinkStats
 
 __all__ = ["CaptureSink", "FailingSink", "SinkContract", "StuckSink", "assert_balanced"]
 

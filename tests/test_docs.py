@@ -88,7 +88,7 @@ def test_calls_in_the_text_fit_the_signatures(page):
 
 def test_levels_of_the_reference_are_those_of_the_code():
     """The table of level names says what the sinks understand."""
-    from outfall.sinks.levels import NUMBERS
+    from outfall.sinks.event.levels import NUMBERS
 
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", REFERENCE, re.MULTILINE)
     table = {name: int(number) for number, names in rows for name in re.findall(r"`(\w+)`", names)}

@@ -203,7 +203,7 @@ def test_a_sink_is_made_with_all_that_its_thread_will_need():
             assert len(server.requests) == 1
             late = sorted(set(sys.modules) - before)
             assert late == [], late
-            assert "outfall.sinks.submission" in before
+            assert "outfall.sinks.mail.client" in before
     """)
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from structlog.stdlib import ProcessorFormatter
 
 from outfall import CaptureSink, FileSink, SinkLogger, SinkLoggerFactory, StreamSink, tee
-from outfall.sinks.event import as_event, without_metadata
+from outfall.sinks.event.event import as_event, without_metadata
 from tests.adapters._structlog import OLD, PACKING
 
 packing_arguments = pytest.mark.skipif(OLD, reason="structlog has no render_to_log_args_and_kwargs yet")

@@ -8,8 +8,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from outfall.sinks.depot import Depot
-from outfall.sinks.lock import WriteLock
+from outfall.sinks.core.lock import WriteLock
+from outfall.sinks.spool.stores import Depot
 from tests.sinks._kills import Journal, in_killed_fork
 
 

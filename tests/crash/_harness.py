@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from outfall.sinks.store import stores_in
+from outfall.sinks.spool.store import stores_in
 from tests.crash import _writer as writers
 from tests.crash._collector import Collector
 

@@ -10,10 +10,10 @@ import threading
 import time
 
 from outfall import NDJSON, HTTPSink, RetryPolicy, SinkClosedError, SpoolSink
-from outfall.sinks import cursor as cursors
-from outfall.sinks import spool as spools
-from outfall.sinks.depot import Depot
-from outfall.sinks.store import Store
+from outfall.sinks.spool import cursor as cursors
+from outfall.sinks.spool import sink as spools
+from outfall.sinks.spool.store import Store
+from outfall.sinks.spool.stores import Depot
 from tests.sinks._kills import arm
 
 STAMP = "2026-11-22T14:16:24.327371Z"

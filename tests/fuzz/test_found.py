@@ -8,7 +8,7 @@ import pytest
 
 from outfall import NDJSON, FormURLEncoded, HTTPSink, OversizeDeliveryError, Projection
 from tests.sinks._http import Answer, Server
-from tests.sinks.test_rendering import Raising
+from tests.sinks.event.test_json import Raising
 
 
 def test_a_key_that_cannot_be_hashed_does_not_cost_a_form_its_event():

@@ -7,8 +7,8 @@ from functools import cache
 from hypothesis import strategies as st
 
 from outfall import NDJSON, BatchResult, DeliveryError, Encoded, HTTPSink
-from outfall.sinks.answers import failure_of, quote
-from outfall.sinks.batch import Batch
+from outfall.sinks.core.item import Batch
+from outfall.sinks.http.answers import failure_of, quote
 from tests.fuzz._fuzzing import fuzz
 from tests.sinks._http import Answer, Server
 

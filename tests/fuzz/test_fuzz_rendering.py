@@ -17,9 +17,9 @@ from outfall import (
     OrjsonRenderer,
     Projection,
 )
-from outfall.sinks.batch import Batch
+from outfall.sinks.core.item import Batch
 from tests.fuzz._fuzzing import fuzz
-from tests.sinks.test_rendering import RENDERERS, SCALARS, Raising, check, fields
+from tests.sinks.event.test_json import RENDERERS, SCALARS, Raising, check, fields
 
 
 @fuzz(draw=st.randoms(use_true_random=False), name=st.sampled_from(sorted(RENDERERS)))

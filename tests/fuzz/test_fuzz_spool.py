@@ -10,11 +10,11 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from outfall import CaptureSink, TemporaryDeliveryError
-from outfall.sinks import cursor
-from outfall.sinks.batch import item_of
+from outfall.sinks.core.item import item_of
 from outfall.sinks.errors import SinkError
-from outfall.sinks.lines import line_of, raw_of
-from outfall.sinks.spool import SpoolSink
+from outfall.sinks.spool import cursor
+from outfall.sinks.spool.lines import line_of, raw_of
+from outfall.sinks.spool.sink import SpoolSink
 from outfall.sinks.testing import FailingSink, assert_balanced
 from tests.fuzz._fuzzing import fuzz
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.numbered import RotatingFileSink
-from outfall.sinks.timed import TimedRotatingFileSink
+from outfall.sinks.files.by_size import RotatingFileSink
+from outfall.sinks.files.by_time import TimedRotatingFileSink
 from tests.sinks._processes import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def storm(  # noqa: C901 - what happens in it is told from the seed
     **options: Any,
 ) -> Crew:
     """Have processes write, be killed at random instants and chosen steps, and be replaced, for so long; then check."""
-    from outfall.sinks import file as file_module
+    from outfall.sinks.files import file as file_module
 
     made = make or RotatingFileSink
     chance = random.Random(seed)

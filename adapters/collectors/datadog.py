@@ -1,0 +1,199 @@
+"""Datadog: logs for its intake, version 2."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from outfall.adapters.collectors.factory import shipped, with_path
+from outfall.adapters.collectors.fields import (
+    SPAN_DIGITS,
+    TRACE_DIGITS,
+    beside,
+    dump,
+    hex_id,
+    take_failure,
+    take_level,
+    take_time,
+    text_of,
+    utc_text,
+)
+from outfall.sinks.errors import OversizeDeliveryError
+from outfall.sinks.event.fit import shortened
+from outfall.sinks.http.bodies import BodyFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Unpack
+
+    from outfall.adapters.collectors.factory import SinkOptions
+    from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.sink import Sink
+
+#: What the intake takes in one request.
+MAX_ITEMS = 1_000
+#: The same in bytes, before compression.
+MAX_BODY_BYTES = 5_000_000
+#: What it takes of one log; it would cut the JSON of a longer one in two.
+MAX_ITEM_BYTES = 1_000_000
+
+#: Attributes that Datadog reserves and that an event may have itself.
+_OWN = ("service", "hostname", "ddsource", "ddtags")
+
+_SPAN_IDS = 2**64
+
+
+class DatadogLogs(BodyFormat):
+    """Events as logs of Datadog's API, version 2: an array of objects.
+
+    ==========================  =====================================================================================
+    ``event``                   ``message``; an event without it may have a ``message``
+    level                       ``status``
+    ``timestamp``               ``timestamp``, as UTC text
+    ``logger``                  ``logger.name``
+    ``trace_id``, ``span_id``   ``dd.trace_id`` and ``dd.span_id``, as decimal numbers of 64 bits, if they are such ids;
+                                the fields stay too
+    ``exception``               ``error.stack``, ``error.kind``, ``error.message``
+    all others                  attributes of the same name, with ``_`` at the end of one that is taken by these
+    ==========================  =====================================================================================
+
+    Args:
+        service: The name of the service. Default none.
+        source: What the logs come from, which chooses the pipeline (``ddsource``). Default ``"python"``.
+        hostname: Where they come from. Default none.
+        tags: ``{"env": "prod"}`` or ``["env:prod"]`` (``ddtags``). Default none. An event's own ``service``,
+            ``ddsource``, ``hostname`` or ``ddtags`` wins over each of these.
+
+    Raises:
+        TypeError: If *tags* is one text.
+
+    A batch of more than 1000 is halved. An event of more than 1 MB is shortened, so that it stays JSON, and marked
+    ``"truncated": true``; the intake takes requests of 5 MB before compression.
+
+    Source: https://docs.datadoghq.com/api/latest/logs/#send-logs and
+    https://docs.datadoghq.com/logs/log_configuration/attributes_naming_convention/
+    """
+
+    content_type = "application/json"
+
+    def __init__(
+        self,
+        *,
+        service: str | None = None,
+        source: str = "python",
+        hostname: str | None = None,
+        tags: Mapping[str, str] | Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        if isinstance(tags, str):
+            msg = f"tags={tags!r} is one text: give a mapping or a sequence"
+            raise TypeError(msg)
+        pairs = [f"{name}:{value}" for name, value in tags.items()] if isinstance(tags, Mapping) else list(tags)
+        given = {"ddsource": source, "ddtags": ",".join(pairs), "hostname": hostname, "service": service}
+        self._constants = {name: value for name, value in given.items() if value}
+
+    def encode(self, batch: Sequence[Encoded]) -> bytes:
+        """Return *batch* as an array.
+
+        Raises:
+            OversizeDeliveryError: If it has more than 1000 items.
+        """
+        if len(batch) > MAX_ITEMS:
+            msg = f"{len(batch)} logs are more than the {MAX_ITEMS} that the intake takes at once"
+            raise OversizeDeliveryError(msg)
+        return b"[" + b",".join(map(self._log, batch)) + b"]"
+
+    def _log(self, item: Encoded) -> bytes:
+        data = self._encoded(item, item.event)
+        if len(data) <= MAX_ITEM_BYTES:
+            return data
+        return shortened(item.event, lambda event: self._encoded(item, dict(event)), MAX_ITEM_BYTES) or data
+
+    def _encoded(self, item: Encoded, event: dict[str, Any]) -> bytes:
+        made: dict[str, Any] = dict(self._constants)
+        for name in _OWN:
+            if (value := event.pop(name, None)) is not None:
+                made[name] = text_of(value)
+        message = event.pop("event", None)
+        if message is None:
+            message = event.pop("message", None)
+        if message is not None:
+            made["message"] = text_of(message)
+        made["timestamp"] = utc_text(take_time(item, event))
+        made["status"] = take_level(item, event) or "notice"
+        logger = event.pop("logger", None)
+        if logger is not None:
+            made["logger"] = {"name": text_of(logger)}
+        failure = take_failure(event)
+        if failure is not None:
+            told = {"stack": failure.stack, "kind": failure.kind, "message": failure.message}
+            made["error"] = {name: text for name, text in told.items() if text is not None}
+        ids = {
+            name: str(int(identity, 16) % _SPAN_IDS)
+            for name, digits in (("trace_id", TRACE_DIGITS), ("span_id", SPAN_DIGITS))
+            if (identity := hex_id(event.get(name), digits)) is not None
+        }
+        if ids:
+            made["dd"] = ids
+        return dump(beside(made, event))
+
+
+def datadog_sink(
+    api_key: str | None = None,
+    *,
+    site: str | None = None,
+    service: str | None = None,
+    source: str = "python",
+    hostname: str | None = None,
+    tags: Mapping[str, str] | Iterable[str] | None = None,
+    url: str | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    **options: Unpack[SinkOptions],
+) -> Sink:
+    """Return a sink that sends events to Datadog in the background, compressed.
+
+    Args:
+        api_key: The API key. Default: that of ``DD_API_KEY``.
+        site: Such as ``"datadoghq.eu"``. Default: that of ``DD_SITE``, or ``"datadoghq.com"``.
+        service: See `DatadogLogs`, for the next three too. Default: that of ``DD_SERVICE``.
+        source: What the logs come from.
+        hostname: Default here: this machine's name.
+        tags: Default: ``env`` and ``version`` of ``DD_ENV`` and ``DD_VERSION``.
+        url: Where to, instead of *site*: a proxy's, for one. ``/api/v2/logs`` is added unless it is there.
+            Default None.
+        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
+        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
+
+    Raises:
+        ValueError: If there is no API key, ``batch_size`` is above 1000, or what the sinks refuse.
+        TypeError: What the sinks refuse.
+
+    Source: https://docs.datadoghq.com/api/latest/logs/#send-logs and
+    https://docs.datadoghq.com/getting_started/tagging/unified_service_tagging/
+    """
+    environ = os.environ
+    key = api_key or environ.get("DD_API_KEY")
+    if not key:
+        msg = "api_key=None: an API key is needed, here or as DD_API_KEY"
+        raise ValueError(msg)
+    batch_size = options.get("batch_size", 0)
+    if batch_size > MAX_ITEMS:
+        msg = f"batch_size={batch_size!r}: the intake takes {MAX_ITEMS} logs at once"
+        raise ValueError(msg)
+    if tags is None:
+        found = {"env": environ.get("DD_ENV"), "version": environ.get("DD_VERSION")}
+        tags = {name: value for name, value in found.items() if value}
+    body = DatadogLogs(
+        service=service or environ.get("DD_SERVICE"),
+        source=source,
+        hostname=hostname or socket.gethostname(),
+        tags=tags,
+    )
+    where = url or f"https://http-intake.logs.{site or environ.get('DD_SITE') or 'datadoghq.com'}"
+    options.setdefault("name", "datadog")
+    options.setdefault("compression", "gzip")
+    options.setdefault("max_body_bytes", MAX_BODY_BYTES)
+    return shipped(with_path(where, "/api/v2/logs"), body, options, spool=spool, headers={"DD-API-KEY": key})

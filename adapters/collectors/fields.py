@@ -1,0 +1,242 @@
+"""What formats of collectors read from an event: its exact time, its trace, its exception. Pure functions."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from outfall.sinks.event.depth import too_deep
+from outfall.sinks.event.event import timestamp_of
+from outfall.sinks.event.levels import level_name
+
+if TYPE_CHECKING:
+    from outfall.sinks.core.item import Encoded
+
+#: Digits of the ids of traces and spans.
+TRACE_DIGITS, SPAN_DIGITS = 32, 16
+
+#: Nanoseconds go up to here: what 64 bits with a sign hold, in the year 2262.
+LATEST = 2**63 - 1
+
+#: A time of day with a fraction of a second, and what is around it.
+_FRACTION = re.compile(r"(.*\d\d:\d\d:\d\d)[.,](\d+)(.*)")
+_LARGEST_SECONDS = 1e12
+_HEX = frozenset("0123456789abcdef")
+
+
+def exact_time(event: Mapping[str, Any]) -> int | None:
+    """Return the event's ``timestamp`` in nanoseconds since the epoch, from 0 to `LATEST`; None if it tells no time.
+
+    All its digits count, which a float has not: text with nine digits of a second, numbers as they are written.
+    """
+    stamp = event.get("timestamp")
+    if isinstance(stamp, str):
+        match = _FRACTION.fullmatch(stamp)
+        whole = timestamp_of({"timestamp": stamp if match is None else match[1] + match[3]})
+        if whole is None:
+            return None
+        return _within(_of_seconds(whole) + (0 if match is None else int(match[2][:9].ljust(9, "0"))))
+    if isinstance(stamp, (int, float)) and not isinstance(stamp, bool) and abs(stamp) < _LARGEST_SECONDS:
+        return _within(int(Decimal(repr(stamp)) * 1_000_000_000))
+    return None
+
+
+def nanoseconds(item: Encoded, event: Mapping[str, Any]) -> int:
+    """Return when *event* happened, by `exact_time`, or else by *item*."""
+    exact = exact_time(event)
+    if exact is not None:
+        return exact
+    return _within(_of_seconds(item.time)) if math.isfinite(item.time) else 0
+
+
+def take_time(item: Encoded, event: dict[str, Any]) -> int:
+    """Return `nanoseconds`, and take the ``timestamp`` out of *event* if it is what told them."""
+    exact = exact_time(event)
+    if exact is None:
+        return nanoseconds(item, {})
+    del event["timestamp"]
+    return exact
+
+
+def take_level(item: Encoded, event: dict[str, Any]) -> str | None:
+    """Return the level's name as *event* has it, or its number's, and take it out; None if it has no name."""
+    event.pop("level_number", None)
+    if isinstance(event.get("level"), str):
+        return str(event.pop("level"))
+    if item.level == math.inf:  # something that is no level
+        return None
+    event.pop("level", None)
+    return level_name(item.level)
+
+
+def take_id(event: dict[str, Any], field: str, digits: int) -> str | None:
+    """Return the `hex_id` in *field*, and take it out; None if it has none."""
+    identity = hex_id(event.get(field), digits)
+    if identity is not None:
+        del event[field]
+    return identity
+
+
+def _within(when: int) -> int:
+    return max(0, min(when, LATEST))
+
+
+def _of_seconds(seconds: float) -> int:
+    # A float has microseconds in this century and not much more; what is beyond them is noise.
+    return round(seconds * 1_000_000) * 1_000
+
+
+def utc_text(when: int) -> str:
+    """Return *when*, in nanoseconds since the epoch, as ISO 8601 text: with microseconds, or nanoseconds if it has."""
+    seconds, rest = divmod(when, 1_000_000_000)
+    fraction = f"{rest:09}" if rest % 1_000 else f"{rest // 1_000:06}"
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction}Z"
+
+
+def hex_id(value: object, digits: int) -> str | None:
+    """Return the id of a trace (32 *digits*) or a span (16) in lower-case hexadecimal, or None if *value* is none.
+
+    Taken are text of so many digits, with or without ``0x``, and numbers. An id of zeros is none, as W3C's Trace
+    Context has it.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:0{digits}x}" if 0 < value < 16**digits else None
+    if isinstance(value, str):
+        text = value.lower().removeprefix("0x")
+        if len(text) == digits and _HEX.issuperset(text) and text.strip("0"):
+            return text
+    return None
+
+
+class Failure(NamedTuple):
+    """The exception that an event tells of."""
+
+    #: The name of its class, or None where it cannot be told.
+    kind: str | None
+    message: str | None
+    #: The traceback as text.
+    stack: str
+
+
+def failure_of(event: Mapping[str, Any]) -> Failure | None:
+    """Return the exception in the event's ``exception``, or None.
+
+    Read are the interpreter's text and structlog's dict tracebacks.
+    """
+    exception = event.get("exception")
+    if isinstance(exception, str) and exception:
+        return _of_text(exception)
+    if isinstance(exception, list) and exception and all(isinstance(each, dict) for each in exception):
+        kind, message = exception[0].get("exc_type"), exception[0].get("exc_value")
+        return Failure(
+            None if kind is None else text_of(kind),
+            None if message is None else text_of(message),
+            # The oldest first, as the interpreter has it.
+            "\n\n".join(map(_as_text, reversed(exception))),
+        )
+    return None
+
+
+def take_failure(event: dict[str, Any]) -> Failure | None:
+    """Return `failure_of`, and take the ``exception`` out of *event* if all of it is in what is returned."""
+    failure = failure_of(event)
+    if failure is not None and isinstance(event["exception"], str):
+        del event["exception"]
+    return failure
+
+
+_LAST_LINE = re.compile(r"([^\W\d][\w.]*)(?:: ?(.*))?", re.DOTALL)
+
+
+def _of_text(text: str) -> Failure:
+    lines = text.splitlines()
+    frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
+    first = frames[-1] + 1 if frames else 0
+    # What is not indented below the last frame is the type and the message, which may have line breaks of its own.
+    told = next((index for index in range(first, len(lines)) if lines[index][:1].strip()), None)
+    match = None if told is None else _LAST_LINE.fullmatch("\n".join(lines[told:]))
+    return Failure(None, None, text) if match is None else Failure(match[1], match[2] or "", text)
+
+
+def _as_text(exception: dict[str, Any]) -> str:
+    lines = []
+    frames = exception.get("frames")
+    if isinstance(frames, list) and frames:
+        lines.append("Traceback (most recent call last):")
+        for frame in frames:
+            place = frame if isinstance(frame, dict) else {}
+            lines.append(f'  File "{place.get("filename")}", line {place.get("lineno")}, in {place.get("name")}')
+    lines.append(f"{exception.get('exc_type')}: {exception.get('exc_value')}")
+    return "\n".join(lines)
+
+
+def text_of(value: object) -> str:
+    """Return *value* as text: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else dump(value).decode()
+
+
+def dump(value: object) -> bytes:
+    """Return *value*, which was JSON before, as JSON."""
+    try:
+        if not too_deep(value):
+            return orjson.dumps(value)
+    except TypeError:  # an integer beyond 64 bits
+        pass
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+_SEVERITIES = ((50, 2), (40, 3), (30, 4), (25, 5), (20, 6))
+
+
+def syslog_severity(level: float) -> int:
+    """Return the number of the syslog severity, 7 (debug) to 2 (critical), for a level number.
+
+    A level that nobody knows is a notice, so that no filter hides it.
+    """
+    if level == math.inf:
+        return 5
+    return next((severity for least, severity in _SEVERITIES if level >= least), 7)
+
+
+def beside(made: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *made* with the fields of *rest* after it; a name that is taken gets ``_`` at its end."""
+    for name, value in rest.items():
+        free = name
+        while free in made:
+            free += "_"
+        made[free] = value
+    return made
+
+
+def found_at(event: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """Return what *path* leads to, or None; a field whose name has the dots itself comes first."""
+    if len(path) > 1 and (whole := event.get(".".join(path))) is not None:
+        return whole
+    found: Any = event
+    for name in path:
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(name)
+    return found
+
+
+def paths_of(fields: Mapping[str, str] | Iterable[str], argument: str) -> dict[str, tuple[str, ...]]:
+    """Return the path of each field by the name it is to have; dots lead into nested fields."""
+    if isinstance(fields, str) or not isinstance(fields, Iterable):
+        msg = f"{argument}={fields!r} is neither a sequence of fields nor a mapping to them"
+        raise TypeError(msg)
+    pairs = fields.items() if isinstance(fields, Mapping) else [(field, field) for field in fields]
+    made: dict[str, tuple[str, ...]] = {}
+    for name, field in pairs:
+        if not isinstance(name, str) or not isinstance(field, str):
+            msg = f"{argument}={fields!r}: {name!r} and {field!r} have to be text"
+            raise TypeError(msg)
+        made[name] = tuple(field.split("."))
+    return made

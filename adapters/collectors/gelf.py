@@ -1,0 +1,131 @@
+"""Graylog: messages of its Extended Log Format, GELF."""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+
+from outfall.adapters.collectors.factory import shipped, with_path
+from outfall.adapters.collectors.fields import (
+    beside,
+    dump,
+    syslog_severity,
+    take_failure,
+    take_level,
+    take_time,
+    text_of,
+)
+from outfall.sinks.http.bodies import BodyFormat
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from typing_extensions import Unpack
+
+    from outfall.adapters.collectors.factory import TokenOptions
+    from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.sink import Sink
+
+_UNFIT = re.compile(r"[^\w.\-]", re.ASCII)
+_LARGEST = 2**63
+
+
+class GELFMessage(BodyFormat):
+    """An event as a message of the Graylog Extended Log Format, version 1.1; one event a request.
+
+    ==========================  =====================================================================================
+    ``event``                   ``short_message``
+    ``exception``               ``full_message``, below the message; ``stack`` likewise
+    level                       ``level``, as the number of a syslog severity, and ``_level_name``
+    ``timestamp``               ``timestamp``, seconds with microseconds
+    all others                  additional fields: the name with ``_`` before it. Text and numbers stay, all else is
+                                JSON as text
+    ==========================  =====================================================================================
+
+    Characters that a name cannot have are ``_``. ``id`` is sent as ``_id_``, since ``_id`` is not allowed.
+
+    Args:
+        host: The name of what sends. Default the machine's.
+        bulk: True to send many messages in a request, with line breaks between: for an input that has "Enable Bulk
+            Receiving" set. Default False.
+
+    Source: https://go2docs.graylog.org/current/getting_in_log_data/gelf_format.html and
+    https://go2docs.graylog.org/current/getting_in_log_data/gelf_inputs.html
+    """
+
+    content_type: str = "application/json"
+    single: bool = True
+
+    def __init__(self, host: str | None = None, *, bulk: bool = False) -> None:
+        super().__init__()
+        self._host = host or socket.gethostname() or "localhost"
+        self.single = not bulk
+
+    def encode(self, batch: Sequence[Encoded]) -> bytes:
+        """Return the messages, each in a line."""
+        return b"\n".join(map(self._message, batch))
+
+    def _message(self, item: Encoded) -> bytes:
+        event = item.event
+        when = take_time(item, event)
+        message = event.pop("event", None)
+        short = "" if message is None else text_of(message)
+        made: dict[str, Any] = {
+            "version": "1.1",
+            "host": self._host,
+            "short_message": short if short.strip() else "-",  # Graylog refuses a message without
+            "timestamp": when // 1_000 / 1_000_000,
+            "level": syslog_severity(item.level),
+        }
+        failure = take_failure(event)
+        parts = [] if failure is None else [failure.stack]
+        if isinstance(event.get("stack"), str):
+            parts.append(event.pop("stack"))
+        if parts:
+            made["full_message"] = "\n\n".join([made["short_message"], *parts])
+        level = take_level(item, event)
+        more: dict[str, Any] = {} if level is None else {"_level_name": level}
+        for name, value in event.items():
+            if value is not None:
+                beside(more, {_field_name(name): _field(value)})
+        return dump(made | more)
+
+
+def _field_name(name: str) -> str:
+    made = f"_{_UNFIT.sub('_', name)}"
+    return "_id_" if made == "_id" else made
+
+
+def _field(value: object) -> str | int | float:
+    if isinstance(value, (str, float)):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and -_LARGEST <= value < _LARGEST:
+        return value
+    return text_of(value)
+
+
+def gelf_sink(
+    url: str,
+    *,
+    host: str | None = None,
+    bulk: bool = False,
+    spool: str | os.PathLike[str] | None = None,
+    **options: Unpack[TokenOptions],
+) -> Sink:
+    """Return a sink that sends events to a GELF HTTP input of Graylog in the background.
+
+    Args:
+        url: The input's, such as ``"http://graylog.example.org:12201"``; ``/gelf`` is added to one without a path.
+        host: See `GELFMessage`.
+        bulk: See `GELFMessage`.
+        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
+        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
+
+    Raises:
+        ValueError: What the sinks refuse.
+        TypeError: The same.
+    """
+    options.setdefault("name", "graylog")
+    return shipped(with_path(url, "/gelf", only_without=True), GELFMessage(host, bulk=bulk), options, spool=spool)

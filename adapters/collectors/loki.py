@@ -1,0 +1,188 @@
+"""Grafana Loki: streams of lines for its push API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from outfall.adapters.collectors.factory import shipped, with_path
+from outfall.adapters.collectors.fields import dump, found_at, nanoseconds, paths_of, text_of
+from outfall.sinks.errors import PausedDeliveryError
+from outfall.sinks.event.levels import level_name
+from outfall.sinks.http.bodies import BodyFormat
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Unpack
+
+    from outfall.adapters.collectors.factory import TokenOptions
+    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.sink import Sink
+
+_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+_UNFIT = re.compile(r"[^a-zA-Z0-9_]")
+#: Loki's own limit, as it is set where nobody changed it.
+_MAX_LABEL_BYTES = 2048
+#: With this status Loki refuses everything for a while, though it looks like success.
+_BLOCKED = 260
+
+
+class LokiStreams(BodyFormat):
+    """Events as lines of Loki's streams: each line is the event as JSON.
+
+    A stream is what has the same labels. Loki keeps an index of streams, so labels are for what has few values, and
+    which ones there are is your choice. Lines of a stream stay in their order.
+
+    Args:
+        labels: Labels that are the same for all events, such as ``{"service_name": "shop"}``. Default none.
+        label_fields: Fields whose values are labels: their names, or a mapping of label names to fields. A dot leads
+            into a nested one: ``{"shop": "order.shop"}``. ``level`` is the level's name, whatever the event has. An
+            event without the field has no such label. Default ``("level",)``.
+        structured_metadata: Fields that are sent beside the line, where they can be searched without being labels; as
+            *label_fields*. Default ``("trace_id", "span_id")``. Loki before 3.0 may not take them: then ``()``.
+
+    Raises:
+        ValueError: If the name of a label is none, or the same label is in *labels* and *label_fields*.
+        TypeError: If *labels* is no mapping of texts, or fields are given as one text.
+
+    Values that are no text are sent as JSON; those of labels are cut to 2048 bytes. An event that has no label at all
+    gets ``service_name="unknown_service"``, since Loki takes none without. Times have nanoseconds.
+
+    When Loki refuses some lines of a batch (400) it may have taken the others. They are sent again in smaller batches:
+    lines of a stream with the same time and text are one to Loki.
+
+    Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs and
+    https://grafana.com/docs/loki/latest/get-started/labels/structured-metadata/
+    """
+
+    content_type = "application/json"
+
+    def __init__(
+        self,
+        labels: Mapping[str, str] | None = None,
+        *,
+        label_fields: Mapping[str, str] | Iterable[str] = ("level",),
+        structured_metadata: Mapping[str, str] | Iterable[str] = ("trace_id", "span_id"),
+    ) -> None:
+        super().__init__()
+        self._labels = _checked_labels({} if labels is None else labels)
+        self._label_fields = paths_of(label_fields, "label_fields")
+        for label in self._label_fields:
+            if not _LABEL.fullmatch(label):
+                msg = (
+                    f"label_fields={label_fields!r}: {label!r} is not a label's name; give a mapping of names to fields"
+                )
+                raise ValueError(msg)
+            if label in self._labels:
+                msg = f"label_fields={label_fields!r}: {label!r} is among the labels too"
+                raise ValueError(msg)
+        paths = paths_of(structured_metadata, "structured_metadata")
+        self._metadata = {_UNFIT.sub("_", name): path for name, path in paths.items()}
+
+    def encode(self, batch: Sequence[Encoded]) -> bytes:
+        """Return *batch* as the body of a push, its streams in the order in which they begin."""
+        streams: dict[tuple[tuple[str, str], ...], list[list[object]]] = {}
+        for item in batch:
+            event = item.event
+            labels = self._labels | {
+                label: text
+                for label, path in self._label_fields.items()
+                if (text := _label_value(level_name(item.level) if path == ("level",) else found_at(event, path)))
+            }
+            value: list[object] = [str(nanoseconds(item, event)), _line(item)]
+            metadata = {
+                name: text_of(found)
+                for name, path in self._metadata.items()
+                if (found := found_at(event, path)) is not None
+            }
+            if metadata:
+                value.append(metadata)
+            streams.setdefault(tuple(labels.items()), []).append(value)
+        return dump(
+            {
+                "streams": [
+                    {"stream": dict(labels) or {"service_name": "unknown_service"}, "values": values}
+                    for labels, values in streams.items()
+                ]
+            }
+        )
+
+    def read(
+        self,
+        response_status: int,
+        response_headers: Mapping[str, str],  # noqa: ARG002 - what the interface has
+        response_body: bytes,  # noqa: ARG002
+        batch: Sequence[Encoded],  # noqa: ARG002
+    ) -> BatchResult | None:
+        """Find out whether Loki is told to take nothing at present.
+
+        Raises:
+            PausedDeliveryError: If it is (``block_ingestion_until``).
+        """
+        if response_status == _BLOCKED:
+            msg = f"Loki takes nothing at present (status {_BLOCKED}, block_ingestion_until)"
+            raise PausedDeliveryError(msg)
+        return None
+
+
+def _line(item: Encoded) -> str:
+    return item.data.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _label_value(value: object) -> str:
+    if value is None:
+        return ""
+    return text_of(value).encode("utf-8", "replace")[:_MAX_LABEL_BYTES].decode("utf-8", "ignore")
+
+
+def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(labels, Mapping):
+        msg = f"labels={labels!r} is not a mapping of names to texts"
+        raise TypeError(msg)
+    for name, value in labels.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            msg = f"labels={labels!r}: {name!r} and its value have to be text"
+            raise TypeError(msg)
+        if not _LABEL.fullmatch(name):
+            msg = (
+                f"labels={labels!r}: {name!r} is not a label's name (letters, digits, _; two of these begin Loki's own)"
+            )
+            raise ValueError(msg)
+    return {name: _label_value(value) for name, value in labels.items() if value}
+
+
+def loki_sink(
+    url: str,
+    labels: Mapping[str, str] | None = None,
+    *,
+    label_fields: Mapping[str, str] | Iterable[str] = ("level",),
+    structured_metadata: Mapping[str, str] | Iterable[str] = ("trace_id", "span_id"),
+    tenant: str | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    **options: Unpack[TokenOptions],
+) -> Sink:
+    """Return a sink that sends events to Grafana Loki in the background.
+
+    Args:
+        url: Loki's, such as ``"http://localhost:3100"``; ``/loki/api/v1/push`` is added unless it is there.
+        labels: See `LokiStreams`, for *label_fields* and *structured_metadata* too.
+        label_fields: The labels that come from fields.
+        structured_metadata: The fields that are sent beside the line.
+        tenant: For a Loki with several tenants (``X-Scope-OrgID``). Default None.
+        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
+        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`. Grafana Cloud wants
+            ``auth=(user, token)``.
+
+    Raises:
+        ValueError: What `LokiStreams` and the sinks refuse.
+        TypeError: The same.
+
+    Source: https://grafana.com/docs/loki/latest/operations/multi-tenancy/
+    """
+    body = LokiStreams(labels, label_fields=label_fields, structured_metadata=structured_metadata)
+    options.setdefault("name", "loki")
+    headers = {} if tenant is None else {"X-Scope-OrgID": tenant}
+    return shipped(with_path(url, "/loki/api/v1/push"), body, options, spool=spool, headers=headers)

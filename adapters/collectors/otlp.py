@@ -1,0 +1,352 @@
+"""OpenTelemetry: log records for OTLP over HTTP, as JSON."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import orjson
+
+from outfall.adapters.collectors.factory import shipped, with_path
+from outfall.adapters.collectors.fields import (
+    SPAN_DIGITS,
+    TRACE_DIGITS,
+    dump,
+    take_failure,
+    take_id,
+    take_level,
+    take_time,
+)
+from outfall.sinks.core.item import BatchResult
+from outfall.sinks.http.bodies import BodyFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Unpack
+
+    from outfall.adapters.collectors.factory import TokenOptions
+    from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.sink import Sink
+
+_DEFAULT_ENDPOINT, _PATH = "http://localhost:4318", "/v1/logs"
+_CONNECT_SECONDS = 3.05
+
+_MAX_FLAGS = 2**32 - 1
+#: Values deeper than this are sent as JSON text. Each level of an event is three of messages, of which parsers of
+#: Protocol Buffers take 100.
+_MAX_DEPTH = 16
+
+#: SeverityNumber by the tens of a level number: DEBUG, INFO, WARN, ERROR, FATAL. What lies between is one more.
+_SEVERITIES = {1: 5, 2: 9, 3: 13, 4: 17, 5: 21}
+_TRACE, _FATAL2 = 1, 22
+
+#: As the JSON of Protocol Buffers has them.
+_NOT_FINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}
+
+#: Attributes for fields that structlog's CallsiteParameterAdder makes, and the type these have.
+_CALLSITE: dict[str, tuple[str, type]] = {
+    "pathname": ("code.file.path", str),
+    "func_name": ("code.function.name", str),
+    "lineno": ("code.line.number", int),
+    "thread": ("thread.id", int),
+    "thread_name": ("thread.name", str),
+}
+
+
+class OTLPLogs(BodyFormat):
+    """Events as log records of the OpenTelemetry protocol, OTLP/HTTP with JSON.
+
+    ==========================  =====================================================================================
+    ``event``                   ``body``
+    level                       ``severityNumber``, and ``severityText`` as it is written in the event
+    ``timestamp``               ``timeUnixNano``, with all its digits; ``observedTimeUnixNano``
+    ``logger``                  the name of the scope; records are grouped by it
+    ``trace_id``, ``span_id``   ``traceId``, ``spanId``, if they are such ids, as hexadecimal text or numbers
+    ``trace_flags``             ``flags``
+    ``exception``               the attributes ``exception.type``, ``exception.message``, ``exception.stacktrace``
+    call-site fields            ``code.file.path``, ``code.function.name``, ``code.line.number``, ``thread.id``,
+                                ``thread.name``
+    all others                  attributes of their own type
+    ==========================  =====================================================================================
+
+    Integers beyond 64 bits are attributes of text, and so is, as JSON, what is nested deeper than 16. Bytes in an event
+    are text by the time it is sent.
+
+    Args:
+        resource: Attributes of what logs, such as ``{"service.name": "shop"}``: text, numbers, booleans, bytes, and
+            lists and mappings of them. Default none.
+
+    Raises:
+        TypeError: If *resource* is no mapping, or a name in it is no text.
+
+    A collector that takes a part of a batch (``partialSuccess``) says how many it refused and not which: they are
+    counted as refused, and nothing is sent again.
+
+    Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp,
+    https://opentelemetry.io/docs/specs/otel/logs/data-model/ and
+    https://opentelemetry.io/docs/specs/semconv/exceptions/exceptions-logs/
+    """
+
+    content_type = "application/json"
+
+    def __init__(self, resource: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        if resource is not None and not isinstance(resource, Mapping):
+            msg = f"resource={resource!r} is not a mapping of attributes"
+            raise TypeError(msg)
+        for name in resource or {}:
+            if not isinstance(name, str):
+                msg = f"resource={resource!r}: the name {name!r} is not text"
+                raise TypeError(msg)
+        self.resource: Mapping[str, Any] = dict(resource or {})
+        self._resource = orjson.Fragment(dump({"attributes": _key_values(self.resource)}))
+
+    def encode(self, batch: Sequence[Encoded]) -> bytes:
+        """Return *batch* as an ``ExportLogsServiceRequest``."""
+        scopes: dict[str, list[dict[str, Any]]] = {}
+        for item in batch:
+            event = item.event
+            logger = event.pop("logger", None)
+            if logger is not None and not isinstance(logger, str):
+                event["logger"], logger = logger, None
+            scopes.setdefault(logger or "", []).append(_record(item, event))
+        return orjson.dumps(
+            {
+                "resourceLogs": [
+                    {
+                        "resource": self._resource,
+                        "scopeLogs": [
+                            {"scope": {"name": name} if name else {}, "logRecords": records}
+                            for name, records in scopes.items()
+                        ],
+                    }
+                ]
+            }
+        )
+
+    def read(
+        self,
+        response_status: int,  # noqa: ARG002 - what the interface has
+        response_headers: Mapping[str, str],  # noqa: ARG002
+        response_body: bytes,
+        batch: Sequence[Encoded],
+    ) -> BatchResult | None:
+        """Return how many records the collector refused, if it did."""
+        try:
+            rejected = int(orjson.loads(response_body)["partialSuccess"]["rejectedLogRecords"])
+        except (ValueError, TypeError, KeyError):
+            return None
+        if rejected <= 0:
+            return None
+        if rejected >= len(batch):
+            # Then it is known which.
+            return BatchResult(rejected=dict.fromkeys(range(len(batch)), "the collector refused the whole batch"))
+        return BatchResult(rejected_unknown=rejected)
+
+
+def _record(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
+    when = str(take_time(item, event))
+    record: dict[str, Any] = {
+        "timeUnixNano": when,
+        "observedTimeUnixNano": when,
+        "severityNumber": severity_number(item.level),
+        "severityText": take_level(item, event),
+        "traceId": take_id(event, "trace_id", TRACE_DIGITS),
+        "spanId": take_id(event, "span_id", SPAN_DIGITS),
+        "flags": _flags(event.get("trace_flags")),
+    }
+    if record["flags"] is not None:
+        del event["trace_flags"]
+    record = {name: value for name, value in record.items() if value is not None}
+    if "event" in event:
+        record["body"] = any_value(event.pop("event"))
+    failure = take_failure(event)
+    if failure is not None:
+        told = (("type", failure.kind), ("message", failure.message), ("stacktrace", failure.stack))
+        event.update((f"exception.{name}", text) for name, text in told if text is not None)
+    for field, (name, kind) in _CALLSITE.items():
+        if type(event.get(field)) is kind and name not in event:
+            event[name] = event.pop(field)
+    record["attributes"] = _key_values(event)
+    return record
+
+
+def severity_number(level: float) -> int:
+    """Return the SeverityNumber of a level number; 0, unspecified, for a level that nobody knows."""
+    if level == math.inf:
+        return 0
+    tens = int(level // 10)
+    if tens < 1:
+        return _TRACE
+    return _SEVERITIES[tens] + bool(level % 10) if tens in _SEVERITIES else _FATAL2
+
+
+def _flags(value: object) -> int | None:
+    if isinstance(value, str):
+        try:
+            value = int(value, 16)
+        except ValueError:
+            return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_FLAGS:
+        return value
+    return None
+
+
+def any_value(value: object, depth: int = _MAX_DEPTH) -> dict[str, Any]:
+    """Return *value* as an ``AnyValue``, in which its type is said. None is one without a value."""
+    made: dict[str, Any]
+    if isinstance(value, str):
+        made = {"stringValue": value}
+    elif isinstance(value, bool):
+        made = {"boolValue": value}
+    elif isinstance(value, int):
+        # 64 bits go as text, since readers of JSON take numbers for floats.
+        made = {"intValue" if -(2**63) <= value < 2**63 else "stringValue": str(value)}
+    elif isinstance(value, float):
+        made = {"doubleValue": value if math.isfinite(value) else _NOT_FINITE.get(value, "NaN")}
+    elif value is None:
+        made = {}
+    elif isinstance(value, (bytes, bytearray)):
+        made = {"bytesValue": base64.b64encode(value).decode()}
+    elif isinstance(value, (list, tuple, Mapping)) and depth == 0:
+        made = {"stringValue": dump(value).decode()}
+    elif isinstance(value, (list, tuple)):
+        made = {"arrayValue": {"values": [any_value(item, depth - 1) for item in value]}}
+    elif isinstance(value, Mapping):
+        made = {"kvlistValue": {"values": _key_values(value, depth - 1)}}
+    else:
+        made = {"stringValue": str(value)}
+    return made
+
+
+def _key_values(fields: Mapping[str, Any], depth: int = _MAX_DEPTH) -> list[dict[str, Any]]:
+    return [{"key": str(name), "value": any_value(value, depth)} for name, value in fields.items()]
+
+
+def otlp_sink(
+    endpoint: str | None = None,
+    *,
+    resource: Mapping[str, Any] | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    **options: Unpack[TokenOptions],
+) -> Sink:
+    """Return a sink that sends events to an OpenTelemetry collector in the background, by OTLP/HTTP with JSON.
+
+    What is not given here is taken from the environment variables that OpenTelemetry defines; of two, that with
+    ``_LOGS_`` counts.
+
+    ==========================================  =======================================================================
+    ``OTEL_EXPORTER_OTLP_ENDPOINT``             *endpoint*; ``/v1/logs`` is added
+    ``OTEL_EXPORTER_OTLP_LOGS_ENDPOINT``        *endpoint* as it is
+    ``OTEL_EXPORTER_OTLP[_LOGS]_HEADERS``       ``headers``, as ``name=value,…`` with percent-encoding; those given
+                                                here win
+    ``OTEL_EXPORTER_OTLP[_LOGS]_TIMEOUT``       ``timeout``, in milliseconds
+    ``OTEL_EXPORTER_OTLP[_LOGS]_COMPRESSION``   ``compression``, ``gzip`` or ``none``
+    ``OTEL_EXPORTER_OTLP[_LOGS]_CERTIFICATE``   ``verify``, a file
+    ``OTEL_EXPORTER_OTLP[_LOGS]_CLIENT_…``      ``cert``, the files ``CERTIFICATE`` and ``KEY``
+    ``OTEL_SERVICE_NAME``                       ``service.name`` of *resource*
+    ``OTEL_RESOURCE_ATTRIBUTES``                *resource*, as ``name=value,…`` with percent-encoding
+    ==========================================  =======================================================================
+
+    Args:
+        endpoint: The collector's, such as ``"http://localhost:4318"``, which is the default; ``/v1/logs`` is added
+            unless it is there.
+        resource: Attributes of what logs. ``service.name`` is ``"unknown_service:"`` and the program's name where
+            nobody says it. Default none but that.
+        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
+        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
+
+    Raises:
+        ValueError: If a variable has a value that is none, or the endpoint that the environment names is for gRPC
+            (``OTEL_EXPORTER_OTLP_PROTOCOL``); or what the sinks refuse.
+        TypeError: What `OTLPLogs` and the sinks refuse.
+
+    OpenTelemetry's SDK for Python takes the timeout's variable for seconds; here it is what the specification says.
+
+    Source: https://opentelemetry.io/docs/specs/otel/protocol/exporter/,
+    https://opentelemetry.io/docs/languages/sdk-configuration/otlp-exporter/ and
+    https://opentelemetry.io/docs/specs/otel/resource/sdk/
+    """
+    url = _endpoint_of_environment() if endpoint is None else with_path(endpoint, _PATH)
+    given = _options_of_environment()
+    headers = given.pop("headers", {})
+    options.setdefault("name", "otlp")
+    return shipped(
+        url, OTLPLogs(_resource_of_environment() | dict(resource or {})), given | options, spool=spool, headers=headers
+    )
+
+
+def _environment(name: str) -> tuple[str, str | None]:
+    """Return the variable that counts, of the one for logs and the one for all, and its value; empty is unset."""
+    own, general = f"OTEL_EXPORTER_OTLP_LOGS_{name}", f"OTEL_EXPORTER_OTLP_{name}"
+    value = os.environ.get(own)
+    return (own, value) if value else (general, os.environ.get(general) or None)
+
+
+def _endpoint_of_environment() -> str:
+    variable, url = _environment("ENDPOINT")
+    if url is None:
+        return _DEFAULT_ENDPOINT + _PATH
+    told, protocol = _environment("PROTOCOL")
+    if protocol == "grpc":
+        msg = f"{told}='grpc': {variable} is an endpoint for gRPC; give one for HTTP, as endpoint="
+        raise ValueError(msg)
+    return url if "_LOGS_" in variable else with_path(url, _PATH)
+
+
+def _options_of_environment() -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    variable, headers = _environment("HEADERS")
+    if headers is not None:
+        options["headers"] = _pairs(variable, headers)
+    variable, timeout = _environment("TIMEOUT")
+    if timeout is not None:
+        if not (timeout.isascii() and timeout.isdigit() and int(timeout)):
+            msg = f"{variable}={timeout!r} is not a number of milliseconds"
+            raise ValueError(msg)
+        seconds = int(timeout) / 1_000
+        options["timeout"] = (min(_CONNECT_SECONDS, seconds), seconds)
+    variable, compression = _environment("COMPRESSION")
+    if compression not in (None, "none"):
+        if compression != "gzip":
+            msg = f"{variable}={compression!r} is neither 'gzip' nor 'none'"
+            raise ValueError(msg)
+        options["compression"] = compression
+    _, certificate = _environment("CERTIFICATE")
+    if certificate is not None:
+        options["verify"] = certificate
+    _, client = _environment("CLIENT_CERTIFICATE")
+    _, key = _environment("CLIENT_KEY")
+    if client is not None:
+        options["cert"] = client if key is None else (client, key)
+    return options
+
+
+def _resource_of_environment() -> dict[str, Any]:
+    variable = "OTEL_RESOURCE_ATTRIBUTES"
+    program = os.path.basename(sys.executable or "python")  # noqa: PTH119 - a name, of a path that need not be one here
+    found = {"service.name": f"unknown_service:{program}"} | _pairs(variable, os.environ.get(variable, ""))
+    name = os.environ.get("OTEL_SERVICE_NAME")
+    return found | {"service.name": name} if name else found
+
+
+def _pairs(variable: str, text: str) -> dict[str, str]:
+    """Return the pairs of a list ``name=value,…``, as W3C's Baggage has it."""
+    pairs: dict[str, str] = {}
+    for pair in text.split(","):
+        if not pair.strip():
+            continue
+        name, equals, value = pair.partition("=")
+        name = unquote(name.strip())
+        if not name or not equals:
+            # The value may be a secret.
+            msg = f"{variable} is not a list of name=value with commas between"
+            raise ValueError(msg)
+        pairs[name] = unquote(value.strip())
+    return pairs

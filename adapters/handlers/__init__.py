@@ -1,0 +1,42 @@
+"""Drop-in twins of the standard library's logging handlers, under their own names.
+
+.. code-block:: python
+
+    from outfall.adapters.handlers import RotatingFileHandler   # was: logging.handlers
+
+Same constructors, attributes and methods, in the semantics of Python 3.13 on every supported version; the work is done
+by the sinks. Each is a subclass of its namesake. Where one differs on purpose, because the standard library loses
+records or contradicts its documentation, :doc:`/explanation/handlers` says so in a table.
+"""
+
+from outfall.adapters.handlers.buffers import BufferingHandler, MemoryHandler
+from outfall.adapters.handlers.eventlog import NTEventLogHandler
+from outfall.adapters.handlers.file import FileHandler, WatchedFileHandler
+from outfall.adapters.handlers.http import HTTPHandler
+from outfall.adapters.handlers.mail import SMTPHandler
+from outfall.adapters.handlers.queue import QueueHandler, QueueListener
+from outfall.adapters.handlers.rotating import BaseRotatingHandler, RotatingFileHandler
+from outfall.adapters.handlers.socket import DatagramHandler, SocketHandler
+from outfall.adapters.handlers.stream import NullHandler, StreamHandler
+from outfall.adapters.handlers.syslog import SysLogHandler
+from outfall.adapters.handlers.timed import TimedRotatingFileHandler
+
+__all__ = [
+    "BaseRotatingHandler",
+    "BufferingHandler",
+    "DatagramHandler",
+    "FileHandler",
+    "HTTPHandler",
+    "MemoryHandler",
+    "NTEventLogHandler",
+    "NullHandler",
+    "QueueHandler",
+    "QueueListener",
+    "RotatingFileHandler",
+    "SMTPHandler",
+    "SocketHandler",
+    "StreamHandler",
+    "SysLogHandler",
+    "TimedRotatingFileHandler",
+    "WatchedFileHandler",
+]

@@ -1,0 +1,1 @@
+"""Between `logging` and sinks, both ways."""

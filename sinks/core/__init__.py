@@ -1,0 +1,1 @@
+"""What every sink is made of. Imports `event` alone."""

@@ -1,0 +1,159 @@
+"""What travels in batches: an encoded event, and what became of a batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+import orjson
+
+from outfall.sinks.event.event import timestamp_of
+from outfall.sinks.event.jsonable import cut
+from outfall.sinks.event.levels import level_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One event, encoded in the thread that logged it.
+
+    Args:
+        data: What the sink it is meant for puts out: a line of JSON, or the bytes of the sink's own renderer.
+        level: The level number.
+        time: When it happened, in seconds since the epoch: its ``timestamp``, else when it was handled.
+    """
+
+    data: bytes
+    level: float
+    time: float
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The event as a dict, decoded anew at each access; text that is no JSON object is ``{"event": text}``."""
+        try:
+            # orjson makes floats of integers beyond 64 bits; json keeps their digits.
+            decoded = json.loads(self.data) if _LONG_NUMBER.search(self.data) else orjson.loads(self.data)
+        except (ValueError, RecursionError):
+            decoded = None
+        if isinstance(decoded, dict):
+            # What somebody else rendered may be nested deeper than anything here may encode again.
+            return cut(decoded)
+        return {"event": self.data.decode("utf-8", "backslashreplace").rstrip("\r\n")}
+
+
+#: What waits in a queue until somebody asks for the item: its data, its level, when it was handled, and whether its own
+#: timestamp has to be read first. The level is None where the data alone tells it, and so may the time be.
+Raw = tuple[bytes, float | None, float | None, bool]
+
+
+def item_of(raw: Raw | Encoded) -> Encoded:
+    """Return *raw* as an item, decoding it where its level or its time are only in its data."""
+    if isinstance(raw, Encoded):
+        return raw
+    data, level, stamp, dated = raw
+    if level is None or dated or stamp is None:
+        event = Encoded(data, 0, 0).event
+        level = level_of(event) if level is None else level
+        when = timestamp_of(event)
+        stamp = when if when is not None else time.time() if stamp is None else stamp
+    return Encoded(data, level, stamp)
+
+
+class Batch(Sequence[Encoded]):
+    """The items that a delivery hands to ``emit_batch``, with a key that is the same at every retry.
+
+    Over HTTP the key is the ``Idempotency-Key`` header. A part of a batch has a key of its own that follows from the
+    batch's key and its place in it.
+
+    Args:
+        items: The items, oldest first: `Encoded` ones, or what `item_of` makes items of when they are asked for.
+        key: The key. Default: a random one.
+    """
+
+    __slots__ = ("_data", "_items", "_places", "_root", "key")
+
+    def __init__(self, items: Iterable[Encoded | Raw], key: str | None = None) -> None:
+        self._fill(tuple(items), None, os.urandom(16).hex() if key is None else key)
+
+    def _fill(self, items: Sequence[Encoded | Raw], places: Sequence[int] | None, root: str) -> None:
+        self._items = items
+        self._data: list[bytes] | None = None
+        #: Where the items stand in the whole batch.
+        self._places = range(len(items)) if places is None else places
+        self._root = root
+        self.key: str = root
+        if places is not None:
+            together = not places or len(places) == places[-1] - places[0] + 1
+            told = f"{places[0]}-{places[-1]}" if places and together else _digest(places)
+            self.key = f"{root}.{told}"
+
+    @property
+    def data(self) -> list[bytes]:
+        """Each item's data, without making items; made once, and not to be changed."""
+        if self._data is None:
+            self._data = [item[0] if type(item) is tuple else item.data for item in self._items]  # type: ignore[union-attr]
+        return self._data
+
+    @property
+    def item_keys(self) -> list[str]:
+        """A key for each item: the same at every retry, and in every part of the batch that the item is in."""
+        return [f"{self._root}.{place}" for place in self._places]
+
+    def part(self, indexes: Iterable[int]) -> Batch:
+        """Return the items at *indexes*, as a batch."""
+        chosen = tuple(indexes)
+        made = Batch((), "")
+        made._fill([self._items[index] for index in chosen], [self._places[index] for index in chosen], self._root)
+        return made
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batch: ...
+    def __getitem__(self, index: int | slice) -> Encoded | Batch:
+        if isinstance(index, slice):
+            return self.part(range(*index.indices(len(self._items))))
+        return item_of(self._items[index])
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return map(item_of, self._items)
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.key} of {len(self._items)}>"
+
+
+def _digest(places: Sequence[int]) -> str:
+    from hashlib import blake2b  # noqa: PLC0415 - seldom needed
+
+    return blake2b(repr(places).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What became of a batch that was not taken whole.
+
+    Indexes count from 0 in the batch handed to ``emit_batch``. What is named nowhere was delivered.
+
+    Args:
+        retry: Indexes of the items that should be tried again.
+        rejected: Why the target refused an item for good, by index.
+        rejected_unknown: How many more it refused without saying which.
+        retry_after: Seconds to wait before the retry, or None when the target did not say.
+    """
+
+    retry: Sequence[int] = ()
+    rejected: Mapping[int, str] = field(default_factory=dict)
+    rejected_unknown: int = 0
+    retry_after: float | None = None

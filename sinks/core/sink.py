@@ -1,0 +1,853 @@
+"""The contract of a sink: `Sink`, `ByteSink` and `SinkStats`."""
+
+# `type(renderer) is OrjsonRenderer` does not narrow a callable for pyright.
+# pyright: reportFunctionMemberAccess=false
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import logging
+import sys
+import threading
+import time
+import weakref
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Union
+
+import orjson
+from structlog import DropEvent
+
+from outfall.sinks.core import lifecycle
+from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.core.lock import WriteLock
+from outfall.sinks.core.reentrancy import delivering, thread
+from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
+from outfall.sinks.errors import (
+    PermanentDeliveryError,
+    ReentrantEventError,
+    SinkClosedError,
+    TemporaryDeliveryError,
+    reason_of,
+)
+from outfall.sinks.event.event import TextEvent, as_event, copy_event, timestamp_of, without_metadata
+from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
+from outfall.sinks.event.levels import NOTSET, level_name, level_of, parse_level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+#: What ``on_error`` takes.
+OnError = Union["Callable[[SinkFailure], object]", Literal["raise"]]
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStats:
+    """A sink's ledger at one moment.
+
+    With nothing pending, ``accepted + adopted == delivered + sum(dropped.values()) + dead_lettered + spooled``.
+    A forked child begins with an empty one.
+
+    Args:
+        name: The sink's name.
+        accepted: Events that came to ``handle`` or ``deliver`` and passed level and processors, whatever became of
+            them then.
+        adopted: Events taken over from a dead process's spool.
+        filtered: Events that the level or a processor kept out.
+        delivered: Events put out.
+        dropped: Events lost, by reason: ``error``, ``closed``, ``reentrant``, ``interrupted`` …
+        retried: Attempts made again.
+        dead_lettered: Events that the target refused and that went to the dead letter sink.
+        spooled: Events safe on disk that are not yet delivered.
+        pending: Events accepted and still in memory.
+        last_error: The last failure as one line of text, or None.
+        targets: The ledgers of the sinks behind this one.
+    """
+
+    name: str
+    accepted: int = 0
+    adopted: int = 0
+    filtered: int = 0
+    delivered: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    retried: int = 0
+    dead_lettered: int = 0
+    spooled: int = 0
+    pending: int = 0
+    last_error: str | None = None
+    targets: tuple[SinkStats, ...] = ()
+
+
+class Sink:
+    """Somewhere to put event dicts.
+
+    Applications call `handle`, or put the sink last in a structlog processor chain. Who writes a sink implements
+    `emit`, and `emit_batch` where many at once are cheaper than one by one.
+
+    The way of an event: level, then processors, both outside any lock, then `emit` under the sink's lock. Sinks raise;
+    `handle` is the layer that counts, reports and never lets an exception into the application.
+
+    Args:
+        level: Events below it are filtered: a name in any case, or a number. Default NOTSET, which takes all. An
+            event's ``level_number`` wins over its ``level``; without either it counts as INFO; a level nobody knows
+            passes.
+        processors: structlog processors, applied in order to a copy of the event. ``structlog.DropEvent`` filters it.
+            They get the logger and method name where they are known, else None and the level's name. Default none.
+        on_error: What is told of a failure: a callable that gets a `SinkFailure`, or ``"raise"`` to raise into the
+            application (for audit logs). Default `report`: one line on stderr, at most once in 30 s per cause.
+        name: What to call the sink in reports and stats. Default the name of its class.
+
+    Raises:
+        ValueError: If *level* is no level, or *on_error* is neither callable nor ``"raise"``.
+        TypeError: If a processor is not callable.
+
+    Safe from any thread and from signal handlers. A forked child gets fresh locks and an empty ledger. A sink is not
+    picklable: make one in each process.
+    """
+
+    #: True in sinks whose delivery runs library code that logs (HTTP, background workers). While a thread delivers for
+    #: one of them, all of them drop that thread's events as ``reentrant``; two of them on a DEBUG root logger would
+    #: feed each other for ever otherwise.
+    delivers_through_loggers: ClassVar[bool] = False
+
+    #: True in sinks of that kind whose ``handle`` only stores events, for a thread to deliver.
+    delivers_later: ClassVar[bool] = False
+
+    #: False in sinks that hand events to something with a lock of its own, so that `emit` needs none of ours.
+    locks_emit: ClassVar[bool] = True
+
+    #: True in sinks that keep what `emit_batch` gives them (buffers, spools), and so count it themselves.
+    counts_batches: ClassVar[bool] = False
+
+    #: What ``flush`` and ``close`` take for *timeout* None, in seconds; `logging.shutdown` passes none. Settable. Once
+    #: the process exits it is no more than what is left of the time that the exit gives all sinks together.
+    drain_timeout: float = 5.0
+
+    def __init__(
+        self,
+        *,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self._level = parse_level(level)
+        self._processors = tuple(processors)
+        for processor in self._processors:
+            if not callable(processor):
+                msg = f"processors={processor!r}: a processor is a callable (logger, method_name, event_dict)"
+                raise TypeError(msg)
+        if not (callable(on_error) or on_error == "raise"):
+            msg = f"on_error={on_error!r} is neither a callable nor 'raise'"
+            raise ValueError(msg)
+        self.on_error: OnError = on_error
+        self.name: str = type(self).__name__ if name is None else str(name)
+        self._closed = False
+        self._close_result = True
+        self._reporting = 0
+        #: The sinks around this one, whose own short cuts depend on it; held weakly.
+        self._wrappers: tuple[weakref.ref[Sink], ...] = ()
+        #: How a subclass's short cut goes; 0: not at all.
+        self._express = 0
+        self._fresh_state()
+        lifecycle.join(self)
+
+    def _fresh_state(self) -> None:
+        """Set up the lock and the ledger, at construction and in a forked child."""
+        #: Around emit and write alone.
+        self._lock = WriteLock()
+        #: Around the counts below, and never held while anything else is called.
+        self._ledger_lock = threading.RLock()
+        self._filtered = 0
+        self._delivered = 0
+        # A defaultdict: adding to an entry is one step for signal handlers that count too, get() and then set is not.
+        self._dropped: defaultdict[str, int] = defaultdict(int)
+        self._last_error: str | None = None
+        #: Events that a failing `_flush` gave up, for the report.
+        self._lost = 0
+        #: When `_flush` and `_release` have to be done, by the monotonic clock; None outside flush and close.
+        self._deadline: float | None = None
+
+    # -- what applications call
+
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
+        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+
+        The event is not changed. Rendered text is taken too. KeyboardInterrupt and SystemExit pass through, counted as
+        ``interrupted``.
+        """
+        try:
+            self.deliver(event)
+        except ReentrantEventError:
+            return  # counted; a report could be what feeds the loop
+        except Exception as error:  # noqa: BLE001 - the error policy decides
+            caught = error
+        else:
+            return
+        # Out here, so that what is raised for it has no context that gives the event away.
+        try:
+            self._fail(caught, event, events=self._events_lost_to(caught))
+        finally:
+            del caught  # with its traceback, which holds this frame
+
+    def deliver(self, event: Mapping[str, Any] | str | bytes) -> None:
+        """Take one event, raising if it could not be put out: what wrappers and routers call.
+
+        A filtered event is no failure. Whatever is raised, the event has been counted.
+
+        Raises:
+            SinkClosedError: After `close`.
+            ReentrantEventError: If the event was born inside this sink's own delivery or error report.
+            Exception: Whatever processors, renderer or target raise.
+        """
+        failure = None
+        try:
+            admitted = self._admit(event)
+            if admitted is None:
+                return
+            if self.delivers_through_loggers:
+                if thread.delivering:
+                    msg = f"{self.name}: the event was logged while delivering another"
+                    raise ReentrantEventError(msg)
+                if self.delivers_later:
+                    failure = self._put(admitted)
+                else:
+                    with delivering():
+                        failure = self._put(admitted)
+            else:
+                failure = self._put(admitted)
+        except DropEvent:
+            self._count_filtered()
+        except Exception as error:
+            self._count_dropped(reason_of(error))
+            raise
+        except BaseException:
+            self._count_dropped("interrupted")
+            raise
+        if failure is not None:
+            thread.settled = failure
+            raise failure
+
+    def __call__(self, logger: object, method_name: str, event_dict: Any) -> NoReturn:  # noqa: ARG002
+        """Be the last processor of a structlog chain: `handle` the event, then end the chain.
+
+        A missing ``level`` is taken from *method_name* for filtering; it is not written into the event.
+
+        Raises:
+            DropEvent: Always, so that structlog calls nothing further.
+        """
+        if type(event_dict) is dict and "level" in event_dict:
+            self.handle(event_dict)
+        else:
+            try:
+                event = as_event(event_dict, method_name)
+            except TypeError:
+                event = event_dict  # handle() counts and reports it
+            self.handle(event)
+        raise DropEvent
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Put out what waits; return True when everything accepted so far is settled (delivered, dropped …).
+
+        Args:
+            timeout: Seconds, for locks too. None stands for `drain_timeout`, 5 s.
+
+        Failures go to ``on_error``. Returns within *timeout* and a quarter of a second.
+        """
+        seconds = self._seconds(timeout)
+        deadline = time.monotonic() + seconds
+        if not self._lock.acquire(seconds):
+            return False
+        errors: list[Exception] = []
+        try:
+            self._deadline = deadline
+            self._flush()
+        except Exception as error:  # noqa: BLE001 - the error policy decides, unlocked
+            errors.append(error)
+        finally:
+            self._deadline = None
+            lost, self._lost = self._lost, 0
+            self._lock.release()
+        for failure in errors:
+            self._fail(failure, None, events=lost)
+        return not errors
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Flush and release; idempotent. Return False if something had to be given up.
+
+        Events that come later are counted as ``dropped["closed"]``.
+
+        Args:
+            timeout: Seconds, for locks too. None stands for `drain_timeout`, 5 s.
+        """
+        seconds = self._seconds(timeout)
+        deadline = time.monotonic() + seconds
+        if not self._begin_to_close():
+            return self._close_result
+        if not self._lock.acquire(seconds):
+            self._give_up()
+            return False
+        errors: list[Exception] = []
+        try:
+            self._deadline = deadline
+            for step in (self._flush, self._release):
+                try:
+                    step()
+                except Exception as error:  # noqa: BLE001 - the error policy decides, unlocked
+                    errors.append(error)
+        finally:
+            self._deadline = None
+            lost, self._lost = self._lost, 0
+            self._lock.release()
+        self._close_result = not errors
+        for failure in errors:
+            self._fail(failure, None, events=lost)
+            lost = 0
+        return self._close_result
+
+    def _begin_to_close(self) -> bool:
+        """Take no more events; return False if that was so already."""
+        with self._ledger_lock:
+            if self._closed:
+                return False
+            self._closed = True
+            self._close_result = False
+        self._changed()
+        return True
+
+    async def aflush(self, timeout: float | None = None) -> bool:
+        """Do `flush` in a thread, for asyncio."""
+        return await asyncio.to_thread(self.flush, timeout)
+
+    async def aclose(self, timeout: float | None = None) -> bool:
+        """Do `close` in a thread, for asyncio."""
+        return await asyncio.to_thread(self.close, timeout)
+
+    def stats(self) -> SinkStats:
+        """Return the ledger as it stands."""
+        with self._ledger_lock:
+            return self._stats()
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._closed
+
+    @property
+    def level(self) -> float:
+        """The level number below which events are filtered; set it to a name or a number at any time."""
+        return self._level
+
+    @level.setter
+    def level(self, level: str | float) -> None:
+        self._level = parse_level(level)
+        self._changed()
+
+    @property
+    def processors(self) -> tuple[Callable[[Any, str, Any], Any], ...]:
+        """The processors applied to a copy of each event."""
+        return self._processors
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        parts = [self._describe()]
+        if self.name != type(self).__name__:
+            parts.append(f"name={self.name!r}")
+        if self._level:
+            parts.append(f"level={level_name(self._level)!r}")
+        if self._closed:
+            parts.append("closed")
+        return f"<{type(self).__name__} {' '.join(part for part in parts if part)}>".replace(" >", ">")
+
+    def __copy__(self) -> Self:
+        """Return the sink itself, so that a logger whose processors hold it can be copied."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the sink itself, so that a logger whose processors hold it can be copied."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled."""
+        msg = (
+            f"{type(self).__name__} cannot be pickled: it holds locks and open resources; "
+            "make a sink in each process, and pickle the arguments to make it with"
+        )
+        raise TypeError(msg)
+
+    # -- what a sink writer implements
+
+    def emit(self, event: dict[str, Any]) -> None:  # noqa: ARG002 - for others to use
+        """Put one event out; raise if that failed. Called under the sink's lock; must not change *event*."""
+        msg = f"{type(self).__name__} has to implement emit(event)"
+        raise TypeError(msg)
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Put many events out; return None if all were taken, else what became of the others.
+
+        The default calls `emit` for each: a `TemporaryDeliveryError`, or a connection's error or time-out, ends the
+        round and leaves the rest for a retry; any other exception rejects that one event.
+
+        Raises:
+            Exception: If none was taken.
+        """
+        return self._emit_each(batch, lambda item: self.emit(item.event))
+
+    def handle_error(self, failure: SinkFailure) -> None:
+        """Tell of *failure*; the default calls ``on_error``, or raises its error. Called without locks."""
+        on_error = self.on_error
+        if on_error == "raise":
+            raise failure.error
+        on_error(failure)
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* as a batch item for this sink, a snapshot that shares nothing with it."""
+        return self._encoded(event, _json.render(event))
+
+    # -- what the sinks of this package override, under the lock
+
+    def _flush(self) -> None:
+        """Put out what waits; if that fails, count what is lost, add it to ``_lost`` and raise."""
+
+    def _release(self) -> None:
+        """Let go of what is held, at close."""
+
+    def _give_up(self) -> None:
+        """Count what waits as lost, without the lock: close() did not get it in time."""
+
+    def _describe(self) -> str:
+        """Return what tells this sink from others of its class, for its repr."""
+        return ""
+
+    def _reads_metadata(self) -> bool:
+        """Return True if something here may look at an event's metadata keys, which are costly to take out again."""
+        return True
+
+    def _refresh(self) -> None:
+        """Find out anew whether a subclass's short cut may be taken; called when what it depends on changes."""
+
+    def _changed(self) -> None:
+        """Have the short cuts found out anew: this sink's, and those of the sinks around it."""
+        self._refresh()
+        for wrapper in self._wrappers:
+            around = wrapper()
+            if around is not None:
+                around._changed()  # noqa: SLF001 - a sink too
+
+    # -- what a sink around this one calls, instead of `deliver`
+
+    def _surround(self, wrapper: Sink) -> None:
+        """Have *wrapper* told when something changes that its short cut may depend on."""
+        self._wrappers += (weakref.ref(wrapper),)
+
+    def _prepare(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
+        """Do all that has to be done in the thread that logs; return what to give to `emit_batch`, None if filtered.
+
+        Nothing is counted here: the sink around this one does.
+
+        Raises:
+            Exception: What processors and renderers raise; `structlog.DropEvent` filters the event.
+        """
+        passed = self._passed(event, respect_level=respect_level)
+        return None if passed is None else self.encode(passed)
+
+    def _passed(self, event: dict[str, Any], *, respect_level: bool) -> dict[str, Any] | None:
+        """Return *event* past level and processors, without counting; None if the level keeps it out."""
+        if respect_level and self._level and level_of(event) < self._level:
+            return None
+        return self._processed(event) if self._processors else event
+
+    def _restore(self, data: bytes, level: float, time: float) -> Encoded:
+        """Return again the item that `_prepare` made, of what a spool has kept of it: called once for each item.
+
+        The same object has to come to `emit_batch` at each retry, since routers note in it who has the event already.
+        """
+        return Encoded(data, level, time)
+
+    def _prepare_reads_metadata(self) -> bool:
+        """Return True if `_prepare` may look at an event's metadata keys. What comes after it never sees them."""
+        own = type(self)
+        usual = own.encode is Sink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        return not usual or bool(self._processors)
+
+    def _plain_option(self) -> int | None:
+        """Return the options with which one ``orjson.dumps`` does all that `_prepare` does; None if it does more.
+
+        For events that are plain dicts without metadata and ``exc_info``. Asked again whenever `_changed` was called.
+        """
+        own = type(self)
+        usual = own.encode is Sink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        return OPTIONS if usual and not (self._level or self._processors) else None
+
+    # -- the pipeline
+
+    def _admit(self, event: object) -> dict[str, Any] | None:
+        """Return the event to put out, past level and processors, or None if it was filtered."""
+        admitted: dict[str, Any] = event if type(event) is dict else as_event(event)
+        if self._level and level_of(admitted) < self._level:
+            self._count_filtered()
+            return None
+        if self._processors:
+            admitted = self._processed(admitted)
+        if self._closed:
+            if thread.delivering:
+                # What a delivery logs while everything is being closed is no event that somebody expects anywhere.
+                msg = f"{self.name}: the event was logged while delivering another"
+                raise ReentrantEventError(msg)
+            msg = f"{self.name} is closed"
+            raise SinkClosedError(msg)
+        if self._reporting and self in thread.reporting:
+            msg = f"{self.name}: the event was logged by its own on_error"
+            raise ReentrantEventError(msg)
+        return admitted
+
+    def _processed(self, event: dict[str, Any]) -> dict[str, Any]:
+        level = level_of(event)
+        logger = event.get("_logger")
+        if logger is None and "_record" in event:
+            logger = logging.getLogger(event["_record"].name)  # what structlog's processors take it for
+        name = event.get("_name") or level_name(level)
+        processed: Any = copy_event(event)
+        for processor in self._processors:
+            processed = processor(logger, name, processed)
+        made = as_event(processed)
+        if isinstance(made, TextEvent) and made.carried_level is None:
+            made.carried_level = level
+        return made
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        """Emit one admitted event under the lock and count it; raise if it is lost.
+
+        Returned is an error to raise although the event has been settled, which only routers have.
+        """
+        if self.locks_emit:
+            with self._lock:
+                self._check_open()
+                self.emit(event)
+                self._delivered += 1
+        else:
+            self.emit(event)
+            with self._ledger_lock:
+                self._delivered += 1
+        return None
+
+    def _check_open(self) -> None:
+        # Asked again under the lock: close() may have come between.
+        if self._closed:
+            msg = f"{self.name} is closed"
+            raise SinkClosedError(msg)
+
+    def _emit_each(self, batch: Sequence[Encoded], emit: Callable[[Encoded], None]) -> BatchResult | None:
+        rejected: dict[int, str] = {}
+        for index, item in enumerate(batch):
+            try:
+                with self._lock if self.locks_emit else nullcontext():
+                    emit(item)
+            except DropEvent:
+                pass
+            except (TemporaryDeliveryError, ConnectionError, TimeoutError) as error:
+                if index == 0:
+                    raise
+                retry_after = error.retry_after if isinstance(error, TemporaryDeliveryError) else None
+                return BatchResult(range(index, len(batch)), rejected, retry_after=retry_after)
+            except PermanentDeliveryError as error:
+                rejected[index] = error.reason
+            except Exception as error:  # noqa: BLE001 - one bad event must not cost the others
+                rejected[index] = describe(cleaned(error, item.event))
+        return BatchResult(rejected=rejected) if rejected else None
+
+    def _encoded(self, event: dict[str, Any], data: bytes) -> Encoded:
+        when = timestamp_of(event)
+        # orjson's bytes keep the buffer that they were made in, ten times as large at worst, and items wait.
+        return Encoded(bytes(memoryview(data)), level_of(event), time.time() if when is None else when)
+
+    # -- counting and telling
+
+    def _count_filtered(self) -> None:
+        with self._ledger_lock:
+            self._filtered += 1
+
+    def _count_dropped(self, reason: str, events: int = 1) -> None:
+        with self._ledger_lock:
+            self._dropped[reason] += events
+
+    def _stats(self) -> SinkStats:
+        """Return the ledger; called under the ledger lock.
+
+        A sink that settles each event before ``handle`` returns keeps no count of accepted ones: it is the sum of what
+        they became.
+        """
+        dropped = dict(self._dropped)
+        delivered = self._delivered
+        return SinkStats(
+            name=self.name,
+            accepted=delivered + sum(dropped.values()),
+            filtered=self._filtered,
+            delivered=delivered,
+            dropped=dropped,
+            last_error=self._last_error,
+        )
+
+    def _events_lost_to(self, error: Exception) -> int:
+        """Return how many events were lost when `deliver` raised *error*."""
+        if error is thread.settled:
+            thread.settled = None  # not kept, with all that its traceback holds
+            return 0
+        # More than one where a buffer was lost with it.
+        lost, self._lost = self._lost, 0
+        return 1 + lost
+
+    def _fail(self, error: Exception, event: object, *, events: int = 1, suppressed: int = 0) -> None:
+        """Apply the error policy to *error*; the loss itself has been counted. Called without locks."""
+        told = cleaned(error, event)
+        self._last_error = describe(told)
+        failure = SinkFailure(self.name, told, events, time.time(), suppressed)
+        with self._ledger_lock:
+            self._reporting += 1
+        self._changed()
+        thread.reporting.append(self)
+        try:
+            self.handle_error(failure)
+        except Exception as raised:
+            if self.on_error == "raise":
+                raise
+            # The last resort: who was to be told failed itself.
+            report(replace(failure, error=cleaned(raised, event), events=0))
+        finally:
+            thread.reporting.pop()
+            with self._ledger_lock:
+                self._reporting -= 1
+            self._changed()
+
+    def _fail_unraised(self, error: Exception, event: object, *, events: int = 0) -> None:
+        """Do `_fail` where nobody is there to raise to, or nothing may be: what would be raised is reported."""
+        if self.on_error != "raise":
+            self._fail(error, event, events=events)
+            return
+        told = cleaned(error, event)
+        self._last_error = describe(told)
+        report(SinkFailure(self.name, told, events, time.time()))
+
+    def _seconds(self, timeout: float | None) -> float:
+        seconds = lifecycle.patience(self.drain_timeout) if timeout is None else timeout
+        if not seconds >= 0:
+            msg = f"timeout={timeout!r} is not a number of seconds from 0 up, or None"
+            raise ValueError(msg)
+        return seconds
+
+    # -- the process's life, see outfall.sinks.core.lifecycle
+
+    @property
+    def has_owner(self) -> bool:
+        """Whether a sink around this one drains it with itself."""
+        return any(wrapper() is not None for wrapper in self._wrappers)
+
+    def hasten(self, deadline: float) -> None:
+        """Have a thread that delivers linger no more, at exit; until *deadline* `drain` waits for it."""
+
+    def drain(self, timeout: float) -> None:
+        """Put out what waits, at exit; the sink stays open and keeps nothing back any more."""
+        if not self._closed:
+            self.flush(timeout)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: fresh locks, an empty ledger, nothing pending."""
+        self._fresh_state()
+        self._reporting = 0
+        self._changed()
+
+
+class ByteSink(Sink):
+    """A sink that writes bytes: who writes one implements `write`.
+
+    Args:
+        renderer: Any structlog renderer ``(logger, name, event_dict) -> str | bytes``; it gets a copy of the event.
+            Default ``OrjsonRenderer()``. Settable.
+        encoding: How text is encoded; bytes go as they are. Default UTF-8.
+        errors: What to do with characters that *encoding* does not have, as in `str.encode`. Default
+            ``"backslashreplace"``, which loses nothing.
+        terminator: What ends each rendered event. Default nothing.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If *encoding* or *errors* is not known.
+        TypeError: If *renderer* is not callable or *terminator* is not text.
+    """
+
+    def __init__(
+        self,
+        *,
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        terminator: str = "",
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self._encoding = "utf-8" if encoding is None else encoding
+        self._errors = "backslashreplace" if errors is None else errors
+        #: The same without the byte order mark, which belongs at the start of a file and not before each event.
+        self._bare_encoding, self._byte_order_mark = _split_byte_order_mark(self._encoding, self._errors)
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+        self._renderer: Callable[[Any, str, Any], str | bytes] = OrjsonRenderer()
+        self.terminator = terminator
+        if renderer is not None:
+            self.renderer = renderer
+
+    @property
+    def encoding(self) -> str:
+        """How text is encoded."""
+        return self._encoding
+
+    @property
+    def errors(self) -> str:
+        """What is done with characters that the encoding does not have."""
+        return self._errors
+
+    @property
+    def terminator(self) -> str:
+        """What ends each rendered event; settable."""
+        return self._terminator
+
+    @terminator.setter
+    def terminator(self, terminator: str) -> None:
+        if not isinstance(terminator, str):
+            msg = f"terminator={terminator!r} is not text"
+            raise TypeError(msg)
+        self._terminator = terminator
+        self._changed()
+
+    @property
+    def renderer(self) -> Callable[[Any, str, Any], str | bytes]:
+        """What makes an event text or bytes; settable."""
+        return self._renderer
+
+    @renderer.setter
+    def renderer(self, renderer: Callable[[Any, str, Any], str | bytes]) -> None:
+        if not callable(renderer):
+            msg = f"renderer={renderer!r} is not callable: a structlog renderer is needed"
+            raise TypeError(msg)
+        self._renderer = renderer
+        self._changed()
+
+    def render(self, event: dict[str, Any]) -> bytes:
+        """Return the bytes to write for *event*, terminator included."""
+        if isinstance(event, TextEvent):
+            rendered = event.rendered()
+        else:
+            renderer = self._renderer
+            if type(renderer) is OrjsonRenderer:
+                if self._terminator == "\n":
+                    return renderer.render(event, orjson.OPT_APPEND_NEWLINE)
+                return renderer.render(event) + self._terminator_bytes
+            name = event.get("_name") or level_name(level_of(event))
+            # A copy, since many renderers pop what they have written.
+            rendered = renderer(event.get("_logger"), name, without_metadata(event))
+        if isinstance(rendered, str):
+            return (rendered + self._terminator).encode(self._bare_encoding, self._errors)
+        if isinstance(rendered, (bytes, bytearray, memoryview)):
+            return bytes(rendered) + self._terminator_bytes
+        msg = f"the renderer returned {type(rendered).__name__}, not str or bytes"
+        raise TypeError(msg)
+
+    def _reads_metadata(self) -> bool:
+        return bool(self._processors)
+
+    def _prepare_reads_metadata(self) -> bool:
+        own = type(self)
+        usual = own.encode is ByteSink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        return not usual or bool(self._processors)
+
+    def write(self, data: bytes) -> None:  # noqa: ARG002 - for others to use
+        """Write *data*, one rendered event; raise if that failed. Called under the sink's lock."""
+        msg = f"{type(self).__name__} has to implement write(data)"
+        raise TypeError(msg)
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Render and write one event."""
+        self.write(self.render(event))
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Write each item's bytes."""
+        return self._emit_each(batch, lambda item: self.write(item.data))
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* rendered by this sink's renderer, as a batch item."""
+        return self._encoded(event, self.render(event))
+
+    def _plain_option(self) -> int | None:
+        own, renderer = type(self), self._renderer
+        usual = (
+            own.encode is ByteSink.encode
+            and own.render is ByteSink.render
+            and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+            and type(renderer) is OrjsonRenderer
+            and renderer.is_plain
+            and self._terminator in ("", "\n")
+        )
+        if not usual or self._level or self._processors:
+            return None
+        return OPTIONS | (orjson.OPT_APPEND_NEWLINE if self._terminator else 0)
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        if type(self).emit is not ByteSink.emit:
+            return super()._put(event)
+        data = self.render(event)
+        delivered = False
+        try:
+            with self._lock:
+                self._check_open()
+                self.write(data)
+                self._delivered += 1
+                delivered = True
+        except BaseException:
+            if delivered:  # interrupted at the way out, and counted as that
+                self._delivered -= 1
+            raise
+        return None
+
+    @property
+    def _terminator_bytes(self) -> bytes:
+        """The terminator as it ends what the renderer makes: JSON is UTF-8, whatever *encoding* says."""
+        if type(self._renderer) is OrjsonRenderer:
+            return self._terminator.encode()
+        return self._terminator.encode(self._bare_encoding, self._errors)
+
+
+def _split_byte_order_mark(encoding: str, errors: str) -> tuple[str, bytes]:
+    """Return the encoding that writes no byte order mark, and the mark; refuse unknown names."""
+    try:
+        mark = "".encode(encoding)
+        canonical = codecs.lookup(encoding).name
+    except (LookupError, TypeError):
+        msg = f"encoding={encoding!r} is not a known text encoding"
+        raise ValueError(msg) from None
+    try:
+        codecs.lookup_error(errors)
+    except (LookupError, TypeError):
+        msg = f"errors={errors!r} is not a known error handler, such as 'strict' or 'backslashreplace'"
+        raise ValueError(msg) from None
+    order = "le" if sys.byteorder == "little" else "be"
+    bare = {"utf-8-sig": "utf-8", "utf-16": f"utf-16-{order}", "utf-32": f"utf-32-{order}"}
+    return bare.get(canonical, encoding), mark
+
+
+#: For sinks whose events leave as JSON, but that have no renderer of their own.
+_json = OrjsonRenderer()

@@ -1,0 +1,1 @@
+"""Between a caller and a target: buffers, queues, threads and retries."""

@@ -1,0 +1,307 @@
+"""Batches on their way to a target: `RetryPolicy`, and `Delivery`, which tries, waits, halves and sets aside.
+
+Shared by `QueueListener`, `BackgroundSink` and `SpoolSink`. Nothing here knows of threads or files; who uses it brings
+the waiting.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.core.reentrancy import delivering
+from outfall.sinks.core.reporting import cleaned, describe
+from outfall.sinks.core.sink import Sink
+from outfall.sinks.errors import (
+    OversizeDeliveryError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    TemporaryDeliveryError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from outfall.sinks.core.item import Batch, BatchResult, Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long to wait before a batch is tried again, and how often it is.
+
+    Waits grow by *factor* from *start_seconds* to *max_seconds*; with *jitter* each is a random part of that, from
+    nothing to the whole ("full jitter"), so that many clients do not come back at the same instant. Where the target
+    says how long to wait (``Retry-After``), that is the wait.
+
+    A target that refuses everything until something is changed (`PausedDeliveryError`) is asked again after
+    *pause_start_seconds*, twice as long each time up to *pause_max_seconds*, for as long as it takes.
+
+    Args:
+        start_seconds: The first wait, in seconds. 0 retries at once, always. Default 0.5.
+        factor: What the wait is multiplied by after each failure, 1 or more. Default 2.0.
+        max_seconds: The longest wait, in seconds. Default 30.0.
+        jitter: Whether waits are shortened at random. Default True.
+        max_attempts: How many times a batch is tried in all before it is given up, 1 or more; what is given up goes to
+            the dead letter sink, or is counted as ``dropped["retries"]``. Default None: for ever. What waits is
+            bounded by the sink's capacity.
+        pause_start_seconds: The first pause, in seconds. Default 1.0.
+        pause_max_seconds: The longest pause, in seconds. Default 60.0.
+
+    Raises:
+        ValueError: If one of them is out of its range.
+
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ for full jitter; RFC 9110, 10.2.3
+    for ``Retry-After``.
+    """
+
+    start_seconds: float = 0.5
+    factor: float = 2.0
+    max_seconds: float = 30.0
+    jitter: bool = True
+    max_attempts: int | None = None
+    pause_start_seconds: float = 1.0
+    pause_max_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("start_seconds", "max_seconds", "pause_start_seconds", "pause_max_seconds"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < float("inf"):
+                msg = f"{name}={value!r} is not a number of seconds from 0 up"
+                raise ValueError(msg)
+        if not _is_number(self.factor) or not 1 <= self.factor < float("inf"):
+            msg = f"factor={self.factor!r} is not a number from 1 up"
+            raise ValueError(msg)
+        attempts = self.max_attempts
+        if attempts is not None and (not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1):
+            msg = f"max_attempts={attempts!r} is not a whole number from 1 up, nor None"
+            raise ValueError(msg)
+
+    def wait_seconds(self, failures: int, random: Callable[[], float]) -> float:
+        """Return how long to wait after so many *failures* in a row, 1 or more; *random* gives numbers in [0, 1)."""
+        longest = _grown(self.start_seconds, self.factor, failures - 1, self.max_seconds)
+        return longest * random() if self.jitter else longest
+
+    def pause_seconds(self, pauses: int) -> float:
+        """Return how long the pause of this number lasts, counted from 1."""
+        return _grown(self.pause_start_seconds, 2.0, pauses - 1, self.pause_max_seconds)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _grown(start: float, factor: float, times: int, limit: float) -> float:
+    # A power beyond what a float holds raises; long before that the limit is reached.
+    return min(limit, start * factor ** min(times, 60)) if factor < 1e5 else min(limit, start if times == 0 else limit)  # noqa: PLR2004
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of some events of a batch.
+
+    Args:
+        delivered: How many the target has taken.
+        dead_lettered: How many the dead letter sink has.
+        dropped: How many were given up, by reason.
+        retried: How many attempts were made again; no events.
+    """
+
+    delivered: int = 0
+    dead_lettered: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    retried: int = 0
+
+    @property
+    def events(self) -> int:
+        """How many events are settled by it."""
+        return self.delivered + self.dead_lettered + sum(self.dropped.values())
+
+
+class Delivery:
+    """Bring batches to a target, one after the other, until each event is settled.
+
+    What the target cannot take now is tried again after a wait; a batch that it refuses for good is halved until the
+    one event is found that is to blame, which goes to the dead letter sink, and the others are delivered, in order.
+
+    Args:
+        target: Where `deliver` puts batches, by its ``emit_batch`` alone.
+        retry: How long to wait and how often to try. Default ``RetryPolicy()``.
+        dead_letter: A sink that gets what *target* refuses. Not owned. Default None: it is counted as
+            ``dropped["rejected"]``.
+        settle: Called with an `Outcome` whenever some events are settled.
+        tell: Called with an exception and the number of events lost to it, for the error policy.
+        pause: Called with a number of seconds; waits that long, or less, and returns False if the delivery has to stop.
+        random: Gives numbers in [0, 1), for the jitter.
+
+    Raises:
+        TypeError: If *dead_letter* is no sink, or *retry* no `RetryPolicy`.
+
+    For one thread at a time.
+    """
+
+    def __init__(
+        self,
+        target: Sink,
+        *,
+        retry: RetryPolicy | None = None,
+        dead_letter: Sink | None = None,
+        settle: Callable[[Outcome], None],
+        tell: Callable[[Exception, int], None],
+        pause: Callable[[float], bool],
+        random: Callable[[], float] = random_module.random,
+    ) -> None:
+        if retry is not None and not isinstance(retry, RetryPolicy):
+            msg = f"retry={retry!r} is not a RetryPolicy"
+            raise TypeError(msg)
+        if dead_letter is not None and not isinstance(dead_letter, Sink):
+            msg = f"dead_letter={dead_letter!r} is not a Sink"
+            raise TypeError(msg)
+        self._target = target
+        self._retry = RetryPolicy() if retry is None else retry
+        self._dead_letter = dead_letter
+        self._settle = settle
+        self._tell = tell
+        self._pause = pause
+        self._random = random
+        #: How many events the target is being asked to take at this moment.
+        self.attempting: int = 0
+        #: Half of what was too much for the target: more bytes of data are not sent to it in more than one event.
+        self._fitting_bytes: float = float("inf")
+        self._failures = 0
+        self._pauses = 0
+
+    def deliver(self, batch: Batch) -> list[Batch]:
+        """Deliver *batch*; return what is not settled, in order: nothing, unless the delivery had to stop.
+
+        Raises nothing that a target or a dead letter sink raises, `BaseException` s that are no `Exception` apart.
+        """
+        parts = deque(self._fitting(batch))
+        attempts = 1
+        while parts:
+            part = parts.popleft()
+            left: Batch | None
+            failure: Exception
+            self.attempting = len(part)
+            try:
+                result = self._target.emit_batch(part)
+            except (TemporaryDeliveryError, OSError) as error:
+                left, failure, retry_after = part, error, getattr(error, "retry_after", None)
+            except Exception as error:  # noqa: BLE001 - what a target raises that is no sink of ours
+                self._split(part, error, parts)
+                attempts = 1
+                continue
+            else:
+                left = self._taken(part, result)
+                failure = TemporaryDeliveryError("the target took a part of a batch")
+                retry_after = None if result is None else result.retry_after
+            finally:
+                self.attempting = 0
+            if left is None:
+                attempts = 1
+                continue
+            if len(left) < len(part):
+                attempts = 1
+            if attempts == self._retry.max_attempts and not isinstance(failure, PausedDeliveryError):
+                self._give_up(left, failure)
+                attempts = 1
+                continue
+            parts.appendleft(left)
+            if not self._wait(failure, retry_after):
+                return list(parts)
+            attempts += 1
+        return []
+
+    def _wait(self, failure: Exception, retry_after: float | None) -> bool:
+        """Wait before the next attempt; return False if there is to be none."""
+        self._tell(failure, 0)
+        if isinstance(failure, PausedDeliveryError):
+            self._pauses += 1
+            seconds = self._retry.pause_seconds(self._pauses)
+        else:
+            self._failures += 1
+            seconds = self._retry.wait_seconds(self._failures, self._random)
+        if not self._pause(seconds if retry_after is None else max(0.0, retry_after)):
+            return False
+        self._settle(Outcome(retried=1))
+        return True
+
+    # -- what became of a part
+
+    def _taken(self, part: Batch, result: BatchResult | None) -> Batch | None:
+        """Settle what the target has taken or refused of *part*; return what it wants to be given again."""
+        if result is None:
+            self._failures = self._pauses = 0
+            self._settle(Outcome(delivered=len(part)))
+            return None
+        places = range(len(part))
+        retry = sorted({index for index in result.retry if index in places})
+        rejected = {
+            index: reason for index, reason in result.rejected.items() if index in places and index not in retry
+        }
+        unknown = max(0, min(result.rejected_unknown, len(part) - len(retry) - len(rejected)))
+        delivered = len(part) - len(retry) - len(rejected) - unknown
+        if delivered:
+            self._failures = self._pauses = 0
+        if delivered or unknown:
+            self._settle(Outcome(delivered=delivered, dropped={"rejected": unknown} if unknown else {}))
+        if unknown:
+            self._tell(PermanentDeliveryError("the target refused events and did not say which"), unknown)
+        for index, reason in rejected.items():
+            self._refuse(part[index], PermanentDeliveryError(reason), "rejected")
+        return part.part(retry) if retry else None
+
+    def _split(self, part: Batch, error: Exception, parts: deque[Batch]) -> None:
+        """Put the halves of *part* back, or settle its one event, which is to blame for *error*."""
+        if isinstance(error, OversizeDeliveryError) and len(part) > 1:
+            self._fitting_bytes = min(self._fitting_bytes, sum(map(len, part.data)) / 2)
+        if len(part) == 1:
+            self._refuse(part[0], error, "rejected" if isinstance(error, PermanentDeliveryError) else "error")
+            return
+        middle = len(part) // 2
+        parts.extendleft((part[middle:], part[:middle]))
+
+    def _fitting(self, batch: Batch) -> Iterable[Batch]:
+        """Return *batch* in parts that are smaller than what was too much before."""
+        if self._fitting_bytes == float("inf") or len(batch) < 2:  # noqa: PLR2004
+            return [batch] if len(batch) else []
+        parts: list[Batch] = []
+        first = size = 0
+        for index, data in enumerate(batch.data):
+            if index > first and size + len(data) > self._fitting_bytes:
+                parts.append(batch[first:index])
+                first, size = index, 0
+            size += len(data)
+        parts.append(batch[first:] if first else batch)
+        return parts
+
+    def _give_up(self, part: Batch, error: Exception) -> None:
+        for item in part:
+            self._refuse(item, error, "retries")
+
+    def _refuse(self, item: Encoded, error: Exception, reason: str) -> None:
+        """Give *item* to the dead letter sink, or count it as dropped."""
+        error = error if type(error) in _OWN else _cleaned(error, item)
+        if self._dead_letter is not None:
+            try:
+                # Not under the mark of a delivering thread: a dead letter sink may be a network sink too.
+                with delivering(value=False):
+                    self._dead_letter.deliver(item.event)
+            except Exception as failure:  # noqa: BLE001 - told, and counted here
+                self._tell(_cleaned(failure, item), 0)
+            else:
+                self._settle(Outcome(dead_lettered=1))
+                self._tell(error, 0)
+                return
+        self._settle(Outcome(dropped={reason: 1}))
+        self._tell(error, 1)
+
+
+#: What sinks raise on purpose holds no event.
+_OWN = frozenset({PermanentDeliveryError, OversizeDeliveryError, TemporaryDeliveryError, PausedDeliveryError})
+
+
+def _cleaned(error: Exception, item: Encoded) -> Exception:
+    told = cleaned(error, item.event)
+    return told if isinstance(told, Exception) else PermanentDeliveryError(describe(told))

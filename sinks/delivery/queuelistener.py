@@ -1,0 +1,696 @@
+"""The reading end of a queue: `QueueListener`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue as queue_module
+import sys
+import threading
+import time
+import weakref
+from collections import defaultdict
+from queue import Empty, Full, SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from outfall.sinks.core import lifecycle
+from outfall.sinks.core.arguments import checked_count, checked_seconds
+from outfall.sinks.core.reentrancy import delivering
+from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
+from outfall.sinks.core.sink import Sink, SinkStats
+from outfall.sinks.delivery.lane import Account, Lane, Mark, Ticket
+from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
+from outfall.sinks.event.event import LevelledEvent, TextEvent, as_event
+from outfall.sinks.network.frames import JSONFrames
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from outfall.sinks.delivery.delivery import RetryPolicy
+
+
+#: What a queue that was shut down raises, since Python 3.13.
+SHUT_DOWN: tuple[type[Exception], ...] = tuple(
+    kind for kind in (getattr(queue_module, "ShutDown", None),) if kind is not None
+)
+
+
+class _Run:
+    """One start of a listener, until it is stopped."""
+
+    def __init__(self, lanes: list[Lane], threads: list[threading.Thread]) -> None:
+        self.lanes = lanes
+        self.threads = threads
+        self.stopping = threading.Event()
+        self.deadline = float("inf")
+        #: True once nothing is read any more, and once a sentinel was read. Under the listener's lock.
+        self.ended = False
+        self.told_to_stop = False
+        #: True once nobody wants anything of it any more.
+        self.abandoned = False
+        #: The item that the reader is handing on; the reader's own.
+        self.ticket: Ticket | None = None
+
+    @property
+    def reading(self) -> bool:
+        return self.threads[0].is_alive()
+
+
+class QueueListener:
+    """Take events out of a queue and hand them to *sinks*, in batches.
+
+    Args:
+        queue: The queue that a `QueueSink` puts events into, in this process or another.
+        *sinks: Where the events go, by ``emit_batch``. They are not owned: close them after the listener.
+        respect_sink_level: Whether a sink's level applies. Default False, as in the standard library: what is in the
+            queue has passed a level already. Processors always apply.
+        batch_size: How many events a sink is given at a time. Default 500.
+        linger: Seconds, or a timedelta, for which the first event of a batch waits for more. Default 0: a batch is what
+            came while the sink was busy with the one before.
+        capacity: How many events may be in memory for each sink, those being delivered included. Default 10 000. When
+            there is no room for any sink, events stay in the queue.
+        block_timeout: Seconds, or a timedelta, for which a sink that has no room holds up the others when these have
+            nothing to do. Then the events that it has no room for are dropped for it, counted as
+            ``dropped["overflow"]``, until there is some. Default 1.0.
+        retry: When a batch that a sink could not take is tried again. Default ``RetryPolicy()``: for as long as it
+            takes.
+        dead_letter: A sink that gets the events that a sink refuses for good. Not owned. Default None: they are counted
+            as ``dropped["rejected"]``.
+        on_error: What is told of events lost, of attempts that failed, and of garbage in the queue: a callable that
+            gets a `SinkFailure`. A sink's own ``on_error``, if it was given one, is told too. Default `report`.
+        name: What to call the listener in reports and stats. Default the name of its class.
+
+    Raises:
+        ValueError: If *batch_size* or *capacity* is not a whole number from 1 up, or *linger* or *block_timeout* is no
+            duration.
+        TypeError: If *queue* has no ``get`` (unless `dequeue` is overridden), one of *sinks* or *dead_letter* is no
+            sink, *retry* is no `RetryPolicy`, or *on_error* is not callable.
+
+    One thread reads the queue, and one for each sink delivers: a sink that fails, or hangs, keeps nothing from the
+    others. Taken are bytes with one JSON object, as `QueueSink` puts them; dicts; and text, JSON or not. Anything else
+    is counted as ``dropped["garbage"]``. ``task_done`` is called once for each item, when all sinks are done with it:
+    ``queue.join()`` waits for the delivery.
+
+    Use it as a context manager, or call `start` and `stop`; both may be called again, and do nothing where there is
+    nothing to do. ``None`` in the queue, from whomever it comes, ends the reading. Safe from any thread. A forked child
+    has a listener that is not started, and an empty queue if it is one for threads; what was in it is the parent's. At
+    the exit of the process what is in the queue is delivered, within the deadline that all sinks share.
+
+    Source: `logging.handlers.QueueListener`, whose `dequeue`, `prepare`, `handle` and `enqueue_sentinel` may be
+    overridden as there.
+    """
+
+    _sentinel: Any = None
+
+    delivers_later: ClassVar[bool] = True
+    has_owner = False
+
+    #: What `stop` and `flush` take for *timeout* None, in seconds. Settable.
+    drain_timeout: float = 5.0
+
+    def __init__(
+        self,
+        queue: Any,
+        *sinks: Sink,
+        respect_sink_level: bool = False,
+        batch_size: int = 500,
+        linger: float | dt.timedelta = 0.0,
+        capacity: int = 10_000,
+        block_timeout: float | dt.timedelta = 1.0,
+        retry: RetryPolicy | None = None,
+        dead_letter: Sink | None = None,
+        on_error: Callable[[SinkFailure], object] = report,
+        name: str | None = None,
+    ) -> None:
+        if type(self).dequeue is QueueListener.dequeue and not callable(getattr(queue, "get", None)):
+            msg = f"queue={queue!r} has no get"
+            raise TypeError(msg)
+        for sink in sinks:
+            if not isinstance(sink, Sink):
+                msg = f"sinks: {sink!r} is not a Sink"
+                raise TypeError(msg)
+        if not callable(on_error):
+            msg = f"on_error={on_error!r} is not callable"
+            raise TypeError(msg)
+        self.queue: Any = queue
+        #: Settable while it is stopped.
+        self.sinks: tuple[Sink, ...] = sinks
+        self.respect_sink_level: bool = bool(respect_sink_level)
+        self._batch_size = checked_count(batch_size, "batch_size", "events")
+        self._linger_seconds = checked_seconds(linger, "linger")
+        self._capacity = checked_count(capacity, "capacity", "events")
+        self._block_seconds = checked_seconds(block_timeout, "block_timeout")
+        self._retry = retry
+        self._dead_letter = dead_letter
+        self.on_error: Callable[[SinkFailure], object] = on_error
+        self.name: str = type(self).__name__ if name is None else str(name)
+        self._fresh_state()
+        for sink in sinks:
+            self._lane(sink, Account())  # refuses what a delivery cannot use
+        lifecycle.join(self)
+
+    def _fresh_state(self) -> None:
+        #: Around start and stop.
+        self._life = threading.RLock()
+        #: Around what waits in the lanes, and the counts.
+        self._lock = threading.RLock()
+        #: Told when there is room in a lane.
+        self._room = threading.Condition(self._lock)
+        self._run: _Run | None = None
+        #: By the identity of the sink, which is kept with it.
+        self._accounts: dict[int, tuple[Sink, Account]] = {}
+        self._pending = self._delivered = 0
+        self._dropped: defaultdict[str, int] = defaultdict(int)
+        self._last_error: str | None = None
+        #: How many sentinels are in the queue that were meant for an earlier start.
+        self._stale_sentinels = 0
+        #: By what stands for them in the queue.
+        self._marks: dict[bytes, Mark] = {}
+
+    # -- what applications call
+
+    @property
+    def running(self) -> bool:
+        """True between `start` and `stop`, unless a sentinel that somebody else has put into the queue ended it."""
+        run = self._run
+        return run is not None and run.reading
+
+    @property
+    def delivers_in_this_thread(self) -> bool:
+        """True in the threads of the listener's own, which cannot wait for themselves."""
+        run = self._run
+        return run is not None and threading.current_thread() in run.threads
+
+    def start(self) -> Self:
+        """Begin to read the queue; return the listener. Does nothing if it has been started.
+
+        Raises:
+            RuntimeError: If no thread can be started any more.
+        """
+        with self._life:
+            if self.running:
+                return self
+            lifecycle.arm()  # the queue may be one of multiprocessing
+            self.stop()  # what a sentinel of somebody else has left
+            lanes = [self._lane(sink, self._account(sink)) for sink in self.sinks]
+            run = _Run(lanes, [])
+            run.threads = [
+                threading.Thread(target=self._read, args=(run,), name=f"outfall {self.name}", daemon=True),
+                *(
+                    threading.Thread(target=lane.run, name=f"outfall {self.name} {lane.sink.name}", daemon=True)
+                    for lane in lanes
+                ),
+            ]
+            # Before the reader runs, which asks for it.
+            self._run = run
+            try:
+                # The reader last, so that it does not read for nobody.
+                for worker in reversed(run.threads):
+                    worker.start()
+            except BaseException:
+                self._run = None
+                with self._lock:
+                    run.ended = True
+                    for lane in lanes:
+                        lane.abandon()
+                raise
+            _listeners[id(self.queue)] = self
+        return self
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Deliver what is in the queue, and stop reading it; idempotent.
+
+        Args:
+            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+
+        Returns:
+            False if something had to be given up. Then the events of an attempt that is still running are counted as
+            ``dropped["unconfirmed"]``, others that were read as ``dropped["closed"]``; the rest is in the queue.
+        """
+        seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
+        deadline = monotonic() + seconds
+        with self._life:
+            run = self._run
+            if run is None:
+                return True
+            run.deadline = deadline
+            run.stopping.set()
+            with self._lock:
+                for lane in run.lanes:
+                    lane.make_haste(deadline)
+            put = run.reading and self._enqueue(self.enqueue_sentinel, run, deadline)
+            if self.delivers_in_this_thread:  # called by a sink
+                return False
+            run.threads[0].join(max(0.0, deadline - monotonic()))
+            with self._lock:
+                for lane in run.lanes:
+                    lane.finish(deadline)
+                self._room.notify_all()
+            for worker in run.threads:
+                worker.join(max(0.0, deadline - monotonic()))
+            self._run = None
+            _listeners.pop(id(self.queue), None)
+            complete = self._give_up(run)
+            with self._lock:
+                if put and not run.told_to_stop:
+                    self._stale_sentinels += 1
+            return complete
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that is in the queue now is delivered, or dropped; return False if that takes too long.
+
+        While it is not started there is nobody to deliver: then True says that nothing it has read waits. A queue that
+        listeners in other processes read as well does not tell when they have delivered, so the answer may be False.
+
+        Args:
+            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+        """
+        seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
+        deadline = monotonic() + seconds
+        run = self._run
+        if run is None or not run.reading or _is_closed(self.queue):
+            return not self._pending
+        if self.delivers_in_this_thread:
+            return False
+        mark = Mark(len(run.lanes) + 1, deadline)
+        token = _MARK + os.urandom(16)
+        self._marks[token] = mark
+        try:
+            put = self._enqueue(lambda: put_nowait(self.queue, token), run, deadline)
+            return put and mark.reached.wait(max(0.0, deadline - monotonic()))
+        finally:
+            self._marks.pop(token, None)
+
+    def stats(self) -> SinkStats:
+        """Return the ledger as it stands: of what was read, with each sink's in ``targets``.
+
+        Delivered here means that all sinks are done with it. A sink's ledger says what became of it there, and has the
+        sink's own among its ``targets``.
+        """
+        with self._lock:
+            targets = tuple(account.stats(sink) for sink, account in self._accounts.values())
+            dropped = dict(self._dropped)
+            return SinkStats(
+                name=self.name,
+                accepted=self._delivered + self._pending + sum(dropped.values()),
+                delivered=self._delivered,
+                dropped=dropped,
+                pending=self._pending,
+                last_error=self._last_error,
+                targets=targets,
+            )
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        sinks = ", ".join(sink.name for sink in self.sinks)
+        state = "" if self.running else " stopped"
+        return f"<{type(self).__name__} of a {type(self.queue).__name__} to {sinks or 'nothing'}{state}>"
+
+    # -- the hooks of logging.handlers.QueueListener
+
+    def dequeue(self, block: bool) -> Any:  # noqa: FBT001 - QueueListener's signature
+        """Return the next item of the queue, waiting for one if *block* is true.
+
+        Raises:
+            queue.Empty: If there is none, and *block* is false.
+        """
+        if hasattr(self.queue, "put_nowait"):
+            return self.queue.get(block)
+        return self.queue.get()  # multiprocessing.SimpleQueue
+
+    def prepare(self, item: Any) -> dict[str, Any]:
+        """Return the event that *item* stands for.
+
+        Raises:
+            ValueError: If it is bytes but no JSON object.
+            TypeError: If it is nothing that an event can be.
+        """
+        if isinstance(item, (bytes, bytearray, memoryview)):
+            return _json_objects.decode(bytes(item))
+        if isinstance(item, str):
+            try:
+                return _json_objects.decode(item.encode())
+            except ValueError:
+                return TextEvent(item)
+        return as_event(item)
+
+    def handle(self, item: Any) -> None:
+        """Hand *item* on: `prepare` it, and give it to each sink.
+
+        Called by the reading thread. Called by another while the listener is not started, it delivers at once.
+
+        Raises:
+            Exception: What `prepare` raises.
+        """
+        event = as_event(self.prepare(item))
+        if "timestamp" not in event and not isinstance(event, LevelledEvent):
+            # What waits here because a sink is away keeps the time at which it came.
+            event = LevelledEvent(event, None, time.time())
+        run = self._run
+        reading = run is not None and threading.current_thread() is run.threads[0]
+        ticket = run.ticket if run is not None and reading and run.ticket is not None else Ticket(queued=False)
+        with self._lock:
+            self._pending += 1
+            ticket.events += 1
+        if run is None or not self._distribute(run, event, ticket):
+            self._deliver_here(event, ticket)
+        if not reading:
+            self._let_go([ticket])
+
+    def enqueue_sentinel(self) -> None:
+        """Put what ends the reading into the queue."""
+        put_nowait(self.queue, self._sentinel)
+
+    # -- the reading thread
+
+    def _read(self, run: _Run) -> None:
+        failures = 0
+        with delivering():
+            while monotonic() < run.deadline and not run.abandoned:
+                try:
+                    item = self.dequeue(True)  # noqa: FBT003 - QueueListener's signature
+                except Empty:  # of an override that does not wait for ever
+                    continue
+                except SHUT_DOWN:
+                    break
+                except Exception as error:  # noqa: BLE001 - an item that cannot be unpickled, or a queue that is gone
+                    failures += 1
+                    if self._failed_to_dequeue(error, run, failures):
+                        break
+                    continue
+                failures = 0
+                if item is self._sentinel:
+                    self._task_done()
+                    if self._is_stale(run):
+                        continue
+                    break
+                if run.abandoned:  # stop() could not reach this thread in time: the item is the next start's
+                    self._return(item)
+                    break
+                self._take(run, item)
+        with self._lock:
+            run.ended = True
+            for lane in run.lanes:
+                lane.finish(run.deadline)
+
+    def _is_stale(self, run: _Run) -> bool:
+        """Return True for a sentinel that an earlier stop has left in the queue."""
+        with self._lock:
+            run.told_to_stop = True
+            if not self._stale_sentinels:
+                return False
+            self._stale_sentinels -= 1
+            run.told_to_stop = run.abandoned
+            return not run.abandoned
+
+    def _failed_to_dequeue(self, error: Exception, run: _Run, failures: int) -> bool:
+        """Tell of *error* and wait a little; return True if there is no use in trying again."""
+        if _is_closed(self.queue):
+            return True
+        # An item that was there and cannot be unpickled; else it is the queue that is closed or gone.
+        garbage = not isinstance(error, (OSError, EOFError, ValueError)) and failures <= _GARBAGE_IN_A_ROW
+        if garbage:
+            self._drop("garbage")
+            self._task_done()
+        self._tell(error, None, int(garbage))
+        if not garbage:
+            run.stopping.wait(min(0.001 * 2 ** min(failures, 10), 1.0))
+        return run.stopping.is_set() and not garbage
+
+    def _take(self, run: _Run, item: Any) -> None:
+        if isinstance(item, bytes) and item.startswith(_MARK):
+            self._task_done()
+            self._reach(run, item)
+            return
+        ticket = run.ticket = Ticket(queued=True)
+        try:
+            self.handle(item)
+            if not ticket.events:  # an override that has hands of its own
+                with self._lock:
+                    self._pending += 1
+                    ticket.events = 1
+        except Exception as error:  # noqa: BLE001 - one bad item must not cost the others
+            lost = 0 if ticket.events else 1
+            if lost:
+                self._drop("garbage" if type(self).handle is QueueListener.handle else "error")
+            self._tell(error, item, lost)
+        finally:
+            run.ticket = None
+            self._let_go([ticket])
+
+    def _return(self, item: Any) -> None:
+        self._task_done()
+        try:
+            put_nowait(self.queue, item)
+        except Exception as error:  # noqa: BLE001 - full, or gone
+            self._drop("closed")
+            self._tell(error, item, 1)
+
+    def _let_go(self, tickets: list[Ticket]) -> None:
+        """Let go of *tickets*; count those that nobody holds any more."""
+        done = events = 0
+        with self._lock:
+            for ticket in tickets:
+                ticket.holders -= 1
+                if not ticket.holders:
+                    done += ticket.queued
+                    events += ticket.events
+            self._pending -= events
+            self._delivered += events
+        for _ in range(done):
+            self._task_done()
+
+    def _reach(self, run: _Run, token: bytes) -> None:
+        mark = self._marks.get(token)
+        if mark is None:  # another listener's, or of somebody who has given up waiting
+            return
+        with self._lock:
+            for lane in run.lanes:
+                lane.mark(mark)
+            mark.pass_by()
+
+    def _distribute(self, run: _Run, event: dict[str, Any], ticket: Ticket) -> bool:
+        """Put *event* into the lanes, waiting for room; return False if they take no more."""
+        with self._lock:
+            if run.ended:
+                return False
+            full = [lane for lane in run.lanes if not self._put(lane, event, ticket)]
+            deadline = monotonic() + self._block_seconds
+            while full:
+                now = monotonic()
+                if run.abandoned or now >= run.deadline:
+                    for lane in full:
+                        lane.drop("closed")
+                    return True
+                starved = any(lane.is_idle() for lane in run.lanes if lane not in full)
+                if starved:
+                    for lane in [lane for lane in full if lane.impatient or now >= deadline]:
+                        full.remove(lane)
+                        lane.impatient = True
+                        self._overflow(lane)
+                    if not full:
+                        return True
+                self._room.wait(min(deadline - now if now < deadline else _LOOK_SECONDS, _LOOK_SECONDS))
+                full = [lane for lane in full if not self._put(lane, event, ticket)]
+        return True
+
+    @staticmethod
+    def _put(lane: Lane, event: dict[str, Any], ticket: Ticket) -> bool:
+        if not lane.has_room():
+            return False
+        lane.put(event, ticket)
+        return True
+
+    def _overflow(self, lane: Lane) -> None:
+        lane.drop("overflow")
+        error = TemporaryDeliveryError(f"there was no room while {lane.sink.name} did not keep up")
+        lane.account.last_error = describe(error)
+        self._tell_of_sink(lane.sink, error, 1)
+
+    def _deliver_here(self, event: dict[str, Any], ticket: Ticket) -> None:
+        """Give *event* to each sink, once."""
+        for sink in self.sinks:
+            lane = self._lane(sink, self._account(sink))
+            with self._lock:
+                lane.finish(0.0)
+                lane.put(event, ticket)
+            lane.run()
+            self._abandon(lane, f"{sink.name} did not take it")
+
+    # -- counting and telling
+
+    def _lane(self, sink: Sink, account: Account) -> Lane:
+        return Lane(
+            sink,
+            account,
+            lock=self._lock,
+            room=self._room,
+            capacity=self._capacity,
+            batch_size=self._batch_size,
+            linger_seconds=self._linger_seconds,
+            respect_level=self.respect_sink_level,
+            retry=self._retry,
+            dead_letter=self._dead_letter,
+            tell=self._tell_of_sink,
+            let_go=self._let_go,
+        )
+
+    def _account(self, sink: Sink) -> Account:
+        with self._lock:
+            return self._accounts.setdefault(id(sink), (sink, Account()))[1]
+
+    def _drop(self, reason: str) -> None:
+        with self._lock:
+            self._dropped[reason] += 1
+
+    def _task_done(self) -> None:
+        done = getattr(self.queue, "task_done", None)
+        if done is not None:
+            with contextlib.suppress(Exception):  # called once too often by somebody else; a manager that is gone
+                done()
+
+    def _give_up(self, run: _Run) -> bool:
+        """Count what a run that was stopped has left; return True if that is nothing."""
+        run.abandoned = True
+        lost = [
+            self._abandon(lane, f"{self.name} was stopped before {lane.sink.name} had taken everything")
+            for lane in run.lanes
+        ]
+        with self._lock:
+            self._room.notify_all()
+        return not any(lost) and not any(worker.is_alive() for worker in run.threads)
+
+    def _abandon(self, lane: Lane, why: str) -> int:
+        """Count what *lane* has left as lost, and tell of it; return how many events that is."""
+        error = DeliveryError(why)
+        with self._lock:
+            lost, tickets = lane.abandon()
+            if lost:
+                lane.account.last_error = describe(error)
+        if lost:
+            self._tell_of_sink(lane.sink, error, lost)
+        self._let_go(tickets)
+        return lost
+
+    def _enqueue(self, put: Callable[[], object], run: _Run, deadline: float) -> bool:
+        """Call *put*, again and again while the queue is full; return False if that is in vain."""
+        while True:
+            try:
+                put()
+            except Full:
+                if not run.reading or monotonic() >= deadline:
+                    return False
+                time.sleep(_LOOK_SECONDS)
+            except SHUT_DOWN:
+                return False
+            except Exception as error:  # noqa: BLE001 - a queue that is gone
+                self._tell(error, None, 0)
+                return False
+            else:
+                return True
+
+    def _tell_of_sink(self, sink: Sink, error: Exception, events: int) -> None:
+        if sink.on_error is not report and sink.on_error != "raise":
+            sink._fail(error, None, events=events)  # noqa: SLF001 - a listener is a wrapper
+        self._call_on_error(SinkFailure(sink.name, error, events, time.time()))
+
+    def _tell(self, error: Exception, item: object, events: int) -> None:
+        told = cleaned(error, item)
+        self._last_error = describe(told)
+        self._call_on_error(SinkFailure(self.name, told, events, time.time()))
+
+    def _call_on_error(self, failure: SinkFailure) -> None:
+        try:
+            with delivering(value=False):
+                self.on_error(failure)
+        except Exception as raised:  # noqa: BLE001 - the last resort: who was to be told failed itself
+            report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
+
+    # -- the process's life, see outfall.sinks.core.lifecycle
+
+    def hasten(self, deadline: float) -> None:
+        """Have the threads linger no more, at exit; until *deadline* `drain` waits for them."""
+        run = self._run
+        if run is not None:
+            with self._lock:
+                for lane in run.lanes:
+                    lane.make_haste(deadline)
+
+    def drain(self, timeout: float) -> None:
+        """Deliver what is in the queue, at exit; it goes on, since other exit hooks still log."""
+        if self.running and not self.flush(timeout):
+            self._tell(DeliveryError("the process ends before all that is in the queue was delivered"), None, 0)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: not started, an empty ledger, and a queue for threads is empty."""
+        renew(self.queue)
+        _listeners.pop(id(self.queue), None)
+        self._fresh_state()
+
+
+_json_objects = JSONFrames()
+
+#: What stands for a mark in the queue begins so. No JSON does.
+_MARK = b"\x00outfall mark "
+
+#: After so much it is rather the queue that is broken.
+_GARBAGE_IN_A_ROW = 100
+
+#: How often a thread looks whether something has changed that it is not told of.
+_LOOK_SECONDS = 0.01
+
+#: The listeners that run, by the identity of their queue.
+_listeners: weakref.WeakValueDictionary[int, QueueListener] = weakref.WeakValueDictionary()
+
+
+def _is_closed(queue: object) -> bool:
+    """Return True if *queue* is one of multiprocessing and was closed, as it is at exit."""
+    return bool(getattr(getattr(queue, "_reader", None), "closed", False))
+
+
+def listener_of(queue: object) -> QueueListener | None:
+    """Return the listener of *queue* that runs in this process, or None."""
+    listener = _listeners.get(id(queue))
+    return listener if listener is not None and listener.queue is queue else None
+
+
+def put_nowait(queue: Any, item: Any) -> None:
+    """Put *item* into *queue* by its own ``put_nowait``."""
+    put = getattr(queue, "put_nowait", None)
+    if put is None:  # multiprocessing.SimpleQueue
+        put = queue.put
+    put(item)
+
+
+def renew(queue: Any) -> None:
+    """Make *queue* usable in a forked child: what was in it is the parent's, and so is a thread that has its lock."""
+    if isinstance(queue, queue_module.Queue):
+        queue.mutex = threading.Lock()
+        queue.not_empty = threading.Condition(queue.mutex)
+        queue.not_full = threading.Condition(queue.mutex)
+        queue.all_tasks_done = threading.Condition(queue.mutex)
+        queue.queue.clear()
+        queue.unfinished_tasks = 0
+    elif isinstance(queue, SimpleQueue):
+        with contextlib.suppress(Empty):
+            while True:
+                queue.get_nowait()
+    else:
+        # Not imported for this: whoever has one of its queues has the module.
+        queues = sys.modules.get("multiprocessing.queues")
+        if queues is not None and isinstance(queue, queues.Queue):
+            # What multiprocessing does in children that it forks itself: else the child would wait for a feeding
+            # thread that only the parent has.
+            queue._after_fork()  # noqa: SLF001

@@ -1,0 +1,1 @@
+"""Streams and files: appended to, watched, rotated."""

@@ -1,0 +1,241 @@
+"""Files that roll over by size: `RotatingFileSink`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, Any, Literal
+
+from outfall.sinks.core.arguments import checked_size
+from outfall.sinks.core.reporting import report
+from outfall.sinks.errors import SinkError
+from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.files import compression as compressing
+from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.rotating import BaseRotatingFileSink
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Iterable, Iterator
+
+    from outfall.sinks.core.sink import OnError
+
+
+class RotatingFileSink(BaseRotatingFileSink):
+    r"""Append each event to a file that rolls over before it grows beyond a size.
+
+    ``app.log`` becomes ``app.log.1``, ``app.log.1`` becomes ``app.log.2`` and so on up to *backup_count*; the oldest is
+    deleted.
+
+    Args:
+        filename: See `FileSink`.
+        mode: See `FileSink`. With *max_bytes* ``"w"`` means ``"a"``, since a restart would lose what was not rotated.
+        max_bytes: Size in encoded bytes, terminators included, that the file does not exceed, unless one event alone
+            does. Default 0: it never rolls over.
+        backup_count: How many rotated files to keep. Default 0: it never rolls over, as with
+            `logging.handlers.RotatingFileHandler`, unless *max_age* or *max_total_bytes* says what to keep.
+        encoding: See `FileSink`.
+        delay: See `FileSink`.
+        errors: See `FileSink`.
+        namer: See `BaseRotatingFileSink`.
+        rotator: See `BaseRotatingFileSink`.
+        max_age: See `BaseRotatingFileSink`.
+        max_total_bytes: See `BaseRotatingFileSink`.
+        compression: See `BaseRotatingFileSink`.
+        multiprocess: See `BaseRotatingFileSink`.
+        permissions: See `FileSink`.
+        buffer_bytes: See `FileSink`.
+        flush_interval: See `FileSink`.
+        flush_level: See `FileSink`.
+        terminator: See `FileSink`.
+        renderer: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: As `BaseRotatingFileSink`.
+
+    An empty file and one that is not a regular file never roll over. The size is counted, not asked for each event; a
+    file truncated by somebody else is noticed when it seems full. With *multiprocess* each event costs one ``stat``,
+    which those share that follow one another within microseconds; the file may exceed *max_bytes* by one event a
+    process, and a rotated file that an idle process still has open is compressed when that process has moved on.
+
+    Source: `logging.handlers.RotatingFileHandler`.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        max_bytes: int = 0,
+        backup_count: int = 0,
+        encoding: str | None = None,
+        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.RotatingFileHandler
+        errors: str | None = None,
+        *,
+        namer: Callable[[str], str] | None = None,
+        rotator: Callable[[str, str], object] | None = None,
+        max_age: float | dt.timedelta | None = None,
+        max_total_bytes: int | None = None,
+        compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
+        multiprocess: bool = False,
+        permissions: int | None = None,
+        buffer_bytes: int = 0,
+        flush_interval: float | dt.timedelta = 1.0,
+        flush_level: str | float = "error",
+        terminator: str = "\n",
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self.max_bytes: int = checked_size(max_bytes, "max_bytes")
+        super().__init__(
+            filename,
+            mode.replace("w", "a") if isinstance(mode, str) and max_bytes else mode,
+            encoding,
+            delay,
+            errors,
+            namer=namer,
+            rotator=rotator,
+            backup_count=backup_count,
+            max_age=max_age,
+            max_total_bytes=max_total_bytes,
+            compression=compression,
+            multiprocess=multiprocess,
+            permissions=permissions,
+            buffer_bytes=buffer_bytes,
+            flush_interval=flush_interval,
+            flush_level=flush_level,
+            terminator=terminator,
+            renderer=renderer,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+
+    _counts_size = True
+    _hot_hooks = (*FileSink._hot_hooks, "should_rollover")  # noqa: SLF001 - its base class
+
+    def _has_room(self, size: int) -> bool:
+        # Attributes may be set at any time, so they are read at each event.
+        counted = self._size
+        if counted is not None:
+            counted += size
+            if counted <= self.max_bytes:
+                self._size = counted
+                return True
+        if self._rolls():
+            return False
+        self._size = None  # not counted while nothing depends on it
+        return True
+
+    def _is_bound_by_size(self) -> bool:
+        return self._rolls()
+
+    def _rolls(self) -> bool:
+        return (
+            self.max_bytes > 0
+            and self._regular
+            and (self.backup_count > 0 or self.max_age is not None or self.max_total_bytes is not None)
+        )
+
+    def should_rollover(self, data: bytes) -> bool:
+        """Return True if *data* would make the file larger than `max_bytes`."""
+        if not self._rolls():
+            return False
+        size = self._current_size()
+        if size + len(data) <= self.max_bytes:
+            return False
+        # So it seems; the system knows what others have done to the file.
+        counted, self._size = size, None
+        size = self._current_size()
+        if size > counted:
+            self._notice_others("was appended to")
+        # A byte order mark that is yet to be written does not make an empty file one that has something in it.
+        return size > len(self._prefix) and size + len(data) > self.max_bytes
+
+    def do_rollover(self) -> None:
+        """Roll over now: shift the numbered files, move the file to ``.1`` and open a new one.
+
+        Raises:
+            OSError: If the file system refuses; the file goes on as it is.
+            Exception: Whatever `namer` and `rotator` raise.
+        """
+        with self._rollover() as due:
+            if not due:
+                return
+            surplus = self._free_first_number()
+            self._move_away(self.rotation_filename(f"{self.base_filename}.1"))
+            for path in surplus:
+                with contextlib.suppress(FileNotFoundError):  # what retention has deleted by now
+                    os.unlink(path)  # noqa: PTH108
+
+    def _free_first_number(self) -> list[str]:
+        """Shift the numbered files up by one, as far as the first number that is free; return what is one too many.
+
+        Raises:
+            SinkError: If all numbers get the same name, and not just one file is to be kept.
+        """
+        # Only so far: after a shift that failed or was killed halfway, those above the gap have moved already.
+        names = [self.rotation_filename(f"{self.base_filename}.1")]
+        endings: list[list[str]] = []
+        while endings_there := self._endings_of(names[-1]):
+            endings.append(endings_there)
+            if 0 < self.backup_count < len(names):
+                break
+            name = self.rotation_filename(f"{self.base_filename}.{len(names) + 1}")
+            if name == names[-1]:
+                if not self.backup_count:
+                    msg = f"namer gives all rotated files the name {name!r}"
+                    raise SinkError(msg)
+                break
+            names.append(name)
+        if len(endings) == len(names):  # one too many, left by a rotation that was cut short
+            for ending in endings.pop():
+                os.unlink(names[-1] + ending)  # noqa: PTH108
+        for number in range(len(endings), 0, -1):
+            for ending in endings[number - 1]:
+                os.replace(names[number - 1] + ending, names[number] + ending)  # noqa: PTH105
+        # Not deleted before the rotation has succeeded: one that fails costs nothing.
+        if 0 < self.backup_count == len(endings):
+            return [names[-1] + ending for ending in endings[-1]]
+        return []
+
+    def _endings_of(self, stem: str) -> list[str]:
+        """Return the endings under which there is a file that is called *stem*, plain or compressed.
+
+        Raises:
+            OSError: If a directory has its name.
+        """
+        found: list[str] = []
+        for ending in self._endings:
+            try:
+                mode = os.lstat(stem + ending).st_mode
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), stem + ending)
+            found.append(ending)
+        if len(found) > 1 and not found[0]:
+            # Now, since a kill in the midst of shifting the two would leave them under two numbers.
+            compressing.finish_placing(stem, [stem + ending for ending in found[1:]])
+            if not os.path.lexists(stem):
+                found.pop(0)
+        return found
+
+    def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
+        """Give the default name for each number in *file_name*; the lowest number is the newest file."""
+        for match in re.finditer(r"[1-9][0-9]*", file_name):
+            number = match.group()
+            yield (-float(number), 0), f"{self.base_filename}.{number}"
+
+
+RotatingFileSink._hot_class = RotatingFileSink  # noqa: SLF001 - its own class

@@ -1,0 +1,303 @@
+"""Files that roll over by time: `TimedRotatingFileSink`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from outfall.sinks.core.arguments import checked_size
+from outfall.sinks.core.reporting import report
+from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.files import compression as compressing
+from outfall.sinks.files.birthtime import birth_time
+from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.rotating import BaseRotatingFileSink
+from outfall.sinks.files.schedule import Schedule
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Iterable, Iterator
+
+    from outfall.sinks.core.sink import OnError
+
+#: A file's birth and the time of its last write come from clocks of different grain.
+_GRAIN_SECONDS = 1.0
+
+
+class TimedRotatingFileSink(BaseRotatingFileSink):
+    r"""Append each event to a file that rolls over as time passes, and by size as well if asked to.
+
+    ``app.log`` becomes ``app.log.2026-02-28``, named by the start of the interval its events fell in. A name that is
+    taken is never overwritten: the next one gets ``.1``, ``.2`` and so on.
+
+    Args:
+        filename: See `FileSink`.
+        when: The unit, in any case: ``"S"`` seconds, ``"M"`` minutes, ``"H"`` hours (default), ``"D"`` days,
+            ``"midnight"``, or ``"W0"`` (Monday) to ``"W6"``.
+        interval: How many units; default 1. Not used for weekdays.
+        backup_count: How many rotated files to keep. Default 0: all.
+        encoding: See `FileSink`.
+        delay: See `FileSink`.
+        utc: Whether days, weekdays and names are in UTC instead of local time. Default False.
+        at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight; that of a
+            weekday is the one that ends it.
+        errors: See `FileSink`.
+        max_bytes: Roll over as well before the file grows beyond so many bytes. Default 0: by time alone.
+        mode: See `FileSink`. ``"w"`` truncates what an earlier process has left.
+        namer: See `BaseRotatingFileSink`.
+        rotator: See `BaseRotatingFileSink`.
+        max_age: See `BaseRotatingFileSink`.
+        max_total_bytes: See `BaseRotatingFileSink`.
+        compression: See `BaseRotatingFileSink`.
+        multiprocess: See `BaseRotatingFileSink`.
+        permissions: See `FileSink`.
+        buffer_bytes: See `FileSink`.
+        flush_interval: See `FileSink`.
+        flush_level: See `FileSink`.
+        terminator: See `FileSink`.
+        renderer: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If *when*, *interval* or *at_time* cannot be used; and as `BaseRotatingFileSink`.
+
+    Seconds, minutes, hours and days are counted from when the file was begun, without a jump at a change of daylight
+    saving time; midnight and weekdays are those of the wall clock. The clock survives a restart: the file's birth, else
+    the newest rotated file, else the last write says when its interval began. The rollover happens with the first event
+    after the end of the interval, and the next interval is the one that event falls in; an empty file never rolls over.
+
+    Source: `logging.handlers.TimedRotatingFileHandler`.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        when: str = "h",
+        interval: int = 1,
+        backup_count: int = 0,
+        encoding: str | None = None,
+        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.TimedRotatingFileHandler
+        utc: bool = False,  # noqa: FBT001, FBT002
+        at_time: dt.time | None = None,
+        errors: str | None = None,
+        *,
+        max_bytes: int = 0,
+        mode: str = "a",
+        namer: Callable[[str], str] | None = None,
+        rotator: Callable[[str, str], object] | None = None,
+        max_age: float | dt.timedelta | None = None,
+        max_total_bytes: int | None = None,
+        compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
+        multiprocess: bool = False,
+        permissions: int | None = None,
+        buffer_bytes: int = 0,
+        flush_interval: float | dt.timedelta = 1.0,
+        flush_level: str | float = "error",
+        terminator: str = "\n",
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self._schedule = Schedule(when, interval, utc=utc, at_time=at_time)
+        self.max_bytes: int = checked_size(max_bytes, "max_bytes")
+        #: When the interval of the current file began, in epoch seconds; None until it is known.
+        self._start: float | None = None
+        #: When the file rolls over, in epoch seconds; settable.
+        self.rollover_at: float = 0.0
+        super().__init__(
+            filename,
+            mode,
+            encoding,
+            delay,
+            errors,
+            namer=namer,
+            rotator=rotator,
+            backup_count=backup_count,
+            max_age=max_age,
+            max_total_bytes=max_total_bytes,
+            compression=compression,
+            multiprocess=multiprocess,
+            permissions=permissions,
+            buffer_bytes=buffer_bytes,
+            flush_interval=flush_interval,
+            flush_level=flush_level,
+            terminator=terminator,
+            renderer=renderer,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+
+    @property
+    def when(self) -> str:
+        """The unit, in upper case."""
+        return self._schedule.when
+
+    @property
+    def interval(self) -> int:
+        """How many units an interval has."""
+        return self._schedule.interval
+
+    @property
+    def utc(self) -> bool:
+        """Whether days, weekdays and names are in UTC."""
+        return self._schedule.utc
+
+    @property
+    def at_time(self) -> dt.time | None:
+        """The time of day of the rollover, for midnight and weekdays."""
+        return self._schedule.at_time
+
+    @property
+    def suffix(self) -> str:
+        """The `time.strftime` format of what a rotated file's name gets."""
+        return self._schedule.suffix
+
+    def compute_rollover(self, current_time: float) -> float:
+        """Return the end of the interval that *current_time* is in, both in epoch seconds."""
+        return self._schedule.next_after(current_time, current_time if self._start is None else self._start)
+
+    _asks_for_room = True
+    _hot_hooks = (*FileSink._hot_hooks, "should_rollover")  # noqa: SLF001 - its base class
+
+    def _has_room(self, size: int) -> bool:
+        if time.time() >= self.rollover_at:
+            return False
+        if self._size is None:
+            return not self.max_bytes
+        counted = self._size + size
+        if self.max_bytes and counted > self.max_bytes:
+            return False
+        self._size = counted
+        return True
+
+    def _append_shared(self, data: bytes) -> bool:
+        return time.time() < self.rollover_at and super()._append_shared(data)
+
+    def _is_bound_by_size(self) -> bool:
+        return self.max_bytes > 0
+
+    def should_rollover(self, data: bytes) -> bool:
+        """Return True if the interval of the file has ended, or *data* would make it larger than `max_bytes`."""
+        size = self._current_size()
+        now = time.time()
+        if self._start is None:
+            self._begin(now, size)
+        if not (self._regular and size > len(self._prefix)):
+            if now >= self.rollover_at:
+                self._begin(now, 0)  # nothing in it yet: the interval is that of its first event
+            return False
+        if now < self.rollover_at and not (self.max_bytes and size + len(data) > self.max_bytes):
+            return False
+        # So it seems; the system knows what others have done to the file.
+        counted, self._size = size, None
+        size = self._current_size()
+        if size > counted:
+            self._notice_others("was appended to")
+        return size > 0 and (now >= self.rollover_at or size + len(data) > self.max_bytes)
+
+    def do_rollover(self) -> None:
+        """Roll over now: move the file to the name of its interval and open a new one.
+
+        Raises:
+            OSError: If the file system refuses; the file goes on as it is.
+            Exception: Whatever `namer` and `rotator` raise.
+        """
+        with self._rollover() as due:
+            if not due:
+                return
+            now = time.time()
+            if self._start is None:
+                self._begin(now, self._current_size())
+            self._move_away(self._free_name())
+            self._begin(now, 0)
+
+    def _free_name(self) -> str:
+        """Return the name for the file that is rotated now: one that is not taken, plain or compressed."""
+        stem = f"{self.base_filename}.{self._text_of_interval()}"
+        endings = compressing.endings([self._compressor.ending] if self._compressor else [])
+        number = 0
+        while True:
+            name = self.rotation_filename(f"{stem}.{number}" if number else stem)
+            if not any(os.path.lexists(name + ending) for ending in endings):
+                return name
+            number += 1
+
+    def _text_of_interval(self) -> str:
+        """Return what the name of the file that is rotated now gets: the start of its interval."""
+        return self._schedule.text_of(self._start or 0.0)
+
+    def _install(self, descriptor: int, prefix: bytes) -> None:
+        if self._identity != self._installed:
+            # Another file than before: the interval it is in has to be found out.
+            self._installed = self._identity
+            self._begin_again()
+        super()._install(descriptor, prefix)
+
+    #: Device and inode of the file that `_start` is about.
+    _installed: tuple[int, int] | None = None
+
+    def _begin_again(self) -> None:
+        """Find out the interval of a file that was opened."""
+        now = time.time()
+        with contextlib.suppress(OSError):
+            state = os.stat(self.base_filename)  # noqa: PTH116
+            self._begin(now, state.st_size)
+
+    def _begin(self, now: float, size: int) -> None:
+        """Set the interval of the current file, whose first event comes *now* if its *size* is 0."""
+        schedule = self._schedule
+        if size:
+            self._start = self._start_of_existing(now)
+        else:
+            self._start = schedule.start_of(now, now if self._start is None else self._start)
+        self.rollover_at = schedule.next_after(self._start, self._start)
+
+    def _start_of_existing(self, now: float) -> float:
+        """Return when the interval of a file that has events already began."""
+        schedule = self._schedule
+        last_write = min(os.stat(self.base_filename).st_mtime, now)  # noqa: PTH116
+        rotated = [file.age[0] for file in self.rotated_files()]
+        newest = max(rotated, default=None)
+        birth = birth_time(self.base_filename)
+        # Copied, restored or touched files have a birth that says nothing about their events.
+        if birth is not None and birth <= last_write + _GRAIN_SECONDS and (newest is None or birth >= newest):
+            # On the grid of this sink's intervals where it has one, so that several processes agree. A name of
+            # midnight's is exact, so days are counted on over a restart; the others lack what is below their unit.
+            anchor = newest if newest is not None and schedule.when == "MIDNIGHT" else birth
+            return schedule.start_of(birth, anchor if self._start is None else self._start)
+        if newest is None:
+            return schedule.start_of(last_write, last_write)
+        if newest <= last_write:
+            return schedule.start_of(last_write, newest)
+        # The file's times contradict its neighbours' names: it was begun after the newest of them ended, or just then.
+        following = schedule.next_after(newest, newest)
+        return following if following <= now else newest
+
+    def sample_of_rotated(self) -> str:
+        """Return the default name of some rotated file, which tells the directory they are in."""
+        return f"{self.base_filename}.{self._schedule.text_of(0.0)}"
+
+    def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
+        """Give the default name for each time in *file_name*, without a number and with each that is in it."""
+        for match in self._schedule.pattern.finditer(file_name):
+            text = match.group()
+            start = self._schedule.parse(text)
+            if start is None:
+                continue
+            stem = f"{self.base_filename}.{text}"
+            yield (start, 0), stem
+            for number in re.findall(r"(?<![0-9])[1-9][0-9]*(?![0-9])", file_name):
+                yield (start, int(number)), f"{stem}.{number}"
+
+
+TimedRotatingFileSink._hot_class = TimedRotatingFileSink  # noqa: SLF001 - its own class

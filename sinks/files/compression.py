@@ -1,0 +1,284 @@
+"""Rotated files compressed in the background: `Compressor`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from outfall.sinks.core import flock
+from outfall.sinks.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_CHUNK_BYTES = 1024 * 1024
+_UNFINISHED = ".outfall-tmp"
+_ATTEMPTS = 10
+
+#: Endings under which a rotated file may stand, whatever compression is in force now.
+ENDINGS = (".gz", ".zst")
+
+
+class Owner(Protocol):
+    """What a `Compressor` asks of the sink whose files it compresses."""
+
+    #: Path of the file that is rotated.
+    base_filename: str
+
+    def files_to_compress(self) -> list[str]:
+        """Return the paths of the rotated files that are not compressed yet, oldest first."""
+        ...
+
+    def place_compressed(self, identity: tuple[int, int], compressed: str, ending: str) -> None:
+        """Put *compressed* in the place of the rotated file that *identity* (device, inode) is, wherever it is now."""
+
+    def compression_failed(self, error: Exception) -> None:
+        """Tell of a file that could not be compressed; it stays as it is."""
+
+
+# The two that are built in read from the descriptor, which stays good when the file is renamed. They leave it open: a
+# copy of it, with the lock that comes with it, would stay in a child forked meanwhile.
+
+
+def _gzip(source: int, destination: str) -> None:
+    import gzip  # noqa: PLC0415 - who compresses needs it, and it takes its time
+    import shutil  # noqa: PLC0415
+
+    # Without name and time in the header: the file says both, and equal events make equal files.
+    with (
+        open(source, "rb", closefd=False) as plain,
+        open(destination, "wb") as raw,  # noqa: PTH123 - paths are text here
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as compressed,
+    ):
+        shutil.copyfileobj(plain, compressed, _CHUNK_BYTES)
+
+
+def _zstd(source: int, destination: str) -> None:
+    import zstandard  # noqa: PLC0415 - an extra
+
+    with open(source, "rb", closefd=False) as plain, open(destination, "wb") as compressed:  # noqa: PTH123
+        zstandard.ZstdCompressor().copy_stream(plain, compressed)
+
+
+class Compressor:
+    """Compress rotated files in a thread of its own, which lives as long as there is something to do.
+
+    A compressed file is written under a temporary name and then moved into place, whole, before the plain one is
+    unlinked: a kill leaves the plain file, or both. The owner finishes such work at the next start.
+
+    Args:
+        method: ``"gzip"``, ``"zstd"`` or a callable ``(source, destination)`` that writes *destination*; its attribute
+            ``ending``, such as ``".xz"``, is what the name of the file gets, ``".compressed"`` without one. Its
+            *source* is a second name of the file, which stays while rotation goes on to rename the first.
+        owner: Whose files they are.
+        guarded: Leave a file alone while another process still has it open for writing; see
+            `outfall.sinks.files.rotating`.
+
+    Raises:
+        ValueError: If *method* is none of these, or its ``ending`` cannot be one.
+        MissingDependencyError: If ``"zstd"`` is asked for and zstandard is not installed.
+    """
+
+    def __init__(self, method: Any, owner: Owner, *, guarded: bool) -> None:
+        if method == "gzip":
+            self._method: Callable[[Any, str], object] = _gzip
+            self.ending: str = ".gz"
+        elif method == "zstd":
+            try:
+                import zstandard  # noqa: F401, PLC0415 - an extra  # pyright: ignore[reportUnusedImport]
+            except ImportError:
+                raise MissingDependencyError(package="zstandard", extra="zstd") from None
+            self._method = _zstd
+            self.ending = ".zst"
+        elif callable(method):
+            self._method = method
+            self.ending = _checked_ending(method)
+        else:
+            msg = f"compression={method!r} is not 'gzip', 'zstd' or a callable"
+            raise ValueError(msg)
+        self._owner = owner
+        self._guarded = guarded
+        #: Descriptors that the thread has open, which a forked child must not keep, nor the locks on them.
+        self._held: list[int] = []
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Begin anew, without a thread."""
+        for descriptor in self._held:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._held = []
+        # Re-entrant, for signal handlers that log.
+        self._state = threading.Condition(threading.RLock())
+        self._wanted = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Have a look for files to compress taken soon, in the background."""
+        with self._state:
+            self._wanted = True
+            if self._thread is not None:
+                return
+            # Set first: what a signal handler logs meanwhile must not start a second one.
+            self._thread = threading.Thread(target=self._run, name="outfall-compressor", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:
+                self._thread = None  # the interpreter is going down; the next start finishes it
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until all is done, *timeout* seconds at most; return whether it is."""
+        with self._state:
+            return self._state.wait_for(lambda: self._thread is None, timeout)
+
+    def _run(self) -> None:
+        ended = False
+        try:
+            while not ended:
+                with self._state:
+                    self._wanted, wanted = False, self._wanted
+                    if not wanted:
+                        ended = True
+                        self._thread = None
+                        self._state.notify_all()
+                if wanted:
+                    self._look()
+        finally:
+            if not ended:  # by what on_error raised
+                with self._state:
+                    self._thread = None
+                    self._state.notify_all()
+
+    def _look(self) -> None:
+        try:
+            paths = self._owner.files_to_compress()
+        except Exception as error:  # noqa: BLE001 - namer may raise anything
+            self._owner.compression_failed(error)
+        else:
+            for path in paths:
+                self._compress(path)
+
+    def _compress(self, path: str) -> None:
+        directory, base_name = os.path.dirname(path), os.path.basename(self._owner.base_filename)  # noqa: PTH119, PTH120
+        temporaries: list[str] = []
+        try:
+            source = self._hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            # Held as long as it takes: no other process compresses it too, and none writes to it any more.
+            if not self._lock(source):
+                return
+            state = os.fstat(source)
+            # The same name for the same file, so that a killed process's attempt is overwritten by the next.
+            stem = os.path.join(directory, f".{base_name}.{state.st_ino}")  # noqa: PTH118
+            temporary, link = stem + _UNFINISHED, f"{stem}.source{_UNFINISHED}"
+            temporaries += (temporary, link)
+            if not self._mark(temporary):
+                return
+            if self._method in (_gzip, _zstd):
+                self._method(source, temporary)
+            else:
+                self._call(path, state, link, temporary)
+            os.chmod(temporary, stat.S_IMODE(state.st_mode))  # noqa: PTH101
+            # The time of its last event, for retention by age; and what shows that both hold the same.
+            os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
+            self._owner.place_compressed((state.st_dev, state.st_ino), temporary, self.ending)
+        except FileNotFoundError as error:
+            # Shifted or deleted meanwhile; the next look finds it.
+            if error.filename != path:
+                self._owner.compression_failed(error)
+        except Exception as error:  # noqa: BLE001 - told, and the file stays as it is
+            self._owner.compression_failed(error)
+        finally:
+            # While the locks are held: the next who takes them makes files of the same names.
+            for left in temporaries:
+                with contextlib.suppress(OSError):
+                    os.unlink(left)  # noqa: PTH108 - gone when it was put in its place
+            held, self._held = self._held, []
+            for descriptor in held:
+                os.close(descriptor)
+
+    def _call(self, path: str, state: os.stat_result, link: str, temporary: str) -> None:
+        """Call a callable of others, which opens the file by its name."""
+        # A rotation may rename the file meanwhile, and put the next one in its place.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)  # noqa: PTH108
+        try:
+            os.link(path, link)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without second names: whether it has stayed where it was is seen afterwards
+            self._method(path, temporary)
+            _check_same(path, state, path)
+        else:
+            _check_same(link, state, path)
+            self._method(link, temporary)
+
+    def _mark(self, temporary: str) -> bool:
+        """Make *temporary*, locked, which shows `remove_unfinished` that somebody is at it."""
+        for _ in range(_ATTEMPTS):
+            marker = self._hold(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            with contextlib.suppress(FileNotFoundError):
+                if self._lock(marker) and os.path.samestat(os.stat(temporary), os.fstat(marker)):  # noqa: PTH116
+                    return True
+            time.sleep(0.001)  # taken for left, and deleted, before it was locked
+        return False
+
+    def _hold(self, descriptor: int) -> int:
+        self._held.append(descriptor)
+        return descriptor
+
+    def _lock(self, descriptor: int) -> bool:
+        """Lock an open file; return False if another process has it."""
+        try:
+            return not flock.AVAILABLE or flock.try_lock(descriptor)
+        except OSError:
+            if self._guarded:
+                raise
+            return True  # a file system without locks; one process alone can do without
+
+
+def _check_same(name: str, state: os.stat_result, path: str) -> None:
+    if not os.path.samestat(os.stat(name), state):  # noqa: PTH116
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def _checked_ending(method: Any) -> str:
+    ending = getattr(method, "ending", ".compressed")
+    if not isinstance(ending, str) or not ending or os.path.basename(ending) != ending:  # noqa: PTH119
+        msg = f"compression={method!r}: its ending={ending!r} is not what a file's name can get, such as '.xz'"
+        raise ValueError(msg)
+    return ending
+
+
+def remove_unfinished(directory: str, path: str) -> None:
+    """Delete what killed processes' compression of the files rotated from *path* has left in *directory*."""
+    if not flock.AVAILABLE:
+        return  # it cannot be told from what a living process is writing
+    prefix = f".{os.path.basename(path)}."  # noqa: PTH119
+    with os.scandir(directory) as entries:
+        unfinished = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(_UNFINISHED)]
+    for name in unfinished:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if flock.try_lock(descriptor):
+                    os.unlink(name)  # noqa: PTH108
+            finally:
+                os.close(descriptor)
+
+
+def endings(extra: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the endings a rotated file may have, none first."""
+    return ("", *dict.fromkeys((*extra, *ENDINGS)))
+
+
+def finish_placing(plain: str, compressed: list[str]) -> None:
+    """Unlink *plain* if one of *compressed* is made of it: somebody was killed between the steps of placing it."""
+    with contextlib.suppress(FileNotFoundError):
+        made = os.stat(plain).st_mtime_ns  # noqa: PTH116
+        if any(os.stat(path).st_mtime_ns == made for path in compressed):  # noqa: PTH116
+            os.unlink(plain)  # noqa: PTH108

@@ -1,0 +1,320 @@
+"""A file that other processes write to and move away: `SharedFileSink`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from itertools import accumulate
+from os import SEEK_CUR as _SEEK_CUR
+from os import SEEK_END as _SEEK_END
+from os import lseek as _lseek
+from os import stat as _stat
+from os import write as _os_write
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.core import flock
+from outfall.sinks.errors import SinkError
+from outfall.sinks.files.file import FileSink
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: How often what others may have moved away meanwhile is tried anew.
+OPEN_ATTEMPTS = 10
+
+#: Events that follow one another more closely share one look at the path, which costs more than the write itself: Linux
+#: has a file that was asked for its times note a new one at the next write.
+_LOOK_SECONDS = 0.000_05
+
+#: So closely: in between this thread has had no time to move or remove a file.
+_GAP_SECONDS = 0.000_008
+
+_NOT_OPEN = -1
+# Not on Windows, where several processes are refused.
+_pread: Any = getattr(os, "pread", None)
+
+
+class SharedFileSink(FileSink):
+    """Know which file is the current one, and how large it is; with *multiprocess*, whatever other processes do to it.
+
+    The base of the rotating sinks, which say when the file is moved away, and by whom.
+
+    Each process holds a shared ``flock`` on the file it writes to. A process that was killed may leave half a line: the
+    next event written after it, by whomever, stands on a line of its own.
+    """
+
+    #: The size in bytes at which the file rolls over, in subclasses that have one.
+    max_bytes: int = 0
+
+    def __init__(self, filename: str | os.PathLike[str], *options: Any, multiprocess: bool, **named: Any) -> None:
+        if multiprocess and not flock.AVAILABLE:
+            msg = f"multiprocess={multiprocess!r}: this platform has no flock()"
+            raise ValueError(msg)
+        self.multiprocess: bool = bool(multiprocess)
+        self._shared = self.multiprocess and (self._counts_size or self._asks_for_room)
+        path = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - as FileSink does
+        self._directory_lock = flock.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
+        #: Size of the current file in bytes; None if it has to be asked of the system.
+        self._size: int | None = None
+        #: Device and inode of the current file.
+        self._identity: tuple[int, int] | None = None
+        #: Bytes of events that are counted in `_size` and not written yet.
+        self._unwritten = 0
+        #: From when on an event has to look at the path, and when the last was written; the events that came since the
+        #: last look, to be written again if the file turns out to have been deleted before them; those that have to be.
+        self._look_due = self._wrote_at = 0.0
+        self._unlooked: list[bytes] = []
+        self._regained: list[bytes] = []
+        super().__init__(filename, *options, **named)
+
+    def _catch_up(self) -> None:
+        """Have the file open; where several processes write, find out which is the current one and how large it is."""
+        if self._fd == self._parked_fd:
+            self._install(*self._open_file())
+        if not self.multiprocess:
+            return
+        try:
+            for _ in range(OPEN_ATTEMPTS):
+                state = state_of(self.base_filename)
+                if state is not None and (state.st_dev, state.st_ino) == self._identity:
+                    break
+                self._move_on()
+            else:
+                return
+        except Exception as error:  # noqa: BLE001 - the file that is open takes the event as well
+            self._size = None
+            self._note(error)
+            return
+        self._unlooked.clear()
+        if not self._prefix and self._regular and state.st_size != self._size and not self._ends_whole(state.st_size):
+            prefix = self._missing_start(self._fd)
+            if prefix:
+                self._install(self._fd, prefix)
+        self._size = state.st_size
+        if self._prefix:
+            self._write_start()
+
+    def _ends_whole(self, size: int) -> bool:
+        """Return True if the file, which has *size* bytes, is known to end with a whole line."""
+        try:
+            return os.pread(self._fd, 1, size - 1) == b"\n"
+        except OSError:  # empty, or it may not be read
+            return False
+
+    def _missing_start(self, descriptor: int) -> bytes:
+        end = self._terminator_bytes
+        if not (self.multiprocess and end and os.fstat(descriptor).st_size):
+            return super()._missing_start(descriptor)
+        try:
+            if flock.ends_with(descriptor, end):
+                return b""
+            flock.await_writer(descriptor)
+            return b"" if flock.ends_with(descriptor, end) else end
+        except OSError:  # it may not be read
+            return super()._missing_start(descriptor)
+
+    def _write_start(self) -> None:
+        """Write what has to come before the next event, unless another process has done so."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._directory_lock)
+            except Exception as error:  # noqa: BLE001 - the event is written all the same
+                self._note(error)
+            descriptor = self._parked_fd
+            missing = self._missing_start(descriptor)
+            if missing:
+                os.write(descriptor, missing)
+            self._install(descriptor, b"")
+
+    def _append_shared(self, data: bytes) -> bool:
+        # What is asked of the system before an event is whether others have moved the file away, and how large they
+        # have made it; then whether one of them has died in the midst of its line.
+        descriptor = self._fd
+        now = monotonic()
+        looks = now >= self._look_due or now - self._wrote_at > _GAP_SECONDS
+        if looks:
+            state = _stat(self.base_filename)  # noqa: PTH116
+            if (state.st_dev, state.st_ino) != self._identity:
+                return False
+            size = state.st_size
+            self._look_due = now + _LOOK_SECONDS
+            self._unlooked.clear()
+        else:
+            size = _lseek(descriptor, 0, _SEEK_END)
+        if size != self._size and (not size or _pread(descriptor, 1, size - 1) != b"\n"):
+            return False
+        end = size + len(data)
+        if end > self.max_bytes and self._is_bound_by_size():
+            return False
+        self._size = end
+        written = _os_write(descriptor, data)
+        if written != len(data):
+            self._finish(data, written, (len(data),))
+            return True
+        if not looks:
+            self._unlooked += (data,)
+        # And afterwards whether one did between the look and the write. Not if a signal handler has logged meanwhile:
+        # it has looked itself.
+        if _lseek(descriptor, 0, _SEEK_CUR) != end and self._size == end:
+            self._size = None
+            self._mend(data, len(data))
+        self._wrote_at = monotonic()
+        return True
+
+    def _mend(self, data: bytes, first: int) -> None:
+        """Write the first event of *data*, *first* bytes, once more if it follows the half line of a dead writer."""
+        end = self._terminator_bytes
+        # The event ended the broken line; the new one may follow another.
+        while end and not flock.stands_alone(self._fd, data, end, len(self._byte_order_mark)):
+            data = data[:first]
+            if _os_write(self._fd, data) != first:
+                self._install(self._fd, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.base_filename)
+
+    def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
+        super()._write_or_reopen(data, ends)
+        if self.multiprocess and self._regular and ends and self._fd != _NOT_OPEN:
+            self._size = None
+            self._mend(data, ends[0])
+
+    def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
+        if not (self.multiprocess and self._regular):
+            super()._finish(data, written, ends)
+            return
+        if not written:
+            written = _os_write(self._fd, data)
+        if written == len(data):
+            return
+        # What others have written since would stand between the halves, and would be cut off with the first: so it
+        # stays, as after a kill, and is ended.
+        self._kept = sum(1 for end in ends if end <= written)
+        if written != (ends[self._kept - 1] if self._kept else 0):
+            self._install(self._fd, self._terminator_bytes or b"\n")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.base_filename)
+
+    def _take_back(self, part: bytes) -> None:
+        if not self.multiprocess:
+            super()._take_back(part)
+
+    def _is_bound_by_size(self) -> bool:
+        """Return True if `max_bytes` is in force."""
+        return True
+
+    def _create(self, flags: int) -> int:
+        if self.multiprocess:
+            state = state_of(self.base_filename)
+            if state is None or stat.S_ISREG(state.st_mode):
+                # To be read as well: what others have left at its end.
+                with contextlib.suppress(PermissionError):
+                    return super()._create(flags & ~os.O_WRONLY | os.O_RDWR)
+        return super()._create(flags)
+
+    def _move_on(self) -> None:
+        """Go on with the file that another process has begun."""
+        if self._unlooked and not os.fstat(max(self._fd, self._parked_fd)).st_nlink:
+            self._regained += self._unlooked
+        self._unlooked.clear()
+        self._exchange()
+
+    def _write_regained(self) -> None:
+        """Write the events again, to the current file, that were written to one that is deleted."""
+        while self._regained:
+            again, self._regained = self._regained, []
+            ends = list(accumulate(map(len, again)))
+            try:
+                super()._write_whole(b"".join(again), ends)
+            except Exception as error:  # noqa: BLE001 - the event that is being written speaks for itself
+                lost = len(again) - self._kept
+                self._delivered -= lost
+                self._count_dropped("error", lost)
+                self._note(error)
+            self._size = None
+
+    def _flush(self) -> None:
+        if self._unlooked and self._fd != _NOT_OPEN:
+            self._catch_up()
+        self._write_regained()
+        super()._flush()
+
+    def _note(self, error: Exception) -> None:
+        """Have *error*, which costs no event, told when the event is written."""
+        raise NotImplementedError
+
+    def _current_size(self) -> int:
+        """Return the size of the current file, with what the next write has to begin with."""
+        if self._fd == self._parked_fd:
+            self._install(*self._open_file())
+        if self._size is None:
+            descriptor = self._parked_fd if self._prefix else self._fd
+            self._size = os.fstat(descriptor).st_size + len(self._prefix) + self._unwritten
+        return self._size
+
+    def _install(self, descriptor: int, prefix: bytes) -> None:
+        super()._install(descriptor, prefix)
+        self._size = None
+        self._look_due = 0.0
+
+    def _open_file(self) -> tuple[int, bytes]:
+        for _ in range(OPEN_ATTEMPTS):
+            opened = self._open_current()
+            if opened is not None:
+                return opened
+            time.sleep(0.001)
+        with self._directory_lock:  # nobody can rotate it now
+            opened = self._open_current()
+        if opened is None:
+            msg = f"{self.base_filename!r} was moved away again and again while it was being opened"
+            raise SinkError(msg)
+        return opened
+
+    def _open_current(self) -> tuple[int, bytes] | None:
+        """Open the path; return None if that file has been rotated away in between."""
+        descriptor, prefix = super()._open_file()
+        current = False
+        try:
+            state = os.fstat(descriptor)
+            identity = (state.st_dev, state.st_ino)
+            # Shared by all who write to it, for as long as they do: until the last has moved on, nobody compresses it.
+            current = not (self.multiprocess and self._regular) or (
+                flock.try_lock(descriptor, shared=True) and identity_of(self.base_filename) == identity
+            )
+        finally:
+            if not current:
+                os.close(descriptor)
+        if not current:
+            return None
+        self._identity = identity
+        return descriptor, prefix
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, which shares the open file; see `FileSink`."""
+        self._directory_lock.after_fork()
+        if self.multiprocess and self._regular:
+            # The child opens the path itself. The parent's open file, were it kept, would keep the lock on it too, and
+            # its offset would not tell where the last write went.
+            for descriptor in {self._fd, self._parked_fd} - {_NOT_OPEN}:
+                os.close(descriptor)
+            super()._install(_NOT_OPEN, b"")
+        self._size = None
+        self._unwritten = 0
+        self._unlooked.clear()
+        self._regained.clear()
+        super().after_fork()
+
+
+def state_of(path: str) -> os.stat_result | None:
+    """Return what the system says of the file at *path*, or None if there is none."""
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+
+
+def identity_of(path: str) -> tuple[int, int] | None:
+    """Return device and inode of the file at *path*, or None if there is none."""
+    state = state_of(path)
+    return None if state is None else (state.st_dev, state.st_ino)

@@ -1,0 +1,733 @@
+"""Events appended to a file: `FileSink`."""
+
+# `event.__class__ is dict` does not narrow a type for pyright, and WriteLock reads `holding` from the frame.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
+# pyright: reportFunctionMemberAccess=false
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+import time
+from dataclasses import replace
+from itertools import accumulate
+from os import write as _os_write
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import orjson
+from orjson import dumps
+
+from outfall.sinks.core import lifecycle
+from outfall.sinks.core.arguments import checked_seconds, checked_size
+from outfall.sinks.core.item import BatchResult
+from outfall.sinks.core.lock import HAND_TAKEN, TURN
+from outfall.sinks.core.reporting import report
+from outfall.sinks.core.sink import ByteSink, OnError
+from outfall.sinks.errors import SinkClosedError
+from outfall.sinks.event.depth import is_tracked, too_deep
+from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
+from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, level_of, parse_level
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.sink import SinkStats
+
+_LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
+
+#: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
+_NOT_OPEN = -1
+
+# What FileSink._express says: take the whole pipeline (0); render and write; count the size of a file with a bound;
+# both with a look at the level first; append to the buffer; let `_append_shared` write for files of several processes;
+# ask `_has_room` before; both with a look at the level. `FileSink.handle` has the numbers, which are faster.
+_PIPELINE, _DIRECT, _SIZED, _DIRECT_WITH_LEVEL, _SIZED_WITH_LEVEL, _BUFFERED = range(6)
+_SHARED, _ASKING, _SHARED_WITH_LEVEL, _ASKING_WITH_LEVEL = range(6, 10)
+
+#: Errors that leave the descriptor good: there may be room again for the next event.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
+
+
+class _NotInTimeError(TimeoutError):
+    """A flush with a deadline met a pipe or terminal that nobody reads."""
+
+
+class FileSink(ByteSink):
+    r"""Append each event to a file, one line each.
+
+    Each event reaches the operating system before `handle` returns: it survives any death of the process, though not
+    a loss of power. With *buffer_bytes* set, up to that much waits in memory.
+
+    Args:
+        filename: Path of the file; made absolute once, here. Kept as `base_filename`.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate when first opened, ``"x"`` to insist on a new file. In
+            every mode each write goes to the end, even while others write to or truncate the same file.
+        encoding: See `ByteSink`. A byte order mark is written at the start of an empty file alone.
+        delay: Open at the first event instead of now. Default False.
+        errors: See `ByteSink`.
+        permissions: Permission bits for a file that is created here, such as ``0o640``, whatever the umask. Default
+            None: ``0o666`` less the umask. An existing file keeps its own.
+        buffer_bytes: Keep up to so many bytes of events in memory and write them together. Default 0: none. They are
+            written when that many have come, at an event of *flush_level* or above, at the first event
+            *flush_interval* after the last write, and by `flush`, `close` and the exit of the process. A kill loses
+            them.
+        flush_interval: Seconds, or a timedelta; default 1.0. No thread watches it: it is looked at with each event.
+        flush_level: Level at which an event and those before it are written at once. Default ``"error"``.
+        terminator: What ends each event. Default ``"\n"``. Settable.
+        renderer: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If *mode*, *encoding*, *errors*, *permissions*, *buffer_bytes*, *flush_interval* or *flush_level*
+            is not usable.
+        TypeError: If *filename* is not a path.
+
+    A file that cannot be opened goes to ``on_error``, and each event tries again. A write that fails or is cut short
+    (disk full) is undone, so that no half line stays; the event is counted as ``dropped["error"]``, and writing goes
+    on as soon as there is room. Half a line that a killed process left is ended before the first event is written. A
+    pipe that is full makes `handle` wait for its reader, but `flush` and `close` no longer than their timeout.
+
+    Safe from any thread and from signal handlers; any number of processes may append to one file. A forked child goes
+    on with the same open file, and leaves what the parent had buffered to the parent. A named pipe without a reader
+    counts as a file that cannot be opened. On NFS, appends of several hosts may overwrite each other.
+
+    Source: `logging.FileHandler`; POSIX ``open(2)`` on O_APPEND.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        encoding: str | None = None,
+        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.FileHandler
+        errors: str | None = None,
+        *,
+        permissions: int | None = None,
+        buffer_bytes: int = 0,
+        flush_interval: float | dt.timedelta = 1.0,
+        flush_level: str | float = "error",
+        terminator: str = "\n",
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        #: The absolute path, as text; frozen here, so that a later chdir does not move the file.
+        self.base_filename: str = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - Path.absolute keeps ".."
+        self.mode: str = _checked_mode(mode)
+        self.delay: bool = bool(delay)
+        self.permissions: int | None = _checked_permissions(permissions)
+        self.buffer_bytes: int = checked_size(buffer_bytes, "buffer_bytes")
+        self._flush_seconds = checked_seconds(flush_interval, "flush_interval")
+        self._flush_level = parse_level(flush_level, "flush_level")
+        self._fd = _NOT_OPEN
+        #: An open descriptor that the hot path must not use, since `_prefix` has to be written first.
+        self._parked_fd = _NOT_OPEN
+        #: What the next write must begin with: an end for somebody's half line, or a byte order mark.
+        self._prefix = b""
+        self._regular = True
+        #: A pipe or a terminal: whoever reads it decides when a write ends, and how much of a line fits at once.
+        self._may_block = False
+        #: While such a line may be half written: what a signal handler logs then waits in the buffer.
+        self._mid_line = False
+        #: close() could not have the lock in time, or it has let go of the file: it must not be opened again. Before
+        #: that close() may well have to open it, for what waits.
+        self._given_up = self._released = False
+        #: Never truncate, nor insist on a new file, a second time.
+        self._opened_before = False
+        #: The levels, as they are spelt, of events that are neither filtered nor make the buffer be written.
+        self._passing_levels: frozenset[str] = frozenset()
+        #: How much may wait; 0 from the process's exit on.
+        self._buffer_limit = 0 if lifecycle.exiting() else self.buffer_bytes
+        self._buffered = 0
+        self._flush_due = 0.0
+        self._empty_buffer()
+        super().__init__(
+            renderer=renderer,
+            encoding=encoding,
+            errors=errors,
+            terminator=terminator,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+        if not self.delay:
+            try:
+                with self._lock:
+                    self._install(*self._open_file())
+            except OSError as error:
+                self._fail(error, None, events=0)
+
+    #: The class for whose methods the hot path stands in, and these methods: one that is overridden turns it off.
+    _hot_class: ClassVar[type[FileSink]]
+    _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "_put", "_write_whole")
+    #: True if the size of the file is counted, and `_has_room` asked beyond the bound that a subclass has.
+    _counts_size = False
+    #: True if `_has_room` has to be asked before each write.
+    _asks_for_room = False
+    if TYPE_CHECKING:
+        max_bytes: int
+        _size: int | None
+    #: True if other processes rotate the file, and `_append_shared` has to do the write.
+    _shared = False
+
+    # -- the hot path
+
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - see below
+        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+
+        When it returns, the event has reached the operating system, or the buffer where there is one.
+        """
+        # What the pipeline in Sink does, in one function, for the usual event of the usual sink: calls are what costs
+        # here. Whatever is unusual, and every failure, starts anew in the pipeline, where it is treated exactly: until
+        # the write nothing has happened, and a failed write has been undone.
+        express = self._express
+        if express and event.__class__ is dict:  # faster than calling type()
+            try:
+                if (
+                    "exc_info" in event
+                    or "_record" in event
+                    or "_logger" in event
+                    or "_name" in event
+                    or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
+                ):
+                    pass
+                elif express == 1:  # _DIRECT; the others below do the same with more questions
+                    data = dumps(event, None, _LINE)
+                    # Taking the lock by hand: see WriteLock.
+                    turn = self._turn
+                    del turn[0]
+                    holding = True
+                    try:
+                        written = _os_write(self._fd, data)
+                        if written != len(data):
+                            self._finish(data, written)
+                        self._delivered += 1
+                        return
+                    finally:
+                        try:
+                            holding = False
+                            turn += TURN
+                        finally:
+                            pass
+                elif express != 5:  # _BUFFERED
+                    if express != 2 and express != 6 and express != 7:  # noqa: PLR1714 - faster; those WITH_LEVEL
+                        level = event["level"]
+                        if "level_number" in event:
+                            raise LookupError  # it wins over the level, and may be anything
+                        if level not in self._passing_levels:
+                            if NUMBERS[level] < self._level:
+                                self._count_filtered()
+                                return
+                            raise LookupError
+                    data = dumps(event, None, _LINE)
+                    size = len(data)
+                    turn = self._turn
+                    del turn[0]
+                    holding = True
+                    try:
+                        if express == 3:  # _DIRECT_WITH_LEVEL
+                            pass
+                        elif express < 5:  # _SIZED
+                            counted = self._size
+                            if counted is not None and counted + size <= self.max_bytes:
+                                self._size = counted + size
+                            elif not self._has_room(size):
+                                raise LookupError
+                        elif express == 6 or express == 8:  # noqa: PLR1714 - faster; _SHARED
+                            if not self._append_shared(data):
+                                raise LookupError
+                            self._delivered += 1
+                            return
+                        elif not self._has_room(size):
+                            raise LookupError
+                        written = _os_write(self._fd, data)
+                        if written != size:
+                            self._finish(data, written)
+                        self._delivered += 1
+                        return
+                    finally:
+                        try:
+                            holding = False
+                            turn += TURN
+                        finally:
+                            pass
+                elif event["level"] in self._passing_levels and "level_number" not in event:
+                    data = dumps(event, None, _LINE)
+                    turn = self._turn
+                    if monotonic() < self._flush_due:
+                        del turn[0]
+                        holding = True
+                        try:
+                            size = self._buffered + len(data)
+                            if size < self._buffer_limit:
+                                # Not append(): an interrupt after a call would leave an event in that is not counted.
+                                self._buffer += (data,)
+                                self._buffered = size
+                                return
+                        finally:
+                            try:
+                                holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                                turn += TURN
+                            finally:
+                                pass
+            except Exception:  # noqa: BLE001, S110
+                pass
+            except BaseException:
+                self._count_dropped("interrupted")
+                raise
+        super().handle(event)
+
+    def _has_room(self, size: int) -> bool:  # noqa: ARG002 - asked of files with a bound alone
+        """Return True, and count on it, if *size* more bytes may be written without more ado."""
+        return True
+
+    def _append_shared(self, data: bytes) -> bool:  # noqa: ARG002 - asked of files of several processes alone
+        """Append *data*, one event, and return True, if that may be done without more ado."""
+        return False
+
+    def _refresh(self) -> None:
+        self._turn = self._lock.turn
+        own = type(self)
+        renderer = self._renderer
+        usual = (
+            all(getattr(own, hook) is getattr(self._hot_class, hook) for hook in self._hot_hooks)
+            and type(renderer) is OrjsonRenderer
+            and renderer.is_plain
+            and self._terminator == "\n"
+            and not (self._processors or self._closed or self._reporting or self._may_block)
+        )
+        highest = self._flush_level if self._buffer_limit else UNKNOWN
+        self._passing_levels = frozenset(n for n, number in NUMBERS.items() if self._level <= number < highest)
+        if not usual:
+            self._express = _PIPELINE
+        elif self._buffer_limit:
+            self._express = _BUFFERED
+        elif self._shared:
+            self._express = _SHARED_WITH_LEVEL if self._level else _SHARED
+        elif self._asks_for_room:
+            self._express = _ASKING_WITH_LEVEL if self._level else _ASKING
+        elif self._counts_size:
+            self._express = _SIZED_WITH_LEVEL if self._level else _SIZED
+        else:
+            self._express = _DIRECT_WITH_LEVEL if self._level else _DIRECT
+
+    # -- the pipeline
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        if type(self).emit is not ByteSink.emit:
+            return super()._put(event)
+        data = self.render(event)
+        settled = False
+        try:
+            with self._lock:
+                self._check_open()
+                if not (self._buffer_limit or self._buffer or self._mid_line):
+                    self.write(data)
+                    self._delivered += 1
+                    settled = True
+                    if self._buffer:  # from a signal handler meanwhile
+                        self._write_buffer(counted_elsewhere=1)
+                    return None
+                self._buffer += (data,)
+                settled = True
+                self._buffered += len(data)
+                if not self._mid_line and (
+                    self._buffered >= self._buffer_limit
+                    or level_of(event) >= self._flush_level
+                    or monotonic() >= self._flush_due
+                ):
+                    # If it fails this event is among the lost, and the pipeline counts it.
+                    settled = False
+                    self._write_buffer(counted_elsewhere=1)
+                    if self._buffer and self._may_block:  # from a signal handler meanwhile
+                        self._write_buffer(counted_elsewhere=1)
+                    settled = True
+        except Exception:
+            raise
+        except BaseException:
+            if settled:  # interrupted at the way out, and counted as that
+                self._delivered -= 1
+            raise
+        return None
+
+    def write(self, data: bytes) -> None:
+        """Write *data*, one rendered event, whole or not at all."""
+        self._write_whole(data, (len(data),))
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Write all items by one call of the system; what a full disk keeps out is left for a retry."""
+        with self._lock:
+            self._check_open()
+            self._flush()
+            ends = tuple(accumulate(len(item.data) for item in batch))
+            try:
+                self._write_whole(b"".join(item.data for item in batch), ends)
+            except OSError:
+                if not self._kept:
+                    raise
+                return BatchResult(retry=range(self._kept, len(batch)))
+        return None
+
+    def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
+        """Write *data*, in which events end at *ends*; if that fails keep whole events only, `_kept` of them."""
+        self._kept = 0
+        self._mid_line = self._may_block
+        try:
+            self._write_or_reopen(data, ends)
+        finally:
+            self._mid_line = False
+
+    def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
+        try:
+            written = _os_write(self._fd, data)
+        except OSError as error:
+            if self._may_block and isinstance(error, BlockingIOError):
+                self._finish(data, 0, ends)
+                return
+            if self._fd != _NOT_OPEN:
+                if error.errno in _NO_ROOM:
+                    raise
+                # The descriptor is of no more use: closed behind our back, a pipe without its reader, a stale mount.
+                self._forget_descriptor(error.errno)
+            prefix = self._take_descriptor()
+            self._mid_line = self._may_block
+            try:
+                self._finish(prefix + data, 0, [len(prefix) + end for end in ends])
+            except BaseException:
+                if prefix and not self._kept and self._fd != _NOT_OPEN:
+                    done = min(self._torn, len(prefix))
+                    self._torn -= done
+                    if done < len(prefix):
+                        self._install(self._fd, prefix[done:])
+                raise
+        else:
+            if written != len(data):
+                self._finish(data, written, ends)
+
+    def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
+        """Write the rest of *data* after a short write, or take back the part of an event that stands there."""
+        view = memoryview(data)
+        self._torn = 0
+        try:
+            while written < len(data):
+                try:
+                    written += _os_write(self._fd, view[written:])
+                except BlockingIOError:
+                    if not self._may_block:
+                        raise
+                    self._await_room()
+        except BaseException as error:
+            self._kept = sum(1 for end in ends if end <= written)
+            keep = ends[self._kept - 1] if self._kept else 0
+            if isinstance(error, _NotInTimeError):
+                self._torn = written - keep
+            elif self._may_block and not isinstance(error, Exception):
+                # Interrupted on the way back from the system: how much it took then is not known.
+                self._install(self._fd, self._terminator_bytes or b"\n")
+            else:
+                self._take_back(data[keep:written])
+            raise
+
+    def _await_room(self) -> None:
+        """Wait until somebody reads, no longer than until the deadline of `flush` or `close` if it is one of these."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        deadline = self._deadline
+        left = None if deadline is None else 1000 * max(0.0, deadline - time.monotonic())
+        if not poll.poll(left):
+            raise _NotInTimeError(errno.ETIMEDOUT, "nobody reads it", self.base_filename)
+
+    def _take_back(self, part: bytes) -> None:
+        """Remove *part*, half an event, from the end of the file; where that cannot be done, have it ended."""
+        if not part:
+            return
+        try:
+            if self._regular and self._ends_with(part):
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(part))
+                return
+        except OSError:
+            pass
+        self._install(self._fd, self._terminator_bytes or b"\n")
+
+    def _ends_with(self, part: bytes) -> bool:
+        # The file is open for writing alone, and others may append to it: ours is only what can be read at its end.
+        size = os.fstat(self._fd).st_size
+        reader = os.open(self.base_filename, os.O_RDONLY | _CLOEXEC)
+        try:
+            same = os.path.samestat(os.fstat(reader), os.fstat(self._fd))
+            return same and size >= len(part) and _read_at(reader, size - len(part), len(part) + 1) == part
+        finally:
+            os.close(reader)
+
+    # -- the buffer
+
+    def _empty_buffer(self) -> None:
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._in_flight = 0
+        self._kept = 0
+        #: How much of the first event that is not written stands in the pipe already.
+        self._torn = 0
+        self._mid_line = False
+        self._flush_due = monotonic() + self._flush_seconds
+
+    def _write_buffer(self, counted_elsewhere: int = 0) -> None:
+        """Write what waits. If that fails, what is not in the file is lost and counted, but for *counted_elsewhere*."""
+        self._flush_due = monotonic() + self._flush_seconds
+        count = self._kept = 0
+        # Exchanged first: what a signal handler logs meanwhile must neither be written twice nor be lost. There is no
+        # call, and so no place for an interrupt, between the exchange and the try.
+        chunk, self._buffer = self._buffer, []
+        try:
+            self._buffered = 0
+            count = self._in_flight = len(chunk)
+            if chunk:
+                self._write_whole(b"".join(chunk), tuple(accumulate(map(len, chunk))))
+        except _NotInTimeError:
+            self._delivered += self._kept
+            self._put_back(chunk[self._kept :])
+            raise
+        except BaseException as error:
+            self._delivered += self._kept
+            lost = len(chunk) - self._kept - counted_elsewhere
+            self._count_dropped("error" if isinstance(error, Exception) else "interrupted", lost)
+            self._lost += lost
+            raise
+        else:
+            self._delivered += count
+        finally:
+            self._in_flight = 0
+
+    def _put_back(self, chunk: list[bytes]) -> None:
+        """Have what `flush` could not write in time wait on, the first event less what of it is written."""
+        if self._given_up:
+            self._count_dropped("closed", len(chunk))
+            self._lost += len(chunk)
+            return
+        chunk[0] = chunk[0][self._torn :]
+        self._buffer[:0] = chunk
+        self._buffered += sum(map(len, chunk))
+
+    def _flush(self) -> None:
+        # A signal handler in the midst of a line: whoever writes that line writes the buffer next.
+        if self._buffer and not self._mid_line:
+            self._write_buffer()
+
+    def _drop_buffer(self) -> int:
+        """Count what waits as lost to `close`, let nothing more wait, and return how much it was."""
+        self._buffer_limit = 0
+        left, self._buffer = self._buffer, []
+        if left:
+            self._count_dropped("closed", len(left))
+        return len(left)
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        lost = self._drop_buffer()
+        if lost:
+            why = "closed while another thread was still writing"
+            self._fail(_NotInTimeError(errno.ETIMEDOUT, why, self.base_filename), None, events=lost)
+
+    def drain(self, timeout: float) -> None:
+        """Write what waits, at exit, and buffer nothing from now on."""
+        self._buffer_limit = 0
+        self._changed()
+        super().drain(timeout)
+
+    def _stats(self) -> SinkStats:
+        stats = super()._stats()
+        pending = len(self._buffer) + self._in_flight
+        return replace(stats, pending=pending, accepted=stats.accepted + pending) if pending else stats
+
+    # -- the file
+
+    def reopen(self) -> None:
+        """Open the path anew, as after ``logrotate`` has moved the file; for a SIGHUP handler.
+
+        What waits in the buffer goes to the old file. If the path cannot be opened, that goes to ``on_error`` and the
+        old file, where there is one, is kept. Never truncates.
+        """
+        errors: list[OSError] = []
+        with self._lock:
+            if self._closed:
+                return
+            for step in (self._flush, self._exchange):
+                try:
+                    step()
+                except OSError as error:
+                    errors.append(error)
+            lost, self._lost = self._lost, 0
+        for failure in errors:
+            self._fail(failure, None, events=lost)
+            lost = 0
+
+    def _exchange(self) -> None:
+        """Open the path and let its file take the place of the one that is open, under the same descriptor."""
+        current = self._fd if self._fd != _NOT_OPEN else self._parked_fd
+        opened, prefix = self._open_file()
+        if current != _NOT_OPEN:
+            # In one step: a write that a signal handler interrupted still holds the number, and must not meet another
+            # file under it, nor none.
+            os.dup2(opened, current, inheritable=False)
+            os.close(opened)
+            opened = current
+        self._install(opened, prefix)
+
+    def _install(self, descriptor: int, prefix: bytes) -> None:
+        """Write to *descriptor* from now on, *prefix* first: until then the hot path must not find it."""
+        self._prefix = prefix
+        self._fd, self._parked_fd = (_NOT_OPEN, descriptor) if prefix else (descriptor, _NOT_OPEN)
+
+    def _take_descriptor(self) -> bytes:
+        """Have an open descriptor in `_fd`; return the prefix that the caller has to write first."""
+        if self._given_up or self._released:
+            msg = f"{self.name} is closed"
+            raise SinkClosedError(msg)
+        if self._parked_fd == _NOT_OPEN:
+            self._install(*self._open_file())
+        if self._parked_fd != _NOT_OPEN:
+            self._fd, self._parked_fd = self._parked_fd, _NOT_OPEN
+        prefix, self._prefix = self._prefix, b""
+        return prefix
+
+    def _open_file(self) -> tuple[int, bytes]:
+        """Open the path; return the descriptor and what has to be written first."""
+        # O_NONBLOCK only for the opening: without it a pipe that nobody reads would block the application here.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | _NOCTTY | _NONBLOCK
+        if not self._opened_before:
+            flags |= os.O_TRUNC if "w" in self.mode else os.O_EXCL if "x" in self.mode else 0
+        descriptor = self._create(flags)
+        try:
+            kind = os.fstat(descriptor).st_mode
+            regular = stat.S_ISREG(kind)
+            # A pipe stays as it was opened, not blocking, so that flush and close can keep their time.
+            may_block = bool(_NONBLOCK) and (stat.S_ISFIFO(kind) or os.isatty(descriptor))
+            prefix = self._missing_start(descriptor) if regular else b""
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._opened_before = True
+        self._regular = regular
+        if may_block != self._may_block:
+            self._may_block = may_block
+            self._changed()
+        return descriptor, prefix
+
+    def _create(self, flags: int) -> int:
+        if self.permissions is None:
+            return os.open(self.base_filename, flags, 0o666)
+        try:
+            # O_EXCL tells whether it is this call that makes the file.
+            descriptor = os.open(self.base_filename, flags | os.O_EXCL, self.permissions)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            try:
+                return os.open(self.base_filename, flags & ~os.O_CREAT)
+            except FileNotFoundError:  # a symbolic link to a file that is yet to be made
+                descriptor = os.open(self.base_filename, flags, self.permissions)
+        if hasattr(os, "fchmod"):  # not on Windows before Python 3.13
+            try:
+                os.fchmod(descriptor, self.permissions)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        return descriptor
+
+    def _missing_start(self, descriptor: int) -> bytes:
+        """Return what must come before the next event: a byte order mark, or an end for somebody's half line."""
+        if os.fstat(descriptor).st_size == 0:
+            return b"" if type(self._renderer) is OrjsonRenderer else self._byte_order_mark
+        end = self._terminator_bytes
+        if not end:
+            return b""
+        ends = (end, b"\n" if type(self._renderer) is OrjsonRenderer else "\n".encode(self._bare_encoding))
+        longest = max(map(len, ends))
+        with contextlib.suppress(OSError):  # write-only for us: then nothing can be known
+            reader = os.open(self.base_filename, os.O_RDONLY | _CLOEXEC | _NONBLOCK)
+            try:
+                for attempt in range(_TAIL_LOOKS):
+                    size = os.fstat(reader).st_size
+                    tail = _read_at(reader, max(0, size - longest), longest)
+                    if tail.endswith(ends) or not size:
+                        return b""
+                    # Another process may be in the midst of writing its line; a dead one's half line stays as it is.
+                    time.sleep(0.001 * attempt)
+                return end
+            finally:
+                os.close(reader)
+        return b""
+
+    def _forget_descriptor(self, why: int | None) -> None:
+        descriptor, self._fd = self._fd, _NOT_OPEN
+        # A number that is not open may by now be somebody else's; it must not be closed again.
+        if descriptor != _NOT_OPEN and why != errno.EBADF:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def _release(self) -> None:
+        self._lost += self._drop_buffer()
+        self._released = True
+        self._fd, self._parked_fd, descriptors = _NOT_OPEN, _NOT_OPEN, (self._fd, self._parked_fd)
+        for descriptor in descriptors:
+            if descriptor != _NOT_OPEN:
+                os.close(descriptor)
+
+    def _describe(self) -> str:
+        return repr(self.base_filename)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: the same open file, nothing of the parent's buffer."""
+        # Whoever opens first truncates; in a child that would be what the parent has written since.
+        self._opened_before = True
+        self._empty_buffer()
+        super().after_fork()
+
+    def __del__(self) -> None:
+        # A sink nobody holds any more: what it buffered is written, and its descriptor is not leaked.
+        with contextlib.suppress(Exception):
+            if not self._closed:
+                self.close(0)
+            elif self._given_up:  # nobody writes any more
+                self._release()
+
+
+_TAIL_LOOKS = 4
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_NOCTTY = getattr(os, "O_NOCTTY", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+
+HAND_TAKEN.add(FileSink.handle.__code__)
+FileSink._hot_class = FileSink  # noqa: SLF001 - its own class, which it cannot name before it exists
+
+
+def _read_at(descriptor: int, offset: int, size: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+def _checked_mode(mode: str) -> str:
+    if not isinstance(mode, str) or mode.replace("b", "").replace("t", "").replace("+", "") not in ("a", "w", "x"):
+        msg = f"mode={mode!r} is not 'a', 'w' or 'x'"
+        raise ValueError(msg)
+    return mode
+
+
+def _checked_permissions(permissions: int | None) -> int | None:
+    if permissions is not None and not (isinstance(permissions, int) and 0 <= permissions <= 0o7777):
+        msg = f"permissions={permissions!r} is not a set of permission bits such as 0o640"
+        raise ValueError(msg)
+    return permissions

@@ -1,0 +1,560 @@
+"""Files that roll over: `BaseRotatingFileSink`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
+
+from outfall.sinks.core import flock
+from outfall.sinks.core.arguments import checked_seconds, checked_size
+from outfall.sinks.core.reporting import describe, report
+from outfall.sinks.errors import SinkError
+from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.files import compression as compressing
+from outfall.sinks.files.compression import Compressor
+from outfall.sinks.files.current import OPEN_ATTEMPTS, SharedFileSink, identity_of, state_of
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+
+    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.sink import OnError
+
+#: After a failed rotation the next is tried after this many seconds, then twice as many, up to the second figure.
+_BACKOFF_SECONDS = (1.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedFile:
+    """A file that a sink has rotated away.
+
+    Args:
+        path: Where it is.
+        ending: What compression added to its name, or nothing.
+        age: What sorts its files, the newest first.
+    """
+
+    path: str
+    ending: str
+    age: tuple[float, int]
+
+
+class BaseRotatingFileSink(SharedFileSink):
+    """What all rotating files have in common; for subclasses that decide when and how to roll over.
+
+    A subclass implements `should_rollover` and `do_rollover`; to have retention and compression it also says which
+    files are its own, by `names_of_rotated`.
+
+    Args:
+        filename: See `FileSink`.
+        mode: See `FileSink`.
+        encoding: See `FileSink`.
+        delay: See `FileSink`.
+        errors: See `FileSink`.
+        namer: Makes the name of a rotated file from its default name; also an attribute, or a method of a subclass.
+            Default None: the default name.
+        rotator: Called with source and destination instead of the renaming; also an attribute, or a method of a
+            subclass. It has to leave nothing, or an empty file, at the source. Default None.
+        backup_count: How many rotated files to keep. Default 0: not limited by number.
+        max_age: Delete rotated files whose last event is older, in seconds or as a timedelta. Default None.
+        max_total_bytes: Delete the oldest rotated files while all together are larger. Default None.
+        compression: ``"gzip"``, ``"zstd"`` (extra ``zstd``), or a callable ``(source, destination)`` with an attribute
+            ``ending``; done by a background thread, no write waits for it. Default None.
+        multiprocess: Any number of processes may write to the file and rotate it. Default False. Needs ``flock(2)`` on
+            a local file system; refused on Windows.
+        permissions: See `FileSink`.
+        buffer_bytes: See `FileSink`.
+        flush_interval: See `FileSink`.
+        flush_level: See `FileSink`.
+        terminator: See `FileSink`.
+        renderer: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If a bound is negative or no number, *compression* is unknown, or *multiprocess* cannot be had.
+        TypeError: If *namer* or *rotator* is not callable.
+        MissingDependencyError: If zstd is asked for and zstandard is not installed.
+
+    A rotation that fails, by a hook that raises or by the file system, costs no event: the event is written to the file
+    as it is, ``on_error`` is told once, and the rotation is tried again after 1 s, then 2 s, up to a minute. Retention
+    is applied after each rotation and at construction; only files whose name the sink would make itself, through
+    `namer`, are ever deleted or compressed.
+
+    Source: `logging.handlers.BaseRotatingHandler`.
+    """
+
+    #: Makes the name of a rotated file from its default name.
+    namer: Callable[[str], str] | None = None
+    #: Moves the file away, given source and destination.
+    rotator: Callable[[str, str], object] | None = None
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        encoding: str | None = None,
+        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.BaseRotatingHandler
+        errors: str | None = None,
+        *,
+        namer: Callable[[str], str] | None = None,
+        rotator: Callable[[str, str], object] | None = None,
+        backup_count: int = 0,
+        max_age: float | dt.timedelta | None = None,
+        max_total_bytes: int | None = None,
+        compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
+        multiprocess: bool = False,
+        permissions: int | None = None,
+        buffer_bytes: int = 0,
+        flush_interval: float | dt.timedelta = 1.0,
+        flush_level: str | float = "error",
+        terminator: str = "\n",
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        for argument, hook in (("namer", namer), ("rotator", rotator)):
+            if hook is not None and not callable(hook):
+                msg = f"{argument}={hook!r} is not callable"
+                raise TypeError(msg)
+        # Only where given: a subclass may have made them methods.
+        if namer is not None:
+            self.namer = namer
+        if rotator is not None:
+            self.rotator = rotator
+        self.backup_count: int = checked_size(backup_count, "backup_count", "files")
+        self.max_age: float | None = None if max_age is None else checked_seconds(max_age, "max_age")
+        self.max_total_bytes: int | None = (
+            None if max_total_bytes is None else checked_size(max_total_bytes, "max_total_bytes")
+        )
+        self._compressor = None if compression is None else Compressor(compression, self, guarded=bool(multiprocess))
+        #: Under which endings a rotated file may stand, whatever compression was in force.
+        self._endings = compressing.endings([self._compressor.ending] if self._compressor else [])
+        self._rotation_failure: Exception | None = None
+        self._told_failure = ""
+        self._told_others = False
+        self._retry_at = 0.0
+        self._backoff = _BACKOFF_SECONDS[0]
+        #: While files are being moved: what hooks and signal handlers log then must not move them too.
+        self._rolling = False
+        path = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - as FileSink does
+        # The compressor's own: no write waits while it waits for another process.
+        self._compressor_lock = flock.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
+        super().__init__(
+            filename,
+            mode,
+            encoding,
+            delay,
+            errors,
+            multiprocess=multiprocess,
+            permissions=permissions,
+            buffer_bytes=buffer_bytes,
+            flush_interval=flush_interval,
+            flush_level=flush_level,
+            terminator=terminator,
+            renderer=renderer,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+        self._tidy_up_at_start()
+
+    # -- hooks
+
+    def should_rollover(self, data: bytes) -> bool:  # noqa: ARG002 - for subclasses
+        """Return True if the file has to roll over before *data*, one event, is written. Called under the lock."""
+        msg = f"{type(self).__name__} has to implement should_rollover(data)"
+        raise TypeError(msg)
+
+    def do_rollover(self) -> None:
+        """Roll over now: move the file away by `rotate`, and open a new one by `begin_new_file`."""
+        msg = f"{type(self).__name__} has to implement do_rollover()"
+        raise TypeError(msg)
+
+    def rotation_filename(self, default_name: str) -> str:
+        """Return the name for a rotated file: what `namer` makes of *default_name*, or that."""
+        namer = self.namer
+        return os.fsdecode(namer(default_name)) if callable(namer) else default_name
+
+    def rotate(self, source: str, dest: str) -> None:
+        """Move *source* away to *dest*, by `rotator` if there is one; a *source* that is not there is no error."""
+        rotator = self.rotator
+        if callable(rotator):
+            rotator(source, dest)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(source, dest)  # noqa: PTH105 - paths are text here
+
+    def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:  # noqa: ARG002
+        """Give the default names, with full path, that *file_name* could have been made of, each with its age.
+
+        The age sorts: the newest file has the greatest. Called for every file in the directory; what does not become
+        *file_name* again by `rotation_filename` is left alone.
+        """
+        return iter(())
+
+    def sample_of_rotated(self) -> str:
+        """Return the default name of some rotated file, which tells the directory they are in."""
+        return f"{self.base_filename}.1"
+
+    def get_files_to_delete(self) -> list[str]:
+        """Return the paths of the rotated files that exceed `backup_count`, `max_age` or `max_total_bytes`."""
+        now = time.time()
+        doomed: list[str] = []
+        total = 0
+        ages: set[tuple[float, int]] = set()
+        for file in self.rotated_files():
+            state = state_of(file.path)
+            if state is None:
+                continue
+            total += state.st_size
+            ages.add(file.age)
+            if (
+                (self.backup_count and len(ages) > self.backup_count)
+                or (self.max_age is not None and state.st_mtime < now - self.max_age)
+                or (self.max_total_bytes is not None and total > self.max_total_bytes)
+            ):
+                doomed.append(file.path)
+        return doomed
+
+    def rotated_files(self) -> list[RotatedFile]:
+        """Return the rotated files there are, the newest first: those whose name round-trips through `namer`."""
+        found: list[RotatedFile] = []
+        try:
+            entries = os.scandir(self._directory_of_rotated())
+        except FileNotFoundError:
+            return found
+        with entries:
+            for entry in entries:
+                if not entry.is_file(follow_symlinks=False) or entry.path == self.base_filename:
+                    continue
+                file = self._as_rotated(entry.path)
+                if file is not None:
+                    found.append(file)
+        return sorted(found, key=lambda file: file.age, reverse=True)
+
+    def _directory_of_rotated(self) -> str:
+        return os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))  # noqa: PTH100, PTH120
+
+    def _as_rotated(self, path: str) -> RotatedFile | None:
+        for ending in self._endings:
+            if not path.endswith(ending):
+                continue
+            stem = path[: len(path) - len(ending)]
+            for age, default_name in self.names_of_rotated(os.path.basename(stem)):  # noqa: PTH119
+                if os.path.abspath(self.rotation_filename(default_name)) == stem:  # noqa: PTH100
+                    return RotatedFile(path, ending, age)
+        return None
+
+    # -- writing
+
+    def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
+        """Write *data* as `FileSink` does, rolling over before each event that should not go to the file as it is."""
+        kept = self._kept = 0
+        begun = start = 0  # of what is not written yet, and of the event looked at
+        group: list[int] = []
+        try:
+            self._catch_up()
+            self._write_regained()
+            for end in ends:
+                event = data[start:end]
+                if self._must_roll(event):
+                    if group:
+                        super()._write_whole(data[begun:start], group)
+                        kept += len(group)
+                        begun, group = start, []
+                        self._unwritten = 0
+                    # Again, since a file that another process has begun may be full by now.
+                    for _ in range(OPEN_ATTEMPTS):
+                        if not (self._roll() and self._must_roll(event)):
+                            break
+                if self._size is not None:
+                    self._size += end - start
+                group.append(end - begun)
+                start = end
+                self._unwritten = start - begun
+            self._unwritten = 0
+            super()._write_whole(data[begun:], group)
+        except BaseException:
+            self._kept += kept
+            self._size = None
+            self._unwritten = 0
+            raise
+
+    def _move_on(self) -> None:
+        super()._move_on()
+        if self._compressor is not None:
+            # The last that lets go of a file finds it free to be compressed.
+            self._compressor.start()
+
+    def _must_roll(self, event: bytes) -> bool:
+        try:
+            return self.should_rollover(event)
+        except Exception as error:  # noqa: BLE001 - a hook may raise anything; the event is written all the same
+            self._note(error)
+            return False
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        settled = super()._put(event)
+        return self._take_rotation_failure() or settled
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Write all items; see `FileSink`."""
+        try:
+            return super().emit_batch(batch)
+        finally:
+            failure = self._take_rotation_failure()
+            if failure is not None:
+                # What is raised from a batch would say that none of it was taken.
+                self._fail_unraised(failure, None)
+
+    def reopen(self) -> None:
+        """Open the path anew; see `FileSink`."""
+        super().reopen()
+        self._tell_rotation_failure()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Write what is buffered; see `Sink.flush`. Compression in the background is not waited for."""
+        done = super().flush(timeout)
+        self._tell_rotation_failure()
+        return done
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Flush, wait for compression within *timeout*, and close; see `Sink.close`.
+
+        What is not compressed by then is compressed at the next start.
+        """
+        deadline = monotonic() + self._seconds(timeout)
+        try:
+            done = super().close(timeout)
+            self._tell_rotation_failure()
+        finally:
+            if self._compressor is not None:
+                self._compressor.wait(max(0.0, deadline - monotonic()))
+        return done
+
+    def drain(self, timeout: float) -> None:
+        """Write what waits, at exit, and let compression finish within *timeout*."""
+        deadline = monotonic() + timeout
+        try:
+            super().drain(timeout)
+        finally:
+            if self._compressor is not None:
+                self._compressor.wait(max(0.0, deadline - monotonic()))
+
+    def _take_rotation_failure(self) -> Exception | None:
+        failure, self._rotation_failure = self._rotation_failure, None
+        return failure
+
+    def _tell_rotation_failure(self) -> None:
+        failure = self._take_rotation_failure()
+        if failure is not None:
+            self._fail(failure, None, events=0)
+
+    # -- rolling over
+
+    def _roll(self) -> bool:
+        """Roll over, unless that has failed a short while ago; return True if others have begun the file there is."""
+        if self._rolling or monotonic() < self._retry_at:
+            return False
+        try:
+            with self.exclusively():
+                others = self._others_have_rotated()
+                if not others:
+                    self.do_rollover()
+        except Exception as error:  # noqa: BLE001 - hooks may raise anything; the event is written all the same
+            self._retry_at = monotonic() + self._backoff
+            self._backoff = min(2 * self._backoff, _BACKOFF_SECONDS[1])
+            self._note(error)
+            return False
+        self._retry_at = 0.0
+        self._backoff = _BACKOFF_SECONDS[0]
+        self._told_failure = ""
+        return others
+
+    def _note(self, error: Exception) -> None:
+        """Have *error* told when the event is written, unless it was the last that was told."""
+        # Once, and again if it fails in another way: a lasting fault is one report, not one for each event.
+        if describe(error) != self._told_failure:
+            self._told_failure = describe(error)
+            self._rotation_failure = error
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Generator[None]:
+        """Hold the sink's lock, and where several processes write also the one between them; for `do_rollover`."""
+        with self._lock:
+            rolling = self._rolling
+            self._rolling = True
+            try:
+                if self.multiprocess:
+                    with self._directory_lock:
+                        yield
+                else:
+                    yield
+            finally:
+                self._rolling = rolling
+
+    @contextlib.contextmanager
+    def _beside_writes(self) -> Generator[None]:
+        """Keep rotation out, for the compressor's thread; where several processes write, without the sink's lock."""
+        if self.multiprocess:
+            with self._compressor_lock:
+                yield
+        else:
+            with self.exclusively():
+                yield
+
+    @contextlib.contextmanager
+    def _rollover(self) -> Generator[bool]:
+        """Hold the locks for a rollover; give whether there is something to roll over: no empty or special file."""
+        with self._lock:
+            by_hand = not self._rolling
+            if by_hand:
+                if self._closed:
+                    yield False
+                    return
+                self._flush()
+            with self.exclusively():
+                if by_hand:
+                    self._others_have_rotated()
+                state = state_of(self.base_filename)
+                yield state is not None and stat.S_ISREG(state.st_mode) and state.st_size > 0
+
+    def _others_have_rotated(self) -> bool:
+        """Go on with the file at the path if that is not ours any more; return True if so."""
+        if self._fd == self._parked_fd:
+            return False
+        current = identity_of(self.base_filename)
+        if current == self._identity:
+            return False
+        self._move_on()
+        if current is not None:
+            self._notice_others("was replaced")
+        return True
+
+    def _notice_others(self, what: str) -> None:
+        """Tell once that another process writes to or rotates the file, which needs multiprocess=True."""
+        if not self.multiprocess and not self._told_others:
+            self._told_others = True
+            warning = RuntimeWarning(
+                f"{self.base_filename!r} {what} by somebody else: several processes on one rotating file lose events "
+                "and backups, unless each of them sets multiprocess=True"
+            )
+            if self.on_error == "raise":
+                self._fail_unraised(warning, None)
+            else:
+                self._rotation_failure = warning
+
+    def _move_away(self, dest: str) -> None:
+        """Have `rotate` move the file to *dest*, where nothing is, and begin a new one; all of it, or nothing."""
+        before = os.stat(self.base_filename)  # noqa: PTH116
+        try:
+            self.rotate(self.base_filename, dest)
+            self.begin_new_file()
+        except BaseException:
+            # Where all is still in its place, a copy, whole or half, would be made again and again with each attempt,
+            # and would push the older files out.
+            after = state_of(self.base_filename)
+            if after is not None and os.path.samestat(before, after) and after.st_size >= before.st_size:
+                with contextlib.suppress(OSError):
+                    os.unlink(dest)  # noqa: PTH108
+            raise
+
+    def begin_new_file(self) -> None:
+        """Open the path anew after the file was moved away, and apply retention; for `do_rollover`.
+
+        Nothing is lost if that fails.
+
+        Raises:
+            SinkError: If the file is still there, and not empty: a rotator has left it.
+        """
+        state = state_of(self.base_filename)
+        if state is not None and (state.st_dev, state.st_ino) == self._identity:
+            self._size = None
+            if state.st_size:
+                msg = f"the rotator left {self.base_filename!r} where it was"
+                raise SinkError(msg)
+        else:
+            self._exchange()
+        try:
+            self._tidy_up()
+        except Exception as error:  # noqa: BLE001 - it is told, and tried again after the next rotation
+            self._rotation_failure = error
+
+    def _tidy_up(self) -> None:
+        """Delete what retention does not keep, and have the rest compressed."""
+        for path in self.get_files_to_delete():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # noqa: PTH108
+        if self._compressor is not None:
+            self._compressor.start()
+
+    def _tidy_up_at_start(self) -> None:
+        if self._compressor is None and not self.backup_count and self.max_age is None and self.max_total_bytes is None:
+            return
+        try:
+            with contextlib.suppress(FileNotFoundError), self.exclusively():  # no directory, and so nothing in it
+                if self._compressor is not None:
+                    compressing.remove_unfinished(self._directory_of_rotated(), self.base_filename)
+                self.files_to_compress(locked=True)  # finishes first what would count twice
+                self._tidy_up()
+        except Exception as error:  # noqa: BLE001 - hooks may raise anything; it is tried again after the next rotation
+            self._fail(error, None, events=0)
+
+    # -- what the compressor asks
+
+    def files_to_compress(self, *, locked: bool = False) -> list[str]:
+        """Return the paths of the rotated files that are not compressed yet, oldest first."""
+        # The directory is read without the lock, so that no write waits; what has changed since is noticed later.
+        by_age: dict[tuple[float, int], list[RotatedFile]] = {}
+        for file in self.rotated_files():
+            # Not one that was moved away without a new one to write to.
+            if identity_of(file.path) == self._identity:
+                continue
+            by_age.setdefault(file.age, []).append(file)
+        paths: list[str] = []
+        for _, same in sorted(by_age.items()):
+            plain = [file.path for file in same if not file.ending]
+            compressed = [file.path for file in same if file.ending]
+            if compressed and plain:
+                with contextlib.nullcontext() if locked else self._beside_writes():
+                    compressing.finish_placing(plain[0], compressed)
+            else:
+                paths += plain
+        return paths
+
+    def place_compressed(self, identity: tuple[int, int], compressed: str, ending: str) -> None:
+        """Put *compressed* in the place of the rotated file that *identity* is, wherever it is now."""
+        for _ in range(OPEN_ATTEMPTS):  # since it may be shifted again between the look and the lock
+            paths = [file.path for file in self.rotated_files() if identity_of(file.path) == identity]
+            if not paths:
+                return  # deleted meanwhile
+            with self._beside_writes():
+                if identity_of(paths[0]) == identity:
+                    # In this order: a kill between the two leaves both, which the next start can tell.
+                    os.replace(compressed, paths[0] + ending)  # noqa: PTH105
+                    os.unlink(paths[0])  # noqa: PTH108
+                    return
+
+    def compression_failed(self, error: Exception) -> None:
+        """Tell of a file that could not be compressed; it stays as it is."""
+        self._fail_unraised(error, None)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, which shares the open file; see `FileSink`."""
+        self._compressor_lock.after_fork()
+        if self._compressor is not None:
+            self._compressor.after_fork()
+        self._rolling = False
+        super().after_fork()

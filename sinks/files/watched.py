@@ -1,0 +1,571 @@
+"""Events appended to a file that others move, delete or truncate: `WatchedFileSink`."""
+
+# `event.__class__ is dict` does not narrow a type for pyright, and WriteLock reads `holding` from the frame.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import orjson
+from orjson import dumps
+
+from outfall.sinks.core.arguments import checked_size
+from outfall.sinks.core.lock import HAND_TAKEN, TURN
+from outfall.sinks.core.reporting import report
+from outfall.sinks.errors import SinkError
+from outfall.sinks.event.depth import is_tracked, too_deep
+from outfall.sinks.event.json import OPTIONS
+from outfall.sinks.event.levels import NOTSET, NUMBERS
+from outfall.sinks.files.copytruncate import UNKNOWN, RecentWrites, find_copies, identity
+from outfall.sinks.files.file import FileSink
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.sink import OnError
+    from outfall.sinks.files.copytruncate import Copy, Identity
+
+# Looked up once: the hot path calls them for each event.
+_stat, _os_write = os.stat, os.write
+
+_LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
+_NOT_OPEN = -1
+
+#: What `WatchedFileSink.keep_bytes` is by default.
+KEEP_BYTES = 4 * 1024 * 1024
+
+#: How long a file that was moved may leave its path empty before it is made anew here, in seconds, and how often that
+#: is looked at. logrotate's "create" refuses a file that somebody else made first and moves it to a name that it uses
+#: again within the hour, so that the events in the one before are lost. It needs a fraction of a millisecond.
+_MOVER_SECONDS = 0.02
+_MOVER_POLLS = 20
+
+_LOOKS_AT_CONTENT = 3
+
+
+class WatchedFileSink(FileSink):
+    r"""Append each event to a file that somebody else rotates, ``logrotate`` for example.
+
+    Before each write it looks whether the path still leads to the file that is open, and whether that was truncated:
+
+    - Moved or deleted: the path is opened anew, and the event goes to the new file. Where that fails (a directory
+      stands there, a dangling link, no permission, no such directory) the sink goes on with the old file, tells
+      ``on_error`` once, with ``events=0``, and tries again with each event. If the old file has been deleted, what was
+      written to it meanwhile is written again to the new one.
+    - Truncated after a copy was made (``copytruncate``): events that were written between the two stand in neither
+      file. The sink finds the copy, tells from its length which they are, and writes them again. Where there is no
+      copy that it can be sure of, it tells ``on_error``, with ``events=0``, that events may be missing.
+
+    Args:
+        filename: See `FileSink`.
+        mode: See `FileSink`.
+        encoding: See `ByteSink`.
+        delay: See `FileSink`.
+        errors: See `ByteSink`.
+        keep_bytes: How much of what was written last is kept in memory to be written again. Default 4 MiB. It has to
+            be more than is written while a rotator waits for the disk, between copy and truncation. 0 keeps nothing,
+            for files that are never truncated.
+        permissions: See `FileSink`.
+        buffer_bytes: See `FileSink`. The path is looked at when the buffer is written, not for each event.
+        flush_interval: See `FileSink`.
+        flush_level: See `FileSink`.
+        terminator: See `FileSink`.
+        renderer: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If *keep_bytes* or an argument of `FileSink` is not usable.
+        TypeError: If *filename* is not a path.
+
+    The copy is looked for beside the file, under a name that begins as the file's own does up to its last dot, plain
+    or packed by gzip, bzip2 or xz. An event of which only a part got into it is written again whole, and the part is
+    cut off the copy unless that is compressed or not ours to write. Truncation is noticed by the next event, `flush` or
+    `close`. While others append to the same file, where an event stands is not known: what cannot be proven to be
+    missing is not written again, and the truncation is told.
+
+    A file that is moved is given 20 ms to be made anew by whoever moved it, before this sink makes it; the one event
+    that finds the path empty waits for that long.
+
+    Safe from any thread and from signal handlers. A forked child goes on with the same open file and watches on its
+    own. `close` looks once more for a truncation. On file systems whose inode numbers change while a file is open it
+    opens the path more often than needed, and loses nothing.
+
+    Source: `logging.handlers.WatchedFileHandler`; ``logrotate(8)``.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        encoding: str | None = None,
+        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.WatchedFileHandler
+        errors: str | None = None,
+        *,
+        keep_bytes: int = KEEP_BYTES,
+        permissions: int | None = None,
+        buffer_bytes: int = 0,
+        flush_interval: float | dt.timedelta = 1.0,
+        flush_level: str | float = "error",
+        terminator: str = "\n",
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self.keep_bytes: int = checked_size(keep_bytes, "keep_bytes")
+        self._recent = RecentWrites(self.keep_bytes)
+        self._device = self._inode = 0
+        #: When the open file was opened or found truncated, in nanoseconds by the clock of its file system.
+        self._since_ns = 0
+        #: The copies that were found at the last truncation.
+        self._known_copies: set[Identity] = set()
+        #: True while the path leads to something that cannot be opened; and how many events the old file got since.
+        self._astray = False
+        self._events_astray = 0
+        #: What to tell once the lock is given back: errors, and how many events each has cost.
+        self._notices: deque[tuple[Exception, int]] = deque()
+        #: True while a write has `reopen_if_needed` do its work.
+        self._attending = False
+        self._shortcut = False
+        super().__init__(
+            filename,
+            mode,
+            encoding,
+            delay,
+            errors,
+            permissions=permissions,
+            buffer_bytes=buffer_bytes,
+            flush_interval=flush_interval,
+            flush_level=flush_level,
+            terminator=terminator,
+            renderer=renderer,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+
+    _hot_hooks: ClassVar[tuple[str, ...]] = (*FileSink._hot_hooks, "reopen_if_needed")  # noqa: SLF001 - of its base
+
+    # -- the hot path
+
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901 - see below
+        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+
+        When it returns, the event has reached the operating system, or the buffer where there is one.
+        """
+        # As in FileSink.handle: the usual event of the usual sink while nothing has happened to the file. Anything else
+        # starts anew in the pipeline.
+        if self._shortcut and event.__class__ is dict:
+            try:
+                if not (
+                    "exc_info" in event
+                    or "_record" in event
+                    or "_logger" in event
+                    or "_name" in event
+                    or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
+                ):
+                    if self._level:
+                        if "level_number" in event:
+                            raise LookupError  # it wins over the level, and may be anything
+                        if NUMBERS[event["level"]] < self._level:
+                            self._count_filtered()
+                            return
+                    data = dumps(event, None, _LINE)
+                    recent = self._recent
+                    turn = self._turn
+                    del turn[0]
+                    holding = True
+                    try:
+                        status = _stat(self.base_filename)
+                        end = recent.end
+                        # Size, inode and device by number: names cost twice as much. The first event of a file (0) is
+                        # for the pipeline.
+                        if status[6] == end and end and status[1] == self._inode and status[2] == self._device:
+                            written = _os_write(self._fd, data)
+                            if written != len(data):
+                                self._finish(data, written)
+                                written = len(data)
+                            self._delivered += 1
+                            # Where a signal handler's event came in between, this leaves `end` below the file's size,
+                            # and the next look begins anew. Not append(): after a call there may be an interrupt.
+                            recent.items += (data,)
+                            recent.end = end + written
+                            recent.room -= written
+                            if recent.room < 0:
+                                recent.trim()
+                            return
+                    finally:
+                        try:
+                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            turn += TURN
+                        finally:
+                            pass
+            except Exception:  # noqa: BLE001, S110
+                pass
+            except BaseException:
+                self._count_dropped("interrupted")
+                raise
+        super().handle(event)
+
+    def append_undisturbed(self, data: bytes) -> bool:
+        """Append *data*, one event, and count it; return False, having done nothing, if anything is unusual.
+
+        For adapters that have rendered an event themselves and can go through the pipeline else.
+        """
+        if self._astray or self._may_block or self._buffer_limit or self._attending:
+            return False
+        try:
+            recent = self._recent
+            turn = self._turn
+            del turn[0]
+            holding = True
+            try:
+                status = _stat(self.base_filename)
+                end = recent.end
+                if not (status[6] == end and end and status[1] == self._inode and status[2] == self._device):
+                    return False
+                written = _os_write(self._fd, data)
+                if written != len(data):
+                    self._finish(data, written)
+                self._delivered += 1
+                recent.items += (data,)
+                recent.end = end + len(data)
+                recent.room -= len(data)
+                if recent.room < 0:
+                    recent.trim()
+                return True
+            finally:
+                try:
+                    holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                    turn += TURN
+                finally:
+                    pass
+        except Exception:  # noqa: BLE001
+            return False
+        except BaseException:
+            self._count_dropped("interrupted")
+            raise
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        # FileSink's way past the pipeline does not look at the path. For a buffer it need not: it writes nothing.
+        direct = bool(self._express) and not self._buffer_limit
+        if direct:
+            self._express = 0
+        self._shortcut = direct and not self._astray
+
+    # -- the pipeline
+
+    def deliver(self, event: Mapping[str, Any] | str | bytes) -> None:
+        """Take one event, raising if it could not be put out: what wrappers and routers call.
+
+        See `Sink.deliver`. With ``on_error="raise"`` it also raises what befell the file, though the event is written.
+        """
+        try:
+            super().deliver(event)
+        except Exception:
+            if self.on_error != "raise":
+                self._tell()
+            raise
+        if self._notices:
+            self._tell()
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Write all items by one call of the system; what a full disk keeps out is left for a retry."""
+        result = super().emit_batch(batch)
+        self._tell()
+        return result
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Put out what waits, and look whether the file was truncated; see `Sink.flush`."""
+        done = super().flush(timeout)
+        self._tell()
+        return done
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Look once more whether the file was truncated, flush and release; see `Sink.close`."""
+        done = super().close(timeout)
+        self._tell()
+        return done
+
+    def reopen(self) -> None:
+        """Open the path anew; see `FileSink.reopen`. Not needed here: the next event does it by itself."""
+        super().reopen()
+        self._tell()
+
+    def reopen_if_needed(self) -> None:
+        """Look whether the path still leads to the open file, and open it anew if not; put right a truncation.
+
+        Each write calls it, under the sink's lock; applications may. What happens goes to ``on_error``.
+        """
+        with self._lock:
+            attending = self._attending
+            self._look()
+        if not attending:
+            self._tell()
+
+    def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
+        self._attend()
+        recent = self._recent
+        end = recent.end
+        fresh = self._fd == _NOT_OPEN
+        super()._write_whole(data, ends)
+        if self._astray:
+            self._events_astray += len(ends)
+        if fresh:
+            # Perhaps something had to be written first: a byte order mark, the end of half a line.
+            with contextlib.suppress(OSError):
+                recent.restart(max(UNKNOWN, os.fstat(self._fd).st_size - len(data)))
+                if recent.end != UNKNOWN:
+                    recent.add(data, ends)
+        elif recent.end == end and end != UNKNOWN:
+            recent.add(data, ends)
+        else:
+            # A signal handler has written, before this or after it, or the file has been opened anew.
+            recent.restart(UNKNOWN)
+
+    def _attend(self) -> None:
+        """Call `reopen_if_needed`, the method that a subclass may have overridden, under the lock."""
+        if self._attending:
+            return
+        self._attending = True
+        try:
+            self.reopen_if_needed()
+        finally:
+            self._attending = False
+
+    # -- the path
+
+    def _look(self) -> None:
+        descriptor = self._fd if self._fd != _NOT_OPEN else self._parked_fd
+        if descriptor == _NOT_OPEN:
+            return  # the next write opens it
+        status = self._status_of_path()
+        if status is not None and self._is_ours(status):
+            self._found_again()
+            self._check_size(status)
+            return
+        try:
+            old = os.fstat(descriptor)
+        except OSError:
+            return  # closed behind our back: the next write fails, and opens the path
+        self._check_size(old)
+        if status is None and old.st_nlink and not self._astray:
+            self._await_mover()
+        again = self._lost_with(old)
+        try:
+            self._exchange()
+        except OSError as error:
+            if not self._astray:
+                self._astray = True
+                self._shortcut = False
+                self._notices.append((error, 0))
+            return
+        astray = self._events_astray
+        self._found_again()
+        if not old.st_nlink:
+            self._write_again(again)
+            if astray > len(again):
+                self._lose(astray - len(again))
+
+    def _status_of_path(self) -> os.stat_result | None:
+        try:
+            return _stat(self.base_filename)
+        except OSError:
+            return None
+
+    def _is_ours(self, status: os.stat_result) -> bool:
+        return status.st_ino == self._inode and status.st_dev == self._device
+
+    def _found_again(self) -> None:
+        self._events_astray = 0
+        if self._astray:
+            self._astray = False
+            self._changed()
+
+    def _await_mover(self) -> None:
+        for _ in range(_MOVER_POLLS):
+            time.sleep(_MOVER_SECONDS / _MOVER_POLLS)
+            if self._status_of_path() is not None:
+                return
+
+    def _install(self, descriptor: int, prefix: bytes) -> None:
+        super()._install(descriptor, prefix)
+        status = os.fstat(descriptor)
+        self._device, self._inode = status.st_dev, status.st_ino
+        self._since_ns = status.st_mtime_ns
+        self._recent.restart(status.st_size)
+
+    # -- what a rotator missed
+
+    def _check_size(self, status: os.stat_result) -> None:
+        size = status.st_size
+        end = self._recent.end
+        if size == end:
+            return
+        if size < end and self._regular:
+            self._mend(status)
+        else:
+            # Somebody else has written, or a write was interrupted: what is known begins anew.
+            self._recent.restart(size)
+
+    def _mend(self, status: os.stat_result) -> None:
+        """Write again what is neither in the file, which was truncated, nor in the copy made before."""
+        recent = self._recent
+        size = status.st_size
+        stands = self._stands(recent, size)
+        for _ in range(_LOOKS_AT_CONTENT):
+            if not stands and self._fd != _NOT_OPEN:
+                # Truncated once more while it was read?
+                status = os.fstat(self._fd)
+                size = status.st_size
+                stands = self._stands(recent, size)
+        truncated_at = recent.end - size
+        copies: list[Copy] = []
+        if stands:
+            copies = find_copies(recent, size, status, self.base_filename, self._since_ns, self._known_copies)
+        standing = [event for start, event in recent.events() if start >= truncated_at]
+        again = self._missing(truncated_at, copies)
+        if copies:
+            # Not when the file was truncated or written to after that: the next copy may have been begun before.
+            self._since_ns = max(copy.status.st_mtime_ns for copy in copies)
+        else:
+            msg = (
+                f"{self.base_filename!r} was truncated, and no copy of it was found that tells what was in it: "
+                "events written between copy and truncation may be missing"
+            )
+            self._notices.append((SinkError(msg), 0))
+            standing = []
+        recent.restart(size - sum(map(len, standing)))
+        for event in standing:
+            recent.add(event)
+        recent.began_ns = status.st_mtime_ns
+        self._write_again(again)
+
+    def _missing(self, truncated_at: int, copies: list[Copy]) -> list[bytes]:
+        """Return the events from before *truncated_at* that are in none of *copies*; without copies none is known."""
+        if not copies:
+            return []
+        self._known_copies = {identity(copy.status) for copy in copies}
+        missing: list[bytes] = []
+        for start, event in self._recent.events():
+            end = start + len(event)
+            if start < truncated_at and not any(copy.holds(start, end) for copy in copies):
+                missing.append(event)
+                for copy in copies:
+                    if copy.plain and start < copy.end < end:
+                        with contextlib.suppress(OSError):  # not ours to write
+                            self._known_copies.add(identity(copy.drop_half_event(copy.end - start)))
+        return missing
+
+    def _stands(self, recent: RecentWrites, size: int) -> bool:
+        """Return True if the file holds the last *size* bytes of *recent*, and nothing else."""
+        if not size:
+            return True
+        written = recent.joined()
+        if size > len(written):
+            return False
+        try:
+            reader = os.open(self.base_filename, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            try:
+                if not self._is_ours(os.fstat(reader)):
+                    return False
+                content = b""
+                while len(content) < size and (part := os.read(reader, size - len(content))):
+                    content += part
+            finally:
+                os.close(reader)
+        except OSError:
+            return False
+        return content == written[len(written) - size :]
+
+    def _lost_with(self, old: os.stat_result) -> list[bytes]:
+        """Return the events that were written to a file that is deleted, after it was, as far as they are kept."""
+        if old.st_nlink or not self._events_astray:
+            return []
+        return [event for _, event in self._recent.events()][-self._events_astray :]
+
+    def _write_again(self, events: list[bytes]) -> None:
+        if not events:
+            return
+        data = b"".join(events)
+        ends = list(accumulate(map(len, events)))
+        recent = self._recent
+        end = recent.end
+        try:
+            super()._write_whole(data, ends)
+        except Exception as error:  # noqa: BLE001 - the event that is being written speaks for itself
+            recent.restart(UNKNOWN)
+            self._lose(len(events) - self._kept, error)
+            self._kept = 0
+        else:
+            if recent.end == end:
+                recent.add(data, ends)
+            else:
+                recent.restart(UNKNOWN)
+
+    def _lose(self, events: int, error: Exception | None = None) -> None:
+        """Count *events* that had been delivered as lost, and have it told."""
+        if error is None:
+            error = SinkError(f"{self.base_filename!r} was deleted and could not be opened anew")
+        # What came in batches is counted by whoever sent it.
+        counted = min(events, self._delivered)
+        self._delivered -= counted
+        self._count_dropped("error", counted)
+        self._notices.append((error, events))
+
+    def _flush(self) -> None:
+        # Truncation must not go unnoticed for want of another event.
+        descriptor = self._fd if self._fd != _NOT_OPEN else self._parked_fd
+        if descriptor != _NOT_OPEN and not self._attending:
+            self._attending = True
+            try:
+                if self._astray:
+                    self._look()
+                else:
+                    with contextlib.suppress(OSError):
+                        self._check_size(os.fstat(descriptor))
+            finally:
+                self._attending = False
+        super()._flush()
+
+    def _release(self) -> None:
+        if self._events_astray:
+            with contextlib.suppress(OSError):
+                if not os.fstat(self._fd).st_nlink:
+                    self._lose(self._events_astray)
+        super()._release()
+
+    def _tell(self) -> None:
+        while self._notices:
+            try:
+                error, events = self._notices.popleft()
+            except IndexError:
+                return  # another thread tells it
+            self._fail(error, None, events=events)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: the same open file, watched from where it ends now."""
+        self._recent.restart(UNKNOWN)
+        self._notices.clear()
+        self._attending = False
+        self._found_again()
+        super().after_fork()
+
+
+HAND_TAKEN.update((WatchedFileSink.handle.__code__, WatchedFileSink.append_undisturbed.__code__))
+WatchedFileSink._hot_class = WatchedFileSink  # noqa: SLF001 - its own class, which it cannot name before it exists

@@ -1,0 +1,356 @@
+"""Where HTTP requests go, and with what credentials: `Endpoint`."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote_plus, unquote, urlsplit, urlunsplit
+
+from outfall.sinks.core.arguments import checked_seconds, is_loopback
+from outfall.sinks.errors import PausedDeliveryError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    import requests
+
+    from outfall.sinks.http.client import Transport
+
+#: Parts of the names of headers whose values are secret.
+_SECRET_PARTS = ("authorization", "token", "secret", "password", "api-key", "apikey", "api_key", "cookie", "access-key")
+
+
+class Endpoint:
+    """A URL, and all that `HTTPSink` was told about how to reach it; the arguments are described there.
+
+    Neither its ``repr`` nor the messages of what it raises have anything of it but scheme, host and port.
+    """
+
+    #: Who is there, for messages: host and port.
+    peer: str
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None,
+        format_headers: Mapping[str, str],
+        auth: Any,
+        token: str | Callable[[], str] | None,
+        token_scheme: str,
+        timeout: Any,
+        verify: Any,
+        cert: Any,
+        ssl_context: ssl.SSLContext | None,
+        proxies: Mapping[str, str] | None,
+        session: requests.Session | None,
+        allow_insecure: bool,
+    ) -> None:
+        self.headers: dict[str, str] = {**format_headers, **_checked_headers(headers)}
+        self.allow_insecure: bool = bool(allow_insecure)
+        self.timeout = timeout
+        self._token = _checked_token(token)
+        self._token_scheme = _checked_scheme(token_scheme)
+        self._verify = _checked_verify(verify)
+        self._cert = _checked_cert(cert)
+        self._session = _checked_session(session)
+        self._context = _checked_context(ssl_context, self._verify, self._cert, session)
+        self._proxies = _checked_proxies(proxies)
+        self._auth = _checked_auth(auth)
+        self._url, self.peer, from_url = _taken_apart(url)
+        if from_url is not None:
+            if auth is not None:
+                msg = "auth=…: the URL has a user name too"
+                raise ValueError(msg)
+            self._auth = _checked_auth(from_url)
+        self._check_credentials()
+        # Here, where whoever makes the sink waits for it, and not with the first request: that is often made by a
+        # thread, and a child that is forked meanwhile would be left with half a module for good.
+        from outfall.sinks.http import client as transport  # noqa: F401, PLC0415 - for its imports # pyright: ignore[reportUnusedImport]
+
+    def __repr__(self) -> str:
+        return f"{urlsplit(self._url).scheme}://{self.peer}"
+
+    @property
+    def url(self) -> str:
+        """The URL without credentials; settable."""
+        return self._url
+
+    @url.setter
+    def url(self, url: str) -> None:
+        before = self._url, self.peer, self._auth
+        self._url, self.peer, from_url = _taken_apart(url)
+        if from_url is not None:
+            self._auth = _checked_auth(from_url)
+        try:
+            self._check_credentials()
+        except ValueError:
+            self._url, self.peer, self._auth = before
+            raise
+
+    @property
+    def timeout(self) -> tuple[float, float]:
+        """Seconds for connecting, and for everything else; settable."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, timeout: Any) -> None:
+        self._timeout = _checked_timeout(timeout)
+
+    @property
+    def auth(self) -> Callable[[Any], Any] | None:
+        """A callable that changes prepared requests, or None."""
+        return None if isinstance(self._auth, _BasicAuth) else self._auth
+
+    @property
+    def is_bare(self) -> bool:
+        """True if nothing but what is said here is to be sent: no session has headers of its own."""
+        return self._session is None
+
+    def token(self) -> str | None:
+        """Return the token for a request, or None if there is none to send.
+
+        Raises:
+            PausedDeliveryError: If the callable fails.
+        """
+        token = self._token
+        if token is None or isinstance(token, str):
+            return token
+        failure = None
+        try:
+            token = token()
+        except Exception as error:  # noqa: BLE001 - whatever it raises, and whatever that says
+            failure = PausedDeliveryError(f"token() raised {type(error).__name__}")
+        if failure is None and not _is_header_value(token):
+            failure = PausedDeliveryError("token() returned nothing that can be sent")
+        if failure is not None:
+            raise failure
+        return str(token)
+
+    def headers_with(self, token: str | None, more: Mapping[str, str]) -> dict[str, str]:
+        """Return all headers of a request; those that the user gave win over *more*."""
+        given = {name.lower() for name in self.headers}
+        headers = {name: value for name, value in more.items() if name.lower() not in given} | self.headers
+        if isinstance(self._auth, _BasicAuth):
+            headers["Authorization"] = self._auth.header
+        elif token is not None:
+            headers["Authorization"] = f"{self._token_scheme} {token}"
+        return headers
+
+    def secrets(self, token: str | None) -> list[str]:
+        """Return the texts that must be in no message."""
+        found = [value for name, value in self.headers.items() if _is_secret(name)]
+        found.append(urlsplit(self._url).query)
+        if token is not None:
+            found.append(token)
+        if isinstance(self._auth, _BasicAuth):
+            found += (self._auth.password, self._auth.header)
+        return found
+
+    def open(self) -> Transport:
+        """Return what requests are sent through."""
+        from outfall.sinks.http.client import Transport  # noqa: PLC0415 - requests is imported by who sends
+
+        return Transport(
+            peer=self.peer,
+            session=self._session,
+            context=self._context,
+            verify=self._verify,
+            cert=self._cert,
+            proxies=self._proxies,
+        )
+
+    def _check_credentials(self) -> None:
+        """Refuse credentials that contradict each other, and to tell them to the whole network."""
+        authorized = any(name.lower() == "authorization" for name in self.headers)
+        if (self._token is not None) + (self._auth is not None) + authorized > 1:
+            msg = "token, auth, headers: more than one of them has the Authorization"
+            raise ValueError(msg)
+        session = self._session
+        credentials = (
+            self._auth is not None
+            or self._token is not None
+            or any(map(_is_secret, self.headers))
+            or (session is not None and (bool(session.auth) or any(map(_is_secret, session.headers))))
+        )
+        parts = urlsplit(self._url)
+        if credentials and parts.scheme == "http" and not (self.allow_insecure or is_loopback(parts.hostname or "")):
+            msg = (
+                f"url: credentials would cross the network to {self.peer} in plain text; use https://, "
+                "or allow_insecure=True if that is what you want"
+            )
+            raise ValueError(msg)
+
+
+class _BasicAuth:
+    """A user name and a password, as RFC 7617 sends them."""
+
+    __slots__ = ("header", "password")
+
+    def __init__(self, user: str, password: str) -> None:
+        self.password = password
+        self.header = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+
+
+# -- checks of arguments; none of their messages repeats a secret
+
+
+def _taken_apart(url: Any) -> tuple[str, str, tuple[str, str] | None]:
+    """Return the URL without credentials and fragment, ``"host:port"``, and the credentials."""
+    if not isinstance(url, str):
+        msg = f"url: text is needed, not {type(url).__name__}"
+        raise TypeError(msg)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        # What comes after the scheme may hold a secret, and cannot be told from it.
+        msg = f"url='{url.partition('://')[0][:20]}…' is not http://host… or https://host…"
+        raise ValueError(msg)
+    credentials = None
+    if parts.username is not None or parts.password is not None:
+        credentials = (unquote(parts.username or ""), unquote(parts.password or ""))
+    shown = f"[{host}]" if ":" in host else host
+    peer = f"{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
+    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path or "/", parts.query, ""))
+    return bare, peer, credentials
+
+
+def _is_header_value(value: Any) -> bool:
+    if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
+        return False
+    try:
+        value.encode("latin-1")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _checked_headers(headers: Any) -> dict[str, str]:
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        msg = f"headers: a mapping is needed, not {type(headers).__name__}"
+        raise TypeError(msg)
+    for name, value in headers.items():
+        if not isinstance(name, str) or not name or quote_plus(name, safe="!#$&'*^`|~") != name or "%" in name:
+            msg = f"headers: {name!r} is not the name of a header"
+            raise ValueError(msg)
+        if not _is_header_value(value):
+            msg = f"headers: the value of {name!r} is not text that can be sent"
+            raise ValueError(msg)
+    return dict(headers)
+
+
+def _is_secret(name: str) -> bool:
+    return any(part in name.lower() for part in _SECRET_PARTS)
+
+
+def _checked_auth(auth: Any) -> _BasicAuth | Callable[[Any], Any] | None:
+    given: Callable[[Any], Any] | None = auth if auth is None or callable(auth) else None
+    if given is not None or auth is None:
+        return given
+    if not isinstance(auth, (tuple, list)) or len(auth) != 2 or not all(isinstance(part, str) for part in auth):  # noqa: PLR2004
+        msg = "auth=… is not (username, password), two texts, nor a callable"
+        raise TypeError(msg)
+    return _BasicAuth(auth[0], auth[1])
+
+
+def _checked_token(token: Any) -> str | Callable[[], str] | None:
+    if token is None or callable(token):
+        return cast("Callable[[], str] | None", token)
+    if not isinstance(token, str):
+        msg = f"token: text or a callable is needed, not {type(token).__name__}"
+        raise TypeError(msg)
+    if not _is_header_value(token):
+        msg = "token=… is not text that can be sent in a header"
+        raise ValueError(msg)
+    return token
+
+
+def _checked_scheme(scheme: Any) -> str:
+    if not _is_header_value(scheme) or " " in scheme:
+        msg = f"token_scheme={scheme!r} is not a word that can be sent in a header"
+        raise ValueError(msg)
+    return str(scheme)
+
+
+def _checked_timeout(timeout: Any) -> tuple[float, float]:
+    both = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
+    if len(both) != 2:  # noqa: PLR2004 - connecting and the rest
+        msg = f"timeout={timeout!r} is not a number of seconds, nor one for connecting and one for the rest"
+        raise ValueError(msg)
+    connect, total = (checked_seconds(seconds, "timeout") for seconds in both)
+    if not 0 < connect < float("inf") or not 0 < total < float("inf"):
+        msg = f"timeout={timeout!r}: each has to be above 0, and an end"
+        raise ValueError(msg)
+    return connect, total
+
+
+def _checked_verify(verify: Any) -> bool | str:
+    if isinstance(verify, bool):
+        return verify
+    if isinstance(verify, (str, os.PathLike)):
+        path = os.fspath(verify)
+        if not Path(path).exists():
+            msg = f"verify={path!r}: there is no such file or directory"
+            raise ValueError(msg)
+        return str(path)
+    msg = f"verify={verify!r} is not True, False or a path"
+    raise TypeError(msg)
+
+
+def _checked_cert(cert: Any) -> str | tuple[str, str] | None:
+    if cert is None:
+        return None
+    pair = isinstance(cert, (tuple, list))
+    paths = tuple(cert) if pair else (cert,)
+    if len(paths) not in ((2,) if pair else (1,)) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
+        msg = f"cert={cert!r} is not a path, nor two"
+        raise TypeError(msg)
+    texts = [str(os.fspath(path)) for path in paths]
+    for path in texts:
+        if not Path(path).exists():
+            msg = f"cert={path!r}: there is no such file"
+            raise ValueError(msg)
+    return (texts[0], texts[1]) if pair else texts[0]
+
+
+def _checked_context(context: Any, verify: Any, cert: Any, session: Any) -> ssl.SSLContext | None:
+    if context is None:
+        return None
+    import ssl  # noqa: PLC0415 - only who encrypts needs it
+
+    if not isinstance(context, ssl.SSLContext):
+        msg = f"ssl_context={context!r} is not an ssl.SSLContext"
+        raise TypeError(msg)
+    if verify is not True or cert is not None or session is not None:
+        msg = "ssl_context: it stands instead of verify and cert, and a session has its own"
+        raise ValueError(msg)
+    return context
+
+
+def _checked_proxies(proxies: Any) -> dict[str, str] | None:
+    if proxies is None:
+        return None
+    if not isinstance(proxies, Mapping) or not all(isinstance(name, str) for name in proxies):
+        msg = f"proxies: a mapping from schemes to URLs is needed, not {type(proxies).__name__}"
+        raise TypeError(msg)
+    return dict(proxies)
+
+
+def _checked_session(session: Any) -> requests.Session | None:
+    if session is None:
+        return None
+    import requests  # noqa: PLC0415 - who gives a session has it imported
+
+    if not isinstance(session, requests.Session):
+        msg = f"session={session!r} is not a requests.Session"
+        raise TypeError(msg)
+    return session

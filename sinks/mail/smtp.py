@@ -1,0 +1,446 @@
+"""Mail: `SMTPSink`."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.core.arguments import MAX_PORT, checked_seconds, is_loopback
+from outfall.sinks.core.reporting import report
+from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.errors import DeliveryError
+from outfall.sinks.event.event import TextEvent, without_metadata
+from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
+
+if TYPE_CHECKING:
+    import datetime as dt
+    import os
+    import ssl
+    from collections.abc import Callable, Iterable, Sequence
+
+    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.mail.client import Connection, Route
+    from outfall.sinks.mail.message import SubjectTemplate
+
+_SMTP_PORT, _SMTPS_PORT = 25, 465
+
+#: Between the events of a digest.
+_RULE = "\n\n" + "-" * 72 + "\n\n"
+
+
+class SMTPSink(Sink):
+    """Send each event as a mail, and a batch of events as one.
+
+    Use with a high ``level``, and behind a `Sink` that makes batches where errors come in storms: `emit_batch` sends
+    one digest, however many events there are.
+
+    Args:
+        mailhost: Name or address of the server, or ``(host, port)``. Default port: 25, with *implicit_tls* 465.
+        fromaddr: The sender, ``"name@example.org"`` or ``"Shop <name@example.org>"``.
+        toaddrs: One recipient, several with commas between, or a sequence of either.
+        subject: A text; a text with fields of the event in braces, such as ``"{level}: {event}"`` or
+            ``"order {order.id}"``; or a callable that gets the event. A field that the event does not have stays as it
+            is written, and so does a text that is no format: braces need no escape unless they hold the name of a
+            field. A subject is made one line of at most 250 characters.
+        credentials: User name and password. Default None: no login.
+        secure: A tuple for STARTTLS, with credentials or without: ``()``; ``(keyfile,)``, a file with the client's
+            private key and certificate; or ``(keyfile, certfile)``. Default None: no TLS unless *ssl_context* or
+            *implicit_tls* says so.
+        timeout: Seconds, or a timedelta, above 0, for connecting to one address of the host, and for each reply of
+            the server as a whole. Default 5.0. The system's resolver of names keeps times of its own.
+        ssl_context: For TLS with other rules than those of `ssl.create_default_context`, such as an own authority.
+            Alone it asks for STARTTLS. Default None.
+        implicit_tls: True for TLS from the first byte on, as on port 465 (RFC 8314). Default False.
+        allow_insecure: True to send credentials over a connection without TLS to a host that is not this one.
+            Default False.
+        attach_json: Attach the event as ``event.json``; to a digest, its events as the lines of ``events.jsonl``.
+            Default True.
+        renderer: What makes the body: any structlog renderer ``(logger, name, event_dict) -> str | bytes`` (bytes are
+            UTF-8), which gets a copy of the event. Default None: the message, the fields, the traceback, as text for
+            people. ``OrjsonRenderer()`` with ``attach_json=False`` for mails that programs read.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If an address is none or has a line break in it, there is no recipient, *timeout* is not above 0,
+            a port is out of range, *ssl_context* comes with the files of *secure*, or credentials would cross the
+            network in plain text and *allow_insecure* is not True.
+        TypeError: If an argument is of another type.
+        OSError: If a file of *secure* cannot be read (`ssl.SSLError`: used).
+
+    Each mail is one connection, made in the thread that logs and closed whatever happens; put a background sink in
+    front where nobody may wait. When `handle` returns, the server has the mail. Nothing is tried again here: a server
+    that cannot be reached, does not keep its time, hangs up, or answers 4xx (greylisting) raises
+    `TemporaryDeliveryError`; 5xx to the sender, to every recipient or to the message `PermanentDeliveryError`. A server
+    that refuses TLS, its certificate that cannot be verified, and refused credentials are temporary failures too:
+    every mail would meet them, so none should be given up for them. With STARTTLS asked for, nothing is sent without
+    it. If only some recipients are refused, the others get the mail, and ``on_error`` is told with no event lost; a
+    retry would send it twice to those. When a connection breaks after the message was sent and before the answer, the
+    server may have taken it: who tries again may send it twice.
+
+    The text of failures has the server's words, but only its codes for login and message, which may repeat what is
+    secret. The password is in no repr, report or exception.
+
+    The mail has the event's time as its Date (a digest the last event's), and a Message-ID of its own. Headers are
+    ASCII, other characters in encoded words; bodies are UTF-8. Addresses whose part before the ``@`` is not ASCII need
+    a server with SMTPUTF8.
+
+    Safe from any thread; mails leave one after the other. A forked child shares nothing with its parent but the
+    arguments. ``close`` has nothing to wait for but the mail in progress.
+
+    Source: `logging.handlers.SMTPHandler`, whose attributes may be set at any time here too; RFC 5321, RFC 5322,
+    RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 3834 (no automatic answers). ``smtplib.SMTP.starttls`` takes no key files
+    since Python 3.12, and without a context of its own verifies nothing.
+    """
+
+    #: The host's name or address; read for each mail, like the next three.
+    mailhost: str
+    #: The port, or None for the default one.
+    mailport: int | None
+    #: The name to log in with, or None for no login.
+    username: str | None
+    #: The password to log in with.
+    password: str | None
+
+    def __init__(
+        self,
+        mailhost: str | tuple[str, int | None] | list[Any],
+        fromaddr: str,
+        toaddrs: str | Iterable[str],
+        subject: str | Callable[[dict[str, Any]], str],
+        credentials: tuple[str, str] | list[str] | None = None,
+        secure: Sequence[str | os.PathLike[str] | None] | None = None,
+        timeout: float | dt.timedelta = 5.0,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        implicit_tls: bool = False,
+        allow_insecure: bool = False,
+        attach_json: bool = True,
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        #: Connections to be closed in a forked child.
+        self._open: list[Connection] = []
+        #: What to tell of mails that were sent.
+        self._remarks: deque[tuple[Exception, object]] = deque()
+        self.mailhost, self.mailport = _checked_host(mailhost)
+        self.fromaddr = fromaddr
+        self.toaddrs = toaddrs
+        self.subject = subject
+        self.username, self.password = _checked_credentials(credentials)
+        self.timeout = timeout
+        self._implicit_tls = bool(implicit_tls)
+        self._ssl_context = _checked_context(ssl_context)
+        self.secure = secure
+        self.allow_insecure: bool = bool(allow_insecure)
+        self.attach_json: bool = bool(attach_json)
+        self.renderer = renderer
+        self._route()
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+
+    # -- attributes, as of the handler
+
+    @property
+    def fromaddr(self) -> str:
+        """The sender; settable."""
+        return self._fromaddr
+
+    @fromaddr.setter
+    def fromaddr(self, fromaddr: str) -> None:
+        from outfall.sinks.mail.message import parse_addresses  # noqa: PLC0415 - only who mails needs it
+
+        if not isinstance(fromaddr, str):
+            msg = f"fromaddr={fromaddr!r} is not text"
+            raise TypeError(msg)
+        found = parse_addresses([fromaddr], "fromaddr")
+        if len(found) != 1:
+            msg = f"fromaddr={fromaddr!r} is more than one address"
+            raise ValueError(msg)
+        self._fromaddr, self._sender = fromaddr, found[0]
+
+    @property
+    def toaddrs(self) -> list[str]:
+        """The recipients; settable, to one text or several."""
+        return list(self._toaddrs)
+
+    @toaddrs.setter
+    def toaddrs(self, toaddrs: str | Iterable[str]) -> None:
+        from outfall.sinks.mail.message import parse_addresses  # noqa: PLC0415 - only who mails needs it
+
+        given = [toaddrs] if isinstance(toaddrs, str) else list(toaddrs)
+        if not all(isinstance(address, str) for address in given):
+            msg = f"toaddrs={toaddrs!r} are not texts"
+            raise TypeError(msg)
+        self._recipients = parse_addresses(given, "toaddrs")
+        self._toaddrs = given
+
+    @property
+    def subject(self) -> str | Callable[[dict[str, Any]], str]:
+        """The subject as it was given; settable."""
+        return self._subject
+
+    @subject.setter
+    def subject(self, subject: str | Callable[[dict[str, Any]], str]) -> None:
+        from outfall.sinks.mail.message import SubjectTemplate  # noqa: PLC0415 - only who mails needs it
+
+        self._template: SubjectTemplate | None = None
+        if isinstance(subject, str):
+            self._template = SubjectTemplate(subject)
+        elif not callable(subject):
+            msg = f"subject={subject!r} is neither text nor a callable"
+            raise TypeError(msg)
+        self._subject = subject
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for connecting and for each reply; settable."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, timeout: float | dt.timedelta) -> None:
+        seconds = checked_seconds(timeout, "timeout")
+        if not 0 < seconds < float("inf"):
+            msg = f"timeout={timeout!r} is not a number of seconds above 0"
+            raise ValueError(msg)
+        self._timeout = seconds
+
+    @property
+    def secure(self) -> tuple[Any, ...] | None:
+        """The tuple for STARTTLS, or None; settable."""
+        return self._secure
+
+    @secure.setter
+    def secure(self, secure: Sequence[str | os.PathLike[str] | None] | None) -> None:
+        if secure is not None and (not isinstance(secure, (tuple, list)) or len(secure) > 2):  # noqa: PLR2004
+            msg = f"secure={secure!r} is not (), (keyfile,), (keyfile, certfile) or None"
+            raise TypeError(msg)
+        context = self._ssl_context
+        files = [file for file in secure or () if file is not None]
+        if context is not None and files:
+            msg = f"secure={secure!r}: with ssl_context, load the certificate into the context"
+            raise ValueError(msg)
+        if context is None and (secure is not None or self._implicit_tls):
+            context = _context(secure or ())
+        self._secure = None if secure is None else tuple(secure)
+        self._context = context
+
+    @property
+    def renderer(self) -> Callable[[Any, str, Any], str | bytes] | None:
+        """What makes the body, or None for text for people; settable."""
+        return self._renderer
+
+    @renderer.setter
+    def renderer(self, renderer: Callable[[Any, str, Any], str | bytes] | None) -> None:
+        if renderer is not None and not callable(renderer):
+            msg = f"renderer={renderer!r} is not callable: a structlog renderer is needed"
+            raise TypeError(msg)
+        self._renderer = renderer
+
+    # -- what may be overridden
+
+    def get_subject(self, event: dict[str, Any]) -> str:
+        """Return the subject for *event*; in a digest, for the first of its most severe events.
+
+        The default looks at `subject`. What it returns is made one line. If it raises, the mail is sent with the
+        message as its subject, and ``on_error`` is told.
+        """
+        if self._template is not None:
+            return self._template.fill(event)
+        assert callable(self._subject)  # noqa: S101 - for the type checker
+        return self._subject(event)
+
+    # -- the sink
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Send one mail."""
+        item = self.encode(event)
+        if isinstance(event, TextEvent):
+            rendered = event.rendered()
+            text = rendered if isinstance(rendered, str) else rendered.decode("utf-8", "backslashreplace")
+            attachment = None
+        else:
+            text = self._text(event, item)
+            attachment = ("event.json", "json", item.data) if self.attach_json else None
+        self._send(self._subject_of(event), text, attachment, item.time)
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Send all of *batch* in one mail, which is taken or refused as a whole.
+
+        The subject is that of the first of the most severe events, with the number of the others.
+        """
+        if not batch:
+            return None
+        with self._lock:
+            self._send_digest(batch)
+        self._tell()
+        return None
+
+    def _send_digest(self, batch: Sequence[Encoded]) -> None:
+        events = [item.event for item in batch]
+        worst = max(range(len(batch)), key=lambda index: batch[index].level)
+        subject = self._subject_of(events[worst])
+        text = _RULE.join(self._text(event, item) for event, item in zip(events, batch, strict=True))
+        attachment = ("event.json", "json", batch[0].data)
+        if len(batch) > 1:
+            levels = sorted({item.level for item in batch if item.level < UNKNOWN})
+            named = ", ".join(level_name(level) for level in reversed(levels))
+            text = f"{len(batch)} events{f' ({named})' if named else ''}{_RULE}{text}"
+            subject = f"{subject[:200]} (and {len(batch) - 1} more)"
+            attachment = ("events.jsonl", "x-ndjson", b"".join(item.data.rstrip(b"\n") + b"\n" for item in batch))
+        self._send(subject, text, attachment if self.attach_json else None, max(item.time for item in batch))
+
+    def _text(self, event: dict[str, Any], item: Encoded) -> str:
+        if self._renderer is None:
+            from outfall.sinks.mail.message import readable  # noqa: PLC0415 - only who mails needs it
+
+            return readable(item.event)
+        name = event.get("_name") or level_name(level_of(event))
+        rendered = self._renderer(event.get("_logger"), name, without_metadata(event))
+        if isinstance(rendered, str):
+            return rendered
+        if isinstance(rendered, (bytes, bytearray, memoryview)):
+            return bytes(rendered).decode("utf-8", "backslashreplace")
+        msg = f"the renderer returned {type(rendered).__name__}, not str or bytes"
+        raise TypeError(msg)
+
+    def _subject_of(self, event: dict[str, Any]) -> str:
+        from outfall.sinks.mail.message import one_line  # noqa: PLC0415 - only who mails needs it
+
+        try:
+            return one_line(str(self.get_subject(event)))
+        except Exception as error:  # noqa: BLE001 - no reason to lose the mail
+            self._remarks.append((error, event))
+        message = event.get("event")
+        return one_line(message if isinstance(message, str) else level_name(level_of(event)))
+
+    def _send(self, subject: str, text: str, attachment: tuple[str, str, bytes] | None, seconds: float) -> None:
+        from outfall.sinks.mail.client import submit  # noqa: PLC0415
+        from outfall.sinks.mail.message import compose  # noqa: PLC0415 - only who mails needs it
+
+        recipients = self._recipients
+        message = compose(
+            sender=self._sender,
+            recipients=recipients,
+            subject=subject,
+            text=text,
+            attachment=attachment,
+            seconds=seconds,
+        )
+        addresses = list(dict.fromkeys(mailbox.address for mailbox in recipients))
+        refused = submit(self._route(), self._sender.address, addresses, message, self._watch)
+        if refused:
+            msg = f"the mail was sent, but not to {'; '.join(refused)}"
+            self._remarks.append((DeliveryError(msg), None))
+
+    def _route(self) -> Route:
+        """Return how to reach the server; refuse to tell the password to the whole network."""
+        from outfall.sinks.mail.client import Route  # noqa: PLC0415 - only who mails needs it
+
+        credentials = None if self.username is None else (self.username, self.password or "")
+        if (
+            credentials is not None
+            and self._context is None
+            and not (self.allow_insecure or is_loopback(self.mailhost))
+        ):
+            msg = (
+                f"credentials: they would cross the network to mailhost={self.mailhost!r} in plain text; "
+                "use secure=() or implicit_tls=True, or allow_insecure=True if that is what you want"
+            )
+            raise ValueError(msg)
+        port = self.mailport or (_SMTPS_PORT if self._implicit_tls else _SMTP_PORT)
+        return Route(self.mailhost, port, self._timeout, self._context, self._implicit_tls, credentials)
+
+    def _watch(self, connection: Connection | None) -> None:
+        if connection is None:
+            self._open.pop()
+        else:
+            self._open.append(connection)
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        super()._put(event)
+        if self._remarks and self.on_error == "raise":
+            remark = self._remarks.popleft()[0]
+            self._tell()
+            return remark
+        self._tell()
+        return None
+
+    def _tell(self) -> None:
+        """Tell, without the lock, of what went wrong with mails that were sent nevertheless."""
+        while self._remarks:
+            try:
+                error, event = self._remarks.popleft()
+            except IndexError:  # another thread was faster
+                return
+            # What is raised from a batch would say that none of it was taken.
+            self._fail_unraised(error, event)
+
+    def _describe(self) -> str:
+        port = self.mailport or (_SMTPS_PORT if self._implicit_tls else _SMTP_PORT)
+        return f"to {', '.join(mailbox.address for mailbox in self._recipients)} via {self.mailhost}:{port}"
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child; let go of a connection that the parent was using, without a word."""
+        while self._open:
+            sock = self._open.pop().sock
+            if sock is not None:
+                # Not the buffer over it, whose lock another thread may have held.
+                sock.close()
+        self._remarks.clear()
+        super().after_fork()
+
+
+def _checked_host(mailhost: Any) -> tuple[str, int | None]:
+    host, port = mailhost if isinstance(mailhost, (tuple, list)) and len(mailhost) == 2 else (mailhost, None)  # noqa: PLR2004 - host and port
+    if not isinstance(host, str):
+        msg = f"mailhost={mailhost!r} is not a name, nor (name, port)"
+        raise TypeError(msg)
+    if not host or not host.isprintable() or " " in host:
+        msg = f"mailhost={mailhost!r} is not the name of a host"
+        raise ValueError(msg)
+    if port is not None and (not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= MAX_PORT):
+        msg = f"mailhost={mailhost!r}: {port!r} is not a port from 1 to 65535, or 0 or None for the default one"
+        raise ValueError(msg)
+    return host, port or None
+
+
+def _checked_credentials(credentials: Any) -> tuple[str | None, str | None]:
+    if credentials is None:
+        return None, None
+    if (
+        not isinstance(credentials, (tuple, list))
+        or len(credentials) != 2  # noqa: PLR2004 - name and password
+        or not all(isinstance(part, str) for part in credentials)
+    ):
+        # Not the value: one of the two is secret.
+        msg = "credentials=… is not (username, password), two texts"
+        raise TypeError(msg)
+    return credentials[0], credentials[1]
+
+
+def _checked_context(context: Any) -> ssl.SSLContext | None:
+    if context is None:
+        return None
+    import ssl  # noqa: PLC0415 - only who encrypts needs it
+
+    if not isinstance(context, ssl.SSLContext):
+        msg = f"ssl_context={context!r} is not an ssl.SSLContext"
+        raise TypeError(msg)
+    return context
+
+
+def _context(secure: Sequence[Any]) -> ssl.SSLContext:
+    import ssl  # noqa: PLC0415 - only who encrypts needs it
+
+    context = ssl.create_default_context()
+    keyfile, certfile = (*secure, None, None)[:2]
+    if certfile is not None:
+        context.load_cert_chain(certfile, keyfile)
+    elif keyfile is not None:
+        context.load_cert_chain(keyfile)
+    return context

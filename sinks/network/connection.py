@@ -1,0 +1,103 @@
+"""What a socket is connected to, and how it is waited for."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import TYPE_CHECKING, Literal
+
+from outfall.sinks.core.arguments import MAX_PORT
+from outfall.sinks.errors import PermanentDeliveryError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+#: The family of Unix sockets, or -1 where there are none.
+UNIX: int = getattr(socket, "AF_UNIX", -1)
+
+#: Windows has no poll.
+POLL: Callable[[], select.poll] | None = getattr(select, "poll", None)
+
+
+class OversizeError(PermanentDeliveryError):
+    """An event that does not fit into a datagram, or a message."""
+
+    dropped_as = "oversize"
+
+
+def await_socket(sock: socket.socket, seconds: float, *, for_reading: bool) -> bool:
+    """Wait until *sock* can be written to, or read from; return False if *seconds* passed first."""
+    if POLL is not None:
+        poll = POLL()
+        poll.register(sock, select.POLLIN if for_reading else select.POLLOUT)
+        return bool(poll.poll(seconds * 1000))
+    ready = select.select([sock], [], [], seconds) if for_reading else select.select([], [sock], [sock], seconds)
+    return any(ready)
+
+
+def waits_of(tls: bool) -> tuple[type[OSError], ...]:  # noqa: FBT001
+    """Return what a socket that does not block raises where it would have to."""
+    if not tls:
+        return (BlockingIOError,)
+    import ssl  # noqa: PLC0415 - not every Python is built with it
+
+    return BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
+
+
+def wants_read(wait: BaseException | None) -> bool:
+    """Return True if *wait* says that there is something to be read first, as TLS may."""
+    return type(wait).__name__ == "SSLWantReadError"
+
+
+def checked_host(host: str | os.PathLike[str]) -> str:
+    """Return *host* as text.
+
+    Raises:
+        TypeError: If it is neither text nor a path.
+    """
+    try:
+        return os.fsdecode(host)
+    except TypeError:
+        msg = f"host={host!r} is neither text nor a path"
+        raise TypeError(msg) from None
+
+
+def checked_port(port: int | None) -> int | None:
+    """Return *port*, 1 to 65535, or None for a Unix socket.
+
+    Raises:
+        ValueError: If it is neither, or there are no Unix sockets.
+    """
+    if port is None:
+        if UNIX == -1:
+            msg = "port=None means a Unix socket, which this system does not have"
+            raise ValueError(msg)
+        return None
+    if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= MAX_PORT:
+        msg = f"port={port!r} is not a whole number from 1 to {MAX_PORT}, nor None for a Unix socket"
+        raise ValueError(msg)
+    return port
+
+
+def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) -> ssl.SSLContext | None:
+    """Return the context to encrypt with, or None.
+
+    Raises:
+        ValueError: If there is a context for a Unix socket.
+        TypeError: If *tls* is no context.
+    """
+    if tls is None:
+        return None
+    import ssl  # noqa: PLC0415 - not every Python is built with it
+
+    if port is None:
+        msg = f"tls={tls!r} with port=None: a Unix socket is not encrypted"
+        raise ValueError(msg)
+    if tls is True:
+        return ssl.create_default_context()
+    if not isinstance(tls, ssl.SSLContext):
+        msg = f"tls={tls!r} is neither an ssl.SSLContext nor True"
+        raise TypeError(msg)
+    return tls

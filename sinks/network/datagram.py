@@ -1,0 +1,237 @@
+"""Events sent as datagrams: `DatagramSink`."""
+
+# For pyright as in file.py: `event.__class__ is dict` narrows nothing, and `holding` is read from the frame.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
+# pyright: reportFunctionMemberAccess=false
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from orjson import dumps
+
+from outfall.sinks.core.arguments import checked_size
+from outfall.sinks.core.lock import HAND_TAKEN, TURN
+from outfall.sinks.core.reporting import report
+from outfall.sinks.event.depth import is_tracked, too_deep
+from outfall.sinks.event.fit import shortened
+from outfall.sinks.event.json import OPTIONS
+from outfall.sinks.event.levels import NOTSET, NUMBERS
+from outfall.sinks.network.connection import OversizeError, await_socket
+from outfall.sinks.network.frames import Codec, pack_length
+from outfall.sinks.network.socket import DIRECT, SocketSink
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Iterable, Mapping
+
+    from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.sink import OnError
+
+_LEAST_DATAGRAM_BYTES = 512
+
+
+class DatagramSink(SocketSink):
+    """Send each event as one datagram to *host*:*port*, over UDP or a Unix datagram socket.
+
+    Use where losing an event is better than waiting for one: nobody says whether a datagram has arrived.
+
+    Args:
+        host: Name or address, IPv4 or IPv6; a path when *port* is None (a Unix datagram socket).
+        port: UDP port, 1 to 65535, or None.
+        max_datagram_bytes: Size above which the longest text fields are shortened and the event gets
+            ``"truncated": true``; if that is not enough, the largest fields are left out. Default 8 192; 65 507 is
+            what UDP over IPv4 can carry.
+        codec: What is in a datagram. With ``JSONFrames()``, the default, one JSON object and nothing else. With
+            `PickleFrames` what `logging.handlers.DatagramHandler` sends, the four bytes of length included. With
+            `SignedFrames` the signature and the payload.
+        timeout: Seconds, or a timedelta, to wait for room in the system's buffers, which a Unix socket's reader has to
+            make. Default 1.0.
+        retry_start: Seconds, or a timedelta, to wait after the name could not be resolved, the path was not there, or
+            there was no room. Default 1.0.
+        retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
+        retry_max: The longest wait. Default 30.0 seconds.
+        clock: What tells the time for these waits. Default `time.monotonic`; for tests.
+        renderer: See `ByteSink`. An event that has to be shortened is given to it again, with plain values.
+        encoding: See `ByteSink`.
+        errors: See `ByteSink`.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If *max_datagram_bytes* is below 512, or *port*, *timeout* or a retry argument out of range.
+        TypeError: If *host* or *codec* is of another type.
+
+    The name is resolved at the first event and again after a failed send. If the peer's host has refused an earlier
+    datagram, or the reader of a Unix socket is a new one, the event at which that shows is sent on a new socket, in the
+    former case to the name's next address: ``localhost`` may be ``::1`` first, and the reader at 127.0.0.1. One
+    that does not fit however much is left out, as may be with `PickleFrames` and few bytes, or that the network
+    refuses for its size, is counted as ``dropped["oversize"]``.
+
+    Safe from any thread. A forked child opens its own socket. ``close`` has nothing to wait for.
+
+    Source: `logging.handlers.DatagramHandler`; CPython gh-59060 for IPv6.
+    """
+
+    _kind = socket.SOCK_DGRAM
+    _ends = False
+
+    def __init__(
+        self,
+        host: str | os.PathLike[str],
+        port: int | None,
+        *,
+        max_datagram_bytes: int = 8192,
+        codec: Codec | None = None,
+        timeout: float | dt.timedelta = 1.0,
+        retry_start: float | dt.timedelta = 1.0,
+        retry_factor: float = 2.0,
+        retry_max: float | dt.timedelta = 30.0,
+        clock: Callable[[], float] = monotonic,
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        if checked_size(max_datagram_bytes, "max_datagram_bytes") < _LEAST_DATAGRAM_BYTES:
+            msg = f"max_datagram_bytes={max_datagram_bytes!r} is below {_LEAST_DATAGRAM_BYTES}"
+            raise ValueError(msg)
+        self.max_datagram_bytes = max_datagram_bytes
+        super().__init__(
+            host,
+            port,
+            codec=codec,
+            timeout=timeout,
+            retry_start=retry_start,
+            retry_factor=retry_factor,
+            retry_max=retry_max,
+            clock=clock,
+            renderer=renderer,
+            encoding=encoding,
+            errors=errors,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901 - see below
+        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+
+        When it returns, the operating system has the event, or it has been counted as dropped.
+        """
+        # As in SocketSink.handle. A datagram goes whole or not at all, so every failure starts anew in the pipeline.
+        express = self._express
+        if express and event.__class__ is dict:
+            try:
+                if not (
+                    "exc_info" in event
+                    or "_record" in event
+                    or "_logger" in event
+                    or "_name" in event
+                    or "_from_structlog" in event
+                    or (is_tracked(event) and too_deep(event))
+                ):
+                    if express != DIRECT:
+                        if "level_number" in event:
+                            raise LookupError
+                        if NUMBERS[event["level"]] < self._level:
+                            self._count_filtered()
+                            return
+                    data = dumps(event, None, OPTIONS)
+                    if len(data) <= self.max_datagram_bytes:
+                        turn = self._turn
+                        del turn[0]
+                        holding = True
+                        try:
+                            self._send(data)  # type: ignore[misc] # None goes to the pipeline
+                            self._delivered += 1
+                        except ConnectionRefusedError:
+                            # The system says so once: the pipeline, sending again, would not hear of it.
+                            self._refusals += 1
+                            self._retried += 1
+                            self._disconnect()
+                            raise
+                        finally:
+                            try:
+                                holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                                turn += TURN
+                            finally:
+                                pass
+                        if self._aftermath:
+                            self._settle()
+                        return
+            except Exception:  # noqa: BLE001, S110 - see above
+                pass
+            except BaseException:
+                self._count_dropped("interrupted")
+                raise
+        self._handle_in_full(event)
+
+    def make_frame(self, event: dict[str, Any]) -> bytes:
+        """Return the datagram for *event*, shortened if need be. Called outside the sink's lock.
+
+        Raises:
+            PermanentDeliveryError: If it cannot be made short enough.
+        """
+        data = self._datagram(self.codec.encode(event, self.render))
+        return data if len(data) <= self.max_datagram_bytes else self._shortened(event)
+
+    def _frame_of(self, item: Encoded) -> bytes:
+        data = self._datagram(self.codec.encode_item(item))
+        return data if len(data) <= self.max_datagram_bytes else self._shortened(item.event)
+
+    def _addresses(self) -> list[tuple[int, Any]]:
+        found = super()._addresses()
+        return self._after_refusals(found)
+
+    def _datagram(self, payload: bytes) -> bytes:
+        return pack_length(len(payload)) + payload if self.codec.length_in_datagrams else payload
+
+    def _shortened(self, event: dict[str, Any]) -> bytes:
+        data = shortened(
+            event, lambda short: self._datagram(self.codec.encode(short, self.render)), self.max_datagram_bytes
+        )
+        if data is None:
+            msg = f"the event cannot be made to fit into max_datagram_bytes={self.max_datagram_bytes}"
+            raise OversizeError(msg)
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Send *data*, a datagram, on a new socket if it shows that the old one is of no more use.
+
+        Raises:
+            DeliveryError: If it could not be sent.
+        """
+        if self.sock is None:
+            self.create_socket()
+        try:
+            self._transmit(data)
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                self._forgive_if_it_lasted()
+            self._send_datagram_again(data, error, f"a datagram of {len(data)} bytes is too large for the way")
+
+    def _transmit(self, data: bytes) -> None:
+        sock = self.sock
+        if sock is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        try:
+            sock.send(data)
+        except BlockingIOError:
+            if not await_socket(sock, self.timeout, for_reading=False):
+                raise TimeoutError(errno.ETIMEDOUT, "no room") from None
+            sock.send(data)
+
+
+DatagramSink._hot_class = DatagramSink  # noqa: SLF001 - its own class, which it cannot name before it exists
+HAND_TAKEN.add(DatagramSink.handle.__code__)

@@ -1,0 +1,687 @@
+"""The receiving end of `SocketSink` and `DatagramSink`: `SocketListener`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import selectors
+import socket
+import stat
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from outfall.sinks.core import lifecycle
+from outfall.sinks.core.arguments import MAX_PORT, checked_choice, checked_count, checked_seconds
+from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, report
+from outfall.sinks.core.sink import Sink
+from outfall.sinks.errors import PermanentDeliveryError
+from outfall.sinks.network.frames import LENGTH_BYTES, Codec, FrameError, JSONFrames, length_of
+
+if TYPE_CHECKING:
+    import datetime as dt
+    import ssl
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerStats:
+    """What a `SocketListener` has received so far.
+
+    Args:
+        name: The listener's name.
+        connections: Connections that are open now.
+        accepted: Connections accepted in all; 0 for datagrams.
+        events: Events handed to the sinks.
+        rejected: Connections that were closed, and datagrams that were thrown away, by reason: ``garbage`` (no event),
+            ``oversize``, ``signature``, ``truncated`` (the peer was gone before its frame was whole), ``timeout`` (a
+            frame took too long), ``idle``, ``overload`` (too many connections, or too much in memory), ``tls`` (no
+            handshake).
+        failed: How often a sink raised; a sink does so only with ``on_error="raise"``.
+    """
+
+    name: str
+    connections: int = 0
+    accepted: int = 0
+    events: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict[str, int])
+    failed: int = 0
+
+
+class _Peer:
+    """One connection."""
+
+    __slots__ = ("began", "buffer", "counted", "handshaking", "heard", "interest", "proven", "sock")
+
+    def __init__(self, sock: socket.socket, now: float, *, handshaking: bool) -> None:
+        self.sock = sock
+        #: What has come of a frame that is not whole.
+        self.buffer = bytearray()
+        #: How much of it is in the listener's total.
+        self.counted = 0
+        #: When this frame began; for the first one, when the connection did.
+        self.began = now
+        #: When something came last.
+        self.heard = now
+        #: True once a whole frame has come.
+        self.proven = False
+        self.handshaking = handshaking
+        self.interest = selectors.EVENT_READ
+
+
+class SocketListener:
+    """Receive what `SocketSink` and `DatagramSink` send, and hand the events to *sinks*.
+
+    Args:
+        address: (host, port), IPv4 or IPv6, to listen on; port 0 for one that is free. Or the path of a Unix socket.
+            Whoever can connect can send events: use a loopback address, or TLS with client certificates, or
+            `SignedFrames`.
+        sinks: Where events go, by `Sink.handle`. They are not owned: close them after the listener.
+        kind: ``"stream"`` (default) for TCP and Unix stream sockets, ``"datagram"`` for UDP and Unix datagrams.
+        codec: How an event is found in a frame. Default ``JSONFrames()``. Nothing is ever unpickled unless you name
+            `PickleFrames`, which runs whatever code a peer sends.
+        max_frame_bytes: Length of a frame, or a datagram, above which it is refused. Default 1 MiB.
+        max_connections: How many may be open at once; what comes then is closed at once. Default 1 024. Mind the
+            limit of open files that the process has.
+        max_buffered_bytes: How much of frames that are not whole may be in memory for all connections together.
+            Default 64 MiB. When there is more, the connection with most of it is closed.
+        frame_timeout: Seconds, or a timedelta, in which a frame that has begun must be whole, and a new connection
+            must have sent its first. Default 10.0.
+        idle_timeout: Seconds, or a timedelta, for which a connection may be silent between two frames. Default 3 600.
+            None for no limit.
+        tls: An `ssl.SSLContext` made for servers, with a certificate, to encrypt with. Default None.
+        on_error: What is told of a connection or datagram that was refused, of a sink that raised, and of the system's
+            errors: a callable that gets a `SinkFailure`. Each reason is told at most once in 30 seconds. Default
+            `report`.
+        name: What to call the listener in reports and stats. Default the name of its class.
+
+    Raises:
+        ValueError: If an argument is out of range, or *tls* comes with datagrams.
+        TypeError: If *address*, one of *sinks*, *codec* or *on_error* is of another type.
+
+    One thread serves all connections, and calls the sinks in it: a slow sink slows all senders, whose timeouts then
+    run out. Put a background sink between where a target may be slow. Garbage, a signature that is not good, a frame
+    too large or not whole in time cost the connection that sent it, and are counted; the others are served. What is
+    counted as refused holds nothing of what was sent.
+
+    Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. A forked
+    child has a listener that is not started, and leaves the parent's connections alone. At the exit of the process it
+    stops, having handed on what had come.
+
+    Source: "Sending and receiving logging events across a network" in Python's logging cookbook.
+    """
+
+    delivers_later: ClassVar[bool] = False
+    has_owner = False
+
+    def __init__(
+        self,
+        address: tuple[str, int] | str | os.PathLike[str],
+        *sinks: Sink,
+        kind: Literal["stream", "datagram"] = "stream",
+        codec: Codec | None = None,
+        max_frame_bytes: int = 1024 * 1024,
+        max_connections: int = 1024,
+        max_buffered_bytes: int = 64 * 1024 * 1024,
+        frame_timeout: float | dt.timedelta = 10.0,
+        idle_timeout: float | dt.timedelta | None = 3600.0,
+        tls: ssl.SSLContext | None = None,
+        on_error: Callable[[SinkFailure], object] = report,
+        name: str | None = None,
+    ) -> None:
+        self._given_address = _checked_address(address)
+        for sink in sinks:
+            if not isinstance(sink, Sink):
+                msg = f"sinks: {sink!r} is no Sink"
+                raise TypeError(msg)
+        checked_choice(kind, "kind", ("stream", "datagram"))
+        if codec is not None and (isinstance(codec, type) or not callable(getattr(codec, "decode", None))):
+            msg = f"codec={codec!r} is no codec, such as JSONFrames()"
+            raise TypeError(msg)
+        if tls is not None and (kind == "datagram" or not hasattr(tls, "wrap_socket")):
+            msg = f"tls={tls!r} with kind={kind!r}: an ssl.SSLContext, for streams alone"
+            raise ValueError(msg)
+        if not callable(on_error):
+            msg = f"on_error={on_error!r} is not callable"
+            raise TypeError(msg)
+        self.sinks: tuple[Sink, ...] = sinks
+        self.kind = kind
+        self.codec: Codec = JSONFrames() if codec is None else codec
+        self.max_frame_bytes: int = checked_count(max_frame_bytes, "max_frame_bytes", "bytes")
+        self.max_connections: int = checked_count(max_connections, "max_connections", "connections")
+        self.max_buffered_bytes: int = checked_count(max_buffered_bytes, "max_buffered_bytes", "bytes")
+        self.frame_timeout: float = checked_seconds(frame_timeout, "frame_timeout")
+        self.idle_timeout: float | None = (
+            None if idle_timeout is None else checked_seconds(idle_timeout, "idle_timeout")
+        )
+        self._tls = tls
+        self.on_error = on_error
+        self.name: str = type(self).__name__ if name is None else str(name)
+        self._fresh_state()
+        lifecycle.join(self)
+
+    def _fresh_state(self) -> None:
+        #: Around start and stop.
+        self._lock = threading.RLock()
+        #: Around the counts.
+        self._ledger_lock = threading.RLock()
+        self._accepted = self._events = self._failed = 0
+        self._rejected: defaultdict[str, int] = defaultdict(int)
+        self._told: dict[str, tuple[float, int]] = {}
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._stop_deadline = 0.0
+        self._selector: selectors.BaseSelector | None = None
+        self._socket: socket.socket | None = None
+        self._wake: tuple[socket.socket, socket.socket] | None = None
+        #: Of the path bound, so that nobody else's is removed.
+        self._inode: tuple[int, int] | None = None
+        # From here on the thread's own.
+        self._peers: dict[socket.socket, _Peer] = {}
+        self._buffered = 0
+        self._sweep_due = 0.0
+        #: When accepting goes on, if there were too many open files.
+        self._accept_again: float | None = None
+
+    # -- what applications call
+
+    @property
+    def address(self) -> tuple[str, int] | str:
+        """The address bound, with its real port; before `start` and after `stop` the one that was given."""
+        sock = self._socket
+        if sock is None or isinstance(self._given_address, str):
+            return self._given_address
+        try:
+            bound = sock.getsockname()
+        except OSError:  # stopped in this moment
+            return self._given_address
+        return bound[0], bound[1]
+
+    @property
+    def running(self) -> bool:
+        """True between `start` and `stop`."""
+        return self._thread is not None
+
+    def start(self) -> Self:
+        """Bind the address and begin to receive; return the listener. Does nothing if it has been started.
+
+        Raises:
+            OSError: If the address cannot be bound.
+        """
+        with self._lock:
+            if self._thread is not None:
+                return self
+            self._stopping = False
+            bound = self._bind()
+            selector = selectors.DefaultSelector()
+            wake = socket.socketpair()
+            for end in (bound, *wake):
+                end.setblocking(False)  # noqa: FBT003
+            selector.register(bound, selectors.EVENT_READ)
+            selector.register(wake[0], selectors.EVENT_READ)
+            self._socket, self._selector, self._wake = bound, selector, wake
+            # A daemon, since who forgets to stop it must be able to end the process; then `drain` stops it.
+            self._thread = threading.Thread(target=self._run, name=f"outfall {self.name}", daemon=True)
+            try:
+                self._thread.start()
+            except BaseException:
+                self._thread = None
+                self._close_all()
+                raise
+        return self
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Hand on what has come so far, close all connections and release the address; idempotent.
+
+        Args:
+            timeout: Seconds. None stands for 5.
+
+        Returns:
+            False if a sink was still at work then; what had come and was not handed on is lost.
+        """
+        seconds = lifecycle.patience(_STOP_SECONDS) if timeout is None else checked_seconds(timeout, "timeout")
+        with self._lock:
+            thread = self._thread
+            if thread is None:
+                return True
+            self._stop_deadline = monotonic() + seconds
+            self._stopping = True
+            self._wake_up()
+            if thread is threading.current_thread():  # from a sink
+                return False
+            thread.join(seconds)
+            if thread.is_alive():
+                return False
+            self._thread = None
+            return True
+
+    def stats(self) -> ListenerStats:
+        """Return the counts as they stand."""
+        with self._ledger_lock:
+            return ListenerStats(
+                self.name, len(self._peers), self._accepted, self._events, dict(self._rejected), self._failed
+            )
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "" if self.running else " stopped"
+        return f"<{type(self).__name__} {self.kind} {self.address!r}{state}>"
+
+    # -- the socket
+
+    def _bind(self) -> socket.socket:
+        kind = socket.SOCK_STREAM if self.kind == "stream" else socket.SOCK_DGRAM
+        given = self._given_address
+        if isinstance(given, str):
+            family: int = socket.AF_UNIX
+            where: Any = given
+        else:
+            family, _, _, _, where = socket.getaddrinfo(given[0], given[1], 0, kind, 0, socket.AI_PASSIVE)[0]
+        made = socket.socket(family, kind)
+        try:
+            if isinstance(given, str):
+                _remove_stale(given, kind)
+                made.bind(where)
+                if not given.startswith("\0"):
+                    status = os.stat(given)  # noqa: PTH116 - the path is text
+                    self._inode = status.st_dev, status.st_ino
+            else:
+                if os.name == "posix" and self.kind == "stream":
+                    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                made.bind(where)
+            if self.kind == "stream":
+                made.listen(min(self.max_connections, _BACKLOG))
+            else:
+                with contextlib.suppress(OSError):
+                    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _wake_up(self) -> None:
+        wake = self._wake
+        if wake is not None:
+            with contextlib.suppress(OSError):  # full: it wakes anyhow
+                wake[1].send(b"!")
+
+    def _close_all(self) -> None:
+        bound, self._socket = self._socket, None
+        selector, self._selector = self._selector, None
+        wake, self._wake = self._wake, None
+        if selector is not None:
+            selector.close()
+        for end in (bound, *(wake or ())):
+            if end is not None:
+                end.close()
+        inode, self._inode = self._inode, None
+        if inode is not None and isinstance(self._given_address, str):
+            with contextlib.suppress(OSError):
+                status = os.stat(self._given_address)  # noqa: PTH116 - the path is text
+                if (status.st_dev, status.st_ino) == inode:
+                    os.unlink(self._given_address)  # noqa: PTH108
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                try:
+                    self._serve(self._patience())
+                except Exception as error:  # noqa: BLE001 - nobody above could go on receiving
+                    self._tell("internal", error)
+                    time.sleep(0.01)  # not a hot loop, whatever it is
+            self._finish()
+        finally:
+            for peer in list(self._peers.values()):
+                self._drop(peer)
+            self._close_all()
+
+    def _patience(self) -> float | None:
+        if self._accept_again is not None:
+            return _ACCEPT_PAUSE_SECONDS
+        return self._sweep_seconds if self._peers else None
+
+    @property
+    def _sweep_seconds(self) -> float:
+        shortest = min(self.frame_timeout, self.idle_timeout or self.frame_timeout)
+        return min(1.0, max(0.01, shortest / 4))
+
+    def _serve(self, patience: float | None) -> bool:
+        """Wait for something to come and take it; return True if anything did."""
+        selector, bound = self._selector, self._socket
+        if selector is None or bound is None:
+            return False
+        ready = selector.select(patience)
+        now = monotonic()
+        if self._accept_again is not None and now >= self._accept_again:
+            self._accept_again = None
+            selector.register(bound, selectors.EVENT_READ)
+        for key, _ in ready:
+            sock: Any = key.fileobj
+            if sock is bound:
+                if self.kind == "stream":
+                    self._accept(bound, now)
+                else:
+                    self._receive_datagrams(bound)
+            elif key.data is None:
+                with contextlib.suppress(OSError):
+                    sock.recv(4096)
+            elif sock in self._peers:  # not closed meanwhile, for what another one sent
+                self._receive(key.data, now)
+        if now >= self._sweep_due:
+            self._sweep_due = now + self._sweep_seconds
+            self._sweep(now)
+        return bool(ready)
+
+    def _accept(self, bound: socket.socket, now: float) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                made, _address = bound.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTORS and self._selector is not None:
+                    # The connection stays where it is until there is room; asking again at once would be a hot loop.
+                    self._selector.unregister(bound)
+                    self._accept_again = now + _ACCEPT_PAUSE_SECONDS
+                self._tell("accept", error)
+                return
+            if len(self._peers) >= self.max_connections:
+                made.close()
+                self._reject("overload", f"there are {self.max_connections} connections already")
+                continue
+            self._add(made, now)
+
+    def _add(self, made: socket.socket, now: float) -> None:
+        try:
+            made.setblocking(False)  # noqa: FBT003
+            if self._tls is not None:
+                made = self._tls.wrap_socket(made, server_side=True, do_handshake_on_connect=False)
+        except OSError:  # gone already
+            made.close()
+            self._reject("tls", "the connection was gone before the handshake")
+            return
+        peer = _Peer(made, now, handshaking=self._tls is not None)
+        if self._selector is not None:
+            self._selector.register(made, selectors.EVENT_READ, peer)
+        with self._ledger_lock:
+            self._peers[made] = peer
+            self._accepted += 1
+
+    def _receive(self, peer: _Peer, now: float) -> None:
+        """Take what *peer* has sent, up to so much."""
+        if peer.handshaking and not self._shake_hands(peer):
+            return
+        chunks: list[bytes] = []
+        ended = False
+        try:
+            chunk = peer.sock.recv(_CHUNK_BYTES)
+            ended = not chunk
+            chunks.append(chunk)
+            # What TLS has decrypted already does not make the socket readable again.
+            pending: Any = getattr(peer.sock, "pending", None)
+            while not ended and pending is not None and pending():
+                chunks.append(peer.sock.recv(_CHUNK_BYTES))
+        except OSError as error:
+            # What came before it counts, be it a reset or the end of what there is for now.
+            ended = not _would_block(error)
+        data = b"".join(chunks)
+        if data:
+            peer.heard = now
+            if not peer.buffer and peer.proven:
+                peer.began = now
+            self._take(peer, data, now)
+        if ended and peer.sock in self._peers:
+            if peer.buffer:
+                self._refuse(peer, "truncated", f"the peer was gone after {len(peer.buffer)} bytes of a frame")
+            else:
+                self._drop(peer)
+
+    def _shake_hands(self, peer: _Peer) -> bool:
+        sock: Any = peer.sock
+        wanted = selectors.EVENT_READ
+        try:
+            sock.do_handshake()
+        except OSError as error:
+            if not _would_block(error):
+                self._refuse(peer, "tls", f"no TLS handshake: {type(error).__name__}")
+                return False
+            if type(error).__name__ == "SSLWantWriteError":
+                wanted = selectors.EVENT_WRITE
+        except ValueError:
+            self._refuse(peer, "tls", "no TLS handshake")
+            return False
+        else:
+            peer.handshaking = False
+        if wanted != peer.interest and self._selector is not None:
+            peer.interest = wanted
+            self._selector.modify(peer.sock, wanted, peer)
+        return not peer.handshaking
+
+    def _take(self, peer: _Peer, data: bytes, now: float) -> None:
+        """Hand on the whole frames in what came, and keep the rest."""
+        before = len(peer.buffer)
+        if before:
+            peer.buffer += data
+            source: bytes | bytearray = peer.buffer
+        else:
+            source = data
+        at, end = 0, len(source)
+        while end - at >= LENGTH_BYTES:
+            length = length_of(source, at)
+            if length > self.max_frame_bytes:
+                self._refuse(peer, "oversize", f"a frame of {length} bytes was announced")
+                return
+            stop = at + LENGTH_BYTES + length
+            if stop > end:
+                break
+            try:
+                event = self.codec.decode(bytes(source[at + LENGTH_BYTES : stop]))
+            except Exception as error:  # noqa: BLE001 - whatever a codec raises about what others sent
+                self._refuse(peer, *_why(error))
+                return
+            at = stop
+            self._hand_on(event)
+            peer.proven = True
+            peer.began = now
+        if before:
+            del peer.buffer[:at]
+        else:
+            peer.buffer += data[at:]
+        self._buffered += len(peer.buffer) - peer.counted
+        peer.counted = len(peer.buffer)
+        if self._buffered > self.max_buffered_bytes:
+            greatest = max(self._peers.values(), key=lambda each: len(each.buffer))
+            self._refuse(greatest, "overload", f"{self._buffered} bytes of half frames are in memory")
+
+    def _receive_datagrams(self, bound: socket.socket) -> None:
+        room = min(self.max_frame_bytes, _GREATEST_DATAGRAM) + LENGTH_BYTES + 1
+        for _ in range(_DATAGRAMS_AT_ONCE):
+            try:
+                data = bound.recv(room)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._tell("receive", error)
+                return
+            self._take_datagram(data)
+
+    def _take_datagram(self, data: bytes) -> None:
+        prefix = LENGTH_BYTES if self.codec.length_in_datagrams else 0
+        if len(data) - prefix > self.max_frame_bytes:
+            self._reject("oversize", f"a datagram of more than {self.max_frame_bytes} bytes")
+            return
+        if prefix and (len(data) < prefix or length_of(data) != len(data) - prefix):
+            self._reject("garbage", f"a datagram of {len(data)} bytes that does not begin with its length")
+            return
+        data = data[prefix:]
+        try:
+            event = self.codec.decode(data)
+        except Exception as error:  # noqa: BLE001 - whatever a codec raises about what others sent
+            self._reject(*_why(error))
+            return
+        self._hand_on(event)
+
+    def _hand_on(self, event: dict[str, Any]) -> None:
+        for sink in self.sinks:
+            try:
+                sink.handle(event)
+            except Exception as error:  # noqa: BLE001 - its on_error is "raise"; the other sinks get theirs
+                with self._ledger_lock:
+                    self._failed += 1
+                self._tell(f"sink {sink.name}", cleaned(error, event))
+        with self._ledger_lock:
+            self._events += 1
+
+    def _sweep(self, now: float) -> None:
+        """Close the connections whose time is up."""
+        for peer in list(self._peers.values()):
+            begun = bool(peer.buffer) or not peer.proven
+            if begun and now - peer.began > self.frame_timeout:
+                self._refuse(peer, "timeout", f"a frame was not whole after {self.frame_timeout} s")
+            elif not begun and self.idle_timeout is not None and now - peer.heard > self.idle_timeout:
+                self._refuse(peer, "idle", f"nothing came for {self.idle_timeout} s")
+
+    def _finish(self) -> None:
+        """Take what has come by the time of `stop`, as far as its timeout reaches."""
+        # The others are woken up no more; a connection that is not accepted yet may have sent all it has to say.
+        idle = False
+        while not idle and monotonic() < self._stop_deadline:
+            try:
+                idle = not self._serve(0)
+            except Exception as error:  # noqa: BLE001 - as in _run
+                self._tell("internal", error)
+                return
+        for peer in list(self._peers.values()):
+            if peer.buffer:
+                self._refuse(peer, "truncated", f"stopped after {len(peer.buffer)} bytes of a frame")
+
+    # -- letting go, counting and telling
+
+    def _refuse(self, peer: _Peer, reason: str, why: str) -> None:
+        self._drop(peer)
+        self._reject(reason, why)
+
+    def _drop(self, peer: _Peer) -> None:
+        self._buffered -= peer.counted
+        peer.counted = 0
+        # Before it is closed: a forked child may hold a copy of the descriptor, which would keep it in the epoll set.
+        if self._selector is not None:
+            with contextlib.suppress(KeyError, ValueError, OSError):
+                self._selector.unregister(peer.sock)
+        with self._ledger_lock:
+            self._peers.pop(peer.sock, None)
+        with contextlib.suppress(OSError):
+            peer.sock.close()
+
+    def _reject(self, reason: str, why: str) -> None:
+        with self._ledger_lock:
+            self._rejected[reason] += 1
+        self._tell(reason, PermanentDeliveryError(why))
+
+    def _tell(self, cause: str, error: BaseException) -> None:
+        now = monotonic()
+        last, suppressed = self._told.get(cause, (None, 0))
+        if last is not None and now - last < REPORT_INTERVAL_SECONDS:
+            self._told[cause] = last, suppressed + 1
+            return
+        self._told[cause] = now, 0
+        try:
+            self.on_error(SinkFailure(self.name, error, 0, time.time(), suppressed))
+        except Exception as raised:  # noqa: BLE001 - who was to be told failed itself
+            report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
+
+    # -- the process's life, see outfall.sinks.core.lifecycle
+
+    def hasten(self, deadline: float) -> None:
+        """Do nothing: what came was handed on at once."""
+
+    def drain(self, timeout: float) -> None:
+        """Stop, at exit: a thread that goes on while the interpreter ends can do harm."""
+        self.stop(timeout)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: not started; the parent's sockets are closed here and not shut down."""
+        peers, selector, bound, wake = self._peers, self._selector, self._socket, self._wake
+        self._fresh_state()
+        for sock in (*list(peers), bound, *(wake or ())):
+            if sock is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    os.close(sock.detach())
+        if selector is not None:
+            # Closing it leaves the parent's, of which it is a copy, as it is; unregistering would not.
+            with contextlib.suppress(OSError):
+                selector.close()
+
+
+_STOP_SECONDS = 5.0
+_BACKLOG = 1024
+_CHUNK_BYTES = 64 * 1024
+_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
+_GREATEST_DATAGRAM = 256 * 1024
+_ACCEPTS_AT_ONCE = 128
+_DATAGRAMS_AT_ONCE = 256
+_ACCEPT_PAUSE_SECONDS = 0.1
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """Return the reason and the words for what a codec raised; only its own words hold nothing of the payload."""
+    if isinstance(error, FrameError):
+        return error.reason, str(error)
+    return "garbage", f"the codec raised {type(error).__name__}"
+
+
+def _would_block(error: OSError) -> bool:
+    # By name: not every Python is built with ssl.
+    return isinstance(error, (BlockingIOError, InterruptedError)) or type(error).__name__ in (
+        "SSLWantReadError",
+        "SSLWantWriteError",
+    )
+
+
+def _checked_address(address: tuple[str, int] | str | os.PathLike[str]) -> tuple[str, int] | str:
+    if isinstance(address, (tuple, list)):
+        if len(address) == 2 and isinstance(address[0], str):  # noqa: PLR2004 - host and port
+            host, port = address
+            if isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= MAX_PORT:
+                return host, port
+        msg = f"address={address!r} is not (host, port) with a port from 0 to {MAX_PORT}"
+        raise ValueError(msg)
+    try:
+        return os.fsdecode(address)
+    except TypeError:
+        msg = f"address={address!r} is neither (host, port) nor a path"
+        raise TypeError(msg) from None
+
+
+def _remove_stale(path: str, kind: socket.SocketKind) -> None:
+    """Remove a Unix socket that nobody listens on any more."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116 - the path is text
+            return
+    except (OSError, ValueError):
+        return
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)  # noqa: PTH108
+        except OSError:
+            pass

@@ -1,0 +1,438 @@
+"""Sinks that hand events to other sinks: `FanoutSink` and `FallbackSink`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from structlog import DropEvent
+
+from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.core.reporting import cleaned, describe, report
+from outfall.sinks.core.sink import OnError, Sink, SinkStats
+from outfall.sinks.errors import (
+    DeliveryError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    ReentrantEventError,
+    TemporaryDeliveryError,
+    reason_of,
+)
+from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.routing.parts import Answer, Routed, key_for, offer, restored, routed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+
+class _Router(Sink):
+    """What `FanoutSink` and `FallbackSink` have in common."""
+
+    #: The key under which a batch item's data holds what the sinks want.
+    _kind: ClassVar[str]
+
+    def __init__(
+        self,
+        *sinks: Sink,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        if not sinks:
+            msg = "sinks=(): at least one sink is needed"
+            raise ValueError(msg)
+        for sink in sinks:
+            if not isinstance(sink, Sink):
+                msg = f"sinks: {sink!r} is not a Sink"
+                raise TypeError(msg)
+        if len({id(sink) for sink in sinks}) < len(sinks):
+            msg = f"sinks={sinks!r}: the same sink comes twice"
+            raise ValueError(msg)
+        self.sinks = sinks
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Flush every child within one timeout; True if all said so."""
+        deadline = time.monotonic() + self._seconds(timeout)
+        flushed = [sink.flush(max(0.0, deadline - time.monotonic())) for sink in self.sinks]
+        return all(flushed)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Close every child within one timeout; True if none had to give something up."""
+        deadline = time.monotonic() + self._seconds(timeout)
+        super().close(timeout)
+        closed = [sink.close(max(0.0, deadline - time.monotonic())) for sink in self.sinks]
+        return all(closed)
+
+    def _restore(self, data: bytes, level: float, time: float) -> Routed:
+        made = restored(self._kind, data, level, time, self.sinks)
+        if made is not None:
+            return made
+        # It was kept for another sink, or for other children.
+        event = Encoded(data, level, time).event
+        parts = [_encoded(sink, event) for sink in self.sinks]
+        return Routed(data, level, time, tuple(parts))
+
+    def _routed(self, batch: Sequence[Encoded]) -> list[Routed]:
+        return [item if isinstance(item, Routed) else self._restore(item.data, item.level, item.time) for item in batch]
+
+    def _account(self, sink: Sink, items: int, answer: Answer) -> None:
+        """Count what a child made of so many items, and tell its own on_error of what it refused or raised."""
+        refused = len(answer.refused) + answer.unknown
+        if not sink.counts_batches:
+            with sink._ledger_lock:  # noqa: SLF001 - a sink too
+                sink._delivered += items - len(answer.waiting) - refused  # noqa: SLF001
+                if refused:
+                    sink._dropped["rejected"] += refused  # noqa: SLF001
+        if refused:
+            reason = next(iter(answer.refused.values()), "the target did not say which events it refused")
+            _tell_owner(sink, PermanentDeliveryError(reason), refused)
+        if answer.error is not None:
+            _tell_owner(sink, answer.error, 0)
+
+    def _all_failed(self, failures: Sequence[tuple[Sink, Exception]], event: object) -> DeliveryError:
+        told = "; ".join(f"{sink.name}: {describe(cleaned(failure, event))}" for sink, failure in failures)
+        return DeliveryError(f"{len(failures)} of {len(self.sinks)} sinks failed: {told}")
+
+    def _stats(self) -> SinkStats:
+        return replace(super()._stats(), targets=tuple(sink.stats() for sink in self.sinks))
+
+    def _reads_metadata(self) -> bool:
+        return bool(self._processors) or any(sink._reads_metadata() for sink in self.sinks)  # noqa: SLF001 - sinks too
+
+    def _prepare_reads_metadata(self) -> bool:
+        return bool(self._processors) or any(sink._prepare_reads_metadata() for sink in self.sinks)  # noqa: SLF001
+
+    def _describe(self) -> str:
+        return "to " + ", ".join(sink.name for sink in self.sinks)
+
+
+class FanoutSink(_Router):
+    """Hand each event to several sinks; all are tried, whatever one does.
+
+    Each child applies its own level, processors and renderer, and keeps its own account in ``stats().targets``. Here
+    an event counts as delivered once it was handed to every child. A child that fails has counted the loss; its own
+    ``on_error`` is told if it was given one, and the failure is raised when all children have been tried, so that this
+    sink's ``on_error`` (or a router around it) is told as well.
+
+    Behind a `BackgroundSink` or a `SpoolSink` the children's levels and processors run in the thread that logs, and a
+    child that fails temporarily is given the events again without the others seeing them twice. An event that one child
+    refuses for good counts there as refused, though the others have it.
+
+    Args:
+        *sinks: The children, one at least. They are owned: `close` closes them.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        TypeError: If one of *sinks* is no `Sink`.
+        ValueError: If there is none, or one comes twice.
+
+    Holds no lock, and so waits for no other thread. `flush` and `close` share their timeout among the children.
+    """
+
+    _kind = "fanout"
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Hand *event* to every child; raise what failed when all have been tried."""
+        failure = self._hand(event)
+        if failure is not None:
+            raise failure
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Give every child its part of each item that it has not settled yet.
+
+        Raises:
+            TemporaryDeliveryError: If no child could take anything.
+        """
+        items = self._routed(batch)
+        waiting: set[int] = set()
+        seen = _Answers()
+        progress = False
+        for place, sink in enumerate(self.sinks):
+            wanted = {
+                index: part
+                for index, item in enumerate(items)
+                if place not in item.done and (part := item.parts[place]) is not None
+            }
+            if not wanted:
+                continue
+            indexes = list(wanted)
+            answer = seen.add(offer(sink, list(wanted.values()), key_for(batch, indexes, place)))
+            unsettled = {indexes[at] for at in answer.waiting}
+            waiting |= unsettled
+            progress = progress or len(unsettled) < len(indexes)
+            for index in indexes:
+                if index not in unsettled:
+                    items[index].done.add(place)
+            for at, reason in answer.refused.items():
+                items[indexes[at]].refused[place] = f"{sink.name}: {reason}"
+            self._account(sink, len(indexes), answer)
+        if seen.errors and not progress and len(waiting) == len(items):
+            raise seen.gentlest()
+        rejected = {
+            index: "; ".join(item.refused.values())
+            for index, item in enumerate(items)
+            if item.refused and index not in waiting
+        }
+        return seen.result(sorted(waiting), rejected, max)
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* as each child wants it, past the child's level and processors, as one batch item.
+
+        Raises:
+            DropEvent: If all children filter it.
+            Exception: What a child raises, if no other one takes it.
+        """
+        parts: list[Encoded | None] = []
+        failures: list[tuple[Sink, Exception]] = []
+        for sink in self.sinks:
+            part, failure = _prepared(sink, event)
+            parts.append(part)
+            if failure is not None:
+                sink._count_dropped(reason_of(failure))  # noqa: SLF001 - a sink too
+                failures.append((sink, failure))
+            elif part is None:
+                sink._count_filtered()  # noqa: SLF001
+        for sink, failure in failures:
+            _tell_owner(sink, failure, 1, event)
+        if all(part is None for part in parts):
+            if not failures:
+                raise DropEvent
+            raise failures[0][1] if len(failures) == 1 else self._all_failed(failures, event)
+        for _, failure in failures:
+            self._fail_unraised(failure, event)
+        return routed(self._kind, parts, {}, self._encoded(event, b""))
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        # No lock: each child has its own, and this sink has nothing to guard but the count.
+        failure = self._hand(event)
+        with self._ledger_lock:
+            self._delivered += 1
+        return failure
+
+    def _hand(self, event: dict[str, Any]) -> Exception | None:
+        failures: list[tuple[Sink, Exception]] = []
+        for sink in self.sinks:
+            try:
+                sink.deliver(event)
+            except ReentrantEventError:
+                pass  # counted by the child; telling could be what feeds the loop
+            except Exception as error:  # noqa: BLE001 - the others must still be tried
+                failures.append((sink, error))
+        for sink, failure in failures:
+            _tell_owner(sink, failure, sink._events_lost_to(failure), event)  # noqa: SLF001 - a sink too
+        if len(failures) < 2:  # noqa: PLR2004
+            return failures[0][1] if failures else None
+        return self._all_failed(failures, event)
+
+
+class FallbackSink(_Router):
+    """Hand each event to *primary*; if that fails, to the next sink, until one takes it.
+
+    For a local file beside a network target, or a second collector. Each event is tried with *primary* first, so what
+    fails should fail fast.
+
+    A sink that filters an event, by its level or a processor, has taken it: filters say what belongs where, and not
+    that something is wrong. A sink that raises has not; its own ``on_error`` is told if it was given one, and this
+    sink's too, as of a failure that cost nothing. If all fail, their errors are raised as one, and the event is lost.
+
+    Behind a `BackgroundSink` or a `SpoolSink` the children's levels and processors run in the thread that logs. What
+    no child takes and one of them may take later is tried again, with *primary* first.
+
+    Args:
+        primary: The sink that should have the events.
+        *others: The sinks to try in its place, in this order. All are owned: `close` closes them.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        TypeError: If one of the sinks is no `Sink`.
+        ValueError: If one comes twice.
+
+    Each child keeps its own account in ``stats().targets``: what *primary* could not take is dropped there and
+    delivered here. Holds no lock, and so waits for no other thread. `flush` and `close` share their timeout among the
+    children.
+    """
+
+    _kind = "fallback"
+
+    def __init__(
+        self,
+        primary: Sink,
+        *others: Sink,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(primary, *others, level=level, processors=processors, on_error=on_error, name=name)
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Hand *event* to the first child that takes it; raise if none does."""
+        failures: list[tuple[Sink, Exception]] = []
+        for sink in self.sinks:
+            try:
+                sink.deliver(event)
+            except Exception as error:  # noqa: BLE001 - the next one is for that
+                lost = sink._events_lost_to(error)  # noqa: SLF001 - a sink too
+                failures.append((sink, error))
+                if not isinstance(error, ReentrantEventError):  # telling could be what feeds the loop
+                    _tell_owner(sink, error, lost, event)
+                if not lost:  # it has been put out nevertheless
+                    break
+            else:
+                break
+        else:
+            self._raise(failures, event)
+        for _, failure in failures:
+            if not isinstance(failure, ReentrantEventError):
+                self._fail_unraised(failure, event)
+
+    def _raise(self, failures: list[tuple[Sink, Exception]], event: object) -> NoReturn:
+        told = [each for each in failures if not isinstance(each[1], ReentrantEventError)]
+        if len(told) < 2:  # noqa: PLR2004
+            raise (told or failures)[0][1]
+        error = self._all_failed(told, event)
+        temporary = [failure for _, failure in told if isinstance(failure, TemporaryDeliveryError)]
+        if not temporary:
+            raise error
+        waits = [failure.retry_after for failure in temporary if failure.retry_after is not None]
+        raise TemporaryDeliveryError(str(error), min(waits) if waits else None)
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Give each item's part to the first child that takes it.
+
+        Raises:
+            TemporaryDeliveryError: If no child could take anything.
+        """
+        items = self._routed(batch)
+        left: Sequence[int] = range(len(items))
+        again: set[int] = set()
+        reasons: dict[int, list[str]] = {}
+        seen = _Answers()
+        for place, sink in enumerate(self.sinks):
+            failed = {index: items[index].refused[place] for index in left if place in items[index].refused}
+            wanted = [index for index in left if index not in failed and items[index].parts[place] is not None]
+            for _ in range(len(left) - len(failed) - len(wanted)):
+                sink._count_filtered()  # noqa: SLF001 - a sink too
+            parts = [part for index in wanted if (part := items[index].parts[place]) is not None]
+            answer = seen.add(offer(sink, parts, key_for(batch, wanted, place)))
+            self._account(sink, len(wanted), answer)
+            again.update(wanted[at] for at in answer.waiting)
+            failed.update((wanted[at], reason) for at, reason in answer.refused.items())
+            for index, reason in failed.items():
+                reasons.setdefault(index, []).append(f"{sink.name}: {reason}")
+            left = sorted({*failed, *(wanted[at] for at in answer.waiting)})
+            if not left:
+                break
+        retry = [index for index in left if index in again]
+        if retry and len(retry) == len(items):
+            raise seen.gentlest()
+        for problem in seen.problems:
+            self._fail_unraised(problem, None)
+        rejected = {index: "; ".join(reasons[index]) for index in left if index not in again}
+        return seen.result(retry, rejected, min)
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* as each child wants it, past the child's level and processors, as one batch item.
+
+        Raises:
+            DropEvent: If the first child that does not fail filters it.
+            Exception: What the children raise, if all fail.
+        """
+        parts: list[Encoded | None] = []
+        refused: dict[int, str] = {}
+        failures: list[tuple[Sink, Exception]] = []
+        filtered = False
+        for place, sink in enumerate(self.sinks):
+            part, failure = _prepared(sink, event)
+            parts.append(part)
+            if failure is not None:
+                sink._count_dropped(reason_of(failure))  # noqa: SLF001 - a sink too
+                _tell_owner(sink, failure, 1, event)
+                refused[place] = describe(cleaned(failure, event))
+                failures.append((sink, failure))
+            elif part is None and len(failures) == place:
+                sink._count_filtered()  # noqa: SLF001
+                filtered = True
+                break
+        if len(failures) == len(self.sinks):
+            self._raise(failures, event)
+        for _, failure in failures:
+            self._fail_unraised(failure, event)
+        if filtered:
+            raise DropEvent
+        return routed(self._kind, parts, refused, self._encoded(event, b""))
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        # No lock: each child has its own, and this sink has nothing to guard but the count.
+        self.emit(event)
+        with self._ledger_lock:
+            self._delivered += 1
+        return None
+
+
+def _prepared(sink: Sink, event: dict[str, Any]) -> tuple[Encoded | None, Exception | None]:
+    """Return what *sink* wants of *event*, None if it filters it; or what it raised."""
+    try:
+        return sink._prepare(event), None  # noqa: SLF001 - a sink too
+    except DropEvent:
+        return None, None
+    except Exception as error:  # noqa: BLE001 - the others must still be asked
+        return None, error
+
+
+def _encoded(sink: Sink, event: dict[str, Any]) -> Encoded | None:
+    try:
+        return sink.encode(event)
+    except DropEvent:
+        return None
+
+
+class _Answers:
+    """What the sinks of a router said to one batch."""
+
+    def __init__(self) -> None:
+        #: Why something waits, one for each sink.
+        self.errors: list[Exception] = []
+        #: These, and why something was refused.
+        self.problems: list[Exception] = []
+        self._waits: list[float] = []
+        self._unknown = 0
+
+    def add(self, answer: Answer) -> Answer:
+        self._unknown += answer.unknown
+        if answer.refused:
+            self.problems.append(PermanentDeliveryError(next(iter(answer.refused.values()))))
+        if answer.error is not None:
+            self.errors.append(answer.error)
+            self.problems.append(answer.error)
+        if answer.retry_after is not None:
+            self._waits.append(answer.retry_after)
+        return answer
+
+    def gentlest(self) -> Exception:
+        """Return the error to raise for all: a pause only if all want one."""
+        return next((error for error in self.errors if not isinstance(error, PausedDeliveryError)), self.errors[0])
+
+    def result(
+        self, retry: list[int], rejected: dict[int, str], choose: Callable[[list[float]], float]
+    ) -> BatchResult | None:
+        if not (retry or rejected or self._unknown):
+            return None
+        return BatchResult(retry or (), rejected, self._unknown, choose(self._waits) if retry and self._waits else None)
+
+
+def _tell_owner(sink: Sink, error: Exception, events: int, event: object = None) -> None:
+    """Tell the on_error that a child was given of its own; what it was not given, the router's is for."""
+    if sink.on_error is not report and sink.on_error != "raise":
+        sink._fail(error, event, events=events)  # noqa: SLF001 - a sink too
+    else:
+        sink._last_error = describe(cleaned(error, event))  # noqa: SLF001

@@ -1,0 +1,1 @@
+"""Events on disk until their target has taken them."""

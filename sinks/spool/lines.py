@@ -1,0 +1,108 @@
+"""Events as lines of a spool's files: the event's own JSON where that says it all, else an envelope around it."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING, Any
+
+from orjson import dumps, loads
+
+from outfall.sinks.event.event import timestamp_of
+from outfall.sinks.event.jsonable import cut
+from outfall.sinks.event.levels import UNKNOWN, level_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from outfall.sinks.core.item import Raw
+
+#: The key of an envelope, and its first: an event that has it is never written without one.
+KEY = "$outfall"
+
+_START = b'{"$outfall":1,'
+_BEFORE_EVENT = b',"event":'
+
+
+def line_of(data: bytes, level: float, time: float) -> bytes:
+    """Return an item's *data* as one line, with its end, from which `raw_of` makes the same item again.
+
+    Data that is one JSON object is the line, if the level and the time can be had from it too. Everything else is put
+    into an envelope ``{"$outfall":1,"time":…,"level":…,"event":{…}}``, with ``"text"`` or ``"base64"`` in the place of
+    ``"event"`` for data that is no JSON object. A level nobody knows is null.
+    """
+    event = _object(data) if b"\n" not in data else None
+    if event is not None:
+        if KEY not in event and timestamp_of(event) == time and level_of(event) == level:
+            return data + b"\n"
+        content = b'"event":' + data
+    else:
+        try:
+            content = b'"text":' + dumps(data.decode())
+        except UnicodeDecodeError:
+            content = b'"base64":"' + b64encode(data) + b'"'
+    return b'%b"time":%b,"level":%b,%b}\n' % (_START, dumps(time), dumps(level), content)
+
+
+def raw_of(line: bytes) -> Raw | None:
+    """Return what *line*, without its end, says, as an item of a `Batch`; None if it is no event."""
+    event = _object(line)
+    if event is None:
+        return None
+    if KEY not in event:
+        return line, None, None, False
+    # Another envelope than ours is not an event that somebody logged.
+    if event[KEY] != 1:
+        return None
+    try:
+        level = event["level"]
+        return _content(line, event), UNKNOWN if level is None else float(level), float(event["time"]), False
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def raws_of(lines: Iterable[bytes]) -> tuple[list[Raw], int]:
+    """Return what *lines* say, and how many of them, or parts of them, are no events."""
+    raws: list[Raw] = []
+    corrupt = 0
+    for line in lines:
+        try:
+            # What `raw_of` finds out, for the usual line: this is done for each event that is delivered.
+            event: Any = loads(line)
+            if event.__class__ is dict and KEY not in event and line[:1] == b"{":
+                raws.append((line, None, None, False))
+                continue
+        except ValueError:
+            pass
+        raw = raw_of(line)
+        if raw is not None:
+            raws.append(raw)
+        else:
+            # Where a loss of power has left zeros, there may be an event before or after them.
+            parts = [raw_of(part) for part in line.split(b"\0") if part] if b"\0" in line else []
+            raws += [part for part in parts if part is not None]
+            corrupt += None in parts or not parts
+    return raws, corrupt
+
+
+def _content(line: bytes, envelope: dict[str, Any]) -> bytes:
+    if "text" in envelope:
+        return str.encode(envelope["text"])
+    if "base64" in envelope:
+        return b64decode(envelope["base64"], validate=True)
+    event: object = envelope["event"]
+    if not isinstance(event, dict):
+        raise TypeError
+    # Cut out and not made anew: the digits of a number are the event's own. Before it there are numbers alone.
+    place = line.find(_BEFORE_EVENT)
+    whole = place > 0 and line.startswith(_START) and next(reversed(envelope)) == "event"
+    return line[place + len(_BEFORE_EVENT) : -1] if whole else dumps(cut(event))
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    if text[:1] != b"{" or text[-1:] != b"}":
+        return None
+    try:
+        decoded: dict[str, Any] = loads(text)
+    except ValueError:
+        return None
+    return decoded

@@ -1,0 +1,494 @@
+"""All that a process has in a spool's directory: its own store and those it has adopted, within a bound."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING
+
+from outfall.sinks.errors import SinkError
+from outfall.sinks.spool.cursor import sync_path
+from outfall.sinks.spool.segments import Appender
+from outfall.sinks.spool.store import Store, stores_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from outfall.sinks.core.lock import WriteLock
+    from outfall.sinks.spool.store import Portion, Removal
+
+#: There may be room again for the next event.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+#: So many stores of dead processes are held at a time; the others wait for their turn.
+_MOST_ADOPTED = 64
+
+
+class Depot:
+    """What one process has in a spool's directory, or has to answer for there.
+
+    Any thread appends, with the lock taken; one thread reads, and takes the lock where it has to.
+
+    Args:
+        directory: Where the stores are.
+        lock: Guards what threads share.
+        max_bytes: What all segments together may have, those of adopted stores included.
+        segment_bytes: How large a segment grows, unless one event alone is larger.
+        drops_oldest: Whether the oldest segment is given up when there is no room.
+        sync: Whether everything has to be on the medium at once.
+    """
+
+    def __init__(
+        self, directory: str, lock: WriteLock, *, max_bytes: int, segment_bytes: int, drops_oldest: bool, sync: bool
+    ) -> None:
+        self.directory = directory
+        self._lock = lock
+        self._max_bytes = max_bytes
+        self._segment_bytes = segment_bytes
+        self._drops_oldest = drops_oldest
+        self._sync = sync
+        #: The end of the segment that events go to: hot paths append to it by themselves, up to its limit.
+        self.out: Appender = Appender()
+        #: False while every event has to come to `append`: nobody looks for it otherwise.
+        self.awake: bool = False
+        self.own: Store | None = None
+        #: Oldest first.
+        self.adopted: deque[Store] = deque()
+        #: How many events were found in adopted stores.
+        self.adopted_events: int = 0
+        #: How many events were lost on disk or given up, by reason.
+        self.lost: defaultdict[str, int] = defaultdict(int)
+        #: What has to be told of, with how many events it has cost.
+        self.news: list[tuple[Exception, int]] = []
+        #: What keeps the directory from being made anew.
+        self._broken: OSError | None = None
+        #: How many of this process's own events are settled.
+        self.settled: int = 0
+        self._own_last = False
+        #: Segments that were left since the last `sync`.
+        self._unsynced: list[str] = []
+        #: At this size another segment is begun; more while none can be made.
+        self._roll_at = segment_bytes
+        #: While segments are exchanged, and what a signal handler logs meanwhile.
+        self._arranging = False
+        self._meanwhile: list[bytes] = []
+        self._left_alone: set[str] = set()
+
+    # -- appending; with the lock taken
+
+    @property
+    def stored(self) -> int:
+        """How many events were appended."""
+        return self.out.before + self.out.events
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are in segments."""
+        return self._other_bytes() + self.out.end
+
+    def _other_bytes(self) -> int:
+        """Return how many bytes there are in all segments but the one that is appended to."""
+        found = 0
+        for store in self._stores():
+            # The size of the segment that is appended to is not known to it.
+            found += sum(segment.size for segment in store.segments)
+        return found
+
+    def append(self, line: bytes) -> bool:
+        """Append *line*, making room as the policy says; return False if there is none.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        if self._lock.nested:
+            self._append_within(line)
+            return True
+        out = self.out
+        if out.unsure:
+            out.amend()
+        if self._broken is not None:
+            raise self._broken
+        while True:
+            if not self._make_room(len(line)):
+                return False
+            try:
+                out.append(line)
+            except OSError as error:
+                if error.errno not in NO_ROOM or not (self._drops_oldest and self._drop_one()):
+                    raise
+            else:
+                break
+        if self._sync:
+            os.fsync(out.descriptor)
+        self.set_limit()
+        return True
+
+    def _append_within(self, line: bytes) -> None:
+        """Append *line* for a signal handler or a ``__del__`` in the midst of what this thread does here."""
+        if self._arranging:
+            self._meanwhile.append(line)
+            return
+        out = self.out
+        size = os.fstat(out.descriptor).st_size
+        # The other's line may be there already, and not yet counted; or half of it.
+        half = size > out.end and os.pread(out.descriptor, 1, size - 1) != b"\n"
+        out.append(b"\n" + line if half else line)
+
+    def set_limit(self) -> None:
+        """Say how far hot paths may go by themselves."""
+        room = self._max_bytes - self._other_bytes()
+        ready = self.awake and self._broken is None and self.out.descriptor != -1
+        self.out.limit = min(self._roll_at, room) if ready else -1
+
+    def _make_room(self, size: int) -> bool:
+        out = self.out
+        while self.size + size > self._max_bytes:
+            if self._drops_oldest and self._drop_one():
+                continue
+            if not out.end or (self._other_bytes() and not self._drops_oldest):
+                return False
+            # It can be given up, or removed when it is delivered, once another has taken its place.
+            if not self._roll():
+                return False
+        if out.descriptor == -1 or (out.end and out.end + size > self._roll_at):
+            self._roll()
+        return True
+
+    def _roll(self) -> bool:
+        """Go on in another segment; return False if none can be made and the one that is open has to do.
+
+        Raises:
+            OSError: If none can be made and none is open.
+        """
+        out = self.out
+        self._arranging = True
+        try:
+            if self.own is None:
+                self.own = Store.create(self.directory)
+            own = self.own
+            if own.appended:
+                self._unsynced.append(own.path_of(own.segments[-1]))
+            try:
+                own.roll(out, sync=self._sync)
+            except OSError as error:
+                if out.descriptor == -1:
+                    raise
+                # No new file can be made; the one that is open still takes events.
+                self.news.append((error, 0))
+                self._roll_at = out.end + self._segment_bytes
+                return False
+            self._roll_at = self._segment_bytes
+            return True
+        finally:
+            self._arranging = False
+            while self._meanwhile:
+                self._append_late(self._meanwhile.pop(0))
+
+    def _append_late(self, line: bytes) -> None:
+        try:
+            self.out.append(line)
+        except OSError as error:
+            # It was taken for stored.
+            self.lost["error"] += 1
+            self.out.before += 1
+            self.settled += 1
+            self.news.append((error, 1))
+
+    def _drop_one(self) -> bool:
+        """Give up the oldest segment there is; return False if there is none to give up."""
+        for store in self._stores():
+            removal = store.drop_oldest()
+            if removal is not None:
+                self._forget_segment(store, removal, "overflow", "there was no room for newer ones")
+                return True
+        return False
+
+    def _stores(self) -> Iterator[Store]:
+        yield from self.adopted
+        if self.own is not None:
+            yield self.own
+
+    def _forget_segment(self, store: Store, removal: Removal, reason: str, why: str) -> None:
+        if removal.events > 0:
+            self.lost[reason] += removal.events
+            self.news.append((SinkError(f"{store.name}: {why}"), removal.events))
+        elif removal.events < 0:
+            # More lines than were written: somebody else has added some, or damage has made two of one.
+            self.adopted_events -= removal.events
+        if store is self.own:
+            self.settled += removal.events
+        self.set_limit()
+
+    # -- reading; in one thread, without the lock
+
+    def waiting(self) -> int:
+        """Return how many events of this process's own are not settled."""
+        return self.stored - self.settled
+
+    def next(self, lines: int, size: int, *, own: bool) -> tuple[Store, Portion] | None:
+        """Return the next events to deliver; own ones and adopted ones take turns.
+
+        Args:
+            lines: How many at most.
+            size: How many bytes at most.
+            own: Whether own ones are to be looked for.
+
+        Raises:
+            OSError: If they cannot be read.
+        """
+        # What was settled to its end may have been followed by another segment since.
+        self.tidy()
+        candidates: list[Store] = []
+        if own and self.own is not None:
+            candidates.append(self.own)
+        if self.adopted:
+            candidates.insert(1 if not self._own_last else 0, self.adopted[0])
+        for store in candidates:
+            with self._lock:
+                stop = store.hold(self.out.end)
+            if not stop:
+                continue
+            self._own_last = store is self.own
+            try:
+                portion = store.take(stop, lines, size)
+            except BaseException:
+                with self._lock:
+                    store.leave()
+                self._restore(store)
+                raise
+            return store, portion
+        return None
+
+    def begin(self, store: Store, portion: Portion) -> None:
+        """Record that *portion* is on its way.
+
+        Raises:
+            OSError: If it cannot be recorded: then it must not be sent, or a kill could repeat more than this.
+        """
+        # A kill may repeat one batch, and not one of each store: what was sent before has to be recorded as settled.
+        for other in self._stores():
+            if other is not store:
+                other.rest(sync=self._sync)
+        store.begin(portion, sync=self._sync)
+
+    def settle(self, store: Store, portion: Portion) -> None:
+        """Take note that *portion* is settled, and that its corrupt lines are lost; remove what is done with."""
+        with self._lock:
+            store.settle(portion)
+            if store is self.own:
+                self.settled += portion.lines
+            if portion.corrupt:
+                self.lost["corrupt"] += portion.corrupt
+                where = f"{store.name}, segment {portion.segment}, bytes {portion.start} to {portion.end}"
+                self.news.append((SinkError(f"lines that are no events: {where}"), portion.corrupt))
+
+    def leave(self, store: Store) -> None:
+        """Take note that what was taken from *store* is not settled."""
+        with self._lock:
+            store.leave()
+
+    def leave_all(self) -> None:
+        """Take note that nothing that was taken is settled."""
+        with self._lock:
+            for store in self._stores():
+                if store.busy:
+                    store.leave()
+
+    def tidy(self) -> None:
+        """Remove segments that are settled, and adopted stores that are empty; bring the cursors up to date.
+
+        Raises:
+            OSError: If a cursor cannot be replaced.
+        """
+        for store in list(self._stores()):
+            while True:
+                with self._lock:
+                    spent = store.hold_spent()
+                if not spent:
+                    break
+                try:
+                    path = store.pass_on(sync=self._sync)
+                except BaseException:
+                    with self._lock:
+                        store.leave()
+                    raise
+                with self._lock:
+                    removal = store.shift()
+                    self._forget_segment(store, removal, "corrupt", "some of what was written is not there any more")
+                try:
+                    os.unlink(path)  # noqa: PTH108
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    self.news.append((error, 0))
+            if store is not self.own and not store.segments:
+                with self._lock:
+                    self.adopted.remove(store)
+                store.remove()
+
+    def rest(self) -> None:
+        """Bring the cursors up to date while there is nothing to do.
+
+        Raises:
+            OSError: If one cannot be replaced.
+        """
+        for store in list(self._stores()):
+            store.rest(sync=self._sync)
+
+    def sleep(self) -> bool:
+        """Have the next event come to `append`; return False if there are events to read first."""
+        with self._lock:
+            own = self.own
+            left = self.waiting()
+            if left and own is not None and own.appended and len(own.segments) == 1 and own.offset >= self.out.end:
+                # Somebody has cut the file, and written to it: these events are nowhere.
+                own.segments[0].settled += left
+                self.settled += left
+                self.lost["corrupt"] += max(0, left)
+                self.adopted_events += max(0, -left)
+                self._tell_of_damage(own, f"{left} events are missing in the segment that is written")
+                left = 0
+            if left:
+                return False
+            self.awake = False
+            self.set_limit()
+            return True
+
+    def adopt(self) -> None:
+        """Take over what dead processes have left."""
+        for path in stores_in(self.directory):
+            if len(self.adopted) >= _MOST_ADOPTED:
+                return
+            if path in self._left_alone:
+                continue
+            try:
+                found = Store.adopt(path)
+            except (OSError, SinkError) as error:
+                # Told once: it will be there the next time, too.
+                self._left_alone.add(path)
+                self.news.append((error, 0))
+                continue
+            if found is None:
+                continue
+            store, wrong = found
+            if wrong is not None:
+                told = f"{store.name}: {wrong}; it is delivered from the beginning of what is there"
+                self.news.append((SinkError(told), 0))
+            with self._lock:
+                self.adopted.append(store)
+                self.adopted_events += sum(segment.events for segment in store.segments)
+                self.set_limit()
+
+    def check(self) -> None:
+        """Find out whether the files are still where they should be, and make them anew if they are not."""
+        own = self.own
+        if own is None:
+            return
+        with self._lock:
+            if self.out.unsure:
+                self.out.amend()
+            sound = self._broken is None and own.check(self.out)
+        if not sound and self._restore(own):
+            self._tell_of_damage(own, "its files were removed or changed by somebody else")
+
+    def _tell_of_damage(self, store: Store, what: str) -> None:
+        self.news.append((SinkError(f"{store.name}: {what}"), 0))
+
+    def _restore(self, store: Store) -> bool:
+        """Make the files of *store* anew that somebody has removed; return False if that cannot be done."""
+        with self._lock:
+            out = self.out
+            if out.unsure:
+                out.amend()
+            appended = store.appended
+            self._arranging = True
+            try:
+                removal = store.restore(out)
+            except OSError as error:
+                if store is self.own:
+                    if self._broken is None:
+                        self.news.append((error, 0))
+                    # What cannot be on disk is not taken.
+                    self._broken = error
+                return False
+            finally:
+                self._arranging = False
+                self.set_limit()
+            if store is self.own:
+                self._broken = None
+                if appended and not store.appended:
+                    out.before += out.events
+                    out.end = out.events = 0
+            self._forget_segment(store, removal, "lost", "segments were removed by somebody else")
+            return True
+
+    def publish(self, ledger: bytes) -> None:
+        """Put *ledger* into this process's own store, for who looks from outside."""
+        own = self.own
+        if own is not None and self._broken is None:
+            own.publish(ledger)
+
+    def sync(self) -> None:
+        """Have all that was appended so far written to the medium.
+
+        Raises:
+            OSError: If that fails.
+        """
+        with self._lock:
+            own = self.own
+            if own is None or self.out.descriptor == -1:
+                return
+            paths, self._unsynced = self._unsynced, []
+            descriptor = os.dup(self.out.descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                sync_path(path)
+        with contextlib.suppress(FileNotFoundError):
+            own.sync()
+
+    # -- the end
+
+    def retire(self) -> None:
+        """Remove this process's own store if all in it is settled; the next event makes another."""
+        with self._lock:
+            own = self.own
+            if own is None or self.out.unsure or self._broken is not None or self.waiting():
+                return
+            self.own = None
+            self.out.before += self.out.events
+            self.out.close()
+            self.out.end = self.out.events = 0
+        own.remove()
+
+    def close(self) -> None:
+        """Let go of everything: stores that are settled are removed, the others are left to whoever comes next."""
+        with self._lock:
+            if self.out.unsure:
+                self.out.amend()
+            waits = self.waiting() > 0
+            self.out.close()
+            own, self.own = self.own, None
+            adopted = list(self.adopted)
+            self.adopted.clear()
+        if own is not None:
+            if waits or self._broken is not None:
+                own.release()
+            else:
+                own.remove()
+        for store in adopted:
+            if store.segments:
+                store.release()
+            else:
+                store.remove()
+
+    def forget(self) -> None:
+        """Close what is open, in a forked child: all of it is the parent's."""
+        self.out.close()
+        for store in self._stores():
+            store.forget()

@@ -1,0 +1,1 @@
+"""The log of the operating system: syslog and the Windows event log."""

@@ -1,0 +1,202 @@
+"""The event log of Windows: `NTEventLogSink`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.core.reporting import report
+from outfall.sinks.core.sink import ByteSink, OnError
+from outfall.sinks.errors import DeliveryError, MissingDependencyError
+from outfall.sinks.event.event import TextEvent
+from outfall.sinks.event.json import OrjsonRenderer
+from outfall.sinks.event.levels import NOTSET, level_of, parse_level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from outfall.sinks.core.item import BatchResult, Encoded
+
+#: What Windows takes in one string of an event, in UTF-16 units.
+MAX_STRING_UNITS = 31_839
+
+#: ERROR_ACCESS_DENIED of Windows.
+_ACCESS_DENIED = 5
+
+_CUT = " … (cut)"
+
+
+class NTEventLogSink(ByteSink):
+    r"""Report each event to the Windows event log, under an application's name.
+
+    Needs pywin32, the extra ``windows``. Outfall's own tests run it against a stand-in for pywin32's calls: it has
+    **not been run on Windows** by CI.
+
+    Args:
+        appname: The source's name, as the Event Viewer shows it. A registry entry is made for it.
+        dllname: The file with the message texts, ``.dll`` or ``.exe``. Default None: pywin32's ``win32service.pyd``,
+            whose message 1 is the text itself.
+        logtype: ``"Application"``, ``"System"`` or ``"Security"``. Default ``"Application"``.
+        typemap: Event types by level, name or number, instead of the default ones; see `typemap`. Default None.
+        renderer: See `ByteSink`. Default ``OrjsonRenderer()``.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        MissingDependencyError: If pywin32 is not installed.
+        ValueError: If *appname* or *logtype* is empty, or a level of *typemap* is none.
+        Exception: What pywin32 raises when the source cannot be registered, unless access was denied.
+
+    To register a source takes an administrator's rights. Without them the sink goes on, since the source may have been
+    registered when the program was installed, and tells ``on_error`` with no event lost (`report` where that is
+    ``"raise"``): with no source in the registry, the Event Viewer shows the events with a complaint before the text.
+
+    A string of an event has at most 31 839 UTF-16 units; longer texts are cut and marked, since Windows would refuse
+    the event. It must not have ``%1`` and the like, which the Event Viewer takes for a place to fill: in JSON the sign
+    becomes an escape, in other texts a space comes between. NUL, which would end the text, becomes ``\x00``.
+
+    When `handle` returns, the event log service has the event. Safe from any thread. Nothing is held between events,
+    and ``close`` has nothing to wait for; it leaves the source registered, because the Event Viewer needs it to show
+    what was logged.
+
+    Source: `logging.handlers.NTEventLogHandler`; CPython gh-92007 for denied access;
+    https://learn.microsoft.com/en-us/windows/win32/api/winbase/nf-winbase-reporteventw for the limits.
+    """
+
+    #: Event types by level number, settable. A level that is not in it has the type of the next lower one, as a custom
+    #: level between WARNING and ERROR is a warning; below the lowest, the lowest one's.
+    typemap: dict[float, int]
+
+    def __init__(
+        self,
+        appname: str,
+        dllname: str | os.PathLike[str] | None = None,
+        logtype: str = "Application",
+        *,
+        typemap: Mapping[str, int] | Mapping[int, int] | None = None,
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self.appname: str = _checked_name(appname, "appname")
+        self.logtype: str = _checked_name(logtype, "logtype")
+        self._welu, types = _imported("win32evtlogutil"), _imported("win32evtlog")
+        #: The type of events of which nothing else is known.
+        self.deftype: int = types.EVENTLOG_ERROR_TYPE
+        if typemap is None:
+            self.typemap = {
+                logging.DEBUG: types.EVENTLOG_INFORMATION_TYPE,
+                logging.INFO: types.EVENTLOG_INFORMATION_TYPE,
+                logging.WARNING: types.EVENTLOG_WARNING_TYPE,
+                logging.ERROR: types.EVENTLOG_ERROR_TYPE,
+                logging.CRITICAL: types.EVENTLOG_ERROR_TYPE,
+            }
+        else:
+            self.typemap = {parse_level(key, "typemap"): kind for key, kind in typemap.items()}
+        if dllname is None:
+            # Beside the folder of the module: …/win32/lib/win32evtlogutil.py.
+            folder = os.path.dirname(os.path.dirname(self._welu.__file__))  # noqa: PTH120 - as text, for the registry
+            dllname = os.path.join(folder, "win32service.pyd")  # noqa: PTH118
+        self.dllname: str = os.fspath(dllname)
+        super().__init__(
+            renderer=renderer,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+        self._register()
+
+    def _register(self) -> None:
+        denied: Exception | None = None
+        try:
+            self._welu.AddSourceToRegistry(self.appname, self.dllname, self.logtype)
+        except Exception as error:
+            if getattr(error, "winerror", None) != _ACCESS_DENIED:
+                raise
+            denied = DeliveryError(
+                f"access to the registry was denied: {self.appname!r} is not registered as a source of events, "
+                "unless it was before; an administrator can do that"
+            )
+        if denied is not None:
+            self._fail_unraised(denied, None)
+
+    # -- what may be overridden
+
+    def get_message_id(self, event: dict[str, Any]) -> int:  # noqa: ARG002 - for others to use
+        """Return the number of the message in the file *dllname*; 1 is the text itself in pywin32's."""
+        return 1
+
+    def get_event_category(self, event: dict[str, Any]) -> int:  # noqa: ARG002 - for others to use
+        """Return the category of *event*; by default 0, which is none."""
+        return 0
+
+    def get_event_type(self, event: dict[str, Any]) -> int:
+        """Return the type of *event*, by its level in `typemap`."""
+        level = level_of(event)
+        typemap = self.typemap
+        if level in typemap:
+            return typemap[level]
+        if not typemap:
+            return self.deftype
+        return typemap[max((known for known in typemap if known < level), default=min(typemap))]
+
+    # -- the sink
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Report one event."""
+        self._report(event, self.render(event), is_text=isinstance(event, TextEvent))
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Report each item; the event log takes one at a time."""
+        return self._emit_each(batch, self._report_item)
+
+    def _report_item(self, item: Encoded) -> None:
+        event = item.event
+        if level_of(event) != item.level:
+            # The renderer's text may have left it out.
+            event["level_number"] = item.level
+        self._report(event, item.data, is_text=not item.data.startswith(b"{"))
+
+    def _report(self, event: dict[str, Any], data: bytes, *, is_text: bool) -> None:
+        text = data.decode("utf-8", "backslashreplace")
+        if type(self.renderer) is OrjsonRenderer and not is_text:
+            text = re.sub(r"%(?=\d)", r"\\u0025", text)
+        else:
+            text = re.sub(r"%(?=\d)", "% ", text).replace("\0", "\\x00")
+        number, category, kind = self.get_message_id(event), self.get_event_category(event), self.get_event_type(event)
+        self._welu.ReportEvent(self.appname, number, category, kind, [_shortened(text)])
+
+    def _describe(self) -> str:
+        return f"{self.appname!r} in {self.logtype}"
+
+
+def _shortened(text: str) -> str:
+    data = text.encode("utf-16-le", "surrogatepass")
+    if len(data) <= 2 * MAX_STRING_UNITS:
+        return text
+    # What is left of a character cut in two goes.
+    kept = data[: 2 * (MAX_STRING_UNITS - len(_CUT))].decode("utf-16-le", "ignore")
+    return kept + _CUT
+
+
+def _checked_name(name: str, argument: str) -> str:
+    if not isinstance(name, str) or not name or "\0" in name:
+        msg = f"{argument}={name!r} is not a name"
+        raise ValueError(msg)
+    return name
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        pass
+    raise MissingDependencyError(module, "windows")

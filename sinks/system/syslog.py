@@ -1,0 +1,622 @@
+"""Events sent to syslog: `SysLogSink`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import time
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from outfall.sinks.core.arguments import checked_choice, checked_size
+from outfall.sinks.core.item import Encoded
+from outfall.sinks.core.reporting import report
+from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.event.event import TextEvent, timestamp_of
+from outfall.sinks.event.fit import shortened
+from outfall.sinks.event.json import OrjsonRenderer
+from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
+from outfall.sinks.network.socket import SocketSink
+from outfall.sinks.system import rfc5424
+
+if TYPE_CHECKING:
+    import datetime as dt
+    import ssl
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+
+class SysLogSink(SocketSink):
+    r"""Send each event to a syslog daemon, over UDP, TCP, TLS or a Unix socket.
+
+    Args:
+        address: ``(host, port)``, IPv4 or IPv6, or the path of a Unix socket such as ``"/dev/log"``. Default
+            ``("localhost", 514)``. Nothing has to be there yet.
+        facility: One of `facility_names` or its number, 0 to 23. Default ``"user"``. Settable.
+        socktype: ``socket.SOCK_DGRAM`` or ``socket.SOCK_STREAM``. Default None: UDP for an address (TCP with *tls*); at
+            a path a datagram socket, and where that does not go a stream.
+        timeout: Seconds, or a timedelta, that one connecting or one sending may take. Default 1.0.
+        format: ``"rfc3164"`` (default): what `logging.handlers.SysLogHandler` sends, ``<PRI>``, *ident* and the
+            rendered event; the daemon adds time and host. ``"rfc5424"``: a header with time, host, program and process,
+            the event's fields as structured data, and its message.
+        framing: What tells messages apart in a stream: ``"octet"`` (their length before each), ``"lf"`` or ``"nul"``
+            (a byte after each). Default None: ``"octet"`` for RFC 5424 and for TLS, else ``"lf"``. A datagram is
+            always one message.
+        ident: What comes before the message in RFC 3164, such as ``"shop: "``, and the APP-NAME of RFC 5424, there
+            without a colon and spaces at its end; if empty the program's name. Default ``""``. Settable.
+        append_nul: End each message with a NUL byte. Default None: RFC 3164 in datagrams only, as old daemons expect.
+            Settable.
+        structured_data_id: Name of the element that has the fields: 32 printable ASCII characters at most, none of
+            ``= ] "`` and space; by RFC 5424 a name, ``@`` and your private enterprise number. Default None:
+            ``"outfall@32473"``, whose number is the one set aside for examples. RFC 5424 only.
+        tls: An `ssl.SSLContext` to encrypt with, or True for ``ssl.create_default_context()``. Default None. The
+            port registered for it is 6514.
+        max_message_bytes: What a longer message is cut to. Default 8 192, which is what rsyslog takes by default; at
+            least 480.
+        retry_start: Seconds, or a timedelta, to wait after a connection failed. Default 1.0.
+        retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
+        retry_max: The longest wait. Default 30.0 seconds.
+        clock: What tells the time for these waits. Default `time.monotonic`; for tests.
+        renderer: What makes the MSG part. Default None: for RFC 3164 ``OrjsonRenderer()``, for RFC 5424 the text of
+            ``event``. Text is UTF-8.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If *facility*, *socktype*, *format*, *framing*, *structured_data_id*, *max_message_bytes*, a port
+            or a duration is not usable, or *tls* comes with a path or with datagrams, or *structured_data_id* with
+            RFC 3164.
+        TypeError: If *address*, *ident*, *append_nul* or *tls* is of another type.
+
+    **No value can forge a message.** Control characters (C0, DEL and C1, line breaks among them) are written as JSON
+    writes them, ``\n`` or ``\u001b``. In octet framing over TCP and TLS, which needs no byte to tell messages apart,
+    all but NUL are sent as they are, and it is up to the daemon to escape them (rsyslog does by default). So over LF,
+    NUL, datagrams and Unix sockets a control character in a text cannot be told from its escape, except in JSON.
+
+    **RFC 5424.** Text goes into structured data as it is, everything else as JSON; a field that is None as ``null``.
+    ``event`` is the message and ``timestamp`` the header's, in UTC with microseconds; a time that cannot be read stays
+    a field, and the header has that of now. A field's name that is no SD-NAME is percent-encoded, and one that is then
+    over 32 characters becomes its beginning, ``~`` and 12 digits of its SHA-256, with the whole name in a second
+    element, ``names@`` and the enterprise number. Names never collide. PROCID is the process's id; MSGID what
+    `get_message_id` says. There is no byte order mark before the message, although it is UTF-8: daemons keep it as a
+    part of the text.
+
+    **Too long a message** is shortened where its fields are known: the longest texts are cut, then the largest fields
+    left out, and ``truncated`` is true. So JSON and structured data stay valid. Where only text is known (another
+    renderer, text that somebody else rendered) its end is cut off. Either way between characters.
+
+    **What can get lost.** syslog has no acknowledgement. A datagram may be lost without a sign; where the host says
+    that nobody listens, the next goes to the name's next address. Over TCP and TLS `handle` returns when the operating
+    system has the message; what it had taken when a daemon died, at most the sockets' buffers, is lost and counted as
+    delivered. From then on: a connection that the daemon has closed is noticed before the next event is sent, an event
+    whose sending fails is sent once more over a new connection, and a half sent message is never followed by another.
+    Where there is no daemon, the event is ``dropped["error"]``, those that come before the next attempt
+    ``dropped["backoff"]``, and one too large for the network ``dropped["oversize"]``. ``on_error`` is told of each
+    failed attempt with the number of events lost since the last.
+
+    It connects at the first event. `handle` takes three timeouts at most. Safe from any thread; an event from a signal
+    handler that interrupts a send is sent right after it. A forked child opens its own connection. ``flush`` has
+    nothing to do, ``close`` nothing to wait for but a send in progress.
+
+    Source: `logging.handlers.SysLogHandler`, whose `encode_priority` (``encodePriority``), `map_priority`
+    (``mapPriority``) and `create_socket` (``createSocket``) may be overridden as there; RFC 3164, 5424, 5425 (TLS),
+    6587 (TCP).
+    """
+
+    LOG_EMERG: ClassVar[int] = 0
+    LOG_ALERT: ClassVar[int] = 1
+    LOG_CRIT: ClassVar[int] = 2
+    LOG_ERR: ClassVar[int] = 3
+    LOG_WARNING: ClassVar[int] = 4
+    LOG_NOTICE: ClassVar[int] = 5
+    LOG_INFO: ClassVar[int] = 6
+    LOG_DEBUG: ClassVar[int] = 7
+
+    LOG_KERN: ClassVar[int] = 0
+    LOG_USER: ClassVar[int] = 1
+    LOG_MAIL: ClassVar[int] = 2
+    LOG_DAEMON: ClassVar[int] = 3
+    LOG_AUTH: ClassVar[int] = 4
+    LOG_SYSLOG: ClassVar[int] = 5
+    LOG_LPR: ClassVar[int] = 6
+    LOG_NEWS: ClassVar[int] = 7
+    LOG_UUCP: ClassVar[int] = 8
+    LOG_CRON: ClassVar[int] = 9
+    LOG_AUTHPRIV: ClassVar[int] = 10
+    LOG_FTP: ClassVar[int] = 11
+    LOG_NTP: ClassVar[int] = 12
+    LOG_SECURITY: ClassVar[int] = 13
+    LOG_CONSOLE: ClassVar[int] = 14
+    LOG_SOLCRON: ClassVar[int] = 15
+    LOG_LOCAL0: ClassVar[int] = 16
+    LOG_LOCAL1: ClassVar[int] = 17
+    LOG_LOCAL2: ClassVar[int] = 18
+    LOG_LOCAL3: ClassVar[int] = 19
+    LOG_LOCAL4: ClassVar[int] = 20
+    LOG_LOCAL5: ClassVar[int] = 21
+    LOG_LOCAL6: ClassVar[int] = 22
+    LOG_LOCAL7: ClassVar[int] = 23
+
+    #: Numbers of priorities (severities) by name.
+    priority_names: ClassVar[Mapping[str, int]] = {
+        "emerg": LOG_EMERG,
+        "panic": LOG_EMERG,
+        "alert": LOG_ALERT,
+        "crit": LOG_CRIT,
+        "critical": LOG_CRIT,
+        "err": LOG_ERR,
+        "error": LOG_ERR,
+        "warn": LOG_WARNING,
+        "warning": LOG_WARNING,
+        "notice": LOG_NOTICE,
+        "info": LOG_INFO,
+        "debug": LOG_DEBUG,
+    }
+
+    #: Numbers of facilities by name.
+    facility_names: ClassVar[Mapping[str, int]] = {
+        "kern": LOG_KERN,
+        "user": LOG_USER,
+        "mail": LOG_MAIL,
+        "daemon": LOG_DAEMON,
+        "auth": LOG_AUTH,
+        "syslog": LOG_SYSLOG,
+        "lpr": LOG_LPR,
+        "news": LOG_NEWS,
+        "uucp": LOG_UUCP,
+        "cron": LOG_CRON,
+        "authpriv": LOG_AUTHPRIV,
+        "ftp": LOG_FTP,
+        "ntp": LOG_NTP,
+        "security": LOG_SECURITY,
+        "console": LOG_CONSOLE,
+        "solaris-cron": LOG_SOLCRON,
+        "local0": LOG_LOCAL0,
+        "local1": LOG_LOCAL1,
+        "local2": LOG_LOCAL2,
+        "local3": LOG_LOCAL3,
+        "local4": LOG_LOCAL4,
+        "local5": LOG_LOCAL5,
+        "local6": LOG_LOCAL6,
+        "local7": LOG_LOCAL7,
+    }
+
+    #: Names of priorities by lower-case name of the level; what is not here goes by the level's number. A subclass may
+    #: have its own.
+    priority_map: ClassVar[Mapping[str, str]] = {
+        "debug": "debug",
+        "info": "info",
+        "notice": "notice",
+        "warning": "warning",
+        "warn": "warning",
+        "error": "error",
+        "exception": "error",
+        "critical": "critical",
+        "fatal": "critical",
+        "alert": "alert",
+        "emerg": "emerg",
+        "emergency": "emerg",
+        "panic": "emerg",
+    }
+
+    def __init__(
+        self,
+        address: tuple[str, int] | Sequence[Any] | str | os.PathLike[str] = ("localhost", 514),
+        facility: str | int = "user",
+        socktype: int | None = None,
+        *,
+        timeout: float | dt.timedelta = 1.0,
+        format: Literal["rfc3164", "rfc5424"] = "rfc3164",  # noqa: A002 - what everybody calls it
+        framing: Literal["octet", "lf", "nul"] | None = None,
+        ident: str = "",
+        append_nul: bool | None = None,
+        structured_data_id: str | None = None,
+        tls: ssl.SSLContext | Literal[True] | None = None,
+        max_message_bytes: int = 8192,
+        retry_start: float | dt.timedelta = 1.0,
+        retry_factor: float = 2.0,
+        retry_max: float | dt.timedelta = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        host, port = _checked_address(address)
+        #: ``"rfc3164"`` or ``"rfc5424"``.
+        self.format: Literal["rfc3164", "rfc5424"] = checked_choice(format, "format", ("rfc3164", "rfc5424"))
+        #: ``socket.SOCK_DGRAM``, ``socket.SOCK_STREAM``, or None at a path until one of them has shown to be right.
+        self.socktype: int | None = _checked_socktype(socktype, port, tls)
+        #: ``"octet"``, ``"lf"`` or ``"nul"``.
+        self.framing = _checked_framing(framing, structured=format == "rfc5424", encrypted=tls is not None)
+        self._hostname = rfc5424.header_field(socket.gethostname(), 255)
+        self._process_id = str(os.getpid())
+        self._has_message_ids = type(self).get_message_id is not SysLogSink.get_message_id
+        self._renders_as_usual = type(self).render is SysLogSink.render
+        self.facility = facility
+        self.ident = ident
+        self.append_nul = append_nul
+        #: Name of the element that has the fields.
+        self.structured_data_id: str = _checked_id(structured_data_id, structured=format == "rfc5424")
+        #: What a longer message is cut to, in bytes.
+        self.max_message_bytes: int = checked_size(max_message_bytes, "max_message_bytes")
+        if max_message_bytes < _LEAST_MESSAGE_BYTES:
+            msg = f"max_message_bytes={max_message_bytes!r} is below {_LEAST_MESSAGE_BYTES}"
+            raise ValueError(msg)
+        self._use(socket.SOCK_DGRAM if self.socktype is None else self.socktype)
+        if renderer is None and format == "rfc5424":
+            renderer = _text_of_event
+        super().__init__(
+            host,
+            port,
+            tls=tls,
+            timeout=timeout,
+            retry_start=retry_start,
+            retry_factor=retry_factor,
+            retry_max=retry_max,
+            clock=clock,
+            renderer=renderer,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        self._process_id = str(os.getpid())
+        self._set_origin()
+
+    def _set_origin(self) -> None:
+        self._origin = f"{self._hostname} {self._app_name} {self._process_id}"
+
+    @property
+    def facility(self) -> int:
+        """The facility's number; set it to a name or a number at any time."""
+        return self._facility
+
+    @facility.setter
+    def facility(self, facility: str | int) -> None:
+        self._facility = _number(facility, self.facility_names, "facility")
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def ident(self) -> str:
+        """What comes before each message; settable."""
+        return self._ident
+
+    @ident.setter
+    def ident(self, ident: str) -> None:
+        if not isinstance(ident, str):
+            msg = f"ident={ident!r} is not text"
+            raise TypeError(msg)
+        self._ident = ident
+        self._ident_bytes = rfc5424.without_controls(ident.encode("utf-8", "backslashreplace"))
+        self._app_name = rfc5424.header_field(ident.rstrip(": ") or _program_name(), 48)
+        self._set_origin()
+
+    @property
+    def append_nul(self) -> bool | None:
+        """Whether a NUL byte ends each message, or None, where that is usual. Settable."""
+        return self._append_nul
+
+    @append_nul.setter
+    def append_nul(self, append_nul: bool | None) -> None:
+        if append_nul is not None and not isinstance(append_nul, bool):
+            msg = f"append_nul={append_nul!r} is not True, False or None"
+            raise TypeError(msg)
+        self._append_nul = append_nul
+
+    def _priority(self, level: str) -> int:
+        """Return the number for PRI, kept where no override has a say and the level's name none but one meaning."""
+        known = self._numbers.get(level)
+        if known is None:
+            numbers = self._numbers
+            known = self.encode_priority(self._facility, self.map_priority(level))
+            own = type(self)
+            if (
+                own.map_priority is SysLogSink.map_priority
+                and own.encode_priority is SysLogSink.encode_priority
+                and self.priority_map is SysLogSink.priority_map
+                and level in self.priority_map
+            ):
+                numbers[level] = known
+        return known
+
+    # -- the hooks
+
+    def encode_priority(self, facility: str | int, priority: str | int) -> int:
+        """Return the number of *facility* and *priority* in one, 0 to 191.
+
+        Args:
+            facility: One of `facility_names`, or 0 to 23.
+            priority: One of `priority_names`, or 0 to 7.
+
+        Raises:
+            ValueError: If one of them is not known.
+        """
+        return _number(facility, self.facility_names, "facility") << 3 | _number(
+            priority, self.priority_names, "priority"
+        )
+
+    def map_priority(self, level: str) -> str:
+        """Return the name of the priority for the level named *level*.
+
+        The default looks in `priority_map` for the lower-case name. A level that is not there goes by its number (one
+        registered with `logging.addLevelName`, ``"level 35"``): ``"debug"`` below 20, ``"info"`` from there,
+        ``"notice"`` from 25, ``"warning"`` from 30, ``"error"`` from 40, ``"critical"`` from 50. One that nobody knows
+        is a ``"warning"``.
+        """
+        known = self.priority_map.get(level) or self.priority_map.get(level.lower())
+        if known is not None:
+            return known
+        number = level_of({"level": level})
+        if number == UNKNOWN:
+            return "warning"
+        return next((name for least, name in _PRIORITIES if number >= least), "debug")
+
+    def get_message_id(self, event: Mapping[str, Any]) -> str:  # noqa: ARG002 - for subclasses to use
+        """Return the MSGID of RFC 5424, which tells kinds of events apart; by default there is none."""
+        return rfc5424.NIL
+
+    def make_socket(self, timeout: float | None = None) -> socket.socket:
+        """Return a connected socket; called by `create_socket`.
+
+        Args:
+            timeout: Seconds for each address of the name. None stands for the sink's *timeout*.
+
+        Raises:
+            OSError: If none can be connected.
+        """
+        if self.socktype is not None:
+            return super().make_socket(timeout)
+        self._use(socket.SOCK_DGRAM)
+        try:
+            return super().make_socket(timeout)
+        except OSError:
+            self._use(socket.SOCK_STREAM)
+            return super().make_socket(timeout)
+
+    def _addresses(self) -> list[tuple[int, Any]]:
+        found = super()._addresses()
+        return found if self._ends else self._after_refusals(found)
+
+    # -- messages
+
+    def make_frame(self, event: dict[str, Any]) -> bytes:
+        """Return the message for *event*; what frames it in a stream is added when it is sent.
+
+        Called outside the sink's lock.
+        """
+        level = event.get("level")
+        if type(level) is not str or "level_number" in event:
+            level = level_name(level_of(event))
+        if self.format == "rfc5424":
+            return self._structured(event, level, None)
+        return self._traditional(self.render(event), level, None if isinstance(event, TextEvent) else event)
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* as a batch item: JSON for RFC 5424, which needs the fields, else what the renderer made."""
+        return Sink.encode(self, event) if self.format == "rfc5424" else super().encode(event)
+
+    def _frame_of(self, item: Encoded) -> bytes:
+        level = level_name(item.level)
+        if self.format == "rfc5424":
+            event = item.event
+            named = event.get("level")
+            return self._structured(event, named if isinstance(named, str) and item.level == UNKNOWN else level, item)
+        return self._traditional(item.data, level, item)
+
+    def _traditional(self, data: bytes, level: str, source: dict[str, Any] | Encoded | None) -> bytes:
+        """Return the message of RFC 3164 with *data*, rendered from *source*, which is None for text."""
+        prefix = b"<%d>%s" % (self._priority(level), self._ident_bytes)
+        message = prefix + self._shown(data)
+        limit = self._limit
+        if len(message) > limit:
+            if source is not None and type(self._renderer) is OrjsonRenderer:
+                event = source.event if isinstance(source, Encoded) else source
+                message = shortened(event, lambda short: prefix + self._shown(self.render(short)), limit) or message
+            message = rfc5424.cut(message, limit)
+        return message
+
+    def _structured(self, event: dict[str, Any], level: str, item: Encoded | None) -> bytes:
+        """Return the message of RFC 5424 for *event*, which may have come in *item*."""
+        when = timestamp_of(event)
+        head = rfc5424.header(
+            self._priority(level),
+            (time.time() if item is None else item.time) if when is None else when,
+            self._origin,
+            rfc5424.header_field(self.get_message_id(event), 32) if self._has_message_ids else rfc5424.NIL,
+        )
+        in_header = ("event",) if when is None else ("event", "timestamp")
+        escape_controls = not self._counts_octets
+
+        def made(fields: Mapping[str, Any], message: bytes) -> bytes:
+            data = rfc5424.structured_data(
+                self.structured_data_id,
+                [field for field in fields.items() if field[0] not in in_header],
+                escape_controls=escape_controls,
+            )
+            try:
+                start = f"{head} {data}".encode()
+            except UnicodeEncodeError:  # a lone surrogate, which the slower way makes something else of
+                return made(rfc5424.rendered_fields(fields), message)
+            return b"%s %s" % (start, message) if message else start
+
+        if isinstance(event, TextEvent):
+            return rfc5424.cut(made({}, self._shown(self.render(event))), self._limit)
+        plain = rfc5424.plain_fields(event)
+        # Plain fields for the text of the event, which may be anything; a renderer of somebody's gets what was logged.
+        message = self._message_of(plain if self._renderer is _text_of_event else event)
+        whole = made(plain, message)
+        limit = self._limit
+        if len(whole) > limit:
+            whole = shortened(event, lambda short: made(short, self._message_of(short)), limit) or rfc5424.cut(
+                made({}, message), limit
+            )
+        return whole
+
+    def _message_of(self, event: dict[str, Any]) -> bytes:
+        if self._renderer is _text_of_event and self._renders_as_usual:
+            return self._shown(_text_of_event(None, "", event).encode("utf-8", "backslashreplace"))
+        return self._shown(self.render(event))
+
+    def _shown(self, rendered: bytes) -> bytes:
+        """Return *rendered* as it may stand in a message."""
+        rendered = rendered.rstrip(b"\r\n")
+        return rfc5424.without_controls(rendered, controls=not self._counts_octets)
+
+    @property
+    def _counts_octets(self) -> bool:
+        # Before it is connected to a path it is not known what will be sent over.
+        return self.framing == "octet" and self.socktype == socket.SOCK_STREAM
+
+    @property
+    def _limit(self) -> int:
+        return self.max_message_bytes - (self._ends_with_nul(datagram=self.socktype != socket.SOCK_STREAM))
+
+    def _ends_with_nul(self, *, datagram: bool) -> bool:
+        append = self._append_nul
+        return (datagram and self.format == "rfc3164") if append is None else append
+
+    # -- the way out
+
+    def _use(self, kind: int) -> None:
+        """Send over sockets of *kind* from now on."""
+        # By the instance, where its base has it by the class.
+        self._kind = socket.SocketKind(kind)  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+        self._ends = kind == socket.SOCK_STREAM  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+
+    def send(self, data: bytes) -> None:
+        """Send *data*, a message without its framing, connecting first if need be, and once more if that fails.
+
+        Called under the sink's lock.
+
+        Raises:
+            DeliveryError: If it could not be sent.
+        """
+        if self.sock is None:
+            self.create_socket()
+        if self._ends:
+            super().send(data)
+            return
+        try:
+            self._transmit(data)
+        except OSError as error:
+            self._send_datagram_again(data, error, f"a message of {len(data)} bytes is too large for a datagram")
+        else:
+            self.retry_period: float = 0.0
+
+    def _transmit(self, data: bytes) -> None:
+        if self._ends_with_nul(datagram=not self._ends):
+            data += b"\0"
+        if self._ends:
+            super()._transmit(self._framed(data))
+            return
+        sock = self.sock
+        if sock is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        try:
+            sock.send(data)
+        except BlockingIOError:
+            # With a timeout the system is asked before each send, so only here.
+            sock.settimeout(max(self.timeout, 0.001))
+            try:
+                sock.send(data)
+            finally:
+                sock.settimeout(0)
+
+    def _framed(self, data: bytes) -> bytes:
+        if self.framing == "octet":
+            return b"%d %s" % (len(data), data)
+        if self.framing == "lf":
+            return data + b"\n"
+        return data if data[-1:] == b"\0" else data + b"\0"
+
+
+#: What every receiver of RFC 5424 has to take.
+_LEAST_MESSAGE_BYTES = 480
+
+#: The priorities of levels without a name of their own, by the least number.
+_PRIORITIES = ((50, "critical"), (40, "error"), (30, "warning"), (25, "notice"), (20, "info"))
+
+
+def _text_of_event(logger: object, name: str, event: Mapping[str, Any]) -> str:  # noqa: ARG001 - a renderer
+    """Render the message alone, for who has the fields already."""
+    message = event.get("event", "")
+    return message if isinstance(message, str) else rfc5424.value_text(message)
+
+
+def _program_name() -> str:
+    path = PurePath(sys.argv[0] if sys.argv else "")
+    # python -m package
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    return "" if name.startswith("-") else name
+
+
+def _number(value: str | int, names: Mapping[str, int], argument: str) -> int:
+    known = names.get(value) if isinstance(value, str) else value
+    # Not by max(names.values()) alone: a bool is no number here.
+    if not isinstance(known, int) or isinstance(known, bool) or not 0 <= known <= max(names.values()):
+        msg = f"{argument}={value!r} is not one of {', '.join(names)}, nor 0 to {max(names.values())}"
+        raise ValueError(msg)
+    return known
+
+
+def _checked_address(address: Sequence[Any] | str | os.PathLike[str]) -> tuple[str | os.PathLike[str], int | None]:
+    if isinstance(address, (str, os.PathLike)):
+        if not os.fspath(address):
+            msg = f"address={address!r} is not the path of a socket"
+            raise ValueError(msg)
+        return address, None
+    # Lists are what a configuration file has for pairs.
+    if not isinstance(address, (tuple, list)) or len(address) != 2 or not isinstance(address[0], str):  # noqa: PLR2004
+        msg = f"address={address!r} is neither (host, port) nor a path"
+        raise TypeError(msg)
+    host, port = address
+    if port is None:
+        msg = f"address={address!r} has no port"
+        raise ValueError(msg)
+    return host, port
+
+
+def _checked_socktype(socktype: int | None, port: int | None, tls: object) -> int | None:
+    if socktype not in (None, socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        msg = f"socktype={socktype!r} is not socket.SOCK_DGRAM, socket.SOCK_STREAM or None"
+        raise ValueError(msg)
+    if tls is not None:
+        if port is None:
+            msg = f"tls={tls!r}: a Unix socket is not encrypted"
+            raise ValueError(msg)
+        if socktype == socket.SOCK_DGRAM:
+            msg = f"tls={tls!r} with socktype={socktype!r}: datagrams are not encrypted"
+            raise ValueError(msg)
+        return socket.SOCK_STREAM
+    return socket.SOCK_DGRAM if socktype is None and port is not None else socktype
+
+
+def _checked_framing(
+    framing: Literal["octet", "lf", "nul"] | None, *, structured: bool, encrypted: bool
+) -> Literal["octet", "lf", "nul"]:
+    if framing is None:
+        return "octet" if structured or encrypted else "lf"
+    return checked_choice(framing, "framing", ("octet", "lf", "nul"))
+
+
+def _checked_id(structured_data_id: str | None, *, structured: bool) -> str:
+    if structured_data_id is None:
+        return "outfall@32473"
+    if not structured:
+        msg = f"structured_data_id={structured_data_id!r} has no meaning with format='rfc3164'"
+        raise ValueError(msg)
+    if not isinstance(structured_data_id, str) or not rfc5424.is_name(structured_data_id):
+        msg = (
+            f"structured_data_id={structured_data_id!r} is not 1 to 32 printable ASCII characters without "
+            "'=', ']', '\"' and space"
+        )
+        raise ValueError(msg)
+    return structured_data_id

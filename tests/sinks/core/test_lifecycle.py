@@ -1,0 +1,560 @@
+"""Forks, exits and the children of multiprocessing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+
+import pytest
+
+from outfall.sinks.core import lifecycle
+from outfall.sinks.core.sink import Sink
+from outfall.sinks.files.file import FileSink
+from tests.sinks._processes import PATIENCE_SECONDS, ROOT, check, events_of, in_fork, run
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Give the path of a log file that is not there yet."""
+    return tmp_path / "app.jsonl"
+
+
+def _numbers(path):
+    return [event["n"] for event in events_of(path)]
+
+
+# -- exit
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        ("pass", 0),
+        ("sys.exit(3)", 3),
+        ("raise RuntimeError", 1),
+        ("raise KeyboardInterrupt", -signal.SIGINT),
+        ("threading.Thread(target=lambda: sink.handle({'level': 'info', 'n': 2})).start()", 0),
+    ],
+    ids=["at the end", "sys.exit", "an exception", "an interrupt", "a thread"],
+)
+def test_what_waits_is_written_at_exit(path, ending, status):
+    """However the interpreter ends by itself, no buffered event is lost."""
+    result = run(
+        f"""
+        import sys, threading
+        from outfall.sinks.files.file import FileSink
+        sink = FileSink(sys.argv[1], buffer_bytes=1_000_000, flush_interval=1000)
+        sink.handle({{"level": "info", "n": 1}})
+        {ending}
+        """,
+        path,
+    )
+    assert result.returncode == status, result.stderr
+    assert _numbers(path) == ([1, 2] if "Thread" in ending else [1])
+
+
+@pytest.mark.parametrize("when", ["before", "after"], ids=["registered before the import", "registered after it"])
+def test_exit_handlers_may_still_log(path, when):
+    """What comes after the drain is written at once: sinks stay open, and buffer nothing any more."""
+    register = 'atexit.register(lambda: sink.handle({"level": "info", "n": 2}))'
+    result = run(
+        f"""
+        import atexit, sys
+        {register if when == "before" else "pass"}
+        from outfall.sinks.files.file import FileSink
+        {register if when == "after" else "pass"}
+        sink = FileSink(sys.argv[1], buffer_bytes=1_000_000, flush_interval=1000)
+        sink.handle({{"level": "info", "n": 1}})
+        """,
+        path,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert _numbers(path) == [1, 2]
+
+
+def test_a_sink_made_at_exit_buffers_nothing(path):
+    """There is nobody left to write what it would keep back."""
+    check(
+        """
+        import atexit, os, sys
+        def late():
+            from outfall.sinks.files.file import FileSink
+            sink = FileSink(sys.argv[1], buffer_bytes=1_000_000)
+            sink.handle({"level": "info", "n": 1})
+            os._exit(0)
+        atexit.register(late)
+        import outfall.sinks.files.file
+        """,
+        path,
+    )
+    assert _numbers(path) == [1]
+
+
+def test_the_drain_comes_before_that_of_logging(path):
+    """logging.shutdown closes handlers, which may still log to sinks."""
+    check(
+        """
+        import sys
+        from outfall.sinks.files.file import FileSink
+        import logging
+        class Last(logging.Handler):
+            def close(self):
+                sink.handle({"level": "info", "n": 2})
+                super().close()
+        sink = FileSink(sys.argv[1], buffer_bytes=1_000_000)
+        handler = Last()
+        sink.handle({"level": "info", "n": 1})
+        """,
+        path,
+    )
+    assert _numbers(path) == [1, 2]
+
+
+def test_one_failing_sink_leaves_no_other_undrained(tmp_path):
+    """An audit sink that raises at exit, and a full device, cost the other sinks nothing."""
+    check(
+        """
+        import os, sys
+        from outfall.sinks.core import lifecycle
+        from outfall.sinks.files.file import FileSink
+        sinks = []
+        for n in range(5):
+            sinks.append(FileSink("/dev/full", buffer_bytes=1_000_000, on_error="raise"))
+            sinks.append(FileSink(f"{sys.argv[1]}/{n}", buffer_bytes=1_000_000))
+        for sink in sinks:
+            sink.handle({"level": "info", "n": 1})
+        try:
+            lifecycle.drain()
+        except OSError:
+            os._exit(0)  # no finalizer may do what the drain has left undone
+        """,
+        tmp_path,
+    )
+    assert [_numbers(tmp_path / str(n)) for n in range(5)] == [[1]] * 5
+
+
+def test_the_exit_waits_for_no_sink_beyond_its_deadline(tmp_path):
+    """Sinks on pipes that nobody reads share one deadline."""
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check(
+            """
+            import sys, time
+            from outfall.sinks.core import lifecycle
+            from outfall.sinks.files.file import FileSink
+            lifecycle.EXIT_DEADLINE_SECONDS = 0.2
+            sinks = [FileSink(sys.argv[1], buffer_bytes=10_000_000, flush_interval=1000) for _ in range(10)]
+            for sink in sinks:
+                sink.handle({"level": "info", "event": "x" * 500_000})
+            begin = time.monotonic()
+            lifecycle.drain()
+            # Ten times 0.2 seconds if each had its own.
+            assert time.monotonic() - begin < 1.5, time.monotonic() - begin
+            assert all(sink.stats().pending == 1 for sink in sinks)
+            """,
+            tmp_path / "fifo",
+        )
+    finally:
+        os.close(reader)
+
+
+def test_all_that_waits_at_the_exit_waits_within_one_deadline(tmp_path):
+    """Several handlers, each with a collector that is away: `logging.shutdown` flushes and closes them one by one."""
+    check(
+        """
+        import atexit, logging, os, sys, time
+        from outfall import BackgroundSink, HTTPSink, SinkHandler, SpoolSink
+        from outfall.sinks.core import lifecycle
+        lifecycle.EXIT_DEADLINE_SECONDS = 0.5
+        quiet = lambda failure: None
+        for number in range(2):
+            here = BackgroundSink(HTTPSink("http://127.0.0.1:9/"), on_error=quiet)
+            disk = SpoolSink(HTTPSink("http://127.0.0.1:9/"), f"{sys.argv[1]}/{number}", on_error=quiet)
+            for sink in (here, disk):
+                logging.getLogger().addHandler(SinkHandler(sink))
+        logging.error("nobody is there")
+        begin = time.monotonic()
+        lifecycle.drain()  # by multiprocessing, as it may be
+        lifecycle.drain()  # by atexit
+        logging.shutdown()
+        # 40 seconds if each flush had its own time.
+        assert time.monotonic() - begin < 10, time.monotonic() - begin
+        """,
+        tmp_path,
+    )
+
+
+def test_the_second_of_two_exit_hooks_has_what_the_first_has_left():
+    """`multiprocessing` runs one before it waits for its children, and `atexit` another."""
+    check(
+        """
+        import types
+        from outfall import Sink
+        from outfall.sinks.core import lifecycle
+        now = [1000.0]
+        lifecycle.time = types.SimpleNamespace(monotonic=lambda: now[0])
+        lifecycle.EXIT_DEADLINE_SECONDS = 0.5
+        class Slow(Sink):
+            def drain(self, timeout):
+                given.append(timeout)
+                now[0] += 0.4
+        given, sink = [], Slow()
+        lifecycle.drain()
+        now[0] += 60  # spent by others, as in waiting for children
+        lifecycle.drain()
+        first, second = given
+        assert second <= 0.1001 < first <= 0.5, given
+        """
+    )
+
+
+def test_a_target_that_is_away_costs_the_others_no_time_at_the_exit(tmp_path):
+    """However long they linger, they are told to make haste before anybody is waited for."""
+    check(
+        """
+        import os, queue, sys
+        from outfall import BackgroundSink, FileSink, HTTPSink, QueueListener, QueueSink, SpoolSink
+        from outfall.sinks.core import lifecycle
+        lifecycle.EXIT_DEADLINE_SECONDS = 1.0
+        directory = sys.argv[1]
+        waiting, sinks = queue.SimpleQueue(), []
+        listener = QueueListener(waiting, FileSink(f"{directory}/listener"), linger=600)
+        listener.start()
+        for number in range(6):  # whatever the order they are drained in
+            gone = BackgroundSink(HTTPSink("http://127.0.0.1:9/"), on_error=lambda failure: None)
+            sinks += [gone, BackgroundSink(FileSink(f"{directory}/{number}"), linger=600)]
+        sinks += [SpoolSink(FileSink(f"{directory}/spooled"), f"{directory}/spool", linger=600), QueueSink(waiting)]
+        for sink in sinks:
+            sink.handle({"level": "info", "n": 1})
+        lifecycle.drain()
+        os._exit(0)  # no thread may do what the drain has left undone
+        """,
+        tmp_path,
+    )
+    for name in [*range(6), "spooled", "listener"]:
+        assert _numbers(tmp_path / str(name)) == [1], name
+
+
+def test_a_sink_that_nobody_holds_is_forgotten():
+    """The hooks keep no sink alive."""
+    sink = Sink()
+    watch = weakref.ref(sink)
+    assert sink in lifecycle._living()
+    del sink
+    assert watch() is None
+
+
+def test_draining_while_other_threads_make_sinks_fails_nowhere(monkeypatch):
+    """At exit daemon threads go on; what they make meanwhile disturbs nothing."""
+    monkeypatch.setattr(lifecycle._State, "draining", False)
+    stop = threading.Event()
+    failures = []
+
+    def make():
+        try:
+            while not stop.is_set():
+                [Sink() for _ in range(20)]
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(300):
+            lifecycle._living()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_SECONDS)
+    assert failures == []
+
+
+# -- the children of multiprocessing
+
+_CHILDREN = """
+    import sys, threading
+    {imports}
+
+    def sink_of(path):
+        from outfall.sinks.files.file import FileSink
+        return FileSink(path, buffer_bytes=1_000_000, flush_interval=1000)
+
+    def work(path, n, ending):
+        global sink
+        sink = sink_of(path)
+        sink.handle({{"level": "info", "n": n}})
+        if ending == "exit":
+            sys.exit(3)
+        if ending == "raise":
+            raise RuntimeError("on purpose")
+        if ending == "finalizer":
+            # Runs with those of multiprocessing's queues, after the drain, and is told by it that nothing may wait.
+            from multiprocessing.util import Finalize
+            from outfall.sinks.core import lifecycle
+            last = lambda: sink.handle({{"level": "info", "n": n + 100 * lifecycle.exiting()}})
+            Finalize(None, last, exitpriority=10)
+
+    def work_in_pool(arguments):
+        work(*arguments)
+
+    if __name__ == "__main__":
+        import multiprocessing
+        context = multiprocessing.get_context(sys.argv[2])
+        path = sys.argv[1]
+        children = [
+            context.Process(target=work, args=(path, n, ending))
+            for n, ending in enumerate(sys.argv[3:])
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(50)
+        expected = [{{"exit": 3, "raise": 1}}.get(ending, 0) for ending in sys.argv[3:]]
+        assert [child.exitcode for child in children] == expected, [child.exitcode for child in children]
+        pool = context.Pool(1)
+        pool.map(work_in_pool, [(path, 50, "return")])
+        pool.close()
+        pool.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "imported"),
+    [
+        ("fork", "first"),
+        ("fork", "after multiprocessing"),
+        ("fork", "in the child"),
+        ("spawn", "first"),
+        ("spawn", "in the child"),
+        ("forkserver", "first"),
+        ("forkserver", "in the child"),
+    ],
+)
+def test_what_waits_is_written_when_a_child_of_multiprocessing_ends(tmp_path, path, method, imported):
+    """Where Python runs no atexit the buffer is written all the same, whatever came first."""
+    imports = {
+        "first": "import outfall.sinks.files.file, multiprocessing.util",
+        "after multiprocessing": "import multiprocessing.util, outfall.sinks.files.file",
+        "in the child": "",
+    }[imported]
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(_CHILDREN).format(imports=imports))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    endings = ["return", "finalizer", "exit", "raise"] if imported == "first" else ["finalizer"]
+    result = subprocess.run(
+        [sys.executable, script, path, method, *endings],
+        env=environment,
+        timeout=PATIENCE_SECONDS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    late = 100 + endings.index("finalizer")
+    assert sorted(_numbers(path)) == [*range(len(endings)), 50, late]
+
+
+def test_a_child_of_multiprocessing_leaves_the_inherited_buffer_to_the_parent(path):
+    """Forked with events in the buffer, the child's exit writes its own alone."""
+    check(
+        """
+        import multiprocessing, sys
+        from outfall.sinks.files.file import FileSink
+        sink = FileSink(sys.argv[1], buffer_bytes=1_000_000, flush_interval=1000)
+        sink.handle({"level": "info", "n": "parent"})
+        child = multiprocessing.get_context("fork").Process(target=sink.handle, args=({"level": "info", "n": "child"},))
+        child.start()
+        child.join(50)
+        assert child.exitcode == 0
+        """,
+        path,
+    )
+    assert _numbers(path) == ["child", "parent"]
+
+
+# -- forks
+
+
+def test_a_plain_forked_child_that_exits_writes_its_buffer(path):
+    """os.fork and sys.exit: atexit runs there, and finds only the child's events."""
+    check(
+        """
+        import os, sys
+        from outfall.sinks.files.file import FileSink
+        sink = FileSink(sys.argv[1], buffer_bytes=1_000_000, flush_interval=1000)
+        sink.handle({"level": "info", "n": "parent"})
+        pid = os.fork()
+        if pid == 0:
+            sink.handle({"level": "info", "n": "child"})
+            sys.exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        """,
+        path,
+    )
+    assert _numbers(path) == ["child", "parent"]
+
+
+def test_a_child_has_fresh_locks_and_an_empty_ledger(path):
+    """Whatever thread of the parent held the sink's locks, the child's first event is written."""
+    sink = FileSink(path, level="info")
+    sink.handle({"level": "info", "n": 1})
+    sink.handle({"level": "debug", "n": 2})
+    held, enough = threading.Event(), threading.Event()
+
+    def hold():
+        with sink._ledger_lock, sink._lock:
+            held.set()
+            enough.wait(PATIENCE_SECONDS)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(PATIENCE_SECONDS)
+
+    def child():
+        # Which the hot path uses too.
+        assert sink._turn is sink._lock.turn
+        stats = sink.stats()
+        assert (stats.accepted, stats.delivered, stats.filtered) == (0, 0, 0), stats
+        sink.handle({"level": "info", "n": 3})
+        sink.handle({"level": "debug", "n": 4})
+        stats = sink.stats()
+        assert (stats.accepted, stats.delivered, stats.filtered) == (1, 1, 1), stats
+        assert sink.flush(1)
+        assert sink.close(1)
+
+    try:
+        in_fork(child)
+    finally:
+        enough.set()
+        thread.join(PATIENCE_SECONDS)
+    sink.handle({"level": "info", "n": 5})
+    assert _numbers(path) == [1, 3, 5]
+    assert sink.stats().delivered == 2
+
+
+def test_a_grandchild_is_a_child_too(path):
+    """What was fresh in the child is fresh again in its own."""
+    sink = FileSink(path, buffer_bytes=1000)
+    sink.handle({"level": "info", "n": 1})
+
+    def grandchild():
+        sink.handle({"level": "info", "n": 3})
+        assert sink.close()
+
+    def child():
+        sink.handle({"level": "info", "n": 2})
+        in_fork(grandchild)
+        assert sink.close()
+
+    in_fork(child)
+    sink.close()
+    assert _numbers(path) == [3, 2, 1]
+
+
+def test_one_sink_that_fails_after_a_fork_leaves_the_others_their_locks(path):
+    """A subclass's own after_fork that raises costs no other sink anything."""
+    check(
+        """
+        import os, sys, threading
+        from outfall.sinks.core.sink import Sink
+        from outfall.sinks.files.file import FileSink
+
+        class Broken(Sink):
+            def after_fork(self):
+                raise RuntimeError("on purpose")
+
+        sinks = [Broken() for _ in range(5)] + [FileSink(sys.argv[1]) for _ in range(5)] + [Broken() for _ in range(5)]
+        inside = threading.Event()
+        def hold():
+            for sink in sinks[5:10]:
+                sink._lock.acquire()
+            inside.set()
+            threading.Event().wait()
+        threading.Thread(target=hold, daemon=True).start()
+        inside.wait()
+        pid = os.fork()
+        if pid == 0:
+            import signal
+            signal.alarm(20)
+            for n, sink in enumerate(sinks[5:10]):
+                sink.handle({"n": n})
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        os._exit(0)
+        """,
+        path,
+    )
+    assert _numbers(path) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["file", "buffered file", "pipeline", "stream"])
+def test_forks_from_threads_under_load(path, kind):
+    """No child hangs, none writes the parent's events, and each event of parent and children is there once."""
+    making = {
+        "file": "FileSink(path)",
+        "buffered file": "FileSink(path, buffer_bytes=3000)",
+        "pipeline": "FileSink(path, processors=[lambda l, n, e: e])",
+        "stream": "StreamSink(open(path, 'ab', buffering=0))",
+    }[kind]
+    out = check(
+        f"""
+        import os, signal, sys, threading, time, warnings
+        from outfall.sinks.files.file import FileSink
+        from outfall.sinks.files.stream import StreamSink
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks under threads, which is the point
+
+        path = sys.argv[1]
+        sink = {making}
+        stop, counts = False, [0, 0, 0]
+
+        def work(thread):
+            while not stop:
+                sink.handle({{"who": thread, "level": "info", "n": counts[thread], "x": "x" * 100}})
+                counts[thread] += 1
+                if counts[thread] % 50 == 0:
+                    time.sleep(0.001)
+
+        def fork(who):
+            for round_ in range(12):
+                pid = os.fork()
+                if pid == 0:
+                    signal.alarm(20)
+                    for n in range(20):
+                        sink.handle({{"who": f"{{who}}.{{round_}}", "level": "info", "n": n}})
+                    stats = sink.stats()
+                    good = stats.accepted == 20 and sink.close(10)
+                    os._exit(0 if good else 1)
+                status = os.waitpid(pid, 0)[1]
+                if status:
+                    print("a child ended with", status, flush=True)
+                    os._exit(1)
+
+        threads = [threading.Thread(target=work, args=(t,)) for t in range(3)]
+        forkers = [threading.Thread(target=fork, args=(f"fork{{f}}",)) for f in range(2)]
+        for thread in threads + forkers:
+            thread.start()
+        for thread in forkers:
+            thread.join()
+        stop = True
+        for thread in threads:
+            thread.join()
+        assert sink.close(20)
+        assert sink.stats().delivered == sum(counts), (sink.stats(), counts)
+        print(*counts)
+        """,
+        path,
+    )
+    counts = [int(count) for count in out.split()]
+    seen: dict[object, list[int]] = {}
+    for event in events_of(path):
+        seen.setdefault(event["who"], []).append(event["n"])
+    for thread, count in enumerate(counts):
+        assert seen.pop(thread) == list(range(count))
+    assert seen == {f"fork{f}.{round_}": list(range(20)) for f in range(2) for round_ in range(12)}
