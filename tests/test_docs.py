@@ -99,7 +99,7 @@ def test_every_reason_for_a_loss_is_explained():
     """Whatever stands in ``dropped`` is in the table, and the table has nothing else."""
     root = DOCS.parent
     code = "\n".join(
-        path.read_text("utf-8") for folder in ("sinks", "adapters") for path in (root / folder).glob("*.py")
+        path.read_text("utf-8") for folder in ("sinks", "adapters") for path in (root / folder).rglob("*.py")
     )
     counted = r'(?:_count_dropped\(|dropped_as\b[^"\n]*= |\b_?dropped\[|dropped=\{)"([a-z]+)"'
     page = (DOCS / "explanation" / "errors.md").read_text(encoding="utf-8")

@@ -495,7 +495,7 @@ def test_structlog_s_record_processors_work_in_a_sink(logger):
     logger.warning("y", extra={"user": "u"})
     for event in sink.events:
         assert (event["logger"], event["level_number"], event["user"]) == (logger.name, 30, "u")
-    assert sink.events[1]["module"] == "test_stdlib"
+    assert sink.events[1]["module"] == "test_sinkhandler"
 
 
 # -- handlers, filters, levels

@@ -552,7 +552,7 @@ def test_who_takes_the_turn_by_hand_gives_it_back_as_the_lock_asks_for():
     endings = [
         node.finalbody
         for folder in ("sinks", "adapters")
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Try) and any("turn += TURN" in ast.unparse(each) for each in node.finalbody)
     ]

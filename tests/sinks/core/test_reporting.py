@@ -418,7 +418,7 @@ def test_the_stand_in_names_the_place():
         raise ValueError(SECRET)
 
     told = cleaned(raised(bad_processor), EVENT)
-    assert str(told).startswith("ValueError in bad_processor (test_failures.py:")
+    assert str(told).startswith("ValueError in bad_processor (test_reporting.py:")
 
 
 class Account:

@@ -21,10 +21,10 @@ import tracemalloc
 import pytest
 import trustme
 
+from outfall import DatagramSink, SocketSink
 from outfall.sinks.delivery.memory import CaptureSink
 from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
 from outfall.sinks.network.listener import ListenerStats, SocketListener, _Peer
-from outfall.sinks.network.socket import DatagramSink, SocketSink
 from outfall.sinks.testing import FailingSink, StuckSink
 from tests.sinks._processes import ROOT, check, in_fork, until
 from tests.sinks._wire import free_port, has_ipv6
@@ -731,7 +731,7 @@ def test_the_end_of_the_process_hands_on_what_has_come(tmp_path):
     script = """
         import sys
         from outfall.sinks.files.file import FileSink
-        from outfall.sinks.network.socket import SocketListener, SocketSink
+        from outfall import SocketListener, SocketSink
 
         listener = SocketListener(("127.0.0.1", 0), FileSink(sys.argv[1], buffer_bytes=100_000)).start()
         sink = SocketSink(*listener.address)

@@ -21,6 +21,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from outfall import DatagramSink, SocketSink
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.errors import PermanentDeliveryError, SinkClosedError, TemporaryDeliveryError
 from outfall.sinks.event.fit import shortened
@@ -28,7 +29,6 @@ from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.network import connection as peer
 from outfall.sinks.network import socket as framed
 from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
-from outfall.sinks.network.socket import DatagramSink, SocketSink
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import in_fork, until
 from tests.sinks._wire import Clock, Receiver, free_port, has_ipv6

@@ -1514,7 +1514,7 @@ def test_bad_sinks_and_paths_raise_at_construction(tmp_path):
 
 def test_a_platform_without_flock_is_refused(tmp_path, monkeypatch):
     """It could not tell the living from the dead."""
-    monkeypatch.setattr(spools.interprocess, "AVAILABLE", False)
+    monkeypatch.setattr(spools.flock, "AVAILABLE", False)
     with pytest.raises(ValueError, match=r"this platform has no flock\(\)"):
         SpoolSink(CaptureSink(), tmp_path)
 
