@@ -75,7 +75,7 @@ class SinkLogger:
         event: Any
         try:
             event = event_of_call(args, kwargs)
-        except Exception:  # noqa: BLE001 - a mapping whose own methods raise
+        except Exception:
             self._sink.handle(args[0] if args else kwargs)  # the sink counts and reports it
             return
         # Made for this call, here or by the chain, so the level may go into it. Text keeps its level aside.
@@ -181,7 +181,7 @@ class SinkLoggerFactory:
 
 
 def _calling_module() -> str:
-    frame = sys._getframe(2)  # noqa: SLF001 - nothing public shows the caller's frames
+    frame = sys._getframe(2)
     while frame.f_back is not None:
         module = str(frame.f_globals.get("__name__") or "?")
         if module.partition(".")[0] not in ("structlog", "outfall"):

@@ -142,7 +142,7 @@ class Figures:
     @property
     def spread(self) -> float | None:
         """Half the distance between the quartiles, as a part of the median: how restless the machine was."""
-        if len(self.samples) < 2:  # noqa: PLR2004 - one has no quartiles
+        if len(self.samples) < 2:
             return None
         first, middle, third = quantiles(self.samples, n=4)
         return (third - first) / 2 / middle

@@ -56,7 +56,7 @@ class Shipper:
 @contextmanager
 def _requests(url: str) -> Iterator[Open]:
     """One request for 500 events as NDJSON, made by requests in the caller's thread."""
-    import requests  # noqa: PLC0415 - may be missing
+    import requests
 
     with requests.Session() as session:
         session.trust_env = False
@@ -126,7 +126,7 @@ class _HTTPHandler(logging.handlers.HTTPHandler):
 
     connection: http.client.HTTPConnection | None = None
 
-    def getConnection(self, host: str, secure: bool) -> http.client.HTTPConnection:  # noqa: FBT001, N802 - logging's
+    def getConnection(self, host: str, secure: bool) -> http.client.HTTPConnection:  # noqa: N802 - logging's
         """Close the last event's connection, and make one."""
         self.close_last()
         self.connection = super().getConnection(host, secure)
@@ -172,9 +172,9 @@ def _queue_handler(url: str) -> Iterator[Open]:
 
 @contextmanager
 def _open_telemetry(url: str) -> Iterator[Open]:
-    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415 - may be missing
-    from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler  # noqa: PLC0415 - may be missing
-    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415 - may be missing
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+    from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 
     # It says on stderr what it drops.
     logging.getLogger("opentelemetry").disabled = True
@@ -194,8 +194,8 @@ def _open_telemetry(url: str) -> Iterator[Open]:
 
 @contextmanager
 def _logstash(url: str) -> Iterator[Open]:
-    from logstash_async.handler import AsynchronousLogstashHandler  # noqa: PLC0415 - may be missing
-    from logstash_async.transport import HttpTransport  # noqa: PLC0415 - may be missing
+    from logstash_async.handler import AsynchronousLogstashHandler
+    from logstash_async.transport import HttpTransport
 
     parts = urlsplit(url)
     transport = HttpTransport(

@@ -52,7 +52,7 @@ def open_file(path: Path) -> Path:
 def main() -> None:
     """Serve until the process is ended."""
     Collector.file = open_file(Path(sys.argv[1]))
-    port = int(sys.argv[2]) if len(sys.argv) > 2 else 0  # noqa: PLR2004 - the second argument
+    port = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with HTTPServer(("127.0.0.1", port), Collector) as server:
         print(f"http://127.0.0.1:{server.server_port}/", flush=True)
         server.serve_forever()

@@ -144,7 +144,7 @@ else:
     }
 
     def __getattr__(name: str) -> object:
-        from importlib import import_module  # noqa: PLC0415 - once for each name
+        from importlib import import_module
 
         module = _MODULES.get(name)
         if module is None:

@@ -109,12 +109,12 @@ class SinkContract:
     #: How many events each of eight threads logs; less for a sink whose target is slow.
     events_per_thread: int = 50
 
-    def make_sink(self, **options: Any) -> Sink:  # noqa: ARG002 - for others to use
+    def make_sink(self, **options: Any) -> Sink:
         """Return a new sink made with *options*: ``level``, ``processors``, ``on_error`` and ``name``."""
         msg = f"{type(self).__name__} has to implement make_sink(**options)"
         raise TypeError(msg)
 
-    def received(self, sink: Sink) -> list[dict[str, Any]] | None:  # noqa: ARG002
+    def received(self, sink: Sink) -> list[dict[str, Any]] | None:
         """Return the events that came out of *sink*, oldest first, or None if that cannot be seen (the default)."""
         return None
 
@@ -279,7 +279,7 @@ class SinkContract:
             raise ValueError(msg)
 
         def log_again(_failure: SinkFailure) -> None:
-            sinks[0]._processors = ()  # noqa: SLF001 - so that it could be taken
+            sinks[0]._processors = ()
             sinks[0].handle({"event": "the sink failed"})
 
         with self.make_sink(processors=[fail], on_error=log_again) as sink:

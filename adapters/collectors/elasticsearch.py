@@ -103,7 +103,7 @@ class ElasticsearchBulk(BodyFormat):
     def read(
         self,
         response_status: int,
-        response_headers: Mapping[str, str],  # noqa: ARG002 - what the interface has
+        response_headers: Mapping[str, str],
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:

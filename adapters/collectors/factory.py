@@ -82,7 +82,7 @@ def shipped(
     *,
     spool: str | os.PathLike[str] | None,
     headers: Mapping[str, str] | None = None,
-    token_scheme: str = "Bearer",  # noqa: S107 - no password
+    token_scheme: str = "Bearer",
 ) -> Sink:
     """Return an `HTTPSink` for *url* in a `BackgroundSink`, or in a `SpoolSink` if *spool* names a directory.
 

@@ -113,9 +113,9 @@ class LokiStreams(BodyFormat):
     def read(
         self,
         response_status: int,
-        response_headers: Mapping[str, str],  # noqa: ARG002 - what the interface has
-        response_body: bytes,  # noqa: ARG002
-        batch: Sequence[Encoded],  # noqa: ARG002
+        response_headers: Mapping[str, str],
+        response_body: bytes,
+        batch: Sequence[Encoded],
     ) -> BatchResult | None:
         """Find out whether Loki is told to take nothing at present.
 

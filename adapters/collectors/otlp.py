@@ -132,8 +132,8 @@ class OTLPLogs(BodyFormat):
 
     def read(
         self,
-        response_status: int,  # noqa: ARG002 - what the interface has
-        response_headers: Mapping[str, str],  # noqa: ARG002
+        response_status: int,
+        response_headers: Mapping[str, str],
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
@@ -330,7 +330,7 @@ def _options_of_environment() -> dict[str, Any]:
 
 def _resource_of_environment() -> dict[str, Any]:
     variable = "OTEL_RESOURCE_ATTRIBUTES"
-    program = os.path.basename(sys.executable or "python")  # noqa: PTH119 - a name, of a path that need not be one here
+    program = os.path.basename(sys.executable or "python")
     found = {"service.name": f"unknown_service:{program}"} | _pairs(variable, os.environ.get(variable, ""))
     name = os.environ.get("OTEL_SERVICE_NAME")
     return found | {"service.name": name} if name else found

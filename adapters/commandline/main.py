@@ -247,7 +247,7 @@ def _show(options: argparse.Namespace) -> int:
     left = options.number
     corrupt = 0
     for store in status.stores:
-        for item in _items_of(os.path.join(status.directory, store.name)):  # noqa: PTH118 - as in the store itself
+        for item in _items_of(os.path.join(status.directory, store.name)):
             if item is None:
                 corrupt += 1
                 continue
@@ -269,7 +269,7 @@ def _items_of(path: str) -> Iterator[Encoded | None]:
     except (OSError, SinkError):
         return  # told with the status
     for name, offset in files:
-        with contextlib.suppress(FileNotFoundError), open(name, "rb") as file:  # noqa: PTH123
+        with contextlib.suppress(FileNotFoundError), open(name, "rb") as file:
             file.seek(offset)
             for line in file:
                 raw = raw_of(line.rstrip(b"\n"))
@@ -310,7 +310,7 @@ def _letters(options: argparse.Namespace) -> Generator[FileSink | None]:
         return
     try:
         # Opened before anything is sent: what is refused must have a place to go to.
-        with open(options.dead_letters, "ab"):  # noqa: PTH123 - as it was given
+        with open(options.dead_letters, "ab"):
             pass
     except OSError as error:
         _unusable(f"--dead-letters {options.dead_letters!r} cannot be written: {error.strerror}")
@@ -346,7 +346,7 @@ def _replay(options: argparse.Namespace) -> int:
     for name in options.files:
         if name != "-":
             try:
-                with open(name, "rb"):  # noqa: PTH123 - as it was given
+                with open(name, "rb"):
                     pass
             except OSError as error:
                 _unusable(f"{name!r} cannot be read: {error.strerror}")

@@ -185,7 +185,7 @@ def replay(
         return left > 0
 
     delivery = Delivery(target, retry=_RETRY, dead_letter=letters, settle=settle, tell=tell, pause=pause)
-    total = sum(os.path.getsize(name) for name in names if name != "-")  # noqa: PTH202 - names as they were given
+    total = sum(os.path.getsize(name) for name in names if name != "-")
     try:
         with progress(total, quiet=quiet, unit="bytes") as show:
             for batch, read in _batches(names, batch_size, account):
@@ -204,7 +204,7 @@ def _batches(names: Sequence[str], batch_size: int, account: Account) -> Iterato
         begun = read
         with contextlib.ExitStack() as stack:
             # As it was given: a Path would make another text of it.
-            file: Any = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))  # noqa: PTH123
+            file: Any = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
             for line in file:
                 read += len(line)
                 raw = raw_of(line.strip())

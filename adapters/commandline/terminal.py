@@ -44,8 +44,8 @@ def progress(total: int, *, quiet: bool, unit: str = "events") -> Generator[Call
         return
     if sys.stderr.isatty():
         try:
-            from rich.console import Console  # noqa: PLC0415 - an extra
-            from rich.progress import Progress  # noqa: PLC0415 - an extra
+            from rich.console import Console
+            from rich.progress import Progress
         except ImportError:
             pass
         else:
@@ -91,7 +91,7 @@ def counted(number: int, noun: str) -> str:
 def size(number: float) -> str:
     """Return *number* of bytes in the unit that suits it."""
     for unit in ("bytes", "KiB", "MiB"):
-        if number < 1024:  # noqa: PLR2004 - so many make the next unit
+        if number < 1024:
             return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} GiB"

@@ -136,7 +136,7 @@ class BufferingHandler(Twin, logging.handlers.BufferingHandler):
         sink.flush_on_close = False
         return sink
 
-    def shouldFlush(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - for others to use
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
         """Return True if the buffer is up to capacity. Called when *record* is in it."""
         return len(self.buffer) >= self.capacity
 
@@ -190,7 +190,7 @@ class MemoryHandler(BufferingHandler, logging.handlers.MemoryHandler):
         capacity: int,
         flushLevel: int = logging.ERROR,
         target: logging.Handler | None = None,
-        flushOnClose: bool = True,  # noqa: FBT001, FBT002 - the original's signature
+        flushOnClose: bool = True,
     ) -> None:
         BufferingHandler.__init__(self, capacity)
         named: Any = flushLevel

@@ -69,7 +69,7 @@ class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
             print(f"{type(self).__name__} will log nothing: {error}")  # noqa: T201 - as its namesake does
             self._welu = None
             return
-        self._welu = sink._welu  # noqa: SLF001 - its own sink
+        self._welu = sink._welu
         self.dllname = sink.dllname
         self.deftype: int = sink.deftype
         self.typemap: dict[int, int] = sink.typemap
@@ -82,13 +82,13 @@ class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
 
     def lend(self, sink: Any) -> None:
         """Have *sink* report under the handler's name."""
-        sink.appname, sink._welu = self.appname, self._welu  # noqa: SLF001 - its own sink
+        sink.appname, sink._welu = self.appname, self._welu
 
-    def getMessageID(self, record: logging.LogRecord) -> int:  # noqa: ARG002 - for others to use
+    def getMessageID(self, record: logging.LogRecord) -> int:
         """Return the number of the message in the file *dllname*; 1 is the text itself in pywin32's."""
         return 1
 
-    def getEventCategory(self, record: logging.LogRecord) -> int:  # noqa: ARG002 - for others to use
+    def getEventCategory(self, record: logging.LogRecord) -> int:
         """Return the category of *record*; by default 0, which is none."""
         return 0
 
@@ -104,7 +104,7 @@ class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
             entry = _Entry(self.format(record), record)
             with self.at_work() as sink:
                 sink.deliver(entry)
-        except Exception:  # noqa: BLE001 - handleError decides
+        except Exception:
             self.handleError(record)
 
     def close(self) -> None:

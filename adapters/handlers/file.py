@@ -63,7 +63,7 @@ class HandlersFile(Lent, _FileSink):
             self.base_filename, self.mode = path, mode
             self._encoding, self._errors = encoding, errors
             self._bare_encoding, self._byte_order_mark = _split_byte_order_mark(encoding, errors)
-            FileSink._exchange(self)  # noqa: SLF001 - its base class
+            FileSink._exchange(self)
             self._last = (path, mode)
             if self._regular:
                 os.lseek(self.descriptor(), 0, os.SEEK_END)  # for the stream's tell()
@@ -114,11 +114,11 @@ class HandlersFile(Lent, _FileSink):
                 return True
             finally:
                 try:
-                    holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                    holding = False
                     turn += TURN
                 finally:
                     pass
-        except Exception:  # noqa: BLE001
+        except Exception:
             return False
         except BaseException:
             self._count_dropped("interrupted")
@@ -133,7 +133,7 @@ class HandlersFile(Lent, _FileSink):
     def append(self, data: bytes) -> int:
         """Write *data*, which is no record, to the end of the file; return its length."""
         with self._lock:
-            FileSink._write_whole(self, data, (len(data),))  # noqa: SLF001 - its base class, past all that rotates
+            FileSink._write_whole(self, data, (len(data),))
         return len(data)
 
     def let_go(self, token: object) -> None:
@@ -143,7 +143,7 @@ class HandlersFile(Lent, _FileSink):
                 return
             self.token = None
             descriptor = self.descriptor()
-            FileSink._install(self, _NOT_OPEN, b"")  # noqa: SLF001 - its base class: there is no file to look at
+            FileSink._install(self, _NOT_OPEN, b"")
             if descriptor != _NOT_OPEN:
                 os.close(descriptor)
 
@@ -218,10 +218,10 @@ class FileHandler(StreamHandler, logging.FileHandler):
         filename: str | os.PathLike[str],
         mode: str = "a",
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the namesake's order
+        delay: bool = False,
         errors: str | None = None,
     ) -> None:
-        self.baseFilename: str = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - Path.absolute keeps ".."
+        self.baseFilename: str = os.path.abspath(os.fsdecode(filename))
         self.mode = mode
         self.encoding: str | None = encoding if "b" in mode else text_encoding(encoding)
         self.errors = errors
@@ -282,7 +282,7 @@ class FileHandler(StreamHandler, logging.FileHandler):
                 lock.release()
         except RecursionError:
             raise
-        except Exception:  # noqa: BLE001 - handleError decides
+        except Exception:
             self.handleError(record)
 
     def _emit_elsewhere(self, record: logging.LogRecord) -> None:
@@ -424,7 +424,7 @@ class WatchedFileHandler(FileHandler, logging.handlers.WatchedFileHandler):
         filename: str | os.PathLike[str],
         mode: str = "a",
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the namesake's order
+        delay: bool = False,
         errors: str | None = None,
     ) -> None:
         self.dev, self.ino = -1, -1
@@ -483,7 +483,7 @@ class WatchedFileHandler(FileHandler, logging.handlers.WatchedFileHandler):
 
     def _is_moved(self) -> bool:
         try:
-            status = os.stat(self.baseFilename)  # noqa: PTH116
+            status = os.stat(self.baseFilename)
         except FileNotFoundError:
             return True
         return (status.st_dev, status.st_ino) != (self.dev, self.ino)

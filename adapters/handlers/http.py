@@ -84,7 +84,7 @@ class _FormsSink(HTTPSink):
         owner = self.owner
         if is_own(owner.getConnection, HTTPHandler.getConnection):
             return super()._exchange(url, headers, data)
-        from outfall.sinks.http.client import Reply  # noqa: PLC0415 - requests is imported by who sends
+        from outfall.sinks.http.client import Reply
 
         parts = urlsplit(url)
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
@@ -102,12 +102,12 @@ class _FormsSink(HTTPSink):
 def _endpoint(
     host: str,
     url: str,
-    secure: bool,  # noqa: FBT001 - one of the handler's arguments
+    secure: bool,
     credentials: tuple[str, str] | None,
     context: ssl.SSLContext | None,
 ) -> Endpoint:
     if secure and context is None:
-        import ssl  # noqa: PLC0415 - only who encrypts needs it
+        import ssl
 
         # As http.client does it, and not with the authorities that requests brings along.
         context = ssl.create_default_context()
@@ -117,7 +117,7 @@ def _endpoint(
         format_headers={},
         auth=tuple(credentials) if credentials else None,
         token=None,
-        token_scheme="Bearer",  # noqa: S106 - no password
+        token_scheme="Bearer",
         timeout=_TIMEOUT,
         verify=True,
         cert=None,
@@ -163,7 +163,7 @@ class HTTPHandler(Twin, logging.handlers.HTTPHandler):
         host: str,
         url: str,
         method: str = "GET",
-        secure: bool = False,  # noqa: FBT001, FBT002 - the original's signature
+        secure: bool = False,
         credentials: tuple[str, str] | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
@@ -196,12 +196,12 @@ class HTTPHandler(Twin, logging.handlers.HTTPHandler):
         """Return what to send of *record*: by default all its attributes."""
         return vars(record)
 
-    def getConnection(self, host: str, secure: bool) -> http.client.HTTPConnection:  # noqa: FBT001 - as there
+    def getConnection(self, host: str, secure: bool) -> http.client.HTTPConnection:
         """Return a connection to *host*, not yet connected.
 
         Overridden, what it returns is used for each record, and closed then.
         """
-        from http.client import HTTPConnection, HTTPSConnection  # noqa: PLC0415 - seldom used
+        from http.client import HTTPConnection, HTTPSConnection
 
         return HTTPSConnection(host, context=self.context) if secure else HTTPConnection(host)
 
@@ -212,11 +212,11 @@ class HTTPHandler(Twin, logging.handlers.HTTPHandler):
             with self.at_work() as sink:
                 sink.follow(self)
                 sink.put(event)
-        except Exception:  # noqa: BLE001 - handleError decides
+        except Exception:
             self.handleError(record)
 
     def close(self) -> None:
         """Let go of the connection; the next record makes another."""
         with self.at_work() as sink:
-            sink._drop_transport()  # noqa: SLF001 - its own sink
+            sink._drop_transport()
             logging.Handler.close(self)

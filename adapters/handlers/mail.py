@@ -33,7 +33,7 @@ class _MailSink(SMTPSink):
 
     def emit(self, event: dict[str, Any]) -> None:
         """Send what the handler has made."""
-        from outfall.sinks.mail.message import one_line  # noqa: PLC0415 - only who mails needs it
+        from outfall.sinks.mail.message import one_line
 
         if isinstance(event, _Mail):
             self._send(one_line(event.subject), event.text, None, event.seconds)
@@ -132,7 +132,7 @@ class SMTPHandler(Twin, logging.handlers.SMTPHandler):
             "localhost", "root", "root", "", allow_insecure=True, on_error="raise", name=type(self).__name__
         )
 
-    def getSubject(self, record: logging.LogRecord) -> str:  # noqa: ARG002 - for others to use
+    def getSubject(self, record: logging.LogRecord) -> str:
         """Return the subject for *record*."""
         return self.subject
 
@@ -143,5 +143,5 @@ class SMTPHandler(Twin, logging.handlers.SMTPHandler):
             with self.at_work() as sink:
                 sink.follow(self)
                 sink.put(mail)
-        except Exception:  # noqa: BLE001 - handleError decides
+        except Exception:
             self.handleError(record)

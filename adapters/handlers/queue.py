@@ -107,7 +107,7 @@ class QueueHandler(Twin, logging.handlers.QueueHandler):
         """Put *record* into the queue; a failure goes to ``handleError``."""
         try:
             self.enqueue(self.prepare(record))
-        except Exception:  # noqa: BLE001 - handleError decides
+        except Exception:
             self.handleError(record)
 
 
@@ -124,7 +124,7 @@ class _Reader(SinksListener):
         #: True while a record has been taken out of the queue and is not yet handled.
         self._busy = False
 
-    def dequeue(self, block: bool) -> Any:  # noqa: FBT001 - as there
+    def dequeue(self, block: bool) -> Any:
         item = self.owner.dequeue(block)
         self._busy = True
         return item
@@ -141,7 +141,7 @@ class _Reader(SinksListener):
         try:
             self.owner.handle(item)
             self._delivered += 1
-        except Exception as error:  # noqa: BLE001 - one bad record must not cost the others
+        except Exception as error:
             self._drop("error")
             self._tell(error, item, 1)
         finally:
@@ -206,7 +206,7 @@ class QueueListener(logging.handlers.QueueListener):
         self._thread: threading.Thread | None = None
         self._reader = _Reader(queue, type(self).__name__)
 
-    def dequeue(self, block: bool) -> Any:  # noqa: FBT001 - the original's signature
+    def dequeue(self, block: bool) -> Any:
         """Return the next record, waiting for one if *block* is true.
 
         Raises:
@@ -220,9 +220,9 @@ class QueueListener(logging.handlers.QueueListener):
         reader.owner = self
         if not reader.running:
             reader.queue = self.queue
-            reader._sentinel = self._sentinel  # noqa: SLF001 - its own reader
+            reader._sentinel = self._sentinel
         reader.start()
-        run = reader._run  # noqa: SLF001 - its own reader
+        run = reader._run
         self._thread = None if run is None else run.threads[0]
 
     def prepare(self, record: Any) -> Any:
@@ -237,13 +237,13 @@ class QueueListener(logging.handlers.QueueListener):
                 continue
             try:
                 handler.handle(record)
-            except Exception as error:  # noqa: BLE001 - one bad handler must not cost the others
+            except Exception as error:
                 self._tell(handler, record, error)
 
     def _tell(self, handler: Any, record: Any, error: Exception) -> None:
         try:
             handler.handleError(record)
-        except Exception:  # noqa: BLE001 - no handler of logging's, or one that will not be told
+        except Exception:
             report(SinkFailure(type(handler).__name__, error, 1, time.time()))
 
     def enqueue_sentinel(self) -> None:

@@ -57,7 +57,7 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
         if failure is not None:
             raise failure
 
-    def is_early(self, owner: Any, size: int) -> bool:  # noqa: ARG002 - for subclasses
+    def is_early(self, owner: Any, size: int) -> bool:
         """Return True if it is plain that no rollover is due before *size* more bytes are written."""
         return False
 
@@ -83,7 +83,7 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
             stream.close()
         self._move_files()
         if owner.stream is None and not owner.delay:
-            owner.stream = owner._open()  # noqa: SLF001 - the handler's hook
+            owner.stream = owner._open()
 
     def _move_files(self) -> None:
         super().do_rollover()
@@ -98,7 +98,7 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
 
     # -- what the sink does, by way of the handler
 
-    def should_rollover(self, data: bytes) -> bool:  # noqa: ARG002 - the owner asks for them by `bytes_of`
+    def should_rollover(self, data: bytes) -> bool:
         """Ask the owner."""
         return bool(self.owner.shouldRollover(self._record))
 
@@ -130,7 +130,7 @@ class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
         owner = self.owner
         if owner.stream is None:
             # A rollover has left it closed.
-            owner.stream = owner._open()  # noqa: SLF001 - the handler's hook
+            owner.stream = owner._open()
         if not self.is_current(owner.stream):
             owner.write_elsewhere(data)
         else:
@@ -199,7 +199,7 @@ class BaseRotatingHandler(FileHandler, logging.handlers.BaseRotatingHandler):
         filename: str | os.PathLike[str],
         mode: str,
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the namesake's order
+        delay: bool = False,
         errors: str | None = None,
     ) -> None:
         FileHandler.__init__(self, filename, mode, encoding, delay, errors)
@@ -243,7 +243,7 @@ class BaseRotatingHandler(FileHandler, logging.handlers.BaseRotatingHandler):
         try:
             if self.shouldRollover(record):
                 self.doRollover()
-        except Exception:  # noqa: BLE001 - the record is written all the same
+        except Exception:
             self.handleError(record)
         if self.stream is None:
             self.stream = self._open()
@@ -282,7 +282,7 @@ class RotatingFileHandler(BaseRotatingHandler, logging.handlers.RotatingFileHand
         maxBytes: int = 0,
         backupCount: int = 0,
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the namesake's order
+        delay: bool = False,
         errors: str | None = None,
     ) -> None:
         if maxBytes > 0:

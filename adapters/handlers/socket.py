@@ -180,7 +180,7 @@ class HandlersSink(Lent, SocketSink):
 
 
 class _StreamSink(HandlersSink):
-    def make_socket(self, timeout: float | None = None) -> socket.socket:  # noqa: ARG002 - the hook has its own
+    def make_socket(self, timeout: float | None = None) -> socket.socket:
         """Have the handler make a socket, which may mean `made_socket`."""
         return self.owner.makeSocket()  # type: ignore[no-any-return]
 
@@ -210,7 +210,7 @@ class _DatagramsSink(_StreamSink, DatagramSink):
                 raise
         return made
 
-    def made_socket(self, timeout: float | None) -> socket.socket:  # noqa: ARG002 - a datagram is sent or not
+    def made_socket(self, timeout: float | None) -> socket.socket:
         """Return a socket for the first of the addresses, not connected."""
         return socket.socket(self._addresses()[0][0], socket.SOCK_DGRAM)
 
@@ -349,7 +349,7 @@ class SocketHandler(Twin, logging.handlers.SocketHandler):
         """Send *record*."""
         try:
             self.send(self.makePickle(record))
-        except Exception:  # noqa: BLE001 - whatever it is, it is told
+        except Exception:
             self.handleError(record)
 
     def close(self) -> None:

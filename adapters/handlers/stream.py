@@ -82,7 +82,7 @@ class StreamHandler(Twin, _StreamHandler):
             self._write_to_stream(text + terminator if text.__class__ is str else ended(text, terminator))
         except RecursionError:
             raise
-        except Exception:  # noqa: BLE001 - handleError decides
+        except Exception:
             self.handleError(record)
 
     @property

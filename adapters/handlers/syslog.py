@@ -21,7 +21,7 @@ class _MessagesSink(HandlersSink, SysLogSink):
     def connect(self) -> None:
         """Try to have a connection of the kind that the handler's attributes name."""
         owner = self.owner
-        kind: socket.SocketKind | None = owner._asked  # noqa: SLF001 - its own handler
+        kind: socket.SocketKind | None = owner._asked
         if kind is None and not isinstance(owner.address, str):
             kind = socket.SOCK_DGRAM
         self.socktype = kind
@@ -39,7 +39,7 @@ class _MessagesSink(HandlersSink, SysLogSink):
         if self.port is not None:
             super()._back_off()
 
-    def _ends_with_nul(self, *, datagram: bool) -> bool:  # noqa: ARG002 - the handler has put it there
+    def _ends_with_nul(self, *, datagram: bool) -> bool:
         return False
 
     def _framed(self, data: bytes) -> bytes:
@@ -170,7 +170,7 @@ class SysLogHandler(Twin, logging.handlers.SysLogHandler):
             message = f"<{number}>{self.ident or ''}{self.format(shown)}{chr(0) if self.append_nul else ''}"
             with self.at_work() as sink:
                 sink.put(message.encode("utf-8", "backslashreplace"))
-        except Exception:  # noqa: BLE001 - whatever it is, it is told
+        except Exception:
             self.handleError(record)
 
     def close(self) -> None:

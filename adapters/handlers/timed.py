@@ -49,12 +49,12 @@ class HandlersTimedRotatingFile(HandlersRotatingFile, TimedRotatingFileSink):
         surplus = self.rotated_files()[self.backup_count :] if self.backup_count > 0 else []
         return [file.path for file in reversed(surplus)]
 
-    def is_due_for(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - it is a matter of time alone
+    def is_due_for(self, record: logging.LogRecord) -> bool:
         """Do what ``shouldRollover`` does unless that is overridden."""
         self._start, self._size = 0.0, None
         return TimedRotatingFileSink.should_rollover(self, b"")
 
-    def is_early(self, owner: Any, size: int) -> bool:  # noqa: ARG002 - it is a matter of time alone
+    def is_early(self, owner: Any, size: int) -> bool:
         """Return True if it is plain that no rollover is due."""
         return time.time() < owner.rolloverAt and is_own(owner.shouldRollover, TimedRotatingFileHandler.shouldRollover)
 
@@ -78,7 +78,7 @@ class HandlersTimedRotatingFile(HandlersRotatingFile, TimedRotatingFileSink):
         owner = self.owner
         return list(owner.getFilesToDelete()) if owner.backupCount > 0 else []
 
-    def _begin(self, now: float, size: int) -> None:  # noqa: ARG002 - of the sink, which asks the file
+    def _begin(self, now: float, size: int) -> None:
         owner = self.owner
         self._start = 0.0
         self.rollover_at = owner.rolloverAt = owner.computeRollover(int(now))
@@ -104,7 +104,7 @@ class HandlersTimedRotatingFile(HandlersRotatingFile, TimedRotatingFileSink):
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
         """Give the default names that *file_name* could have been made of, by the owner's ``extMatch``."""
         pattern = re.compile(self.owner.extMatch)
-        prefix = os.path.basename(self.base_filename) + "."  # noqa: PTH119 - paths are text here
+        prefix = os.path.basename(self.base_filename) + "."
         rest = file_name[len(prefix) :] if file_name.startswith(prefix) else ""
         numbered = re.fullmatch(r"(.*)\.([1-9][0-9]*)", rest, re.DOTALL)
         if pattern.fullmatch(rest):
@@ -128,7 +128,7 @@ class HandlersTimedRotatingFile(HandlersRotatingFile, TimedRotatingFileSink):
             with contextlib.suppress(ValueError, OverflowError):
                 return dt.datetime.strptime(text, suffix).timestamp()  # noqa: DTZ007 - only compared with its like
         with contextlib.suppress(OSError):
-            return os.stat(os.path.join(os.path.dirname(self.base_filename), file_name)).st_mtime  # noqa: PTH116, PTH118, PTH120
+            return os.stat(os.path.join(os.path.dirname(self.base_filename), file_name)).st_mtime
         return 0.0
 
 
@@ -176,8 +176,8 @@ class TimedRotatingFileHandler(BaseRotatingHandler, logging.handlers.TimedRotati
         interval: int = 1,
         backupCount: int = 0,
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the namesake's order
-        utc: bool = False,  # noqa: FBT001, FBT002
+        delay: bool = False,
+        utc: bool = False,
         atTime: dt.time | None = None,
         errors: str | None = None,
     ) -> None:
@@ -196,7 +196,7 @@ class TimedRotatingFileHandler(BaseRotatingHandler, logging.handlers.TimedRotati
         self.rolloverAt = 0
         BaseRotatingHandler.__init__(self, filename, "a", text_encoding(encoding), delay, errors)
         try:
-            last = os.stat(self.baseFilename).st_mtime  # noqa: PTH116
+            last = os.stat(self.baseFilename).st_mtime
         except FileNotFoundError:
             last = time.time()
         self.rolloverAt: int = self.computeRollover(int(last))

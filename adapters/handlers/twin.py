@@ -177,7 +177,7 @@ class Twin(logging.Handler):
             self.put(record)
         except RecursionError:
             raise
-        except Exception:  # noqa: BLE001 - handleError decides
+        except Exception:
             self.handleError(record)
 
 

@@ -166,7 +166,7 @@ class SinkHandler(logging.Handler):
         if self.formatter is not None:
             try:
                 event = self.format(record)
-            except Exception:  # noqa: BLE001 - told as logging tells it; the event is not lost with its formatting
+            except Exception:
                 self.handleError(record)
             else:
                 # Formatters of others return dicts as well.
@@ -174,7 +174,7 @@ class SinkHandler(logging.Handler):
                 return
         try:
             event = self.event(record)
-        except Exception:  # noqa: BLE001 - a record that came from elsewhere, a mapping whose methods raise
+        except Exception:
             self.handleError(record)
             event = {"event": record.msg, "level_number": record.levelno, "logger": record.name}
         self.sink.handle(event)
@@ -192,7 +192,7 @@ class SinkHandler(logging.Handler):
             if extra is not False:
                 try:
                     event: dict[str, Any] = {"event": record.getMessage()}
-                except Exception:  # noqa: BLE001, S110 - told below
+                except Exception:
                     pass
                 else:
                     self._add_origin(event, record)
@@ -239,7 +239,7 @@ class SinkHandler(logging.Handler):
                     event[key] = value
 
     def _add_metadata(self, event: dict[str, Any], record: logging.LogRecord) -> None:
-        if self.sink._reads_metadata():  # noqa: SLF001 - only where somebody looks, since taking it out again costs
+        if self.sink._reads_metadata():
             event["_record"] = record
             event["_from_structlog"] = False
 
@@ -247,7 +247,7 @@ class SinkHandler(logging.Handler):
         """Return *created*, epoch seconds, as ISO 8601 text in UTC, as `structlog.processors.TimeStamper` writes it."""
         second = int(created)
         microsecond = round((created - second) * 1_000_000)
-        if 0 < microsecond < 1_000_000 and second >= _FOUR_DIGIT_YEARS:  # noqa: PLR2004 - no carry, none left out
+        if 0 < microsecond < 1_000_000 and second >= _FOUR_DIGIT_YEARS:
             # The text of a second is kept, since making it costs more than the rest of the event. In one attribute,
             # which other threads can only replace as a whole.
             known, text = self._second
@@ -269,7 +269,7 @@ class SinkHandler(logging.Handler):
             return event
         try:
             return {"event": record.getMessage()}
-        except Exception:  # noqa: BLE001 - told as logging tells it; the text and its arguments are kept apart
+        except Exception:
             self.handleError(record)
             return {"event": message, "positional_args": record.args} if record.args else {"event": message}
 
@@ -356,7 +356,7 @@ def build(description: Any) -> Any:
     Raises:
         ValueError: If a name cannot be resolved.
     """
-    from logging.config import BaseConfigurator  # noqa: PLC0415 - who configures by dicts has it; others need it not
+    from logging.config import BaseConfigurator
 
     configurator = getattr(description, "configurator", None) or BaseConfigurator({})
     return _built(description, configurator)
@@ -477,8 +477,8 @@ class HandlerSink(Sink):
         if _formats_structlog(self.handler):
             structured: Any = record
             structured.msg = without_metadata(event)
-            structured._logger = event.get("_logger")  # noqa: SLF001 - as structlog sets it
-            structured._name = event.get("_name") or level_name(levelno)  # noqa: SLF001
+            structured._logger = event.get("_logger")
+            structured._name = event.get("_name") or level_name(levelno)
             return record
         message = event.get("event", "")
         record.msg = message if isinstance(message, str) else str(message)
@@ -512,7 +512,7 @@ class HandlerSink(Sink):
             exc_info = sys.exc_info() if exc_info else None
         if exc_info is None:
             taken.add("exc_info")
-        elif isinstance(exc_info, tuple) and len(exc_info) == 3:  # noqa: PLR2004
+        elif isinstance(exc_info, tuple) and len(exc_info) == 3:
             taken.add("exc_info")
             if exc_info[0] is not None:
                 record.exc_info = exc_info

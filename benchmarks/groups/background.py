@@ -95,7 +95,7 @@ def _queue_handler(_directory: Path) -> Iterator[Run]:
 @contextmanager
 def _loguru(_directory: Path) -> Iterator[Run]:
     """Loguru with its thread, into a function that counts."""
-    from loguru import logger  # noqa: PLC0415 - may be missing
+    from loguru import logger
 
     taken = logged = 0
 

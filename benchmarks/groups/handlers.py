@@ -37,7 +37,7 @@ class _Counter(logging.Handler):
         super().__init__()
         self._count = _counts.setdefault(directory, [0])
 
-    def handle(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - counted
+    def handle(self, record: logging.LogRecord) -> bool:
         self._count[0] += 1
         return True
 
@@ -126,7 +126,7 @@ class _Tidy(logging.handlers.HTTPHandler):
 
     _last: Any = None
 
-    def getConnection(self, host: str, secure: bool) -> Any:  # noqa: FBT001, N802 - the original's
+    def getConnection(self, host: str, secure: bool) -> Any:  # noqa: N802 - the original's
         self.tidy()
         self._last = super().getConnection(host, secure)
         return self._last

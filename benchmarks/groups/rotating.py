@@ -71,7 +71,7 @@ def _sink_handler(directory: Path) -> AbstractContextManager[Run]:
 
 def _handler(make: Callable[[str], logging.Handler]) -> SetUp:
     def setup(directory: Path) -> AbstractContextManager[Run]:
-        from pythonjsonlogger.orjson import OrjsonFormatter  # noqa: PLC0415 - may be missing
+        from pythonjsonlogger.orjson import OrjsonFormatter
 
         handler = make(str(directory / "events.jsonl"))
         handler.setFormatter(OrjsonFormatter(("message", "levelname", "name"), timestamp=True))
@@ -81,25 +81,25 @@ def _handler(make: Callable[[str], logging.Handler]) -> SetUp:
 
 
 def _rotating(path: str) -> logging.Handler:
-    from logging.handlers import RotatingFileHandler  # noqa: PLC0415 - with its like
+    from logging.handlers import RotatingFileHandler
 
     return RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8")
 
 
 def _timed(path: str) -> logging.Handler:
-    from logging.handlers import TimedRotatingFileHandler  # noqa: PLC0415
+    from logging.handlers import TimedRotatingFileHandler
 
     return TimedRotatingFileHandler(path, when="midnight", encoding="utf-8")
 
 
 def _watched(path: str) -> logging.Handler:
-    from logging.handlers import WatchedFileHandler  # noqa: PLC0415
+    from logging.handlers import WatchedFileHandler
 
     return WatchedFileHandler(path, encoding="utf-8")
 
 
 def _concurrent(path: str) -> logging.Handler:
-    from concurrent_log_handler import ConcurrentRotatingFileHandler  # noqa: PLC0415 - may be missing
+    from concurrent_log_handler import ConcurrentRotatingFileHandler
 
     return ConcurrentRotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8")
 

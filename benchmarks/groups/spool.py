@@ -46,8 +46,8 @@ def _spool(**arguments: Any) -> Callable[[str], AbstractContextManager[Open]]:
 @contextmanager
 def _logstash(url: str) -> Iterator[Open]:
     """The handler with its queue in SQLite, as its documentation has it."""
-    from logstash_async.handler import AsynchronousLogstashHandler  # noqa: PLC0415 - may be missing
-    from logstash_async.transport import HttpTransport  # noqa: PLC0415 - may be missing
+    from logstash_async.handler import AsynchronousLogstashHandler
+    from logstash_async.transport import HttpTransport
 
     parts = urlsplit(url)
     transport = HttpTransport(
@@ -103,7 +103,7 @@ class _Away(Sink):
         super().__init__()
         self.back = threading.Event()
 
-    def emit_batch(self, batch: Sequence[Encoded]) -> None:  # noqa: ARG002 - it takes nothing
+    def emit_batch(self, batch: Sequence[Encoded]) -> None:
         """Hang."""
         self.back.wait()
 

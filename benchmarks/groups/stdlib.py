@@ -76,7 +76,7 @@ def _by_hand(directory: Path) -> AbstractContextManager[Run]:
 
 def _python_json_logger(*, callsite: bool) -> SetUp:
     def setup(directory: Path) -> AbstractContextManager[Run]:
-        from pythonjsonlogger.orjson import OrjsonFormatter  # noqa: PLC0415 - may be missing
+        from pythonjsonlogger.orjson import OrjsonFormatter
 
         fields = ("message", "levelname", "name", *(_CALLSITE if callsite else ()))
         return _file_handler(directory, OrjsonFormatter(fields, timestamp=True))
@@ -87,7 +87,7 @@ def _python_json_logger(*, callsite: bool) -> SetUp:
 @contextmanager
 def loguru_into_file(directory: Path, **arguments: Any) -> Iterator[Run]:
     """Log by loguru's own calls, into a file that its *arguments* describe."""
-    from loguru import logger  # noqa: PLC0415 - may be missing
+    from loguru import logger
 
     with suppress(ValueError):  # it is gone the second time
         logger.remove(0)  # the handler on stderr that loguru begins with

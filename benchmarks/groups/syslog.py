@@ -83,7 +83,7 @@ def _sink_handler(directory: Path) -> Iterator[Run]:
 
 @contextmanager
 def _handler(directory: Path) -> Iterator[Run]:
-    from pythonjsonlogger.orjson import OrjsonFormatter  # noqa: PLC0415 - may be missing
+    from pythonjsonlogger.orjson import OrjsonFormatter
 
     with listening(directory) as address:
         handler = logging.handlers.SysLogHandler(address, "local0")

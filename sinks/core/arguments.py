@@ -64,7 +64,7 @@ def is_loopback(host: str) -> bool:
     """Return True if *host* is this machine by its very name: what is sent there crosses no network."""
     if host.lower() == "localhost":
         return True
-    import ipaddress  # noqa: PLC0415 - seldom used
+    import ipaddress
 
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -135,7 +135,7 @@ class Batch(Sequence[Encoded]):
 
 
 def _digest(places: Sequence[int]) -> str:
-    from hashlib import blake2b  # noqa: PLC0415 - seldom needed
+    from hashlib import blake2b
 
     return blake2b(repr(places).encode(), digest_size=8).hexdigest()
 

@@ -116,7 +116,7 @@ def drain() -> None:
         for participant in living:
             try:
                 step(participant)
-            except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt too must not cost the others
+            except BaseException as error:
                 failure = error
     _State.spent += time.monotonic() - begin
     for function in _at_end:
@@ -141,7 +141,7 @@ def _tell_all() -> None:
     for participant in _living():
         try:
             participant.after_fork()
-        except Exception as error:  # noqa: BLE001 - one sink that cannot must not leave the others with dead locks
+        except Exception as error:
             failure = error
     if failure is not None:
         raise failure

@@ -92,7 +92,7 @@ class WriteLock:
 
     def acquire(self, timeout: float = -1) -> bool:
         """Take the lock; return False if *timeout* seconds passed first (a negative one waits for ever)."""
-        return self._take(sys._getframe(1), None if timeout < 0 else time.monotonic() + timeout)  # noqa: SLF001
+        return self._take(sys._getframe(1), None if timeout < 0 else time.monotonic() + timeout)
 
     @property
     def nested(self) -> bool:
@@ -110,7 +110,7 @@ class WriteLock:
                 self.turn += TURN
 
     def __enter__(self) -> Self:
-        frame = sys._getframe(1)  # noqa: SLF001
+        frame = sys._getframe(1)
         me = get_ident()
         try:
             del self.turn[0]
@@ -124,7 +124,7 @@ class WriteLock:
     ) -> None:
         self.release()
 
-    def _take(self, frame: FrameType, deadline: float | None) -> bool:  # noqa: C901, PLR0912 - calls are what costs
+    def _take(self, frame: FrameType, deadline: float | None) -> bool:
         reservation: tuple[int, FrameType] | None = None
         me = get_ident()
         turn = self.turn
@@ -185,12 +185,12 @@ class WriteLock:
     def _take_from_the_dead(self) -> bool:
         """Give the lock back if the frame that took it runs no more; return False if it does."""
         reserved = self._reserved
-        dead = reserved is not None and not _runs(reserved[1], sys._current_frames().get(reserved[0]))  # noqa: SLF001
+        dead = reserved is not None and not _runs(reserved[1], sys._current_frames().get(reserved[0]))
         if dead and self._reserved is reserved:
             self._reserved = None
             self.turn.__class__ = _Turn
         owner, frame = self._owner, self._frame
-        if frame is not None and _runs(frame, sys._current_frames().get(owner)):  # noqa: SLF001
+        if frame is not None and _runs(frame, sys._current_frames().get(owner)):
             return False
         # A frame that has ended cannot release any more, so if it still has the lock it always will. Only one thread
         # gets past this comparison, since nobody comes between it and the change.

@@ -46,7 +46,7 @@ def describe(error: BaseException) -> str:
         message = str(error)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: BLE001 - an exception's own __str__ may raise anything
+    except BaseException:
         message = "(no message: its __str__ raised)"
     return _one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 
@@ -129,7 +129,7 @@ def _write(line: str) -> None:
         if stderr is not None:
             # The sink's name may have line breaks too.
             os.write(stderr.fileno(), _one_line(line).encode("utf-8", "backslashreplace") + b"\n")
-    except Exception:  # noqa: BLE001, S110 - closed, none, or a stand-in without a descriptor: nobody to tell
+    except Exception:
         pass
 
 
@@ -152,13 +152,13 @@ def cleaned(error: BaseException, event: object) -> BaseException:
         error.__context__ = None
     if isinstance(error, SinkError) and error.__cause__ is None and error.__context__ is None:
         return error
-    if isinstance(error, UnicodeError) and len(error.args) == 5:  # noqa: PLR2004 - the arguments of its constructor
+    if isinstance(error, UnicodeError) and len(error.args) == 5:
         # Its second argument is the whole text. The rest tells what to mend, so the type is kept.
         encoding, text, start, end, reason = error.args
         empty = b"" if isinstance(text, bytes) else ""
         try:
             return type(error)(encoding, empty, start, end, reason)
-        except Exception:  # noqa: BLE001 - a subclass with another constructor
+        except Exception:
             return _stand_in(error)
     values = _values(event)
     if (
@@ -195,7 +195,7 @@ def _stand_in(error: BaseException) -> SinkError:
     place = ""
     while trace is not None:
         code = trace.tb_frame.f_code
-        place = f" in {code.co_name} ({os.path.basename(code.co_filename)}:{trace.tb_lineno})"  # noqa: PTH119
+        place = f" in {code.co_name} ({os.path.basename(code.co_filename)}:{trace.tb_lineno})"
         trace = trace.tb_next
     return SinkError(f"{type(error).__name__}{place}; its message is left out, since it may repeat values of the event")
 
@@ -209,7 +209,7 @@ def _text(error: BaseException) -> str | None:
             parts.append(repr((error.filename, error.filename2)))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: BLE001 - whatever its methods raise
+    except BaseException:
         return None
     return "\n".join(parts)
 
@@ -245,7 +245,7 @@ def _values(event: object) -> set[str]:
                 found |= {repr(value), str(value)}
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # noqa: BLE001, S112 - a hostile value; what it hides cannot be looked for
+        except BaseException:
             continue
     # Messages often quote no more than the beginning and the end of a long text.
     ends = {text[:_END] for text in found if len(text) > 2 * _END} | {

@@ -185,7 +185,7 @@ class Sink:
             self.deliver(event)
         except ReentrantEventError:
             return  # counted; a report could be what feeds the loop
-        except Exception as error:  # noqa: BLE001 - the error policy decides
+        except Exception as error:
             caught = error
         else:
             return
@@ -233,7 +233,7 @@ class Sink:
             thread.settled = failure
             raise failure
 
-    def __call__(self, logger: object, method_name: str, event_dict: Any) -> NoReturn:  # noqa: ARG002
+    def __call__(self, logger: object, method_name: str, event_dict: Any) -> NoReturn:
         """Be the last processor of a structlog chain: `handle` the event, then end the chain.
 
         A missing ``level`` is taken from *method_name* for filtering; it is not written into the event.
@@ -267,7 +267,7 @@ class Sink:
         try:
             self._deadline = deadline
             self._flush()
-        except Exception as error:  # noqa: BLE001 - the error policy decides, unlocked
+        except Exception as error:
             errors.append(error)
         finally:
             self._deadline = None
@@ -298,7 +298,7 @@ class Sink:
             for step in (self._flush, self._release):
                 try:
                     step()
-                except Exception as error:  # noqa: BLE001 - the error policy decides, unlocked
+                except Exception as error:
                     errors.append(error)
         finally:
             self._deadline = None
@@ -389,7 +389,7 @@ class Sink:
 
     # -- what a sink writer implements
 
-    def emit(self, event: dict[str, Any]) -> None:  # noqa: ARG002 - for others to use
+    def emit(self, event: dict[str, Any]) -> None:
         """Put one event out; raise if that failed. Called under the sink's lock; must not change *event*."""
         msg = f"{type(self).__name__} has to implement emit(event)"
         raise TypeError(msg)
@@ -444,7 +444,7 @@ class Sink:
         for wrapper in self._wrappers:
             around = wrapper()
             if around is not None:
-                around._changed()  # noqa: SLF001 - a sink too
+                around._changed()
 
     # -- what a sink around this one calls, instead of `deliver`
 
@@ -479,7 +479,7 @@ class Sink:
     def _prepare_reads_metadata(self) -> bool:
         """Return True if `_prepare` may look at an event's metadata keys. What comes after it never sees them."""
         own = type(self)
-        usual = own.encode is Sink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        usual = own.encode is Sink.encode and own._prepare is Sink._prepare
         return not usual or bool(self._processors)
 
     def _plain_option(self) -> int | None:
@@ -488,7 +488,7 @@ class Sink:
         For events that are plain dicts without metadata and ``exc_info``. Asked again whenever `_changed` was called.
         """
         own = type(self)
-        usual = own.encode is Sink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        usual = own.encode is Sink.encode and own._prepare is Sink._prepare
         return OPTIONS if usual and not (self._level or self._processors) else None
 
     # -- the pipeline
@@ -564,7 +564,7 @@ class Sink:
                 return BatchResult(range(index, len(batch)), rejected, retry_after=retry_after)
             except PermanentDeliveryError as error:
                 rejected[index] = error.reason
-            except Exception as error:  # noqa: BLE001 - one bad event must not cost the others
+            except Exception as error:
                 rejected[index] = describe(cleaned(error, item.event))
         return BatchResult(rejected=rejected) if rejected else None
 
@@ -772,10 +772,10 @@ class ByteSink(Sink):
 
     def _prepare_reads_metadata(self) -> bool:
         own = type(self)
-        usual = own.encode is ByteSink.encode and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+        usual = own.encode is ByteSink.encode and own._prepare is Sink._prepare
         return not usual or bool(self._processors)
 
-    def write(self, data: bytes) -> None:  # noqa: ARG002 - for others to use
+    def write(self, data: bytes) -> None:
         """Write *data*, one rendered event; raise if that failed. Called under the sink's lock."""
         msg = f"{type(self).__name__} has to implement write(data)"
         raise TypeError(msg)
@@ -797,7 +797,7 @@ class ByteSink(Sink):
         usual = (
             own.encode is ByteSink.encode
             and own.render is ByteSink.render
-            and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+            and own._prepare is Sink._prepare
             and type(renderer) is OrjsonRenderer
             and renderer.is_plain
             and self._terminator in ("", "\n")

@@ -209,12 +209,12 @@ class BackgroundSink(DeferredSink):
                         self._room -= size
                     finally:
                         try:
-                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            holding = False
                             turn += TURN
                         finally:
                             pass
                     return
-            except Exception:  # noqa: BLE001, S110 - the pipeline treats it; nothing has happened yet
+            except Exception:
                 pass
             except BaseException:
                 self._count_dropped("interrupted")
@@ -232,7 +232,7 @@ class BackgroundSink(DeferredSink):
                 raise
             self._tell_of_overflow(1)
             return
-        except Exception as error:  # noqa: BLE001 - the error policy decides
+        except Exception as error:
             caught = error
         else:
             return
@@ -414,7 +414,7 @@ class BackgroundSink(DeferredSink):
             try:
                 with delivering():
                     left = self._delivery.deliver(batch)
-            except BaseException as error:  # noqa: BLE001 - SystemExit from a target must not end the thread
+            except BaseException as error:
                 left = []
                 self._lose_rest(error, generation)
             if left:
@@ -472,7 +472,7 @@ class BackgroundSink(DeferredSink):
             while True:
                 self._wakeups.get_nowait()
 
-    def _pause(self, seconds: float, generation: int) -> bool:  # noqa: ARG002 - `_stopping` says it all
+    def _pause(self, seconds: float, generation: int) -> bool:
         self._forget_wakeups()
         urgent = self._urgent_until - monotonic()
         if self._stopping and urgent <= 0:
@@ -610,7 +610,7 @@ class BackgroundSink(DeferredSink):
         usual = all(
             getattr(own, hook) is getattr(BackgroundSink, hook) for hook in ("deliver", "_put", "_take", "_store")
         ) and not (self._processors or self._closed or self._reporting or self._inline)
-        option = self._target._plain_option() if usual else None  # noqa: SLF001 - a sink too
+        option = self._target._plain_option() if usual else None
         if option is not None:
             self._cuts = not option & OPT_APPEND_NEWLINE
             option ^= OPT_APPEND_NEWLINE

@@ -94,7 +94,7 @@ def _is_number(value: Any) -> bool:
 
 def _grown(start: float, factor: float, times: int, limit: float) -> float:
     # A power beyond what a float holds raises; long before that the limit is reached.
-    return min(limit, start * factor ** min(times, 60)) if factor < 1e5 else min(limit, start if times == 0 else limit)  # noqa: PLR2004
+    return min(limit, start * factor ** min(times, 60)) if factor < 1e5 else min(limit, start if times == 0 else limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class Delivery:
                 result = self._target.emit_batch(part)
             except (TemporaryDeliveryError, OSError) as error:
                 left, failure, retry_after = part, error, getattr(error, "retry_after", None)
-            except Exception as error:  # noqa: BLE001 - what a target raises that is no sink of ours
+            except Exception as error:
                 self._split(part, error, parts)
                 attempts = 1
                 continue
@@ -264,7 +264,7 @@ class Delivery:
 
     def _fitting(self, batch: Batch) -> Iterable[Batch]:
         """Return *batch* in parts that are smaller than what was too much before."""
-        if self._fitting_bytes == float("inf") or len(batch) < 2:  # noqa: PLR2004
+        if self._fitting_bytes == float("inf") or len(batch) < 2:
             return [batch] if len(batch) else []
         parts: list[Batch] = []
         first = size = 0
@@ -288,7 +288,7 @@ class Delivery:
                 # Not under the mark of a delivering thread: a dead letter sink may be a network sink too.
                 with delivering(value=False):
                     self._dead_letter.deliver(item.event)
-            except Exception as failure:  # noqa: BLE001 - told, and counted here
+            except Exception as failure:
                 self._tell(_cleaned(failure, item), 0)
             else:
                 self._settle(Outcome(dead_lettered=1))

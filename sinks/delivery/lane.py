@@ -260,7 +260,7 @@ class Lane:
         try:
             items = [item for event, _ in batch if (item := self._prepared(event)) is not None]
             left = self._delivery.deliver(Batch(items)) if items else []
-        except BaseException as error:  # noqa: BLE001 - SystemExit from a sink must not end the thread
+        except BaseException as error:
             self._lose_rest(error)
             left = []
         if left:
@@ -276,10 +276,10 @@ class Lane:
             if self.sink.closed:
                 msg = f"{self.sink.name} is closed"
                 raise SinkClosedError(msg)
-            item = self.sink._prepare(event, respect_level=self._respect_level)  # noqa: SLF001 - a listener is a wrapper
+            item = self.sink._prepare(event, respect_level=self._respect_level)
         except DropEvent:
             item = None
-        except Exception as error:  # noqa: BLE001 - one bad event must not cost the others
+        except Exception as error:
             self._settle(Outcome(dropped={reason_of(error): 1}))
             told = cleaned(error, event)
             self._tell(told if isinstance(told, Exception) else DeliveryError(describe(told)), 1)

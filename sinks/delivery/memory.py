@@ -125,7 +125,7 @@ class BufferingSink(Sink):
             self._buffer = made
             self._left.notify_all()
 
-    def should_flush(self, event: dict[str, Any]) -> bool:  # noqa: ARG002 - for others to use
+    def should_flush(self, event: dict[str, Any]) -> bool:
         """Return True if the buffer is up to capacity. Called when *event* is in it."""
         return len(self._buffer) >= self.capacity
 
@@ -143,7 +143,7 @@ class BufferingSink(Sink):
                     self._flush_buffer()
             finally:
                 self._trim()
-        except Exception as error:  # noqa: BLE001 - it is not this event's failure
+        except Exception as error:
             failure = error
         else:
             return
@@ -188,7 +188,7 @@ class BufferingSink(Sink):
         try:
             if self.flush_on_close:
                 flushed = bool(self.flush(seconds))
-        except Exception as error:  # noqa: BLE001 - the error policy decides
+        except Exception as error:
             failures.append(error)
         given_up = self._end()
         self._close_result = flushed and not given_up and not failures
@@ -302,7 +302,7 @@ class MemorySink(BufferingSink):
         capacity: int,
         flush_level: str | float = "error",
         target: Sink | None = None,
-        flush_on_close: bool = True,  # noqa: FBT001, FBT002 - MemoryHandler's signature
+        flush_on_close: bool = True,
         *,
         ring: bool = False,
         block_timeout: float | dt.timedelta = 1.0,
@@ -407,7 +407,7 @@ class MemorySink(BufferingSink):
                 with self._left:
                     if self._handing is not None and not self._left.wait(max(0.0, deadline - monotonic())):
                         return
-        except BaseException as error:  # noqa: BLE001 - raised by flush(), in the thread that called it
+        except BaseException as error:
             self._count_dropped("interrupted")
             failures.append(error)
 
@@ -441,7 +441,7 @@ class MemorySink(BufferingSink):
                 target, event, hand = next_one
                 try:
                     target.deliver(event)
-                except Exception as error:  # noqa: BLE001 - the error policy decides
+                except Exception as error:
                     if not self._keeps(target, error, event, hand, failures):
                         break
                 else:
@@ -484,7 +484,7 @@ class MemorySink(BufferingSink):
         self, target: Sink, error: Exception, event: dict[str, Any], hand: object, failures: list[BaseException]
     ) -> bool:
         """Account for what *target* raised, and tell of it; return False if this is no time to go on."""
-        lost = target._events_lost_to(error)  # noqa: SLF001 - a sink too
+        lost = target._events_lost_to(error)
         later = bool(lost) and isinstance(error, (TemporaryDeliveryError, ReentrantEventError))
         if later:
             with self._left:
@@ -499,7 +499,7 @@ class MemorySink(BufferingSink):
             return False  # telling could be what feeds the loop
         events = 0 if later else lost
         if target.on_error is not report and target.on_error != "raise":
-            target._fail(error, event, events=events)  # noqa: SLF001 - a sink too
+            target._fail(error, event, events=events)
         if self.on_error == "raise":
             failures.append(error)
         else:
@@ -555,7 +555,7 @@ class MemorySink(BufferingSink):
 
     def _reads_metadata(self) -> bool:
         target = self._target
-        return bool(self._processors) or target is None or target._reads_metadata()  # noqa: SLF001 - a sink too
+        return bool(self._processors) or target is None or target._reads_metadata()
 
     def _stats(self) -> SinkStats:
         target = self._target

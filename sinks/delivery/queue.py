@@ -158,7 +158,7 @@ class QueueSink(Sink):
                     # Without a lock: there is no call from reading it to writing it, see WriteLock.
                     self._delivered += 1
                     return
-            except Exception:  # noqa: BLE001, S110 - the pipeline treats it; nothing has happened yet
+            except Exception:
                 pass
             except BaseException:
                 self._count_dropped("interrupted")

@@ -320,7 +320,7 @@ class QueueListener:
 
     # -- the hooks of logging.handlers.QueueListener
 
-    def dequeue(self, block: bool) -> Any:  # noqa: FBT001 - QueueListener's signature
+    def dequeue(self, block: bool) -> Any:
         """Return the next item of the queue, waiting for one if *block* is true.
 
         Raises:
@@ -380,12 +380,12 @@ class QueueListener:
         with delivering():
             while monotonic() < run.deadline and not run.abandoned:
                 try:
-                    item = self.dequeue(True)  # noqa: FBT003 - QueueListener's signature
+                    item = self.dequeue(True)
                 except Empty:  # of an override that does not wait for ever
                     continue
                 except SHUT_DOWN:
                     break
-                except Exception as error:  # noqa: BLE001 - an item that cannot be unpickled, or a queue that is gone
+                except Exception as error:
                     failures += 1
                     if self._failed_to_dequeue(error, run, failures):
                         break
@@ -441,7 +441,7 @@ class QueueListener:
                 with self._lock:
                     self._pending += 1
                     ticket.events = 1
-        except Exception as error:  # noqa: BLE001 - one bad item must not cost the others
+        except Exception as error:
             lost = 0 if ticket.events else 1
             if lost:
                 self._drop("garbage" if type(self).handle is QueueListener.handle else "error")
@@ -454,7 +454,7 @@ class QueueListener:
         self._task_done()
         try:
             put_nowait(self.queue, item)
-        except Exception as error:  # noqa: BLE001 - full, or gone
+        except Exception as error:
             self._drop("closed")
             self._tell(error, item, 1)
 
@@ -595,7 +595,7 @@ class QueueListener:
                 time.sleep(_LOOK_SECONDS)
             except SHUT_DOWN:
                 return False
-            except Exception as error:  # noqa: BLE001 - a queue that is gone
+            except Exception as error:
                 self._tell(error, None, 0)
                 return False
             else:
@@ -603,7 +603,7 @@ class QueueListener:
 
     def _tell_of_sink(self, sink: Sink, error: Exception, events: int) -> None:
         if sink.on_error is not report and sink.on_error != "raise":
-            sink._fail(error, None, events=events)  # noqa: SLF001 - a listener is a wrapper
+            sink._fail(error, None, events=events)
         self._call_on_error(SinkFailure(sink.name, error, events, time.time()))
 
     def _tell(self, error: Exception, item: object, events: int) -> None:
@@ -615,7 +615,7 @@ class QueueListener:
         try:
             with delivering(value=False):
                 self.on_error(failure)
-        except Exception as raised:  # noqa: BLE001 - the last resort: who was to be told failed itself
+        except Exception as raised:
             report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
 
     # -- the process's life, see outfall.sinks.core.lifecycle
@@ -693,4 +693,4 @@ def renew(queue: Any) -> None:
         if queues is not None and isinstance(queue, queues.Queue):
             # What multiprocessing does in children that it forks itself: else the child would wait for a feeding
             # thread that only the parent has.
-            queue._after_fork()  # noqa: SLF001
+            queue._after_fork()

@@ -77,7 +77,7 @@ class DeferredSink(Sink):
         self._retry = retry
         self._dead_letter = dead_letter
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        target._surround(self)  # noqa: SLF001 - a sink too
+        target._surround(self)
         self._changed()
 
     def _fresh_state(self) -> None:
@@ -182,7 +182,7 @@ class DeferredSink(Sink):
         return self._target.encode(event)
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
-        item = self._target._prepare(event)  # noqa: SLF001 - a sink too
+        item = self._target._prepare(event)
         if item is None:
             raise DropEvent
         self._take(item)
@@ -190,16 +190,16 @@ class DeferredSink(Sink):
 
     def _prepare(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
         passed = self._passed(event, respect_level=respect_level)
-        return None if passed is None else self._target._prepare(passed)  # noqa: SLF001 - a sink too
+        return None if passed is None else self._target._prepare(passed)
 
     def _restore(self, data: bytes, level: float, time: float) -> Encoded:
-        return self._target._restore(data, level, time)  # noqa: SLF001 - a sink too
+        return self._target._restore(data, level, time)
 
     def _reads_metadata(self) -> bool:
         return self._prepare_reads_metadata()
 
     def _prepare_reads_metadata(self) -> bool:
-        return bool(self._processors) or self._target._prepare_reads_metadata()  # noqa: SLF001 - a sink too
+        return bool(self._processors) or self._target._prepare_reads_metadata()
 
     # -- the thread
 

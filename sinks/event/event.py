@@ -79,7 +79,7 @@ def as_event(given: object, method_name: str | None = None) -> dict[str, Any]:
         return TextEvent(bytes(given), level)
     elif isinstance(given, Mapping):
         event = dict(given)
-    elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple):  # noqa: PLR2004 - (args, kwargs)
+    elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple):
         args, kwargs = given
         # One text alone is a message here: text that was rendered comes without a tuple around it.
         return _event_of_logging_call(args, kwargs, method_name) if args else as_event(dict(kwargs), method_name)
@@ -142,7 +142,7 @@ def _event_of_logging_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], met
             # One mapping stands for keywords, as `logging` has it.
             values = positional[0] if len(positional) == 1 and isinstance(positional[0], Mapping) else positional
             event["event"] = str(event["event"]) % values
-        except Exception:  # noqa: BLE001 - whatever %-formatting raises, the text and its arguments are kept
+        except Exception:
             event["positional_args"] = positional
     return _levelled(event, None if method_name is None else _level_of_method(method_name))
 
@@ -236,14 +236,14 @@ def timestamp_of(event: Mapping[str, Any]) -> float | None:
         value = event.get("timestamp")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             # More is not seconds; nor is NaN less.
-            return float(value) if abs(value) < 1e12 else _carried_time(event)  # noqa: PLR2004
+            return float(value) if abs(value) < 1e12 else _carried_time(event)
         if isinstance(value, str):
             # fromisoformat before Python 3.11 does not know "Z".
             value = dt.datetime.fromisoformat(value[:-1] + "+00:00" if value[-1:] in "Zz" else value)
         if isinstance(value, dt.datetime):
             seconds = value.timestamp()
             return seconds if abs(seconds) < math.inf else _carried_time(event)  # "not a time" is a datetime to pandas
-    except Exception:  # noqa: BLE001, S110 - out of range, or what a tzinfo or a hostile value raises
+    except Exception:
         pass
     return _carried_time(event)
 

@@ -145,7 +145,7 @@ class Projection:
                     made[name] = source(visible)
                 except DropEvent:
                     raise
-                except Exception as error:  # noqa: BLE001 - whatever a user's function raises, the rest is kept
+                except Exception as error:
                     made[name] = f"<unrenderable value: {type_name(error)}>"
         return made
 
@@ -244,7 +244,7 @@ def _keep(event: Mapping[str, Any], made: dict[Any, Any], keys: tuple[Any, ...],
 
 def _exception(event: Mapping[str, Any]) -> Any:
     """Return what the renderer makes of ``exc_info``, None if it stands for no exception."""
-    rendered = _renderer._exception(event["exc_info"])  # noqa: SLF001 - the same rules as where it is rendered
+    rendered = _renderer._exception(event["exc_info"])
     return None if rendered is event["exc_info"] else rendered
 
 

@@ -73,7 +73,7 @@ class OrjsonRenderer:
         if tracebacks == "text":
             self._format: Callable[[ExcInfo], Any] = _traceback_text
         elif tracebacks == "dict":
-            from structlog.tracebacks import ExceptionDictTransformer  # noqa: PLC0415 - seldom used
+            from structlog.tracebacks import ExceptionDictTransformer
 
             self._format = ExceptionDictTransformer(show_locals=False)
         elif callable(tracebacks):
@@ -105,7 +105,7 @@ class OrjsonRenderer:
         """True if the usual event is exactly ``orjson.dumps(event, option=OPTIONS)``: what hot paths inline."""
         return not (self._sort_keys or self._key_order or self._snapshot) and type(self) is OrjsonRenderer
 
-    def __call__(self, logger: object, name: str | None, event_dict: Mapping[str, Any]) -> bytes:  # noqa: ARG002
+    def __call__(self, logger: object, name: str | None, event_dict: Mapping[str, Any]) -> bytes:
         """Return *event_dict* as one line of JSON; *logger* and *name* are not looked at."""
         return self.render(event_dict)
 
@@ -131,7 +131,7 @@ class OrjsonRenderer:
                 return dumps(prepared, None, option)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # noqa: BLE001, S110 - orjson's errors; those of a key's __eq__; a stack nearly used up
+        except BaseException:
             pass
         # Not within the except clause, where the exception that exc_info=True stands for is orjson's own.
         try:
@@ -164,7 +164,7 @@ class OrjsonRenderer:
             return list(self._prepared(event).items())
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # noqa: BLE001, S110 - a key's __eq__ or __hash__
+        except BaseException:
             pass
         # Of the keys that are text only their content is asked, of the others nothing; those come last.
         others: list[tuple[Any, Any]] = []
@@ -185,7 +185,7 @@ class OrjsonRenderer:
             error = exc_info
         elif kind is bool or kind is int:
             error = sys.exc_info()[1] if exc_info else None
-        elif issubclass(kind, tuple) and tuple.__len__(exc_info) == 3:  # noqa: PLR2004 - as sys.exc_info() returns it
+        elif issubclass(kind, tuple) and tuple.__len__(exc_info) == 3:
             given = tuple(tuple.__iter__(exc_info))
             error = given[1]
             if not issubclass(type(error), BaseException):
@@ -199,7 +199,7 @@ class OrjsonRenderer:
             return self._format(exc_info if type(exc_info) is tuple else (type(error), error, error.__traceback__))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as raised:  # noqa: BLE001 - the exception's own methods run here
+        except BaseException as raised:
             return f"<unrenderable traceback of {type_name(error)}: {type_name(raised)}>"
 
     def _render_slowly(self, event: Mapping[Any, Any], prepared: dict[Any, Any] | None, option: int) -> bytes:
@@ -213,7 +213,7 @@ class OrjsonRenderer:
             return dumps(plain_fields(kept, whole), None, option)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as raised:  # noqa: BLE001 - a mapping that cannot be read; a stack or memory used up
+        except BaseException as raised:
             error = raised
         # What can be kept without another call of a Python function, for which the stack may have no room.
         made: dict[str, Any] = {}
@@ -224,7 +224,7 @@ class OrjsonRenderer:
                 try:
                     dumps({key: value})
                     made[key] = value
-                except Exception:  # noqa: BLE001, S112 - a lone surrogate, a huge integer
+                except Exception:
                     continue
         made.setdefault("event", "<unrenderable event>")
         made["unrenderable"] = type(error).__name__

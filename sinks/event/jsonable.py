@@ -70,7 +70,7 @@ def items_of(value: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
             item = value[key]
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             item = f"<unrenderable value: {type_name(error)}>"
         items.append((key, item))
     return items
@@ -129,13 +129,13 @@ def _guarded(value: Any, depth: int, parents: set[int]) -> Any:
         return _convert(value, depth, parents)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # noqa: BLE001 - its methods may raise anything, BaseExceptions of their own too
+    except BaseException as error:
         return f"<unrenderable {type_name(value)}: {type_name(error)}>"
     finally:
         parents.discard(identity)
 
 
-def _convert(value: Any, depth: int, parents: set[int]) -> Any:  # noqa: C901, PLR0911, PLR0912
+def _convert(value: Any, depth: int, parents: set[int]) -> Any:
     # The built-in types by their own methods: a subclass cannot run code of its own here.
     kind = type(value)
     if issubclass(kind, enum.Enum):
@@ -229,7 +229,7 @@ def _fields(value: Any) -> list[tuple[str, Any]] | None:
             continue
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             fields.append((name, f"<unrenderable value: {type_name(error)}>"))
     return fields
 
@@ -248,7 +248,7 @@ def _integer(value: int) -> Any:
     if _INT64_MIN <= value <= _UINT64_MAX:
         return value
     # Python reads at most 4 300 digits by default, and takes quadratic time to write them.
-    if value.bit_length() < 13_000:  # noqa: PLR2004
+    if value.bit_length() < 13_000:
         try:
             return orjson.Fragment(str(value))
         except ValueError:
@@ -274,7 +274,7 @@ def _represent(value: Any) -> str:
         return _text(str.__str__(repr(value)))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         return f"<unrenderable {type_name(value)}: __repr__ raised {type_name(error)}>"
 
 

@@ -95,7 +95,7 @@ def parse_level(level: str | float, argument: str = "level") -> float:
             raise ValueError(msg)
         return number
     if isinstance(level, (int, float)) and not isinstance(level, bool):
-        if level != level:  # noqa: PLR0124 - the one value that differs from itself is NaN
+        if level != level:
             msg = f"{argument}={level!r} is not a level"
             raise ValueError(msg)
         return level
@@ -111,7 +111,7 @@ def level_of(event: Mapping[str, Any]) -> float:
     """
     try:
         number = event.get("level_number")
-        if isinstance(number, (int, float)) and not isinstance(number, bool) and number == number:  # noqa: PLR0124 - NaN
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and number == number:
             return number
         level = event.get("level")
         if level is None:
@@ -120,9 +120,9 @@ def level_of(event: Mapping[str, Any]) -> float:
         if isinstance(level, str):
             known = _number_of_name(level)
             return UNKNOWN if known is None else known
-        if isinstance(level, (int, float)) and not isinstance(level, bool) and level == level:  # noqa: PLR0124
+        if isinstance(level, (int, float)) and not isinstance(level, bool) and level == level:
             return level
-    except Exception:  # noqa: BLE001, S110 - a hostile key or value
+    except Exception:
         pass
     return UNKNOWN
 

@@ -36,7 +36,7 @@ def birth_time(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> flo
     Source: ``statx(2)``; `os.stat_result.st_birthtime`, which Python has on macOS, the BSDs and Windows.
     """
     try:
-        status = os.stat(path)  # noqa: PTH116 - any kind of path
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
     born = getattr(status, "st_birthtime", None)
@@ -66,7 +66,7 @@ def _statx() -> Callable[[bytes, bytearray], bool] | None:
     """Return a function that fills a buffer for a path, and says whether it could; None without such a C library."""
     try:
         # Imported here: it costs time that only files that rotate should pay, and some Pythons are built without it.
-        import ctypes  # noqa: PLC0415
+        import ctypes
 
         statx: Any = ctypes.CDLL(None).statx  # in glibc since 2.28
     except (ImportError, OSError, AttributeError):

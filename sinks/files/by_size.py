@@ -75,7 +75,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         max_bytes: int = 0,
         backup_count: int = 0,
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.RotatingFileHandler
+        delay: bool = False,
         errors: str | None = None,
         *,
         namer: Callable[[str], str] | None = None,
@@ -122,7 +122,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         )
 
     _counts_size = True
-    _hot_hooks = (*FileSink._hot_hooks, "should_rollover")  # noqa: SLF001 - its base class
+    _hot_hooks = (*FileSink._hot_hooks, "should_rollover")
 
     def _has_room(self, size: int) -> bool:
         # Attributes may be set at any time, so they are read at each event.
@@ -176,7 +176,7 @@ class RotatingFileSink(BaseRotatingFileSink):
             self._move_away(self.rotation_filename(f"{self.base_filename}.1"))
             for path in surplus:
                 with contextlib.suppress(FileNotFoundError):  # what retention has deleted by now
-                    os.unlink(path)  # noqa: PTH108
+                    os.unlink(path)
 
     def _free_first_number(self) -> list[str]:
         """Shift the numbered files up by one, as far as the first number that is free; return what is one too many.
@@ -200,10 +200,10 @@ class RotatingFileSink(BaseRotatingFileSink):
             names.append(name)
         if len(endings) == len(names):  # one too many, left by a rotation that was cut short
             for ending in endings.pop():
-                os.unlink(names[-1] + ending)  # noqa: PTH108
+                os.unlink(names[-1] + ending)
         for number in range(len(endings), 0, -1):
             for ending in endings[number - 1]:
-                os.replace(names[number - 1] + ending, names[number] + ending)  # noqa: PTH105
+                os.replace(names[number - 1] + ending, names[number] + ending)
         # Not deleted before the rotation has succeeded: one that fails costs nothing.
         if 0 < self.backup_count == len(endings):
             return [names[-1] + ending for ending in endings[-1]]
@@ -238,4 +238,4 @@ class RotatingFileSink(BaseRotatingFileSink):
             yield (-float(number), 0), f"{self.base_filename}.{number}"
 
 
-RotatingFileSink._hot_class = RotatingFileSink  # noqa: SLF001 - its own class
+RotatingFileSink._hot_class = RotatingFileSink

@@ -82,8 +82,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         interval: int = 1,
         backup_count: int = 0,
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.TimedRotatingFileHandler
-        utc: bool = False,  # noqa: FBT001, FBT002
+        delay: bool = False,
+        utc: bool = False,
         at_time: dt.time | None = None,
         errors: str | None = None,
         *,
@@ -167,7 +167,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         return self._schedule.next_after(current_time, current_time if self._start is None else self._start)
 
     _asks_for_room = True
-    _hot_hooks = (*FileSink._hot_hooks, "should_rollover")  # noqa: SLF001 - its base class
+    _hot_hooks = (*FileSink._hot_hooks, "should_rollover")
 
     def _has_room(self, size: int) -> bool:
         if time.time() >= self.rollover_at:
@@ -250,7 +250,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Find out the interval of a file that was opened."""
         now = time.time()
         with contextlib.suppress(OSError):
-            state = os.stat(self.base_filename)  # noqa: PTH116
+            state = os.stat(self.base_filename)
             self._begin(now, state.st_size)
 
     def _begin(self, now: float, size: int) -> None:
@@ -265,7 +265,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def _start_of_existing(self, now: float) -> float:
         """Return when the interval of a file that has events already began."""
         schedule = self._schedule
-        last_write = min(os.stat(self.base_filename).st_mtime, now)  # noqa: PTH116
+        last_write = min(os.stat(self.base_filename).st_mtime, now)
         rotated = [file.age[0] for file in self.rotated_files()]
         newest = max(rotated, default=None)
         birth = birth_time(self.base_filename)
@@ -300,4 +300,4 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
                 yield (start, int(number)), f"{stem}.{number}"
 
 
-TimedRotatingFileSink._hot_class = TimedRotatingFileSink  # noqa: SLF001 - its own class
+TimedRotatingFileSink._hot_class = TimedRotatingFileSink

@@ -46,22 +46,22 @@ class Owner(Protocol):
 
 
 def _gzip(source: int, destination: str) -> None:
-    import gzip  # noqa: PLC0415 - who compresses needs it, and it takes its time
-    import shutil  # noqa: PLC0415
+    import gzip
+    import shutil
 
     # Without name and time in the header: the file says both, and equal events make equal files.
     with (
         open(source, "rb", closefd=False) as plain,
-        open(destination, "wb") as raw,  # noqa: PTH123 - paths are text here
+        open(destination, "wb") as raw,
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as compressed,
     ):
         shutil.copyfileobj(plain, compressed, _CHUNK_BYTES)
 
 
 def _zstd(source: int, destination: str) -> None:
-    import zstandard  # noqa: PLC0415 - an extra
+    import zstandard
 
-    with open(source, "rb", closefd=False) as plain, open(destination, "wb") as compressed:  # noqa: PTH123
+    with open(source, "rb", closefd=False) as plain, open(destination, "wb") as compressed:
         zstandard.ZstdCompressor().copy_stream(plain, compressed)
 
 
@@ -90,7 +90,7 @@ class Compressor:
             self.ending: str = ".gz"
         elif method == "zstd":
             try:
-                import zstandard  # noqa: F401, PLC0415 - an extra  # pyright: ignore[reportUnusedImport]
+                import zstandard  # noqa: F401 - an extra  # pyright: ignore[reportUnusedImport]
             except ImportError:
                 raise MissingDependencyError(package="zstandard", extra="zstd") from None
             self._method = _zstd
@@ -157,14 +157,14 @@ class Compressor:
     def _look(self) -> None:
         try:
             paths = self._owner.files_to_compress()
-        except Exception as error:  # noqa: BLE001 - namer may raise anything
+        except Exception as error:
             self._owner.compression_failed(error)
         else:
             for path in paths:
                 self._compress(path)
 
     def _compress(self, path: str) -> None:
-        directory, base_name = os.path.dirname(path), os.path.basename(self._owner.base_filename)  # noqa: PTH119, PTH120
+        directory, base_name = os.path.dirname(path), os.path.basename(self._owner.base_filename)
         temporaries: list[str] = []
         try:
             source = self._hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -173,7 +173,7 @@ class Compressor:
                 return
             state = os.fstat(source)
             # The same name for the same file, so that a killed process's attempt is overwritten by the next.
-            stem = os.path.join(directory, f".{base_name}.{state.st_ino}")  # noqa: PTH118
+            stem = os.path.join(directory, f".{base_name}.{state.st_ino}")
             temporary, link = stem + _UNFINISHED, f"{stem}.source{_UNFINISHED}"
             temporaries += (temporary, link)
             if not self._mark(temporary):
@@ -182,7 +182,7 @@ class Compressor:
                 self._method(source, temporary)
             else:
                 self._call(path, state, link, temporary)
-            os.chmod(temporary, stat.S_IMODE(state.st_mode))  # noqa: PTH101
+            os.chmod(temporary, stat.S_IMODE(state.st_mode))
             # The time of its last event, for retention by age; and what shows that both hold the same.
             os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
             self._owner.place_compressed((state.st_dev, state.st_ino), temporary, self.ending)
@@ -190,13 +190,13 @@ class Compressor:
             # Shifted or deleted meanwhile; the next look finds it.
             if error.filename != path:
                 self._owner.compression_failed(error)
-        except Exception as error:  # noqa: BLE001 - told, and the file stays as it is
+        except Exception as error:
             self._owner.compression_failed(error)
         finally:
             # While the locks are held: the next who takes them makes files of the same names.
             for left in temporaries:
                 with contextlib.suppress(OSError):
-                    os.unlink(left)  # noqa: PTH108 - gone when it was put in its place
+                    os.unlink(left)
             held, self._held = self._held, []
             for descriptor in held:
                 os.close(descriptor)
@@ -205,7 +205,7 @@ class Compressor:
         """Call a callable of others, which opens the file by its name."""
         # A rotation may rename the file meanwhile, and put the next one in its place.
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(link)  # noqa: PTH108
+            os.unlink(link)
         try:
             os.link(path, link)
         except FileNotFoundError:
@@ -222,7 +222,7 @@ class Compressor:
         for _ in range(_ATTEMPTS):
             marker = self._hold(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
             with contextlib.suppress(FileNotFoundError):
-                if self._lock(marker) and os.path.samestat(os.stat(temporary), os.fstat(marker)):  # noqa: PTH116
+                if self._lock(marker) and os.path.samestat(os.stat(temporary), os.fstat(marker)):
                     return True
             time.sleep(0.001)  # taken for left, and deleted, before it was locked
         return False
@@ -242,13 +242,13 @@ class Compressor:
 
 
 def _check_same(name: str, state: os.stat_result, path: str) -> None:
-    if not os.path.samestat(os.stat(name), state):  # noqa: PTH116
+    if not os.path.samestat(os.stat(name), state):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 def _checked_ending(method: Any) -> str:
     ending = getattr(method, "ending", ".compressed")
-    if not isinstance(ending, str) or not ending or os.path.basename(ending) != ending:  # noqa: PTH119
+    if not isinstance(ending, str) or not ending or os.path.basename(ending) != ending:
         msg = f"compression={method!r}: its ending={ending!r} is not what a file's name can get, such as '.xz'"
         raise ValueError(msg)
     return ending
@@ -258,7 +258,7 @@ def remove_unfinished(directory: str, path: str) -> None:
     """Delete what killed processes' compression of the files rotated from *path* has left in *directory*."""
     if not flock.AVAILABLE:
         return  # it cannot be told from what a living process is writing
-    prefix = f".{os.path.basename(path)}."  # noqa: PTH119
+    prefix = f".{os.path.basename(path)}."
     with os.scandir(directory) as entries:
         unfinished = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(_UNFINISHED)]
     for name in unfinished:
@@ -266,7 +266,7 @@ def remove_unfinished(directory: str, path: str) -> None:
             descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if flock.try_lock(descriptor):
-                    os.unlink(name)  # noqa: PTH108
+                    os.unlink(name)
             finally:
                 os.close(descriptor)
 
@@ -279,6 +279,6 @@ def endings(extra: Iterable[str] = ()) -> tuple[str, ...]:
 def finish_placing(plain: str, compressed: list[str]) -> None:
     """Unlink *plain* if one of *compressed* is made of it: somebody was killed between the steps of placing it."""
     with contextlib.suppress(FileNotFoundError):
-        made = os.stat(plain).st_mtime_ns  # noqa: PTH116
-        if any(os.stat(path).st_mtime_ns == made for path in compressed):  # noqa: PTH116
-            os.unlink(plain)  # noqa: PTH108
+        made = os.stat(plain).st_mtime_ns
+        if any(os.stat(path).st_mtime_ns == made for path in compressed):
+            os.unlink(plain)

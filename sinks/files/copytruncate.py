@@ -155,7 +155,7 @@ class Copy:
                     if os.path.samestat(os.fstat(descriptor), self.status):
                         return descriptor
                     os.close(descriptor)
-            with os.scandir(os.path.dirname(self.path)) as entries:  # noqa: PTH120 - paths are text here
+            with os.scandir(os.path.dirname(self.path)) as entries:
                 names = [entry.path for entry in entries if entry.inode() == self.status.st_ino]
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
 
@@ -277,7 +277,7 @@ def _content_from(path: str, status: os.stat_result, start: int, stop: int) -> t
     The former is None unless the file ends between *start* and *stop*.
     """
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - names from scandir are text
+        with open(path, "rb", buffering=0) as file:
             if not os.path.samestat(os.fstat(file.fileno()), status):
                 return None, True
             magic = file.read(6)
@@ -290,7 +290,7 @@ def _content_from(path: str, status: os.stat_result, start: int, stop: int) -> t
                 return None, True
             file.seek(start)
             return _read_all(file, size - start), True
-    except Exception:  # noqa: BLE001 - unreadable, still being compressed, or an algorithm that this Python lacks
+    except Exception:
         return None, True
 
 
@@ -300,15 +300,15 @@ class _Readable(Protocol):
 
 def _unpacked(file: Any, magic: bytes) -> _Readable | None:
     if magic.startswith(b"\x1f\x8b"):
-        import gzip  # noqa: PLC0415 - only where there is something to unpack
+        import gzip
 
         return gzip.GzipFile(fileobj=file)
     if magic.startswith(b"BZh"):
-        import bz2  # noqa: PLC0415 - only where there is something to unpack
+        import bz2
 
         return bz2.BZ2File(file)
     if magic.startswith(b"\xfd7zXZ"):
-        import lzma  # noqa: PLC0415 - only where there is something to unpack
+        import lzma
 
         return lzma.LZMAFile(file)
     return None

@@ -56,8 +56,8 @@ class SharedFileSink(FileSink):
             raise ValueError(msg)
         self.multiprocess: bool = bool(multiprocess)
         self._shared = self.multiprocess and (self._counts_size or self._asks_for_room)
-        path = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - as FileSink does
-        self._directory_lock = flock.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
+        path = os.path.abspath(os.fsdecode(filename))
+        self._directory_lock = flock.DirectoryLock(os.path.dirname(path))
         #: Size of the current file in bytes; None if it has to be asked of the system.
         self._size: int | None = None
         #: Device and inode of the current file.
@@ -85,7 +85,7 @@ class SharedFileSink(FileSink):
                 self._move_on()
             else:
                 return
-        except Exception as error:  # noqa: BLE001 - the file that is open takes the event as well
+        except Exception as error:
             self._size = None
             self._note(error)
             return
@@ -122,7 +122,7 @@ class SharedFileSink(FileSink):
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._directory_lock)
-            except Exception as error:  # noqa: BLE001 - the event is written all the same
+            except Exception as error:
                 self._note(error)
             descriptor = self._parked_fd
             missing = self._missing_start(descriptor)
@@ -137,7 +137,7 @@ class SharedFileSink(FileSink):
         now = monotonic()
         looks = now >= self._look_due or now - self._wrote_at > _GAP_SECONDS
         if looks:
-            state = _stat(self.base_filename)  # noqa: PTH116
+            state = _stat(self.base_filename)
             if (state.st_dev, state.st_ino) != self._identity:
                 return False
             size = state.st_size
@@ -227,7 +227,7 @@ class SharedFileSink(FileSink):
             ends = list(accumulate(map(len, again)))
             try:
                 super()._write_whole(b"".join(again), ends)
-            except Exception as error:  # noqa: BLE001 - the event that is being written speaks for itself
+            except Exception as error:
                 lost = len(again) - self._kept
                 self._delivered -= lost
                 self._count_dropped("error", lost)
@@ -309,7 +309,7 @@ class SharedFileSink(FileSink):
 def state_of(path: str) -> os.stat_result | None:
     """Return what the system says of the file at *path*, or None if there is none."""
     try:
-        return os.stat(path)  # noqa: PTH116
+        return os.stat(path)
     except FileNotFoundError:
         return None
 

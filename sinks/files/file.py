@@ -108,7 +108,7 @@ class FileSink(ByteSink):
         filename: str | os.PathLike[str],
         mode: str = "a",
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.FileHandler
+        delay: bool = False,
         errors: str | None = None,
         *,
         permissions: int | None = None,
@@ -123,7 +123,7 @@ class FileSink(ByteSink):
         name: str | None = None,
     ) -> None:
         #: The absolute path, as text; frozen here, so that a later chdir does not move the file.
-        self.base_filename: str = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - Path.absolute keeps ".."
+        self.base_filename: str = os.path.abspath(os.fsdecode(filename))
         self.mode: str = _checked_mode(mode)
         self.delay: bool = bool(delay)
         self.permissions: int | None = _checked_permissions(permissions)
@@ -184,7 +184,7 @@ class FileSink(ByteSink):
 
     # -- the hot path
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event has reached the operating system, or the buffer where there is one.
@@ -223,7 +223,7 @@ class FileSink(ByteSink):
                         finally:
                             pass
                 elif express != 5:  # _BUFFERED
-                    if express != 2 and express != 6 and express != 7:  # noqa: PLR1714 - faster; those WITH_LEVEL
+                    if express != 2 and express != 6 and express != 7:
                         level = event["level"]
                         if "level_number" in event:
                             raise LookupError  # it wins over the level, and may be anything
@@ -246,7 +246,7 @@ class FileSink(ByteSink):
                                 self._size = counted + size
                             elif not self._has_room(size):
                                 raise LookupError
-                        elif express == 6 or express == 8:  # noqa: PLR1714 - faster; _SHARED
+                        elif express == 6 or express == 8:
                             if not self._append_shared(data):
                                 raise LookupError
                             self._delivered += 1
@@ -279,22 +279,22 @@ class FileSink(ByteSink):
                                 return
                         finally:
                             try:
-                                holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                                holding = False
                                 turn += TURN
                             finally:
                                 pass
-            except Exception:  # noqa: BLE001, S110
+            except Exception:
                 pass
             except BaseException:
                 self._count_dropped("interrupted")
                 raise
         super().handle(event)
 
-    def _has_room(self, size: int) -> bool:  # noqa: ARG002 - asked of files with a bound alone
+    def _has_room(self, size: int) -> bool:
         """Return True, and count on it, if *size* more bytes may be written without more ado."""
         return True
 
-    def _append_shared(self, data: bytes) -> bool:  # noqa: ARG002 - asked of files of several processes alone
+    def _append_shared(self, data: bytes) -> bool:
         """Append *data*, one event, and return True, if that may be done without more ado."""
         return False
 
@@ -711,7 +711,7 @@ _NOCTTY = getattr(os, "O_NOCTTY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 HAND_TAKEN.add(FileSink.handle.__code__)
-FileSink._hot_class = FileSink  # noqa: SLF001 - its own class, which it cannot name before it exists
+FileSink._hot_class = FileSink
 
 
 def _read_at(descriptor: int, offset: int, size: int) -> bytes:

@@ -102,7 +102,7 @@ class BaseRotatingFileSink(SharedFileSink):
         filename: str | os.PathLike[str],
         mode: str = "a",
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.BaseRotatingHandler
+        delay: bool = False,
         errors: str | None = None,
         *,
         namer: Callable[[str], str] | None = None,
@@ -147,9 +147,9 @@ class BaseRotatingFileSink(SharedFileSink):
         self._backoff = _BACKOFF_SECONDS[0]
         #: While files are being moved: what hooks and signal handlers log then must not move them too.
         self._rolling = False
-        path = os.path.abspath(os.fsdecode(filename))  # noqa: PTH100 - as FileSink does
+        path = os.path.abspath(os.fsdecode(filename))
         # The compressor's own: no write waits while it waits for another process.
-        self._compressor_lock = flock.DirectoryLock(os.path.dirname(path))  # noqa: PTH120
+        self._compressor_lock = flock.DirectoryLock(os.path.dirname(path))
         super().__init__(
             filename,
             mode,
@@ -172,7 +172,7 @@ class BaseRotatingFileSink(SharedFileSink):
 
     # -- hooks
 
-    def should_rollover(self, data: bytes) -> bool:  # noqa: ARG002 - for subclasses
+    def should_rollover(self, data: bytes) -> bool:
         """Return True if the file has to roll over before *data*, one event, is written. Called under the lock."""
         msg = f"{type(self).__name__} has to implement should_rollover(data)"
         raise TypeError(msg)
@@ -194,9 +194,9 @@ class BaseRotatingFileSink(SharedFileSink):
             rotator(source, dest)
         else:
             with contextlib.suppress(FileNotFoundError):
-                os.replace(source, dest)  # noqa: PTH105 - paths are text here
+                os.replace(source, dest)
 
-    def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:  # noqa: ARG002
+    def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
         """Give the default names, with full path, that *file_name* could have been made of, each with its age.
 
         The age sorts: the newest file has the greatest. Called for every file in the directory; what does not become
@@ -245,15 +245,15 @@ class BaseRotatingFileSink(SharedFileSink):
         return sorted(found, key=lambda file: file.age, reverse=True)
 
     def _directory_of_rotated(self) -> str:
-        return os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))  # noqa: PTH100, PTH120
+        return os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))
 
     def _as_rotated(self, path: str) -> RotatedFile | None:
         for ending in self._endings:
             if not path.endswith(ending):
                 continue
             stem = path[: len(path) - len(ending)]
-            for age, default_name in self.names_of_rotated(os.path.basename(stem)):  # noqa: PTH119
-                if os.path.abspath(self.rotation_filename(default_name)) == stem:  # noqa: PTH100
+            for age, default_name in self.names_of_rotated(os.path.basename(stem)):
+                if os.path.abspath(self.rotation_filename(default_name)) == stem:
                     return RotatedFile(path, ending, age)
         return None
 
@@ -301,7 +301,7 @@ class BaseRotatingFileSink(SharedFileSink):
     def _must_roll(self, event: bytes) -> bool:
         try:
             return self.should_rollover(event)
-        except Exception as error:  # noqa: BLE001 - a hook may raise anything; the event is written all the same
+        except Exception as error:
             self._note(error)
             return False
 
@@ -373,7 +373,7 @@ class BaseRotatingFileSink(SharedFileSink):
                 others = self._others_have_rotated()
                 if not others:
                     self.do_rollover()
-        except Exception as error:  # noqa: BLE001 - hooks may raise anything; the event is written all the same
+        except Exception as error:
             self._retry_at = monotonic() + self._backoff
             self._backoff = min(2 * self._backoff, _BACKOFF_SECONDS[1])
             self._note(error)
@@ -458,7 +458,7 @@ class BaseRotatingFileSink(SharedFileSink):
 
     def _move_away(self, dest: str) -> None:
         """Have `rotate` move the file to *dest*, where nothing is, and begin a new one; all of it, or nothing."""
-        before = os.stat(self.base_filename)  # noqa: PTH116
+        before = os.stat(self.base_filename)
         try:
             self.rotate(self.base_filename, dest)
             self.begin_new_file()
@@ -468,7 +468,7 @@ class BaseRotatingFileSink(SharedFileSink):
             after = state_of(self.base_filename)
             if after is not None and os.path.samestat(before, after) and after.st_size >= before.st_size:
                 with contextlib.suppress(OSError):
-                    os.unlink(dest)  # noqa: PTH108
+                    os.unlink(dest)
             raise
 
     def begin_new_file(self) -> None:
@@ -489,14 +489,14 @@ class BaseRotatingFileSink(SharedFileSink):
             self._exchange()
         try:
             self._tidy_up()
-        except Exception as error:  # noqa: BLE001 - it is told, and tried again after the next rotation
+        except Exception as error:
             self._rotation_failure = error
 
     def _tidy_up(self) -> None:
         """Delete what retention does not keep, and have the rest compressed."""
         for path in self.get_files_to_delete():
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)  # noqa: PTH108
+                os.unlink(path)
         if self._compressor is not None:
             self._compressor.start()
 
@@ -509,7 +509,7 @@ class BaseRotatingFileSink(SharedFileSink):
                     compressing.remove_unfinished(self._directory_of_rotated(), self.base_filename)
                 self.files_to_compress(locked=True)  # finishes first what would count twice
                 self._tidy_up()
-        except Exception as error:  # noqa: BLE001 - hooks may raise anything; it is tried again after the next rotation
+        except Exception as error:
             self._fail(error, None, events=0)
 
     # -- what the compressor asks
@@ -543,8 +543,8 @@ class BaseRotatingFileSink(SharedFileSink):
             with self._beside_writes():
                 if identity_of(paths[0]) == identity:
                     # In this order: a kill between the two leaves both, which the next start can tell.
-                    os.replace(compressed, paths[0] + ending)  # noqa: PTH105
-                    os.unlink(paths[0])  # noqa: PTH108
+                    os.replace(compressed, paths[0] + ending)
+                    os.unlink(paths[0])
                     return
 
     def compression_failed(self, error: Exception) -> None:

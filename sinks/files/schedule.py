@@ -295,7 +295,7 @@ def _checked_interval(interval: int) -> int:
     return interval
 
 
-def _checked_utc(utc: bool) -> bool:  # noqa: FBT001 - the value that is checked
+def _checked_utc(utc: bool) -> bool:
     if not isinstance(utc, bool):
         msg = f"utc={utc!r} is not True or False"
         raise ValueError(msg)  # noqa: TRY004 - one error for every argument that is not usable

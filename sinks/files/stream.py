@@ -106,7 +106,7 @@ class StreamSink(ByteSink):
             _check_stream(stream)
             try:
                 self._flush()
-            except Exception as error:  # noqa: BLE001 - a broken stream is a good reason to exchange it
+            except Exception as error:
                 failure = error
             self._bind(stream)
         if failure is not None:
@@ -139,7 +139,7 @@ class StreamSink(ByteSink):
         while self._interrupting:
             try:
                 self._write_and_flush(self._interrupting.popleft())
-            except Exception as error:  # noqa: BLE001 - the others must still be tried
+            except Exception as error:
                 failures.append(error)
         if not failures:
             return
@@ -247,7 +247,7 @@ def _lock_of(stream: Any) -> Any:
     # A text stream has none; its buffer, which other sinks may write to directly, has.
     try:
         return stream.buffer
-    except Exception:  # noqa: BLE001 - it has none, or has been detached from it
+    except Exception:
         return stream
 
 

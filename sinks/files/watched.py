@@ -109,7 +109,7 @@ class WatchedFileSink(FileSink):
         filename: str | os.PathLike[str],
         mode: str = "a",
         encoding: str | None = None,
-        delay: bool = False,  # noqa: FBT001, FBT002 - the order of logging.handlers.WatchedFileHandler
+        delay: bool = False,
         errors: str | None = None,
         *,
         keep_bytes: int = KEEP_BYTES,
@@ -157,11 +157,11 @@ class WatchedFileSink(FileSink):
             name=name,
         )
 
-    _hot_hooks: ClassVar[tuple[str, ...]] = (*FileSink._hot_hooks, "reopen_if_needed")  # noqa: SLF001 - of its base
+    _hot_hooks: ClassVar[tuple[str, ...]] = (*FileSink._hot_hooks, "reopen_if_needed")
 
     # -- the hot path
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event has reached the operating system, or the buffer where there is one.
@@ -210,11 +210,11 @@ class WatchedFileSink(FileSink):
                             return
                     finally:
                         try:
-                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            holding = False
                             turn += TURN
                         finally:
                             pass
-            except Exception:  # noqa: BLE001, S110
+            except Exception:
                 pass
             except BaseException:
                 self._count_dropped("interrupted")
@@ -250,11 +250,11 @@ class WatchedFileSink(FileSink):
                 return True
             finally:
                 try:
-                    holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                    holding = False
                     turn += TURN
                 finally:
                     pass
-        except Exception:  # noqa: BLE001
+        except Exception:
             return False
         except BaseException:
             self._count_dropped("interrupted")
@@ -508,7 +508,7 @@ class WatchedFileSink(FileSink):
         end = recent.end
         try:
             super()._write_whole(data, ends)
-        except Exception as error:  # noqa: BLE001 - the event that is being written speaks for itself
+        except Exception as error:
             recent.restart(UNKNOWN)
             self._lose(len(events) - self._kept, error)
             self._kept = 0
@@ -568,4 +568,4 @@ class WatchedFileSink(FileSink):
 
 
 HAND_TAKEN.update((WatchedFileSink.handle.__code__, WatchedFileSink.append_undisturbed.__code__))
-WatchedFileSink._hot_class = WatchedFileSink  # noqa: SLF001 - its own class, which it cannot name before it exists
+WatchedFileSink._hot_class = WatchedFileSink

@@ -85,7 +85,7 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value, re.ASCII):
         # So many digits that they are infinite are clamped as well.
         return min(float(value), MAX_RETRY_AFTER_SECONDS)
-    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - seldom used
+    from email.utils import parsedate_to_datetime
 
     try:
         date = parsedate_to_datetime(value)

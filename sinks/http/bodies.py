@@ -58,7 +58,7 @@ class BodyFormat:
         """
         return event
 
-    def encode(self, batch: Sequence[Encoded]) -> bytes:  # noqa: ARG002 - for others to use
+    def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return the body of a request for *batch*, which holds one event at least; one exactly where `single` is set.
 
         Each item's ``data`` is the event as a JSON object, without a line break; ``level`` and ``time`` are those of
@@ -69,10 +69,10 @@ class BodyFormat:
 
     def read(
         self,
-        response_status: int,  # noqa: ARG002 - for others to use
-        response_headers: Mapping[str, str],  # noqa: ARG002
-        response_body: bytes,  # noqa: ARG002
-        batch: Sequence[Encoded],  # noqa: ARG002
+        response_status: int,
+        response_headers: Mapping[str, str],
+        response_body: bytes,
+        batch: Sequence[Encoded],
     ) -> BatchResult | None:
         """Return what became of *batch* where an answer of 2xx tells more than that; None if all was taken.
 
@@ -91,9 +91,9 @@ class BodyFormat:
 
     def refusal(
         self,
-        response_status: int,  # noqa: ARG002 - for others to use
-        response_headers: Mapping[str, str],  # noqa: ARG002
-        response_body: bytes,  # noqa: ARG002
+        response_status: int,
+        response_headers: Mapping[str, str],
+        response_body: bytes,
     ) -> DeliveryError | None:
         """Return what an answer other than 2xx means where a collector has codes of its own.
 
@@ -149,9 +149,9 @@ class FormURLEncoded(BodyFormat):
     def prepare(self, event: dict[str, Any]) -> dict[str, Any]:
         """Make text of what JSON would not bring back as it was, such as lists, tuples and objects."""
         try:
-            prepared = _renderer._prepared(event)  # noqa: SLF001 - without metadata, the exception rendered
+            prepared = _renderer._prepared(event)
             return {name: value if type(value) in _KEPT else _text(value) for name, value in prepared.items()}
-        except Exception:  # noqa: BLE001 - the methods of hostile keys
+        except Exception:
             plainly: dict[str, Any] = orjson.loads(_renderer.render(event))
             return {name: value if type(value) in _KEPT else str(value) for name, value in plainly.items()}
 
@@ -167,7 +167,7 @@ _KEPT: frozenset[type] = frozenset({str, int, bool, type(None)})
 def _text(value: Any) -> str:
     try:
         return value.decode() if isinstance(value, bytes) else str(value)
-    except Exception:  # noqa: BLE001 - whatever a value's __str__ raises
+    except Exception:
         return str(plain(value))
 
 

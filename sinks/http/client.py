@@ -120,7 +120,7 @@ class _PacedSocket:
         self._sock = sock
         self._exchange = exchange
 
-    def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002 - as that of a socket
+    def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(_PacedReader(self._sock, self._exchange))
 
 
@@ -209,13 +209,13 @@ class _Slots:
         self._maxsize = maxsize
         self._free: deque[Any] = deque()
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ARG002, FBT001, FBT002 - a queue's
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
         try:
             return self._free.pop()
         except IndexError:
             raise queue.Empty from None
 
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if len(self._free) >= self._maxsize:
             raise queue.Full
         self._free.append(item)
@@ -372,7 +372,7 @@ class Transport:
             stale = self._used and not exchange.fresh
             try:
                 reply = self._exchange(exchange, method, url, headers, body, auth, timeout, limit_bytes)
-            except Exception as error:  # noqa: BLE001 - requests', urllib3's, the system's, of a user's session or auth
+            except Exception as error:
                 again = stale and not (exchange.fresh or exchange.received or self._aborted) and _has_ended(error)
                 failure = self._translated(error, exchange, timeout)
                 _forget_frames(error)
@@ -440,8 +440,8 @@ class Transport:
             reply = _read(response, limit_bytes)
             read[id(response)] = response, reply
             # So that nobody reads it without a limit: the session itself does for redirects.
-            response._content = reply.body  # noqa: SLF001
-            response._content_consumed = True  # noqa: SLF001
+            response._content = reply.body
+            response._content_consumed = True
 
         hooks = session.hooks.get("response") or []
         response = session.request(
@@ -605,7 +605,7 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def _told(error: BaseException) -> str:  # noqa: PLR0911 - a table
+def _told(error: BaseException) -> str:
     """Return what happened, in the system's words alone: those of others may repeat the request."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not good: {error.verify_message}"

@@ -70,7 +70,7 @@ class Endpoint:
         self._check_credentials()
         # Here, where whoever makes the sink waits for it, and not with the first request: that is often made by a
         # thread, and a child that is forked meanwhile would be left with half a module for good.
-        from outfall.sinks.http import client as transport  # noqa: F401, PLC0415 - for its imports # pyright: ignore[reportUnusedImport]
+        from outfall.sinks.http import client as transport  # noqa: F401 - for its imports # pyright: ignore[reportUnusedImport]
 
     def __repr__(self) -> str:
         return f"{urlsplit(self._url).scheme}://{self.peer}"
@@ -123,7 +123,7 @@ class Endpoint:
         failure = None
         try:
             token = token()
-        except Exception as error:  # noqa: BLE001 - whatever it raises, and whatever that says
+        except Exception as error:
             failure = PausedDeliveryError(f"token() raised {type(error).__name__}")
         if failure is None and not _is_header_value(token):
             failure = PausedDeliveryError("token() returned nothing that can be sent")
@@ -153,7 +153,7 @@ class Endpoint:
 
     def open(self) -> Transport:
         """Return what requests are sent through."""
-        from outfall.sinks.http.client import Transport  # noqa: PLC0415 - requests is imported by who sends
+        from outfall.sinks.http.client import Transport
 
         return Transport(
             peer=self.peer,
@@ -256,7 +256,7 @@ def _checked_auth(auth: Any) -> _BasicAuth | Callable[[Any], Any] | None:
     given: Callable[[Any], Any] | None = auth if auth is None or callable(auth) else None
     if given is not None or auth is None:
         return given
-    if not isinstance(auth, (tuple, list)) or len(auth) != 2 or not all(isinstance(part, str) for part in auth):  # noqa: PLR2004
+    if not isinstance(auth, (tuple, list)) or len(auth) != 2 or not all(isinstance(part, str) for part in auth):
         msg = "auth=… is not (username, password), two texts, nor a callable"
         raise TypeError(msg)
     return _BasicAuth(auth[0], auth[1])
@@ -283,7 +283,7 @@ def _checked_scheme(scheme: Any) -> str:
 
 def _checked_timeout(timeout: Any) -> tuple[float, float]:
     both = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
-    if len(both) != 2:  # noqa: PLR2004 - connecting and the rest
+    if len(both) != 2:
         msg = f"timeout={timeout!r} is not a number of seconds, nor one for connecting and one for the rest"
         raise ValueError(msg)
     connect, total = (checked_seconds(seconds, "timeout") for seconds in both)
@@ -325,7 +325,7 @@ def _checked_cert(cert: Any) -> str | tuple[str, str] | None:
 def _checked_context(context: Any, verify: Any, cert: Any, session: Any) -> ssl.SSLContext | None:
     if context is None:
         return None
-    import ssl  # noqa: PLC0415 - only who encrypts needs it
+    import ssl
 
     if not isinstance(context, ssl.SSLContext):
         msg = f"ssl_context={context!r} is not an ssl.SSLContext"
@@ -348,7 +348,7 @@ def _checked_proxies(proxies: Any) -> dict[str, str] | None:
 def _checked_session(session: Any) -> requests.Session | None:
     if session is None:
         return None
-    import requests  # noqa: PLC0415 - who gives a session has it imported
+    import requests
 
     if not isinstance(session, requests.Session):
         msg = f"session={session!r} is not a requests.Session"

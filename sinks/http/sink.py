@@ -132,7 +132,7 @@ class HTTPSink(Sink):
         headers: Mapping[str, str] | None = None,
         auth: tuple[str, str] | Callable[[Any], Any] | None = None,
         token: str | Callable[[], str] | None = None,
-        token_scheme: str = "Bearer",  # noqa: S107 - no password
+        token_scheme: str = "Bearer",
         timeout: float | dt.timedelta | tuple[float | dt.timedelta, float | dt.timedelta] = (3.05, 10),
         verify: bool | str | os.PathLike[str] = True,
         cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
@@ -362,7 +362,7 @@ class HTTPSink(Sink):
             if self._compression is not None:
                 data = _compressed(body, self._compression)
             reply = self._exchange(url, headers, data)
-        if not 200 <= reply.status < 300:  # noqa: PLR2004 - what HTTP calls successful
+        if not 200 <= reply.status < 300:
             raise self._failure(reply, batch, token)
         return self._read(reply, batch, token)
 
@@ -404,7 +404,7 @@ class HTTPSink(Sink):
         if type(self._body).refusal is not BodyFormat.refusal:
             try:
                 own = self._body.refusal(reply.status, reply.headers, reply.body)
-            except Exception:  # noqa: BLE001 - a format that meets what it does not know; the status is left
+            except Exception:
                 own = None
         if own is not None:
             return self._cleaned(own, batch, token)
@@ -434,7 +434,7 @@ class HTTPSink(Sink):
             result = self._body.read(reply.status, reply.headers, reply.body, batch)
         except DeliveryError as error:
             failure = self._cleaned(error, batch, token)
-        except Exception as error:  # noqa: BLE001 - a format that meets what it does not know
+        except Exception as error:
             msg = f"{self._endpoint.peer} answered {reply.status}, but what it says cannot be read"
             failure = TemporaryDeliveryError(f"{msg} ({type(error).__name__})")
         if failure is not None:
@@ -464,7 +464,7 @@ class HTTPSink(Sink):
         usual = (
             own.encode is HTTPSink.encode
             and own.map_event is HTTPSink.map_event
-            and own._prepare is Sink._prepare  # noqa: SLF001 - a sink's own class
+            and own._prepare is Sink._prepare
             and type(self._body).prepare is BodyFormat.prepare
             and self._projection is None
             and "map_event" not in vars(self)
@@ -507,10 +507,10 @@ _json = OrjsonRenderer()
 
 def _compressed(body: bytes, compression: str) -> bytes:
     if compression == "gzip":
-        import gzip  # noqa: PLC0415 - only who compresses needs it
+        import gzip
 
         return gzip.compress(body, compresslevel=6, mtime=0)
-    import zstandard  # noqa: PLC0415 - an extra
+    import zstandard
 
     return zstandard.ZstdCompressor().compress(body)
 
@@ -537,12 +537,12 @@ def _checked_method(method: Any, body: BodyFormat, compression: Any) -> str:
 def _checked_compression(compression: Any) -> str | None:
     if compression == "zstd":
         try:
-            import zstandard  # noqa: F401, PLC0415 - an extra  # pyright: ignore[reportUnusedImport]
+            import zstandard  # noqa: F401 - an extra  # pyright: ignore[reportUnusedImport]
         except ImportError:
             raise MissingDependencyError(package="zstandard", extra="zstd") from None
     if compression == "gzip":
         # As with the transport: not in a thread that a fork may interrupt.
-        import gzip  # noqa: F401, PLC0415 # pyright: ignore[reportUnusedImport]
+        import gzip  # noqa: F401 # pyright: ignore[reportUnusedImport]
     if compression not in (None, "gzip", "zstd"):
         msg = f"compression={compression!r} is not 'gzip', 'zstd' or None"
         raise ValueError(msg)

@@ -177,7 +177,7 @@ def submit(
             opened(None)
     except DeliveryError as error:
         failure = error
-    except Exception as error:  # noqa: BLE001 - smtplib's, ssl's and the system's, replaced by one that tells no secret
+    except Exception as error:
         failure = _translated(error, route, connection)
     # Outside the except clause, so that nothing hangs on to the original, whose arguments may hold anything.
     failure.__cause__ = failure.__context__ = None
@@ -269,7 +269,7 @@ def _log_in(connection: Connection, user: str, password: str) -> None:
         # smtplib encodes credentials as ASCII; RFC 4616 has UTF-8.
         secret = base64.b64encode(f"\0{user}\0{password}".encode()).decode()
         code, text = connection.docmd("AUTH", f"PLAIN {secret}")
-        if code == 235:  # noqa: PLR2004 - authentication succeeded
+        if code == 235:
             return
     else:
         msg = f"{peer} offers no AUTH PLAIN, which credentials that are not ASCII need"
@@ -287,7 +287,7 @@ def _name_recipients(connection: Connection, recipients: Sequence[str]) -> list[
         if code in (250, 251, 252):
             continue
         refusal = _refusal(connection, code, text)
-        if code == 421:  # noqa: PLR2004 - it closes the connection
+        if code == 421:
             raise refusal
         temporary = temporary or isinstance(refusal, TemporaryDeliveryError)
         refused.append(f"{address}: {_quoted(connection, code, text)}")
@@ -330,7 +330,7 @@ def _quoted(connection: Connection, code: int, text: bytes) -> str:
 def _refusal(connection: Connection, code: int, text: bytes, *, about_the_mail: bool = True) -> DeliveryError:
     msg = f"{_peer(connection.route)} refused {connection.stage}: {_quoted(connection, code, text)}"
     # No mail is at fault if the server wants nothing of this client: others would fare no better, and all can wait.
-    if about_the_mail and 500 <= code < 600 and code not in _ABOUT_THE_CLIENT:  # noqa: PLR2004 - RFC 5321, 4.2.1
+    if about_the_mail and 500 <= code < 600 and code not in _ABOUT_THE_CLIENT:
         return PermanentDeliveryError(msg)
     return TemporaryDeliveryError(msg)
 

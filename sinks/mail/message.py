@@ -145,7 +145,7 @@ def _filled(event: Mapping[str, Any], written: str, field: str, conversion: str,
             return format(value, form)
         except (ValueError, TypeError):
             return str(value)
-    except Exception:  # noqa: BLE001 - whatever the value's own methods raise
+    except Exception:
         return written
 
 
@@ -251,4 +251,4 @@ def _moment(seconds: float) -> dt.datetime:
     except (ValueError, OverflowError, OSError):
         moment = dt.datetime.min.replace(tzinfo=dt.timezone.utc)
     # RFC 5322, section 3.3: a year is 1900 or later.
-    return moment if moment.year >= 1900 else dt.datetime.now(dt.timezone.utc)  # noqa: PLR2004
+    return moment if moment.year >= 1900 else dt.datetime.now(dt.timezone.utc)

@@ -152,7 +152,7 @@ class SMTPSink(Sink):
 
     @fromaddr.setter
     def fromaddr(self, fromaddr: str) -> None:
-        from outfall.sinks.mail.message import parse_addresses  # noqa: PLC0415 - only who mails needs it
+        from outfall.sinks.mail.message import parse_addresses
 
         if not isinstance(fromaddr, str):
             msg = f"fromaddr={fromaddr!r} is not text"
@@ -170,7 +170,7 @@ class SMTPSink(Sink):
 
     @toaddrs.setter
     def toaddrs(self, toaddrs: str | Iterable[str]) -> None:
-        from outfall.sinks.mail.message import parse_addresses  # noqa: PLC0415 - only who mails needs it
+        from outfall.sinks.mail.message import parse_addresses
 
         given = [toaddrs] if isinstance(toaddrs, str) else list(toaddrs)
         if not all(isinstance(address, str) for address in given):
@@ -186,7 +186,7 @@ class SMTPSink(Sink):
 
     @subject.setter
     def subject(self, subject: str | Callable[[dict[str, Any]], str]) -> None:
-        from outfall.sinks.mail.message import SubjectTemplate  # noqa: PLC0415 - only who mails needs it
+        from outfall.sinks.mail.message import SubjectTemplate
 
         self._template: SubjectTemplate | None = None
         if isinstance(subject, str):
@@ -216,7 +216,7 @@ class SMTPSink(Sink):
 
     @secure.setter
     def secure(self, secure: Sequence[str | os.PathLike[str] | None] | None) -> None:
-        if secure is not None and (not isinstance(secure, (tuple, list)) or len(secure) > 2):  # noqa: PLR2004
+        if secure is not None and (not isinstance(secure, (tuple, list)) or len(secure) > 2):
             msg = f"secure={secure!r} is not (), (keyfile,), (keyfile, certfile) or None"
             raise TypeError(msg)
         context = self._ssl_context
@@ -296,7 +296,7 @@ class SMTPSink(Sink):
 
     def _text(self, event: dict[str, Any], item: Encoded) -> str:
         if self._renderer is None:
-            from outfall.sinks.mail.message import readable  # noqa: PLC0415 - only who mails needs it
+            from outfall.sinks.mail.message import readable
 
             return readable(item.event)
         name = event.get("_name") or level_name(level_of(event))
@@ -309,18 +309,18 @@ class SMTPSink(Sink):
         raise TypeError(msg)
 
     def _subject_of(self, event: dict[str, Any]) -> str:
-        from outfall.sinks.mail.message import one_line  # noqa: PLC0415 - only who mails needs it
+        from outfall.sinks.mail.message import one_line
 
         try:
             return one_line(str(self.get_subject(event)))
-        except Exception as error:  # noqa: BLE001 - no reason to lose the mail
+        except Exception as error:
             self._remarks.append((error, event))
         message = event.get("event")
         return one_line(message if isinstance(message, str) else level_name(level_of(event)))
 
     def _send(self, subject: str, text: str, attachment: tuple[str, str, bytes] | None, seconds: float) -> None:
-        from outfall.sinks.mail.client import submit  # noqa: PLC0415
-        from outfall.sinks.mail.message import compose  # noqa: PLC0415 - only who mails needs it
+        from outfall.sinks.mail.client import submit
+        from outfall.sinks.mail.message import compose
 
         recipients = self._recipients
         message = compose(
@@ -339,7 +339,7 @@ class SMTPSink(Sink):
 
     def _route(self) -> Route:
         """Return how to reach the server; refuse to tell the password to the whole network."""
-        from outfall.sinks.mail.client import Route  # noqa: PLC0415 - only who mails needs it
+        from outfall.sinks.mail.client import Route
 
         credentials = None if self.username is None else (self.username, self.password or "")
         if (
@@ -396,7 +396,7 @@ class SMTPSink(Sink):
 
 
 def _checked_host(mailhost: Any) -> tuple[str, int | None]:
-    host, port = mailhost if isinstance(mailhost, (tuple, list)) and len(mailhost) == 2 else (mailhost, None)  # noqa: PLR2004 - host and port
+    host, port = mailhost if isinstance(mailhost, (tuple, list)) and len(mailhost) == 2 else (mailhost, None)
     if not isinstance(host, str):
         msg = f"mailhost={mailhost!r} is not a name, nor (name, port)"
         raise TypeError(msg)
@@ -414,7 +414,7 @@ def _checked_credentials(credentials: Any) -> tuple[str | None, str | None]:
         return None, None
     if (
         not isinstance(credentials, (tuple, list))
-        or len(credentials) != 2  # noqa: PLR2004 - name and password
+        or len(credentials) != 2
         or not all(isinstance(part, str) for part in credentials)
     ):
         # Not the value: one of the two is secret.
@@ -426,7 +426,7 @@ def _checked_credentials(credentials: Any) -> tuple[str | None, str | None]:
 def _checked_context(context: Any) -> ssl.SSLContext | None:
     if context is None:
         return None
-    import ssl  # noqa: PLC0415 - only who encrypts needs it
+    import ssl
 
     if not isinstance(context, ssl.SSLContext):
         msg = f"ssl_context={context!r} is not an ssl.SSLContext"
@@ -435,7 +435,7 @@ def _checked_context(context: Any) -> ssl.SSLContext | None:
 
 
 def _context(secure: Sequence[Any]) -> ssl.SSLContext:
-    import ssl  # noqa: PLC0415 - only who encrypts needs it
+    import ssl
 
     context = ssl.create_default_context()
     keyfile, certfile = (*secure, None, None)[:2]

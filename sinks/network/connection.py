@@ -37,11 +37,11 @@ def await_socket(sock: socket.socket, seconds: float, *, for_reading: bool) -> b
     return any(ready)
 
 
-def waits_of(tls: bool) -> tuple[type[OSError], ...]:  # noqa: FBT001
+def waits_of(tls: bool) -> tuple[type[OSError], ...]:
     """Return what a socket that does not block raises where it would have to."""
     if not tls:
         return (BlockingIOError,)
-    import ssl  # noqa: PLC0415 - not every Python is built with it
+    import ssl
 
     return BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
 
@@ -90,7 +90,7 @@ def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) ->
     """
     if tls is None:
         return None
-    import ssl  # noqa: PLC0415 - not every Python is built with it
+    import ssl
 
     if port is None:
         msg = f"tls={tls!r} with port=None: a Unix socket is not encrypted"

@@ -124,7 +124,7 @@ class DatagramSink(SocketSink):
             name=name,
         )
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the operating system has the event, or it has been counted as dropped.
@@ -163,14 +163,14 @@ class DatagramSink(SocketSink):
                             raise
                         finally:
                             try:
-                                holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                                holding = False
                                 turn += TURN
                             finally:
                                 pass
                         if self._aftermath:
                             self._settle()
                         return
-            except Exception:  # noqa: BLE001, S110 - see above
+            except Exception:
                 pass
             except BaseException:
                 self._count_dropped("interrupted")
@@ -233,5 +233,5 @@ class DatagramSink(SocketSink):
             sock.send(data)
 
 
-DatagramSink._hot_class = DatagramSink  # noqa: SLF001 - its own class, which it cannot name before it exists
+DatagramSink._hot_class = DatagramSink
 HAND_TAKEN.add(DatagramSink.handle.__code__)

@@ -130,7 +130,7 @@ class PickleFrames:
 
     length_in_datagrams = True
 
-    def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:  # noqa: ARG002
+    def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
         """Return the record that *event* stands for, pickled."""
         # By way of JSON: what is in an event may not be picklable, or only by a class that the receiver lacks.
         return _pickled(Encoded(_json.render(event), level_of(event), 0.0).event, level_of(event))
@@ -148,13 +148,13 @@ class PickleFrames:
         Raises:
             FrameError: If it is no pickle of a dict.
         """
-        import pickle  # noqa: PLC0415 - only for who named this class
+        import pickle
 
         try:
             attributes: Any = pickle.loads(payload)  # noqa: S301 - what this class is for, and warns of
             if type(attributes) is dict and all(type(key) is str for key in attributes):
                 return _event_of_record(attributes)
-        except Exception:  # noqa: BLE001, S110 - a pickle may raise anything, and so may what comes out of it
+        except Exception:
             pass
         msg = f"a frame of {len(payload)} bytes is no pickled record"
         raise FrameError(msg) from None
@@ -186,8 +186,8 @@ class SignedFrames:
     length_in_datagrams = False
 
     def __init__(self, key: bytes, codec: Codec | None = None) -> None:
-        import hashlib  # noqa: PLC0415 - loads OpenSSL
-        import hmac  # noqa: PLC0415
+        import hashlib
+        import hmac
 
         if not isinstance(key, (bytes, bytearray)):
             msg = f"key is {type(key).__name__}, not bytes"
@@ -278,7 +278,7 @@ _COLLISION = "extra_"
 
 
 def _pickled(event: dict[str, Any], level: float) -> bytes:
-    import pickle  # noqa: PLC0415 - only for who named PickleFrames
+    import pickle
 
     return pickle.dumps(_record_of(event, level), 1)
 

@@ -223,7 +223,7 @@ class SocketListener:
             selector = selectors.DefaultSelector()
             wake = socket.socketpair()
             for end in (bound, *wake):
-                end.setblocking(False)  # noqa: FBT003
+                end.setblocking(False)
             selector.register(bound, selectors.EVENT_READ)
             selector.register(wake[0], selectors.EVENT_READ)
             self._socket, self._selector, self._wake = bound, selector, wake
@@ -297,7 +297,7 @@ class SocketListener:
                 _remove_stale(given, kind)
                 made.bind(where)
                 if not given.startswith("\0"):
-                    status = os.stat(given)  # noqa: PTH116 - the path is text
+                    status = os.stat(given)
                     self._inode = status.st_dev, status.st_ino
             else:
                 if os.name == "posix" and self.kind == "stream":
@@ -331,9 +331,9 @@ class SocketListener:
         inode, self._inode = self._inode, None
         if inode is not None and isinstance(self._given_address, str):
             with contextlib.suppress(OSError):
-                status = os.stat(self._given_address)  # noqa: PTH116 - the path is text
+                status = os.stat(self._given_address)
                 if (status.st_dev, status.st_ino) == inode:
-                    os.unlink(self._given_address)  # noqa: PTH108
+                    os.unlink(self._given_address)
 
     # -- the thread
 
@@ -342,7 +342,7 @@ class SocketListener:
             while not self._stopping:
                 try:
                     self._serve(self._patience())
-                except Exception as error:  # noqa: BLE001 - nobody above could go on receiving
+                except Exception as error:
                     self._tell("internal", error)
                     time.sleep(0.01)  # not a hot loop, whatever it is
             self._finish()
@@ -409,7 +409,7 @@ class SocketListener:
 
     def _add(self, made: socket.socket, now: float) -> None:
         try:
-            made.setblocking(False)  # noqa: FBT003
+            made.setblocking(False)
             if self._tls is not None:
                 made = self._tls.wrap_socket(made, server_side=True, do_handshake_on_connect=False)
         except OSError:  # gone already
@@ -492,7 +492,7 @@ class SocketListener:
                 break
             try:
                 event = self.codec.decode(bytes(source[at + LENGTH_BYTES : stop]))
-            except Exception as error:  # noqa: BLE001 - whatever a codec raises about what others sent
+            except Exception as error:
                 self._refuse(peer, *_why(error))
                 return
             at = stop
@@ -532,7 +532,7 @@ class SocketListener:
         data = data[prefix:]
         try:
             event = self.codec.decode(data)
-        except Exception as error:  # noqa: BLE001 - whatever a codec raises about what others sent
+        except Exception as error:
             self._reject(*_why(error))
             return
         self._hand_on(event)
@@ -541,7 +541,7 @@ class SocketListener:
         for sink in self.sinks:
             try:
                 sink.handle(event)
-            except Exception as error:  # noqa: BLE001 - its on_error is "raise"; the other sinks get theirs
+            except Exception as error:
                 with self._ledger_lock:
                     self._failed += 1
                 self._tell(f"sink {sink.name}", cleaned(error, event))
@@ -564,7 +564,7 @@ class SocketListener:
         while not idle and monotonic() < self._stop_deadline:
             try:
                 idle = not self._serve(0)
-            except Exception as error:  # noqa: BLE001 - as in _run
+            except Exception as error:
                 self._tell("internal", error)
                 return
         for peer in list(self._peers.values()):
@@ -603,7 +603,7 @@ class SocketListener:
         self._told[cause] = now, 0
         try:
             self.on_error(SinkFailure(self.name, error, 0, time.time(), suppressed))
-        except Exception as raised:  # noqa: BLE001 - who was to be told failed itself
+        except Exception as raised:
             report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
 
     # -- the process's life, see outfall.sinks.core.lifecycle
@@ -657,7 +657,7 @@ def _would_block(error: OSError) -> bool:
 
 def _checked_address(address: tuple[str, int] | str | os.PathLike[str]) -> tuple[str, int] | str:
     if isinstance(address, (tuple, list)):
-        if len(address) == 2 and isinstance(address[0], str):  # noqa: PLR2004 - host and port
+        if len(address) == 2 and isinstance(address[0], str):
             host, port = address
             if isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= MAX_PORT:
                 return host, port
@@ -673,7 +673,7 @@ def _checked_address(address: tuple[str, int] | str | os.PathLike[str]) -> tuple
 def _remove_stale(path: str, kind: socket.SocketKind) -> None:
     """Remove a Unix socket that nobody listens on any more."""
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116 - the path is text
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
             return
     except (OSError, ValueError):
         return
@@ -682,6 +682,6 @@ def _remove_stale(path: str, kind: socket.SocketKind) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)  # noqa: PTH108
+            os.unlink(path)
         except OSError:
             pass

@@ -189,7 +189,7 @@ class SocketSink(ByteSink):
 
     # -- what applications call
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the operating system has the event, or it has been counted as dropped.
@@ -239,14 +239,14 @@ class SocketSink(ByteSink):
                         raise
                     finally:
                         try:
-                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            holding = False
                             turn += TURN
                         finally:
                             pass
                     if self._aftermath:
                         self._settle()
                     return
-            except Exception as error:  # noqa: BLE001 - see above
+            except Exception as error:
                 if torn:
                     self._count_dropped("error")
                     self._apply_policy(error, event, 1)
@@ -263,7 +263,7 @@ class SocketSink(ByteSink):
             self.deliver(event)
         except ReentrantEventError:
             pass  # counted; a report could be what feeds the loop
-        except Exception as error:  # noqa: BLE001 - the error policy decides
+        except Exception as error:
             self._apply_policy(error, event, self._events_lost_to(error))
         else:
             if self._aftermath:
@@ -294,7 +294,7 @@ class SocketSink(ByteSink):
         """Do what was left undone: send what came from signal handlers, tell of what was dropped while backing off."""
         if self._interrupting:
             with self._lock:
-                if not (self._sending or self._lock._borrowed):  # noqa: SLF001 - as in write
+                if not (self._sending or self._lock._borrowed):
                     self._sending = True
                     try:
                         self._send_interrupting()
@@ -516,7 +516,7 @@ class SocketSink(ByteSink):
 
     def write(self, data: bytes) -> None:
         """Send *data*, one frame."""
-        if self._sending or self._lock._borrowed:  # noqa: SLF001 - the hot path has the turn further up
+        if self._sending or self._lock._borrowed:
             # A signal handler or __del__ came between in this very thread; a frame must not land within another.
             self._interrupting.append(data)
             self._aftermath = True
@@ -537,7 +537,7 @@ class SocketSink(ByteSink):
         while self._interrupting:
             try:
                 self.send(self._interrupting.popleft())
-            except Exception as error:  # noqa: BLE001 - the others must still be tried
+            except Exception as error:
                 # It was counted as delivered when it came.
                 self._delivered -= 1
                 self._count_dropped(reason_of(error))
@@ -550,7 +550,7 @@ class SocketSink(ByteSink):
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         if type(self).emit is not SocketSink.emit:
-            return Sink._put(self, event)  # noqa: SLF001 - its own base
+            return Sink._put(self, event)
         frame = self.make_frame(event)
         delivered = False
         try:
@@ -736,7 +736,7 @@ class _BackoffError(TemporaryDeliveryError):
     dropped_as = "backoff"
 
 
-SocketSink._hot_class = SocketSink  # noqa: SLF001 - its own class, which it cannot name before it exists
+SocketSink._hot_class = SocketSink
 HAND_TAKEN.add(SocketSink.handle.__code__)
 
 _MAX_READS = 16

@@ -82,10 +82,10 @@ class _Router(Sink):
         """Count what a child made of so many items, and tell its own on_error of what it refused or raised."""
         refused = len(answer.refused) + answer.unknown
         if not sink.counts_batches:
-            with sink._ledger_lock:  # noqa: SLF001 - a sink too
-                sink._delivered += items - len(answer.waiting) - refused  # noqa: SLF001
+            with sink._ledger_lock:
+                sink._delivered += items - len(answer.waiting) - refused
                 if refused:
-                    sink._dropped["rejected"] += refused  # noqa: SLF001
+                    sink._dropped["rejected"] += refused
         if refused:
             reason = next(iter(answer.refused.values()), "the target did not say which events it refused")
             _tell_owner(sink, PermanentDeliveryError(reason), refused)
@@ -100,10 +100,10 @@ class _Router(Sink):
         return replace(super()._stats(), targets=tuple(sink.stats() for sink in self.sinks))
 
     def _reads_metadata(self) -> bool:
-        return bool(self._processors) or any(sink._reads_metadata() for sink in self.sinks)  # noqa: SLF001 - sinks too
+        return bool(self._processors) or any(sink._reads_metadata() for sink in self.sinks)
 
     def _prepare_reads_metadata(self) -> bool:
-        return bool(self._processors) or any(sink._prepare_reads_metadata() for sink in self.sinks)  # noqa: SLF001
+        return bool(self._processors) or any(sink._prepare_reads_metadata() for sink in self.sinks)
 
     def _describe(self) -> str:
         return "to " + ", ".join(sink.name for sink in self.sinks)
@@ -194,10 +194,10 @@ class FanoutSink(_Router):
             part, failure = _prepared(sink, event)
             parts.append(part)
             if failure is not None:
-                sink._count_dropped(reason_of(failure))  # noqa: SLF001 - a sink too
+                sink._count_dropped(reason_of(failure))
                 failures.append((sink, failure))
             elif part is None:
-                sink._count_filtered()  # noqa: SLF001
+                sink._count_filtered()
         for sink, failure in failures:
             _tell_owner(sink, failure, 1, event)
         if all(part is None for part in parts):
@@ -222,11 +222,11 @@ class FanoutSink(_Router):
                 sink.deliver(event)
             except ReentrantEventError:
                 pass  # counted by the child; telling could be what feeds the loop
-            except Exception as error:  # noqa: BLE001 - the others must still be tried
+            except Exception as error:
                 failures.append((sink, error))
         for sink, failure in failures:
-            _tell_owner(sink, failure, sink._events_lost_to(failure), event)  # noqa: SLF001 - a sink too
-        if len(failures) < 2:  # noqa: PLR2004
+            _tell_owner(sink, failure, sink._events_lost_to(failure), event)
+        if len(failures) < 2:
             return failures[0][1] if failures else None
         return self._all_failed(failures, event)
 
@@ -280,8 +280,8 @@ class FallbackSink(_Router):
         for sink in self.sinks:
             try:
                 sink.deliver(event)
-            except Exception as error:  # noqa: BLE001 - the next one is for that
-                lost = sink._events_lost_to(error)  # noqa: SLF001 - a sink too
+            except Exception as error:
+                lost = sink._events_lost_to(error)
                 failures.append((sink, error))
                 if not isinstance(error, ReentrantEventError):  # telling could be what feeds the loop
                     _tell_owner(sink, error, lost, event)
@@ -297,7 +297,7 @@ class FallbackSink(_Router):
 
     def _raise(self, failures: list[tuple[Sink, Exception]], event: object) -> NoReturn:
         told = [each for each in failures if not isinstance(each[1], ReentrantEventError)]
-        if len(told) < 2:  # noqa: PLR2004
+        if len(told) < 2:
             raise (told or failures)[0][1]
         error = self._all_failed(told, event)
         temporary = [failure for _, failure in told if isinstance(failure, TemporaryDeliveryError)]
@@ -321,7 +321,7 @@ class FallbackSink(_Router):
             failed = {index: items[index].refused[place] for index in left if place in items[index].refused}
             wanted = [index for index in left if index not in failed and items[index].parts[place] is not None]
             for _ in range(len(left) - len(failed) - len(wanted)):
-                sink._count_filtered()  # noqa: SLF001 - a sink too
+                sink._count_filtered()
             parts = [part for index in wanted if (part := items[index].parts[place]) is not None]
             answer = seen.add(offer(sink, parts, key_for(batch, wanted, place)))
             self._account(sink, len(wanted), answer)
@@ -355,12 +355,12 @@ class FallbackSink(_Router):
             part, failure = _prepared(sink, event)
             parts.append(part)
             if failure is not None:
-                sink._count_dropped(reason_of(failure))  # noqa: SLF001 - a sink too
+                sink._count_dropped(reason_of(failure))
                 _tell_owner(sink, failure, 1, event)
                 refused[place] = describe(cleaned(failure, event))
                 failures.append((sink, failure))
             elif part is None and len(failures) == place:
-                sink._count_filtered()  # noqa: SLF001
+                sink._count_filtered()
                 filtered = True
                 break
         if len(failures) == len(self.sinks):
@@ -382,10 +382,10 @@ class FallbackSink(_Router):
 def _prepared(sink: Sink, event: dict[str, Any]) -> tuple[Encoded | None, Exception | None]:
     """Return what *sink* wants of *event*, None if it filters it; or what it raised."""
     try:
-        return sink._prepare(event), None  # noqa: SLF001 - a sink too
+        return sink._prepare(event), None
     except DropEvent:
         return None, None
-    except Exception as error:  # noqa: BLE001 - the others must still be asked
+    except Exception as error:
         return None, error
 
 
@@ -433,6 +433,6 @@ class _Answers:
 def _tell_owner(sink: Sink, error: Exception, events: int, event: object = None) -> None:
     """Tell the on_error that a child was given of its own; what it was not given, the router's is for."""
     if sink.on_error is not report and sink.on_error != "raise":
-        sink._fail(error, event, events=events)  # noqa: SLF001 - a sink too
+        sink._fail(error, event, events=events)
     else:
-        sink._last_error = describe(cleaned(error, event))  # noqa: SLF001
+        sink._last_error = describe(cleaned(error, event))

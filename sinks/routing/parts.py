@@ -104,7 +104,7 @@ def _part(content: dict[str, Any], sink: Sink) -> Encoded:
     else:
         data = b64decode(content["base64"], validate=True)
     level = content["level"]
-    return sink._restore(data, UNKNOWN if level is None else float(level), float(content["time"]))  # noqa: SLF001
+    return sink._restore(data, UNKNOWN if level is None else float(level), float(content["time"]))
 
 
 @dataclass(slots=True)
@@ -140,7 +140,7 @@ def offer(sink: Sink, items: Sequence[Encoded], key: str) -> Answer:
                 answer.waiting += each
             answer.error, answer.retry_after = error, getattr(error, "retry_after", None)
             break
-        except Exception as error:  # noqa: BLE001 - what a sink raises that is none of ours
+        except Exception as error:
             if len(indexes) == 1:
                 answer.refused[indexes[0]] = _reason(error, items[indexes[0]])
             else:
@@ -173,6 +173,6 @@ def key_for(batch: Sequence[Encoded], indexes: Sequence[int], place: int) -> str
     if not isinstance(batch, Batch):
         return Batch(()).key
     keys = batch.item_keys
-    from hashlib import blake2b  # noqa: PLC0415 - seldom needed
+    from hashlib import blake2b
 
     return blake2b(repr((place, [keys[index] for index in indexes])).encode(), digest_size=16).hexdigest()

@@ -96,7 +96,7 @@ def read(directory: str) -> Cursor | None:
         CursorError: If it cannot be read.
     """
     try:
-        descriptor = os.open(os.path.join(directory, FILE_NAME), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH118
+        descriptor = os.open(os.path.join(directory, FILE_NAME), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -126,10 +126,10 @@ def replace(directory: str, cursor: Cursor, *, sync: bool = False) -> None:
         OSError: If neither can be done.
     """
     data = encode(cursor)
-    path, temporary = (os.path.join(directory, name) for name in (FILE_NAME, TEMPORARY_NAME))  # noqa: PTH118
+    path, temporary = (os.path.join(directory, name) for name in (FILE_NAME, TEMPORARY_NAME))
     try:
         _write(temporary, data, os.O_CREAT | os.O_TRUNC, sync=sync)
-        os.replace(temporary, path)  # noqa: PTH105 - paths are texts here: this is done for every batch
+        os.replace(temporary, path)
     except OSError as error:
         try:
             _write(path, data, 0, sync=sync)

@@ -220,7 +220,7 @@ def segments_in(path: str) -> list[tuple[int, str]]:
         OSError: If the directory cannot be read.
     """
     found: list[tuple[int, str]] = []
-    for name in os.listdir(path):  # noqa: PTH208
+    for name in os.listdir(path):
         match = _NAME.fullmatch(name)
         if match is None:
             continue

@@ -144,7 +144,7 @@ class SpoolSink(DeferredSink):
             msg = f"directory={directory!r}: this platform has no flock(), which a spool needs"
             raise ValueError(msg)
         #: The absolute path, as text; frozen here, so that a later chdir does not move it.
-        self.directory: str = os.path.abspath(os.fsdecode(directory))  # noqa: PTH100 - Path.absolute keeps ".."
+        self.directory: str = os.path.abspath(os.fsdecode(directory))
         self._max_bytes = checked_count(max_bytes, "max_bytes", "bytes")
         self._on_full = checked_choice(on_full, "on_full", ON_FULL)
         self._fsync = checked_choice(fsync, "fsync", _FSYNCS)
@@ -167,7 +167,7 @@ class SpoolSink(DeferredSink):
             name=name,
         )
         try:
-            os.makedirs(self.directory, exist_ok=True)  # noqa: PTH103 - a path as text
+            os.makedirs(self.directory, exist_ok=True)
         except OSError as error:
             self._fail(error, None, events=0)
 
@@ -211,7 +211,7 @@ class SpoolSink(DeferredSink):
 
     # -- what applications call
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:  # noqa: C901, PLR0912 - see below
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event is in a file, or it has been counted as dropped.
@@ -262,11 +262,11 @@ class SpoolSink(DeferredSink):
                         raise
                     finally:
                         try:
-                            holding = False  # noqa: F841 - WriteLock looks for it in the frame
+                            holding = False
                             turn += TURN
                         finally:
                             pass
-            except Exception:  # noqa: BLE001, S110 - the pipeline treats it; nothing has happened yet
+            except Exception:
                 pass
             except BaseException:
                 self._interrupted()
@@ -414,7 +414,7 @@ class SpoolSink(DeferredSink):
                 self._deliver(*found, generation)
         except OSError as error:
             self._disk_failed(error, generation)
-        except BaseException as error:  # noqa: BLE001 - SystemExit from a target must not end the thread
+        except BaseException as error:
             with self._disk:
                 if generation == self._generation:
                     self._depot.leave_all()
@@ -457,8 +457,8 @@ class SpoolSink(DeferredSink):
         return found
 
     def _batch(self, portion: Portion) -> Batch:
-        restore = self._target._restore  # noqa: SLF001 - a sink too
-        if getattr(restore, "__func__", None) is Sink._restore:  # noqa: SLF001 - a sink too
+        restore = self._target._restore
+        if getattr(restore, "__func__", None) is Sink._restore:
             return Batch(portion.raws, portion.key)
         items = map(item_of, portion.raws)
         return Batch([restore(item.data, item.level, item.time) for item in items], portion.key)
@@ -699,7 +699,7 @@ class SpoolSink(DeferredSink):
         usual = all(
             getattr(own, hook) is getattr(SpoolSink, hook) for hook in ("deliver", "_put", "_take", "_keep", "encode")
         ) and not (self._processors or self._closed or self._reporting or self._fsync == "always")
-        option = self._target._plain_option() if usual else None  # noqa: SLF001 - a sink too
+        option = self._target._plain_option() if usual else None
         # Bytes that end in a line break are no line of JSON.
         fits = option is not None and not option & orjson.OPT_APPEND_NEWLINE
         self._option = option | orjson.OPT_APPEND_NEWLINE if fits and option is not None else None

@@ -64,7 +64,7 @@ class SpoolStatus:
             OSError: If there is no such directory, or it may not be read.
         """
         path = os.fsdecode(directory)
-        os.listdir(path)  # noqa: PTH208 - raises for what is no directory
+        os.listdir(path)
         stores = [status for store in stores_in(path) if (status := _status_of(store)) is not None]
         return cls(path, tuple(stores))
 
@@ -86,7 +86,7 @@ class SpoolStatus:
 
 def _status_of(path: str) -> StoreStatus | None:
     """Return the status of the store at *path*; None if it is no more."""
-    name = os.path.basename(path)  # noqa: PTH119 - as in the store itself
+    name = os.path.basename(path)
     alive = False
     try:
         alive = is_alive(path)
@@ -94,7 +94,7 @@ def _status_of(path: str) -> StoreStatus | None:
         events = size = 0
         for file, offset in files:
             events += count_lines(file, offset)
-            size += max(0, os.path.getsize(file) - offset)  # noqa: PTH202
+            size += max(0, os.path.getsize(file) - offset)
         return StoreStatus(
             name,
             owner_of(name),
@@ -107,7 +107,7 @@ def _status_of(path: str) -> StoreStatus | None:
         )
     except FileNotFoundError:
         # Delivered meanwhile, or adopted and removed.
-        return _status_of(path) if os.path.isdir(path) else None  # noqa: PTH112
+        return _status_of(path) if os.path.isdir(path) else None
     except (OSError, SinkError) as error:
         return StoreStatus(name, owner_of(name), alive, problem=str(error))
 
@@ -127,7 +127,7 @@ def unsettled(path: str) -> list[tuple[str, int]]:
     if place is None or not segments or place.segment > segments[-1][0] + 1:
         place = cursors.Cursor(0, 0)
     return [
-        (os.path.join(path, name), place.offset if number == place.segment else 0)  # noqa: PTH118
+        (os.path.join(path, name), place.offset if number == place.segment else 0)
         for number, name in segments
         if number >= place.segment
     ]
@@ -153,7 +153,7 @@ def _lines(file: str, start: int, stop: int, most: int) -> list[bytes]:
 
 def _oldest(files: list[tuple[str, int]]) -> float | None:
     for file, offset in files:
-        size = os.path.getsize(file)  # noqa: PTH202
+        size = os.path.getsize(file)
         for line in _lines(file, offset, size, 1):
             raw = raw_of(line)
             return None if raw is None else item_of(raw).time
@@ -162,7 +162,7 @@ def _oldest(files: list[tuple[str, int]]) -> float | None:
 
 def _ledger(path: str) -> dict[str, Any] | None:
     try:
-        with open(os.path.join(path, LEDGER_NAME), "rb") as file:  # noqa: PTH118, PTH123
+        with open(os.path.join(path, LEDGER_NAME), "rb") as file:
             decoded: object = orjson.loads(file.read())
     except (FileNotFoundError, ValueError):
         return None

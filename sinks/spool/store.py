@@ -83,7 +83,7 @@ class Store:
         self.path = path
         #: Whether it was made here, and is not adopted.
         self.mine = False
-        self.name: str = os.path.basename(path)  # noqa: PTH119 - paths are texts here, as in the calls of the system
+        self.name: str = os.path.basename(path)
         #: Oldest first; the last is appended to, if this store is this process's own.
         self.segments: deque[Segment] = deque()
         #: Whether the last segment is appended to.
@@ -109,12 +109,12 @@ class Store:
         Raises:
             OSError: If that cannot be done.
         """
-        os.makedirs(directory, exist_ok=True)  # noqa: PTH103
+        os.makedirs(directory, exist_ok=True)
         while True:
             # By time first, so that names sort by age; the rest only has to be nobody else's.
             name = f"{time.time_ns():020}-{os.getpid()}-{os.urandom(4).hex()}"
-            path = os.path.join(directory, name)  # noqa: PTH118
-            os.mkdir(path)  # noqa: PTH102
+            path = os.path.join(directory, name)
+            os.mkdir(path)
             # Whoever looks for dead stores just now may have taken it for one: then another is made.
             descriptor = _locked(path)
             if descriptor is not None:
@@ -132,7 +132,7 @@ class Store:
             NewerFormatError: If a later version of Outfall has written there. It is left alone.
             OSError: If it cannot be read.
         """
-        if not _NAME.fullmatch(os.path.basename(path)):  # noqa: PTH119
+        if not _NAME.fullmatch(os.path.basename(path)):
             return None
         descriptor = _locked(path)
         if descriptor is None:
@@ -146,7 +146,7 @@ class Store:
 
     def _recover(self) -> str | None:
         """Find the segments and the place to go on from."""
-        sizes = {number: os.path.getsize(self._path(name)) for number, name in segments_in(self.path)}  # noqa: PTH202
+        sizes = {number: os.path.getsize(self._path(name)) for number, name in segments_in(self.path)}
         wrong: str | None = None
         place: Cursor | None = None
         try:
@@ -162,7 +162,7 @@ class Store:
         if place is not None:
             # A kill came between the cursor and the removal of what it says is done.
             for number in [number for number in sizes if number < place.segment]:
-                os.unlink(self._path(Segment(number).name))  # noqa: PTH108
+                os.unlink(self._path(Segment(number).name))
                 del sizes[number]
             if place.segment in sizes:
                 self.offset = place.offset
@@ -200,7 +200,7 @@ class Store:
         return self._path(segment.name)
 
     def _path(self, name: str) -> str:
-        return os.path.join(self.path, name)  # noqa: PTH118
+        return os.path.join(self.path, name)
 
     # -- appended to; by the thread that has the owner's lock
 
@@ -254,7 +254,7 @@ class Store:
             return None
         segment = self.segments[place]
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(segment.name))  # noqa: PTH108
+            os.unlink(self._path(segment.name))
         del self.segments[place]
         if place == 0:
             # The cursor in the file names a segment that is gone: whoever recovers begins with the next.
@@ -369,7 +369,7 @@ class Store:
         if not self.appended:
             return True
         try:
-            found = os.stat(self._path(self.segments[-1].name))  # noqa: PTH116
+            found = os.stat(self._path(self.segments[-1].name))
             own = os.fstat(appender.descriptor)
         except OSError:
             return False
@@ -388,7 +388,7 @@ class Store:
             if self.appended and appender.descriptor != _NOT_OPEN:
                 self._measure(appender)
             if not self._is_there():
-                os.makedirs(self.path, exist_ok=True)  # noqa: PTH103
+                os.makedirs(self.path, exist_ok=True)
                 descriptor = _locked(self.path)
                 if descriptor is None:
                     msg = "another process has taken the directory that was made anew"
@@ -416,7 +416,7 @@ class Store:
                     if current:
                         _reopen(appender, path)
                         self._reader.forget()  # what comes is not in the file that it has open
-            elif not os.path.exists(path) and not (self.busy and segment is self.segments[0]):  # noqa: PTH110
+            elif not os.path.exists(path) and not (self.busy and segment is self.segments[0]):
                 size += segment.size
                 events += segment.events - segment.settled
                 if segment is self.segments[0]:
@@ -439,7 +439,7 @@ class Store:
 
     def _is_there(self) -> bool:
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._lock_descriptor))  # noqa: PTH116
+            return os.path.samestat(os.stat(self.path), os.fstat(self._lock_descriptor))
         except OSError:
             return False
 
@@ -458,7 +458,7 @@ class Store:
                 os.write(descriptor, ledger)
             finally:
                 os.close(descriptor)
-            os.replace(f"{path}.tmp", path)  # noqa: PTH105
+            os.replace(f"{path}.tmp", path)
 
     def release(self) -> None:
         """Let go of the store, as it is: whoever takes its lock next adopts it."""
@@ -478,20 +478,20 @@ class Store:
         """Remove the store and let go of it: all that is in it has been settled."""
         with contextlib.suppress(OSError):
             # The cursor last: without it what is left would be delivered again.
-            for name in sorted(os.listdir(self.path), key=lambda name: name == cursors.FILE_NAME):  # noqa: PTH208
+            for name in sorted(os.listdir(self.path), key=lambda name: name == cursors.FILE_NAME):
                 if name in {cursors.FILE_NAME, LEDGER_NAME} or name.endswith(".tmp") or is_segment(name):
-                    os.unlink(self._path(name))  # noqa: PTH108
-            os.rmdir(self.path)  # noqa: PTH106
+                    os.unlink(self._path(name))
+            os.rmdir(self.path)
         self.release()
 
 
 def stores_in(directory: str) -> list[str]:
     """Return the paths of all stores in *directory*, oldest first; none if there is no such directory."""
     try:
-        names = os.listdir(directory)  # noqa: PTH208
+        names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return [os.path.join(directory, name) for name in sorted(names) if _NAME.fullmatch(name)]  # noqa: PTH118
+    return [os.path.join(directory, name) for name in sorted(names) if _NAME.fullmatch(name)]
 
 
 def is_alive(path: str) -> bool:
@@ -525,7 +525,7 @@ def _locked(path: str) -> int | None:
         return None
     try:
         # The lock may be that of a directory which its last owner has removed meanwhile.
-        if try_lock(descriptor) and os.path.samestat(os.stat(path), os.fstat(descriptor)):  # noqa: PTH116
+        if try_lock(descriptor) and os.path.samestat(os.stat(path), os.fstat(descriptor)):
             return descriptor
     except FileNotFoundError:
         pass
@@ -538,7 +538,7 @@ def _locked(path: str) -> int | None:
 
 def _is_file(path: str, descriptor: int) -> bool:
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
@@ -560,4 +560,4 @@ def _copy(source: int, path: str, size: int) -> None:
             place += os.write(target, chunk)
     finally:
         os.close(target)
-    os.replace(temporary, path)  # noqa: PTH105
+    os.replace(temporary, path)

@@ -318,7 +318,7 @@ class Depot:
                     removal = store.shift()
                     self._forget_segment(store, removal, "corrupt", "some of what was written is not there any more")
                 try:
-                    os.unlink(path)  # noqa: PTH108
+                    os.unlink(path)
                 except FileNotFoundError:
                     pass
                 except OSError as error:

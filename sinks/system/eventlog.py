@@ -102,8 +102,8 @@ class NTEventLogSink(ByteSink):
             self.typemap = {parse_level(key, "typemap"): kind for key, kind in typemap.items()}
         if dllname is None:
             # Beside the folder of the module: …/win32/lib/win32evtlogutil.py.
-            folder = os.path.dirname(os.path.dirname(self._welu.__file__))  # noqa: PTH120 - as text, for the registry
-            dllname = os.path.join(folder, "win32service.pyd")  # noqa: PTH118
+            folder = os.path.dirname(os.path.dirname(self._welu.__file__))
+            dllname = os.path.join(folder, "win32service.pyd")
         self.dllname: str = os.fspath(dllname)
         super().__init__(
             renderer=renderer,
@@ -130,11 +130,11 @@ class NTEventLogSink(ByteSink):
 
     # -- what may be overridden
 
-    def get_message_id(self, event: dict[str, Any]) -> int:  # noqa: ARG002 - for others to use
+    def get_message_id(self, event: dict[str, Any]) -> int:
         """Return the number of the message in the file *dllname*; 1 is the text itself in pywin32's."""
         return 1
 
-    def get_event_category(self, event: dict[str, Any]) -> int:  # noqa: ARG002 - for others to use
+    def get_event_category(self, event: dict[str, Any]) -> int:
         """Return the category of *event*; by default 0, which is none."""
         return 0
 

@@ -65,7 +65,7 @@ def timestamp(when: float) -> str:
 @lru_cache(maxsize=4)
 def _second(seconds: int) -> str:
     moment = time.gmtime(seconds)
-    if not 0 <= moment.tm_year <= 9999:  # noqa: PLR2004 - what four digits hold
+    if not 0 <= moment.tm_year <= 9999:
         raise ValueError
     return (
         f"{moment.tm_year:04}-{moment.tm_mon:02}-{moment.tm_mday:02}"
@@ -101,7 +101,7 @@ _DIGITS = 12
 
 
 def _digits(name: str, attempt: int) -> str:
-    import hashlib  # noqa: PLC0415 - seldom used
+    import hashlib
 
     salt = b"\xff%d" % attempt if attempt else b""  # no UTF-8, so that it is no other name's beginning
     return hashlib.sha256(salt + name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
@@ -232,7 +232,7 @@ def cut(data: bytes, limit: int) -> bytes:
         return data
     end = limit
     # At most three steps: what is no UTF-8 need not lose more.
-    while end > max(0, limit - 3) and data[end] & 0xC0 == 0x80:  # noqa: PLR2004 - the mark of a following byte
+    while end > max(0, limit - 3) and data[end] & 0xC0 == 0x80:
         end -= 1
     return data[:end]
 

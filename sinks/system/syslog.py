@@ -359,7 +359,7 @@ class SysLogSink(SocketSink):
             return "warning"
         return next((name for least, name in _PRIORITIES if number >= least), "debug")
 
-    def get_message_id(self, event: Mapping[str, Any]) -> str:  # noqa: ARG002 - for subclasses to use
+    def get_message_id(self, event: Mapping[str, Any]) -> str:
         """Return the MSGID of RFC 5424, which tells kinds of events apart; by default there is none."""
         return rfc5424.NIL
 
@@ -545,7 +545,7 @@ _LEAST_MESSAGE_BYTES = 480
 _PRIORITIES = ((50, "critical"), (40, "error"), (30, "warning"), (25, "notice"), (20, "info"))
 
 
-def _text_of_event(logger: object, name: str, event: Mapping[str, Any]) -> str:  # noqa: ARG001 - a renderer
+def _text_of_event(logger: object, name: str, event: Mapping[str, Any]) -> str:
     """Render the message alone, for who has the fields already."""
     message = event.get("event", "")
     return message if isinstance(message, str) else rfc5424.value_text(message)
@@ -574,7 +574,7 @@ def _checked_address(address: Sequence[Any] | str | os.PathLike[str]) -> tuple[s
             raise ValueError(msg)
         return address, None
     # Lists are what a configuration file has for pairs.
-    if not isinstance(address, (tuple, list)) or len(address) != 2 or not isinstance(address[0], str):  # noqa: PLR2004
+    if not isinstance(address, (tuple, list)) or len(address) != 2 or not isinstance(address[0], str):
         msg = f"address={address!r} is neither (host, port) nor a path"
         raise TypeError(msg)
     host, port = address

@@ -70,7 +70,7 @@ class Journal:
 
     def lines(self) -> list[str]:
         """Return what was written down."""
-        with open(self._path, encoding="utf-8") as file:  # noqa: PTH123
+        with open(self._path, encoding="utf-8") as file:
             return file.read().splitlines()
 
     def close(self) -> None:

@@ -149,7 +149,7 @@ class Crew:
 
     # -- looking
 
-    def check(  # noqa: C901 - one look at all there is
+    def check(
         self,
         *,
         max_bytes: int = 0,
@@ -237,7 +237,7 @@ def die_at(step: int, *, after: bool, names: tuple[str, ...] = STEPS, half: bool
     return lambda: count
 
 
-def storm(  # noqa: C901 - what happens in it is told from the seed
+def storm(
     path: Path,
     seed: int,
     *,

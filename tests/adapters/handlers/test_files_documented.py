@@ -843,7 +843,7 @@ def test_a_watched_file_that_a_subclass_opens_is_watched_too(path):
 
     class Mine(WatchedFileHandler):
         def _open(self):
-            return open(self.baseFilename, "a", encoding="utf-8")  # noqa: PTH123
+            return open(self.baseFilename, "a", encoding="utf-8")
 
     handler = Mine(path)
     handler.handle(record("one"))
@@ -1075,7 +1075,7 @@ def test_a_stream_of_a_subclass_rolls_over_by_its_position(path):
 
     class Mine(RotatingFileHandler):
         def _open(self):
-            return open(self.baseFilename, "a", encoding="utf-8")  # noqa: PTH123
+            return open(self.baseFilename, "a", encoding="utf-8")
 
     handler = Mine(path, maxBytes=10, backupCount=2)
     for message in ("one", "two", "three", "four four"):
@@ -1428,7 +1428,7 @@ def test_a_stream_that_a_subclass_opens_after_a_rollover_gets_the_record(path):
             if self.own:
                 self.own = False
                 return super()._open()
-            return open(self.baseFilename, "a", encoding="utf-8")  # noqa: PTH123
+            return open(self.baseFilename, "a", encoding="utf-8")
 
     handler = Changing(path, maxBytes=10, backupCount=2)
     first = handler.stream
@@ -1444,7 +1444,7 @@ def test_what_a_hook_raises_on_a_stream_of_a_subclass_goes_to_handle_error_too(p
 
     class Mine(RotatingFileHandler):
         def _open(self):
-            return open(self.baseFilename, "a", encoding="utf-8")  # noqa: PTH123
+            return open(self.baseFilename, "a", encoding="utf-8")
 
         def doRollover(self):
             self.stream.close()

@@ -28,7 +28,7 @@ def _take_by_hand(lock: WriteLock, then: Callable[[], object]) -> None:
         then()
     finally:
         try:
-            holding = False  # noqa: F841 - the lock looks for it in the frame
+            holding = False
             turn += TURN
         finally:
             pass

@@ -48,7 +48,7 @@ class World:
         patch.setattr(timed, "birth_time", self._birth_time)
 
     def _birth_time(self, path: str) -> float | None:
-        return self._births.get(os.stat(path).st_ino) if self.births_known else None  # noqa: PTH116
+        return self._births.get(os.stat(path).st_ino) if self.births_known else None
 
     def start(self) -> TimedRotatingFileSink:
         """Begin a process, so to speak."""
