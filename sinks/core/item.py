@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
-import orjson
-
 from outfall.sinks.event.event import timestamp_of
-from outfall.sinks.event.jsonable import cut
+from outfall.sinks.event.json import event_of
 from outfall.sinks.event.levels import level_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +33,7 @@ class Encoded:
     @property
     def event(self) -> dict[str, Any]:
         """The event as a dict, decoded anew at each access; text that is no JSON object is ``{"event": text}``."""
-        try:
-            # orjson makes floats of integers beyond 64 bits; json keeps their digits.
-            decoded = json.loads(self.data) if _LONG_NUMBER.search(self.data) else orjson.loads(self.data)
-        except (ValueError, RecursionError):
-            decoded = None
-        if isinstance(decoded, dict):
-            # What somebody else rendered may be nested deeper than anything here may encode again.
-            return cut(decoded)
-        return {"event": self.data.decode("utf-8", "backslashreplace").rstrip("\r\n")}
+        return event_of(self.data)
 
 
 #: What waits in a queue until somebody asks for the item: its data, its level, when it was handled, and whether its own

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.core.item import Encoded
-from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import level_of
+from outfall.sinks.event.json import OrjsonRenderer, event_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +28,7 @@ def shortened(event: dict[str, Any], encode: Callable[[dict[str, Any]], bytes], 
 
     *event* is not changed. *encode* is called some twenty times.
     """
-    plain = Encoded(_json.render(event), level_of(event), 0.0).event
+    plain = event_of(_json.render(event))
     plain[MARKER] = True
 
     def made(length: int) -> bytes:

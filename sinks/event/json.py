@@ -1,7 +1,9 @@
-"""Events as lines of JSON: `OrjsonRenderer`."""
+"""Events as JSON and back: `OrjsonRenderer`, and what reads its lines without losing a digit."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
@@ -12,7 +14,7 @@ from orjson import dumps
 
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import METADATA
-from outfall.sinks.event.jsonable import items_of, plain_fields, type_name
+from outfall.sinks.event.jsonable import cut, items_of, plain_fields, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,6 +231,32 @@ class OrjsonRenderer:
         made.setdefault("event", "<unrenderable event>")
         made["unrenderable"] = type(error).__name__
         return dumps(made, None, option)
+
+
+#: orjson makes a float of an integer beyond 64 bits.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+
+
+def loads(data: bytes) -> Any:
+    """Return what the JSON in *data* stands for, integers of any length with all their digits.
+
+    Raises:
+        ValueError: If *data* is no JSON.
+        RecursionError: If it is nested too deep.
+    """
+    return json.loads(data) if _LONG_NUMBER.search(data) else orjson.loads(data)
+
+
+def event_of(data: bytes) -> dict[str, Any]:
+    """Return the event in *data*; text that is no JSON object is ``{"event": text}``."""
+    try:
+        decoded = loads(data)
+    except (ValueError, RecursionError):
+        decoded = None
+    if isinstance(decoded, dict):
+        # Text that somebody else rendered may be nested deeper than anything here may encode again.
+        return cut(decoded)
+    return {"event": data.decode("utf-8", "backslashreplace").rstrip("\r\n")}
 
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})

@@ -5,15 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import re
 import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
-import orjson
-
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.event.event import METADATA, TextEvent, timestamp_of
-from outfall.sinks.event.json import OrjsonRenderer
+from outfall.sinks.event.json import OrjsonRenderer, loads
 from outfall.sinks.event.levels import level_of
 
 if TYPE_CHECKING:
@@ -237,14 +234,12 @@ SIGNATURE_BYTES = 32
 _MIN_KEY_BYTES = 16
 
 _json = OrjsonRenderer()
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 def _loaded(payload: bytes) -> Any:
     """Return what *payload* is as JSON; None if it is none."""
     try:
-        # orjson makes floats of integers beyond 64 bits; json keeps their digits, up to some four thousand.
-        return json.loads(payload) if _LONG_NUMBER.search(payload) else orjson.loads(payload)
+        return loads(payload)
     except (ValueError, RecursionError):
         return None
 

@@ -1,0 +1,72 @@
+"""Where modules belong: imports between the folders of the package go one way."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: What each folder of ``sinks/`` may import besides itself. ``errors`` imports nothing, and any module may import it.
+ALLOWED = {
+    "event": set(),
+    "core": {"event"},
+    "files": {"core", "event"},
+    "network": {"core", "event"},
+    # SysLogSink sends by the connections of `network`.
+    "system": {"core", "event", "network"},
+    "mail": {"core", "event"},
+    "http": {"core", "event"},
+    # QueueListener reads what is in a queue as a frame of JSON.
+    "delivery": {"core", "event", "network"},
+    "routing": {"core", "event", "delivery"},
+    "spool": {"core", "event", "delivery", "routing"},
+    "testing": {"core", "event", "delivery"},
+    "errors": set(),
+}
+
+
+def _imported(path):
+    """Give the dotted name of each module of the package that the module at *path* imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("outfall"):
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("outfall"))
+
+
+def _edges():
+    """Give each import between folders of ``sinks/``: from which, to which, and the file it stands in."""
+    for path in (ROOT / "sinks").rglob("*.py"):
+        place = path.relative_to(ROOT / "sinks").parts
+        folder = place[0].removesuffix(".py")
+        for name in _imported(path):
+            target = [*name.split("."), ""][2]
+            if name.startswith("outfall.sinks.") and target in ALLOWED and target not in (folder, "errors"):
+                yield folder, target, "/".join(place)
+
+
+def test_folders_import_one_another_one_way():
+    """No folder imports one that it is not meant to know, and so the graph has no circle."""
+    TopologicalSorter(ALLOWED).prepare()  # raises CycleError
+    wrong = sorted({f"{file}: imports {target}" for folder, target, file in _edges() if target not in ALLOWED[folder]})
+    assert wrong == []
+
+
+def test_each_folder_is_in_the_graph():
+    """A new folder gets its place here."""
+    folders = {path.name for path in (ROOT / "sinks").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {name for name in ALLOWED if name not in ("testing", "errors")}
+
+
+def test_sinks_import_no_adapter():
+    """Adapters import sinks, never the reverse."""
+    wrong = [
+        path.name
+        for path in (ROOT / "sinks").rglob("*.py")
+        for name in _imported(path)
+        if name.startswith("outfall.adapters")
+    ]
+    assert wrong == []
