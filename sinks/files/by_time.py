@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.reporting import report
 from outfall.sinks.event.levels import NOTSET
-from outfall.sinks.files import compression as compressing
 from outfall.sinks.files.birthtime import birth_time
 from outfall.sinks.files.file import FileSink
 from outfall.sinks.files.rotating import BaseRotatingFileSink
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from outfall.sinks.core.sink import OnError
+    from outfall.sinks.files.rotating import RotatedFile
 
 #: A file's birth and the time of its last write come from clocks of different grain.
 _GRAIN_SECONDS = 1.0
@@ -110,6 +110,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         self.max_bytes: int = checked_size(max_bytes, "max_bytes")
         #: When the interval of the current file began, in epoch seconds; None until it is known.
         self._start: float | None = None
+        #: The ages of files that are older than their names say, since the clock was put back.
+        self._overtaken: set[tuple[float, int]] = set()
         #: When the file rolls over, in epoch seconds; settable.
         self.rollover_at: float = 0.0
         super().__init__(
@@ -222,15 +224,31 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             self._begin(now, 0)
 
     def _free_name(self) -> str:
-        """Return the name for the file that is rotated now: one that is not taken, plain or compressed."""
+        """Return the name for the file that is rotated now: one that sorts as the newest of its interval.
+
+        A number that retention has freed is not given again: the file would count as the oldest.
+        """
         stem = f"{self.base_filename}.{self._text_of_interval()}"
-        endings = compressing.endings([self._compressor.ending] if self._compressor else [])
-        number = 0
+        age = max((age for age, name in self.names_of_rotated(os.path.basename(stem)) if name == stem), default=None)
+        ages = [file.age for file in self.rotated_files()]
+        number = max((number + 1 for start, number in ages if age is not None and start == age[0]), default=0)
         while True:
             name = self.rotation_filename(f"{stem}.{number}" if number else stem)
-            if not any(os.path.lexists(name + ending) for ending in endings):
-                return name
+            if not any(os.path.lexists(name + ending) for ending in self._endings):
+                break
             number += 1
+        if age is not None:
+            made = (age[0], number)
+            # The clock was put back: what is named for a later time is older nevertheless.
+            self._overtaken.intersection_update(ages)
+            self._overtaken.update(older for older in ages if older > made)
+        return name
+
+    def rotated_files(self) -> list[RotatedFile]:
+        """Return the rotated files there are, the newest first; see `BaseRotatingFileSink.rotated_files`."""
+        now = time.time()
+        # An interval that lies in the future was named by a clock that went ahead.
+        return sorted(super().rotated_files(), key=lambda file: file.age in self._overtaken or file.age[0] > now)
 
     def _text_of_interval(self) -> str:
         """Return what the name of the file that is rotated now gets: the start of its interval."""
@@ -266,8 +284,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Return when the interval of a file that has events already began."""
         schedule = self._schedule
         last_write = min(os.stat(self.base_filename).st_mtime, now)
-        rotated = [file.age[0] for file in self.rotated_files()]
-        newest = max(rotated, default=None)
+        newest = max((file.age[0] for file in self.rotated_files() if file.age[0] <= now), default=None)
         birth = birth_time(self.base_filename)
         # Copied, restored or touched files have a birth that says nothing about their events.
         if birth is not None and birth <= last_write + _GRAIN_SECONDS and (newest is None or birth >= newest):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
+import json
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import time_machine
 
 from outfall import RotatingFileSink, TimedRotatingFileSink
 from tests.sinks._rotated import by_name, in_order, line
@@ -299,3 +302,82 @@ def test_a_namer_that_raises_at_the_start_is_told(path, failures):
         assert [(str(failure.error), failure.events) for failure in failures] == [("no name", 0)]
         _write(sink, 1)
     assert by_name(path.parent) == {"app.log": [1]}
+
+
+def _kept(path: Path) -> list[int]:
+    """Return the numbers of the events in all files, compressed ones too."""
+    files = [file for file in path.parent.iterdir() if file.suffix != ".outfall-tmp"]
+    texts = [gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes() for file in files]
+    return sorted(json.loads(found)["n"] for text in texts for found in text.splitlines())
+
+
+def _shuffled(default_name: str) -> str:
+    """Name rotated files so that their names say nothing about their order, but can be told from one another."""
+    directory, name = os.path.split(default_name)
+    return os.path.join(directory, f"{name[::-1]}.{name}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "gzip"},
+        {"multiprocess": True},
+        {"namer": lambda name: f"{name}.jsonl"},
+        {"namer": _shuffled, "compression": "gzip"},
+        {"when": "H"},
+        {"when": "W3", "max_bytes": 0},
+    ],
+    ids=["midnight", "compressed", "processes", "suffix", "shuffled names", "hourly", "by hand"],
+)
+def test_of_several_rollovers_in_one_interval_the_newest_are_kept(path, options):
+    """A number that retention has freed is not given again, so that no new file counts as an old one."""
+    options = {"when": "midnight", "max_bytes": 100, **options}
+    with TimedRotatingFileSink(path, backup_count=3, **options) as sink:
+        for number in range(40):
+            sink.handle({"n": number, "event": "x" * 60})
+            if not options["max_bytes"]:
+                sink.do_rollover()
+    kept = _kept(path)
+    assert kept == list(range(40 - len(kept), 40))
+    assert len(kept) == (4 if options["max_bytes"] else 3)
+
+
+def test_a_restart_goes_on_with_the_numbers_of_its_interval(path):
+    """What an earlier process rotated in the same interval is older, whatever of it is left."""
+    for number in range(9):
+        with TimedRotatingFileSink(path, when="midnight", backup_count=2) as sink:
+            sink.handle({"n": number})
+            sink.do_rollover()
+    assert _kept(path) == [7, 8]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("back", [1800, 5 * 3600, 400 * 86_400])
+def test_a_clock_that_is_put_back_makes_no_new_file_an_old_one(path, back, restart):
+    """What was rotated last is kept, though the names of the files before it speak of a later time."""
+    begin = 1_700_000_000
+    moments = [*range(begin, begin + 6 * 3600, 3600), *range(begin + 5 * 3600 - back, begin + 12 * 3600 - back, 3600)]
+    sink = None
+    for number, moment in enumerate(moments):
+        with time_machine.travel(moment, tick=False):
+            sink = sink or TimedRotatingFileSink(path, when="S", backup_count=4)
+            sink.handle({"n": number})
+            sink.do_rollover()
+            if restart:
+                sink.close()
+                sink = None
+    assert sink is None or sink.close()
+    assert _kept(path) == list(range(len(moments) - 4, len(moments)))
+
+
+def test_a_clock_that_ran_ahead_does_not_stop_rotation(path):
+    """A file named for a far future costs neither the next rollovers nor the newest files."""
+    Path(f"{path}.2099-01-01").write_text('{"n": -1}\n')
+    path.write_text('{"n": 0}\n')
+    with TimedRotatingFileSink(path, when="midnight", backup_count=2) as sink:
+        assert sink.rollover_at < time.time() + 2 * 86_400
+        for number in (1, 2):
+            sink.handle({"n": number})
+            sink.do_rollover()
+    assert _kept(path) == [0, 1, 2]
