@@ -21,7 +21,8 @@ class Encoded:
     """One event, encoded in the thread that logged it.
 
     Args:
-        data: What the sink it is meant for puts out: a line of JSON, or the bytes of the sink's own renderer.
+        data: What the sink it is meant for puts out: a JSON object, or the bytes of the sink's own renderer. It has no
+            terminator: a sink that ends each event adds its own when it writes.
         level: The level number.
         time: When it happened, in seconds since the epoch: its ``timestamp``, else when it was handled.
     """
@@ -124,6 +125,11 @@ def _digest(places: Sequence[int]) -> str:
     from hashlib import blake2b
 
     return blake2b(repr(places).encode(), digest_size=8).hexdigest()
+
+
+def data_of(batch: Sequence[Encoded]) -> list[bytes]:
+    """Return the data of each item of *batch*, without making items where it is a `Batch`; not to be changed."""
+    return batch.data if batch.__class__ is Batch else [item.data for item in batch]
 
 
 @dataclass(frozen=True, slots=True)

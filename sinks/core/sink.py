@@ -21,7 +21,7 @@ import orjson
 from structlog import DropEvent
 
 from outfall.sinks.core import lifecycle
-from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.core.item import BatchResult, Encoded, data_of
 from outfall.sinks.core.lock import WriteLock
 from outfall.sinks.core.reentrancy import delivering, thread
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
@@ -705,8 +705,9 @@ class ByteSink(Sink):
         self._errors = "backslashreplace" if errors is None else errors
         #: The same without the byte order mark, which belongs at the start of a file and not before each event.
         self._bare_encoding, self._byte_order_mark = _split_byte_order_mark(self._encoding, self._errors)
-        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
         self._renderer: Callable[[Any, str, Any], str | bytes] = OrjsonRenderer()
+        self._terminator = ""
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
         self.terminator = terminator
         if renderer is not None:
             self.renderer = renderer
@@ -733,6 +734,18 @@ class ByteSink(Sink):
             raise TypeError(msg)
         self._terminator = terminator
         self._changed()
+
+    def _changed(self) -> None:
+        self._item_end = self._end_of_items()
+        super()._changed()
+
+    def _end_of_items(self) -> bytes:
+        """Return what `emit_batch` writes behind each item's data."""
+        # Who overrides `render` decides about the terminator alone. Where JSON and text end differently (an encoding
+        # such as UTF-16), an item keeps the end it was rendered with.
+        usual = type(self).render is ByteSink.render
+        end = self._terminator_bytes
+        return end if usual and end == self._terminator.encode(self._bare_encoding, self._errors) else b""
 
     @property
     def renderer(self) -> Callable[[Any, str, Any], str | bytes]:
@@ -785,12 +798,18 @@ class ByteSink(Sink):
         self.write(self.render(event))
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Write each item's bytes."""
-        return self._emit_each(batch, lambda item: self.write(item.data))
+        """Write each item's data, with the terminator."""
+        end = self._item_end
+        return self._emit_each(batch, lambda item: self.write(item.data + end))
 
     def encode(self, event: dict[str, Any]) -> Encoded:
         """Return *event* rendered by this sink's renderer, as a batch item."""
-        return self._encoded(event, self.render(event))
+        data, end = self.render(event), self._item_end
+        return self._encoded(event, data[: -len(end)] if end else data)
+
+    def _joined(self, batch: Sequence[Encoded]) -> bytes:
+        """Return the data of all items, each with the terminator, to be written at once."""
+        return self._item_end.join((*data_of(batch), b""))
 
     def _plain_option(self) -> int | None:
         own, renderer = type(self), self._renderer
@@ -800,11 +819,9 @@ class ByteSink(Sink):
             and own._prepare is Sink._prepare
             and type(renderer) is OrjsonRenderer
             and renderer.is_plain
-            and self._terminator in ("", "\n")
+            and len(self._terminator_bytes) == len(self._item_end)
         )
-        if not usual or self._level or self._processors:
-            return None
-        return OPTIONS | (orjson.OPT_APPEND_NEWLINE if self._terminator else 0)
+        return OPTIONS if usual and not (self._level or self._processors) else None
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         if type(self).emit is not ByteSink.emit:

@@ -124,8 +124,6 @@ class BackgroundSink(DeferredSink):
         self._keep_level = parse_level(keep_level, "keep_level")
         #: orjson's options where one call of it makes an event what the target wants; None: the whole pipeline.
         self._option: int | None = None
-        #: Whether that makes a line end that the target does not want.
-        self._cuts = False
         super().__init__(
             target,
             block_timeout=block_timeout,
@@ -188,9 +186,9 @@ class BackgroundSink(DeferredSink):
                     if number < self._level:
                         self._count_filtered()
                         return
-                    # orjson's bytes keep the buffer they were made in, ten times as large at worst; cut from it, or
-                    # put together, they are as large as they look.
-                    data = dumps(event, None, option)[:-1] if self._cuts else dumps(event, None, option) + b"\n"
+                    # orjson's bytes keep the buffer they were made in, ten times as large at worst; cut from it they
+                    # are as large as they look.
+                    data = dumps(event, None, option | OPT_APPEND_NEWLINE)[:-1]
                     size = len(data) + _OVERHEAD_BYTES
                     waiting = ((data, number, time(), "timestamp" in event),)
                     # Taking the lock by hand: see WriteLock.
@@ -611,9 +609,6 @@ class BackgroundSink(DeferredSink):
             getattr(own, hook) is getattr(BackgroundSink, hook) for hook in ("deliver", "_put", "_take", "_store")
         ) and not (self._processors or self._closed or self._reporting or self._inline)
         option = self._target._plain_option() if usual else None
-        if option is not None:
-            self._cuts = not option & OPT_APPEND_NEWLINE
-            option ^= OPT_APPEND_NEWLINE
         self._option = option
 
     def _describe(self) -> str:

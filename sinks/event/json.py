@@ -15,6 +15,7 @@ from orjson import dumps
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import METADATA
 from outfall.sinks.event.jsonable import cut, items_of, plain_fields, type_name
+from outfall.sinks.event.levels import NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,46 @@ ExcInfo = tuple[type[BaseException], BaseException, "TracebackType | None"]
 # Whatever makes orjson run Python code while it walks a container that another thread may be changing is passed by:
 # it was seen to crash the process (orjson 3.13, a tzinfo written in Python). Those values take the slow path.
 OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+
+#: With the line break that ends a line of JSON.
+LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
+
+
+def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
+    r"""Return *event* as a line of JSON if it is a plain event: what every short cut of a sink starts with.
+
+    Plain is a dict without metadata keys and without ``exc_info``, nested no deeper than orjson bears. What a sink with
+    a usual `OrjsonRenderer` makes of it is this line.
+
+    Args:
+        event: The event, or whatever a sink was given.
+        level: The sink's level number. Where it is not 0, an event with a ``level_number`` is not plain.
+        option: orjson's options. Default `LINE`, which ends the line with ``"
+    "``.
+
+    Returns:
+        The line; ``b""`` if *level* keeps the event out; None if it is not plain and has to take the pipeline.
+
+    Raises:
+        Exception: If the event is not plain in another way (no known level, a value that orjson does not take). The
+            pipeline is the way for it too.
+    """
+    if (
+        event.__class__ is not dict
+        or "exc_info" in event
+        or "_record" in event
+        or "_logger" in event
+        or "_name" in event
+        or "_from_structlog" in event
+        or (is_tracked(event) and too_deep(event))
+    ):
+        return None
+    if level:
+        if "level_number" in event:  # it wins over the level, and may be anything
+            return None
+        if NUMBERS[event["level"]] < level:
+            return b""
+    return dumps(event, None, option)
 
 
 class OrjsonRenderer:

@@ -18,18 +18,18 @@ from os import write as _os_write
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import orjson
 from orjson import dumps
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds, checked_size
-from outfall.sinks.core.item import BatchResult
+from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import ByteSink, OnError
 from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.event.depth import is_tracked, too_deep
-from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
+from outfall.sinks.event.json import LINE as _LINE
+from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, level_of, parse_level
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.core.sink import SinkStats
-
-_LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 
 #: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
 _NOT_OPEN = -1
@@ -372,9 +370,10 @@ class FileSink(ByteSink):
         with self._lock:
             self._check_open()
             self._flush()
-            ends = tuple(accumulate(len(item.data) for item in batch))
+            end = len(self._item_end)
+            ends = tuple(accumulate(len(data) + end for data in data_of(batch)))
             try:
-                self._write_whole(b"".join(item.data for item in batch), ends)
+                self._write_whole(self._joined(batch), ends)
             except OSError:
                 if not self._kept:
                     raise

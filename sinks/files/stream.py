@@ -20,7 +20,9 @@ from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+
+    from outfall.sinks.core.item import BatchResult, Encoded
 
 
 class StreamSink(ByteSink):
@@ -132,6 +134,14 @@ class StreamSink(ByteSink):
         finally:
             self._writing = False
             _in_use.pop(id(self), None)
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Write all items by one call of the stream's ``write``, and flush."""
+        if type(self).write is not StreamSink.write:
+            return super().emit_batch(batch)
+        with self._lock:
+            self.write(self._joined(batch))
+        return None
 
     def _write_interrupting(self, counted_elsewhere: int = 0) -> None:
         """Write what came meanwhile, whatever fails; what is lost is counted, but for *counted_elsewhere*, if any."""
@@ -298,3 +308,7 @@ class NullSink(Sink):
 
     def emit(self, event: dict[str, Any]) -> None:
         """Do nothing with *event*."""
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Do nothing with *batch*."""
+        return None if type(self).emit is NullSink.emit else super().emit_batch(batch)

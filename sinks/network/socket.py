@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from orjson import dumps
 
 from outfall.sinks.core.arguments import checked_seconds
+from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.core.sink import ByteSink, OnError, Sink
-from outfall.sinks.errors import ReentrantEventError, TemporaryDeliveryError, reason_of
+from outfall.sinks.errors import DeliveryError, ReentrantEventError, TemporaryDeliveryError, reason_of
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, NUMBERS
@@ -44,9 +45,12 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.item import Encoded
     from outfall.sinks.core.sink import SinkStats
 
+
+#: What of a batch goes by one ``send``: a slow peer takes that much within any timeout that makes sense.
+_CHUNK_BYTES = 65_536
 
 # What SocketSink._express says: take the whole pipeline; render and send; look at the level first.
 PIPELINE, DIRECT, DIRECT_WITH_LEVEL = range(3)
@@ -545,8 +549,30 @@ class SocketSink(ByteSink):
                 self._aftermath = True
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Send each item in a frame of its own; what comes after one that could not be sent is left for a retry."""
-        return self._emit_each(batch, lambda item: self.write(self._frame_of(item)))
+        """Send each item in a frame of its own; what comes after one that could not be sent is left for a retry.
+
+        On a stream many frames go by one ``send``.
+        """
+        own = type(self)
+        usual = all(getattr(own, hook) is getattr(SocketSink, hook) for hook in ("write", "send", "_frame_of"))
+        if not (usual and self._ends and type(self._codec) is JSONFrames):
+            return self._emit_each(batch, lambda item: self.write(self._frame_of(item)))
+        frames = [pack_length(len(data)) + data for data in data_of(batch)]
+        first = size = 0
+        with self._lock:
+            for place, frame in enumerate(frames, 1):
+                size += len(frame)
+                # In chunks, each with the whole timeout: what a slow peer has taken is not sent again.
+                if size < _CHUNK_BYTES and place < len(frames):
+                    continue
+                try:
+                    self.write(b"".join(frames[first:place]))
+                except (DeliveryError, OSError) as error:
+                    if not first:
+                        raise
+                    return BatchResult(range(first, len(frames)), retry_after=getattr(error, "retry_after", None))
+                first, size = place, 0
+        return None
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         if type(self).emit is not SocketSink.emit:

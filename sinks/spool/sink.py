@@ -700,9 +700,7 @@ class SpoolSink(DeferredSink):
             getattr(own, hook) is getattr(SpoolSink, hook) for hook in ("deliver", "_put", "_take", "_keep", "encode")
         ) and not (self._processors or self._closed or self._reporting or self._fsync == "always")
         option = self._target._plain_option() if usual else None
-        # Bytes that end in a line break are no line of JSON.
-        fits = option is not None and not option & orjson.OPT_APPEND_NEWLINE
-        self._option = option | orjson.OPT_APPEND_NEWLINE if fits and option is not None else None
+        self._option = None if option is None else option | orjson.OPT_APPEND_NEWLINE
 
     def _describe(self) -> str:
         return f"{self.directory!r} to {self._target!r}"

@@ -25,6 +25,7 @@ from outfall import (
     SinkFailure,
     TemporaryDeliveryError,
 )
+from outfall.sinks.event.event import TextEvent
 from outfall.sinks.testing import FailingSink, StuckSink, assert_balanced
 
 if TYPE_CHECKING:
@@ -565,3 +566,47 @@ def test_what_is_raised_for_an_audit_sink_has_no_context_with_the_event() -> Non
     while link is not None:
         assert "correct horse" not in f"{link!r} {link}"
         link = link.__cause__ or link.__context__
+
+
+# -- items of a batch and what ends them
+
+
+class _OwnLines(ListSink):
+    """A sink that decides about the end of a line by itself."""
+
+    def render(self, event: dict[str, Any]) -> bytes:
+        return b"<" + str(event["event"]).encode() + b">"
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "event"),
+    [
+        (ListSink, {"terminator": "\n"}, {"event": "e"}),
+        (ListSink, {"terminator": ""}, {"event": "e"}),
+        (ListSink, {"terminator": "\r\n\r\n"}, {"event": "e"}),
+        (ListSink, {"terminator": "\n", "renderer": lambda _, __, event: event["event"] * 2}, {"event": "ä"}),
+        (ListSink, {"terminator": "\n", "renderer": lambda _, __, event: b"bytes"}, {"event": "e"}),
+        (ListSink, {"terminator": "\n", "encoding": "utf-16-le"}, {"event": "e"}),
+        (ListSink, {"terminator": "\n", "encoding": "utf-16-le"}, "text of somebody else\n"),
+        (ListSink, {"terminator": "\n"}, "text of somebody else"),
+        (ListSink, {"terminator": "\n", "encoding": "utf-16", "renderer": lambda *_: "text"}, {"event": "e"}),
+        (_OwnLines, {"terminator": "\n"}, {"event": "e"}),
+    ],
+)
+def test_a_batch_is_written_as_its_events_are(made, options, event):
+    """What a sink writes of an event is the same whether it comes alone or in a batch."""
+    alone, batched = made(**options), made(**options)
+    alone.deliver(event)
+    taken = event if isinstance(event, dict) else TextEvent(event)
+    batched.emit_batch([batched.encode(taken)])
+    assert alone.written == batched.written != []
+
+
+def test_an_item_has_no_terminator_and_gets_the_one_of_its_writer():
+    """A terminator that is set between the event and its batch ends the event."""
+    sink = ListSink(terminator="\n")
+    item = sink.encode({"event": "e"})
+    assert item.data == b'{"event":"e"}'
+    sink.terminator = ";"
+    sink.emit_batch([item])
+    assert sink.written == [b'{"event":"e"};']

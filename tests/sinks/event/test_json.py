@@ -8,6 +8,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import itertools
 import json
 import pickle
@@ -28,7 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outfall.sinks.event.event import METADATA, LevelledEvent
-from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
+from outfall.sinks.event.json import OPTIONS, OrjsonRenderer, plain_line
 
 RENDERERS = {
     "default": OrjsonRenderer(),
@@ -1164,3 +1165,41 @@ def test_what_crashes_orjson_by_itself_is_a_field_with_snapshot(kind):
             "uuid": "<unrenderable UUID: AttributeError>",
         }[kind]
     )
+
+
+# -- the plain event
+
+
+@pytest.mark.parametrize("level", [0, 30])
+def test_a_plain_event_is_the_line_that_the_renderer_makes(level):
+    """What short cuts write is what the pipeline would write."""
+    event = {"event": "ä", "level": "warning", "n": 1.5, "nested": {"list": [1, "\n"]}}
+    assert plain_line(event, level) == OrjsonRenderer().render(event) + b"\n"
+    assert plain_line(event, level, OPTIONS) == OrjsonRenderer().render(event)
+
+
+def test_a_plain_event_below_the_level_is_nothing():
+    """An empty line says that the level keeps the event out."""
+    assert plain_line({"event": "e", "level": "INFO"}, 30) == b""
+
+
+@pytest.mark.parametrize(
+    ("event", "level"),
+    [
+        *(({"event": "e", key: None}, 0) for key in ("exc_info", *METADATA)),
+        ({"event": "e", "level": "error", "level_number": 10}, 30),
+        (collections.OrderedDict(event="e"), 0),
+        ("text", 0),
+        ({"event": functools.reduce(lambda nested, _: [nested], range(100), [])}, 0),
+    ],
+)
+def test_an_event_that_is_not_plain_takes_the_pipeline(event, level):
+    """Metadata, exceptions, level numbers, deep nests and whatever is no dict are not for a short cut."""
+    assert plain_line(event, level) is None
+
+
+@pytest.mark.parametrize("event", [{"event": "e"}, {"level": 3}, {"level": "unheard of"}, {"level": ["info"]}])
+def test_a_plain_line_raises_where_only_the_pipeline_knows(event):
+    """Without a known level by its usual name there is nothing to compare."""
+    with pytest.raises((KeyError, TypeError)):
+        plain_line(event, 30)

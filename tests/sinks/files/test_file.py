@@ -181,7 +181,7 @@ def test_a_batch_is_written_at_once_and_behind_the_buffer(path):
     """emit_batch keeps the order of what waits and what comes."""
     with FileSink(path, buffer_bytes=10_000) as sink:
         sink.handle({"n": 0})
-        assert sink.emit_batch([Encoded(b'{"n":%d}\n' % n, 20, 0.0) for n in (1, 2, 3)]) is None
+        assert sink.emit_batch([Encoded(b'{"n":%d}' % n, 20, 0.0) for n in (1, 2, 3)]) is None
         assert sink.emit_batch([]) is None
         assert _numbers(path) == [0, 1, 2, 3]
 

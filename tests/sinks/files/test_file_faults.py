@@ -188,7 +188,7 @@ def test_the_event_that_makes_a_full_buffer_fail_is_counted_once(path):
 def test_a_short_batch_says_what_is_left(path):
     """What a full disk keeps out of a batch is to be tried again, and nothing else."""
     sink = FileSink(path)
-    batch = [Encoded(b'{"n":%d}\n' % n, 20, 0.0) for n in range(4)]
+    batch = [Encoded(b'{"n":%d}' % n, 20, 0.0) for n in range(4)]
     with _size_limit(2 * 8 + 3):
         result = sink.emit_batch(batch)
     assert list(result.retry) == [2, 3]

@@ -606,3 +606,48 @@ def test_write_takes_text_as_well(stream):
     sink.write("é\ud800\n" if isinstance(stream, io.StringIO) else "é\n")
     written = stream.getvalue()
     assert written in {"é\ud800\n", "é\n".encode()}
+
+
+class _Counting(io.BytesIO):
+    writes = 0
+
+    def write(self, data):
+        self.writes += 1
+        return super().write(data)
+
+
+def test_a_batch_is_one_write():
+    """Many events in a batch reach the stream together."""
+    stream = _Counting()
+    sink = StreamSink(stream)
+    assert sink.emit_batch([sink.encode({"n": n}) for n in range(3)]) is None
+    assert stream.getvalue() == b'{"n":0}\n{"n":1}\n{"n":2}\n'
+    assert stream.writes == 1
+
+
+def test_a_subclass_that_overrides_write_gets_each_event_of_a_batch():
+    """What a subclass does with one event it does with each."""
+
+    class Own(StreamSink):
+        def write(self, data):
+            super().write(b"> " + data)
+
+    stream = io.BytesIO()
+    sink = Own(stream)
+    sink.emit_batch([sink.encode({"n": n}) for n in range(2)])
+    assert stream.getvalue() == b'> {"n":0}\n> {"n":1}\n'
+
+
+def test_a_null_sink_looks_at_no_item_of_a_batch():
+    """A batch of anything is taken; a subclass that overrides emit gets each event."""
+    assert NullSink().emit_batch([object()]) is None
+
+    class Own(NullSink):
+        seen = ()
+
+        def emit(self, event):
+            self.seen += (event["n"],)
+
+    sink = Own()
+    sink.emit_batch([sink.encode({"n": n}) for n in range(2)])
+    assert sink.seen == (0, 1)

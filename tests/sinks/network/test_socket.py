@@ -257,6 +257,46 @@ def test_signed_frames_arrive_signed(receiver):
         assert codec.decode(receiver.wait(1)[0]) == {"event": "secret"}
 
 
+def test_a_batch_goes_by_one_send(receiver):
+    """The system is called once for a batch on a stream, and once for each 64 KiB of a large one."""
+    sent = []
+    with SocketSink(*receiver.target) as sink:
+        real = sink._transmit
+
+        def transmit(data):
+            sent.append(len(data))
+            real(data)
+
+        sink._transmit = transmit
+        batch = [sink.encode({"event": number}) for number in range(1000)]
+        assert sink.emit_batch(batch) is None
+        assert len(sent) == 1
+        large = [sink.encode({"event": number, "text": "x" * 1000}) for number in range(100)]
+        assert sink.emit_batch(large) is None
+        assert len(sent) == 3
+        events = _events(receiver, 1100)
+    assert [each["event"] for each in events] == [*range(1000), *range(100)]
+
+
+def test_what_of_a_batch_has_gone_is_not_sent_again(receiver):
+    """A batch whose second part cannot be sent is left for a retry from there on."""
+    with SocketSink(*receiver.target) as sink:
+        real, calls = sink.send, []
+
+        def send(data):
+            calls.append(len(data))
+            if len(calls) == 2:
+                raise TemporaryDeliveryError("no more", retry_after=7.0)
+            real(data)
+
+        sink.send = send
+        batch = [sink.encode({"event": number, "text": "x" * 1000}) for number in range(100)]
+        result = sink.emit_batch(batch)
+        assert result.retry_after == 7.0
+        assert sink.emit_batch([batch[index] for index in result.retry]) is None
+        assert [each["event"] for each in _events(receiver, 100)] == list(range(100))
+
+
 def test_a_batch_is_sent_frame_by_frame(receiver):
     """A batch's data is what the renderer made, so a spool of it is JSON; what cannot be sent is left for a retry."""
     with SocketSink(*receiver.target) as sink:

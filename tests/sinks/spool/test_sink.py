@@ -1099,7 +1099,7 @@ def test_what_is_logged_after_the_exit_hook_is_stored(tmp_path):
         """,
         tmp_path,
     )
-    left = [json.loads(json.loads(line)["text"])["n"] for line in lines_in(tmp_path / "spool")]
+    left = [json.loads(line)["event"]["n"] for line in lines_in(tmp_path / "spool")]
     assert {1, 2} == {*left, *(each["n"] for each in events_of(tmp_path / "out"))}
 
 
