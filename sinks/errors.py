@@ -19,6 +19,10 @@ No exception made here holds an event, a header, a URL's credentials or any othe
 
 from __future__ import annotations
 
+#: The ``halve_after`` of a lost connection. It may be lost for any reason, so at first the same batch is sent again
+#: under the same key, by which the target may know it.
+LOST_ATTEMPTS = 4
+
 
 class SinkError(Exception):
     """Base class of everything Outfall raises about an event or its target."""
@@ -75,12 +79,15 @@ class TemporaryDeliveryError(DeliveryError):
 
     Args:
         message: What happened, without event data and secrets.
-        retry_after: Seconds to wait before the next attempt, or None when the target did not say.
+        retry_after: Seconds that the target asks to wait before the next attempt, or None when it did not say.
+        halve_after: After how many such failures in a row a batch is sent in smaller parts, since its size may be the
+            reason: 1 if there was no answer in time. Default None: it is sent again as it is, however often.
     """
 
-    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+    def __init__(self, message: str = "", retry_after: float | None = None, halve_after: int | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.halve_after = halve_after
 
 
 class PausedDeliveryError(TemporaryDeliveryError):

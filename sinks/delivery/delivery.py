@@ -15,6 +15,7 @@ from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import cleaned, describe
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import (
+    LOST_ATTEMPTS,
     OversizeDeliveryError,
     PausedDeliveryError,
     PermanentDeliveryError,
@@ -22,7 +23,7 @@ from outfall.sinks.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from outfall.sinks.core.item import Batch, BatchResult, Encoded
 
@@ -32,8 +33,8 @@ class RetryPolicy:
     """How long to wait before a batch is tried again, and how often it is.
 
     Waits grow by *factor* from *start_seconds* to *max_seconds*; with *jitter* each is a random part of that, from
-    nothing to the whole ("full jitter"), so that many clients do not come back at the same instant. Where the target
-    says how long to wait (``Retry-After``), that is the wait.
+    nothing to the whole ("full jitter"), so that many clients do not come back at the same instant. What the target
+    says of the wait (``Retry-After``) can make it longer, never shorter.
 
     A target that refuses everything until something is changed (`PausedDeliveryError`) is asked again after
     *pause_start_seconds*, twice as long each time up to *pause_max_seconds*, for as long as it takes.
@@ -124,6 +125,9 @@ class Delivery:
 
     What the target cannot take now is tried again after a wait; a batch that it refuses for good is halved until the
     one event is found that is to blame, which goes to the dead letter sink, and the others are delivered, in order.
+    Where its size may be why there was no answer (`TemporaryDeliveryError.halve_after`, a `TimeoutError`, or a
+    `ConnectionError` several times in a row) half as much is sent at a time, until that gets through; each batch that
+    does lets the next be a quarter larger.
 
     Args:
         target: Where `deliver` puts batches, by its ``emit_batch`` alone.
@@ -167,8 +171,10 @@ class Delivery:
         self._random = random
         #: How many events the target is being asked to take at this moment.
         self.attempting: int = 0
-        #: Half of what was too much for the target: more bytes of data are not sent to it in more than one event.
-        self._fitting_bytes: float = float("inf")
+        #: Half of what was too large for the target: more bytes of data are not sent to it in more than one event.
+        self._largest_bytes: float = float("inf")
+        #: The same for what it got no answer to in time. It grows again.
+        self._timely_bytes: float = float("inf")
         self._failures = 0
         self._pauses = 0
 
@@ -177,10 +183,10 @@ class Delivery:
 
         Raises nothing that a target or a dead letter sink raises, `BaseException` s that are no `Exception` apart.
         """
-        parts = deque(self._fitting(batch))
+        parts = deque((batch,) if len(batch) else ())
         attempts = 1
         while parts:
-            part = parts.popleft()
+            part = self._fitting(parts)
             left: Batch | None
             failure: Exception
             self.attempting = len(part)
@@ -208,6 +214,7 @@ class Delivery:
                 attempts = 1
                 continue
             parts.appendleft(left)
+            self._shrink(left, failure, attempts)
             if not self._wait(failure, retry_after):
                 return list(parts)
             attempts += 1
@@ -222,7 +229,8 @@ class Delivery:
         else:
             self._failures += 1
             seconds = self._retry.wait_seconds(self._failures, self._random)
-        if not self._pause(seconds if retry_after is None else max(0.0, retry_after)):
+        # Longer than that if the target says so, never shorter: a server in trouble must not be asked without a pause.
+        if not self._pause(seconds if retry_after is None else max(seconds, retry_after)):
             return False
         self._settle(Outcome(retried=1))
         return True
@@ -233,6 +241,7 @@ class Delivery:
         """Settle what the target has taken or refused of *part*; return what it wants to be given again."""
         if result is None:
             self._failures = self._pauses = 0
+            self._grow(part)
             self._settle(Outcome(delivered=len(part)))
             return None
         places = range(len(part))
@@ -250,31 +259,53 @@ class Delivery:
             self._tell(PermanentDeliveryError("the target refused events and did not say which"), unknown)
         for index, reason in rejected.items():
             self._refuse(part[index], PermanentDeliveryError(reason), "rejected")
-        return part.part(retry) if retry else None
+        if not retry:
+            self._grow(part)
+            return None
+        return part.part(retry)
 
     def _split(self, part: Batch, error: Exception, parts: deque[Batch]) -> None:
         """Put the halves of *part* back, or settle its one event, which is to blame for *error*."""
         if isinstance(error, OversizeDeliveryError) and len(part) > 1:
-            self._fitting_bytes = min(self._fitting_bytes, sum(map(len, part.data)) / 2)
+            self._largest_bytes = min(self._largest_bytes, _size(part) / 2)
         if len(part) == 1:
             self._refuse(part[0], error, "rejected" if isinstance(error, PermanentDeliveryError) else "error")
             return
         middle = len(part) // 2
         parts.extendleft((part[middle:], part[:middle]))
 
-    def _fitting(self, batch: Batch) -> Iterable[Batch]:
-        """Return *batch* in parts that are smaller than what was too much before."""
-        if self._fitting_bytes == float("inf") or len(batch) < 2:
-            return [batch] if len(batch) else []
-        parts: list[Batch] = []
-        first = size = 0
-        for index, data in enumerate(batch.data):
-            if index > first and size + len(data) > self._fitting_bytes:
-                parts.append(batch[first:index])
-                first, size = index, 0
+    def _fitting(self, parts: deque[Batch]) -> Batch:
+        """Take from *parts* what is to be sent next: the first, or as much of it as the target can take at a time."""
+        part = parts.popleft()
+        limit = min(self._largest_bytes, self._timely_bytes)
+        if limit == float("inf"):
+            return part
+        size = 0
+        for index, data in enumerate(part.data):
             size += len(data)
-        parts.append(batch[first:] if first else batch)
-        return parts
+            if index and size > limit:
+                parts.appendleft(part[index:])
+                return part[:index]
+        return part
+
+    def _shrink(self, left: Batch, failure: Exception, attempts: int) -> None:
+        """Send less at a time if it may be the size of *left* that kept the target from answering."""
+        most: int | None
+        if isinstance(failure, TemporaryDeliveryError):
+            most = failure.halve_after
+        elif isinstance(failure, ConnectionError):
+            most = LOST_ATTEMPTS
+        else:
+            most = 1 if isinstance(failure, TimeoutError) else None
+        if most is not None and attempts >= most:
+            self._timely_bytes = min(self._timely_bytes, _size(left) / 2)
+
+    def _grow(self, part: Batch) -> None:
+        """Send more at a time, now that all of *part* was taken."""
+        if self._timely_bytes != float("inf"):
+            grown = _size(part) * _GROWTH
+            if grown > self._timely_bytes:
+                self._timely_bytes = grown if grown < _LARGE_BYTES else float("inf")
 
     def _give_up(self, part: Batch, error: Exception) -> None:
         for item in part:
@@ -297,6 +328,17 @@ class Delivery:
         self._settle(Outcome(dropped={reason: 1}))
         self._tell(error, 1)
 
+
+def _size(batch: Batch) -> int:
+    """Return the number of bytes of data in *batch*."""
+    return sum(map(len, batch.data))
+
+
+#: By how much more is sent at a time after a batch that was answered in time.
+_GROWTH = 1.25
+
+#: From this size on a batch is not bounded any more.
+_LARGE_BYTES = 2**30
 
 #: What sinks raise on purpose holds no event.
 _OWN = frozenset({PermanentDeliveryError, OversizeDeliveryError, TemporaryDeliveryError, PausedDeliveryError})

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from outfall.sinks.core.reporting import _MIN_LENGTH, _values
 from outfall.sinks.errors import (
+    LOST_ATTEMPTS,
     DeliveryError,
     OversizeDeliveryError,
     PausedDeliveryError,
@@ -29,6 +30,9 @@ _TOO_LARGE = 413
 #: Timeout, too early, too many requests.
 _TEMPORARY = frozenset({408, 425, 429})
 
+#: The request did not come in time, or a gateway speaks of what is behind it: by whose fault may depend on the size.
+_HALVE_AFTER = {408: 1, 502: LOST_ATTEMPTS, 504: 1}
+
 #: Credentials, permission, address, method or media type are not what they should be: any event would meet the same.
 _PAUSED = frozenset({401, 402, 403, 404, 405, 407, 410, 415, 451})
 
@@ -41,7 +45,8 @@ def failure_of(status: int, headers: Mapping[str, str], *, peer: str, now: float
 
     ========================  ====================================================================================
     2xx                       None
-    408, 425, 429, 5xx        `TemporaryDeliveryError`, with the ``Retry-After`` if there is one
+    408, 425, 429, 5xx        `TemporaryDeliveryError`, with the ``Retry-After`` if there is one; after 408 and 504,
+                              which speak of time, less is sent at once, and after several 502 too
     401 to 405, 407, 410,     `PausedDeliveryError`: credentials, permission, address or format have to be changed
     415, 451, 3xx             first, whatever the event. A redirect is never followed: it would drop the body, or bring
                               credentials to another host
@@ -68,7 +73,7 @@ def failure_of(status: int, headers: Mapping[str, str], *, peer: str, now: float
         return OversizeDeliveryError(told)
     if _BAD_REQUEST <= status < _SERVER_ERROR and status not in _TEMPORARY:
         return PermanentDeliveryError(told)
-    return TemporaryDeliveryError(told, wait)
+    return TemporaryDeliveryError(told, wait, _HALVE_AFTER.get(status))
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:

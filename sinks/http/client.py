@@ -23,7 +23,7 @@ import urllib3.connectionpool
 import urllib3.exceptions
 import urllib3.util.connection
 
-from outfall.sinks.errors import DeliveryError, PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks.errors import LOST_ATTEMPTS, DeliveryError, PausedDeliveryError, TemporaryDeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -517,7 +517,10 @@ class Transport:
             what = f"was lost: {_told(root)}"
         else:
             what = f"could not be reached: {_told(root)}"
-        return TemporaryDeliveryError(f"{self._peer} {what}")
+        halve_after = None
+        if connected and not by_proxy:
+            halve_after = 1 if isinstance(root, TimeoutError) else LOST_ATTEMPTS
+        return TemporaryDeliveryError(f"{self._peer} {what}", halve_after=halve_after)
 
 
 #: The request itself is at fault: an address, a header or a proxy's address that is none.

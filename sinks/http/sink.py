@@ -453,7 +453,7 @@ class HTTPSink(Sink):
         kind = type(error)
         if isinstance(error, TemporaryDeliveryError):
             return (PausedDeliveryError if issubclass(kind, PausedDeliveryError) else TemporaryDeliveryError)(
-                told, error.retry_after
+                told, error.retry_after, error.halve_after
             )
         return (OversizeDeliveryError if issubclass(kind, OversizeDeliveryError) else PermanentDeliveryError)(told)
 

@@ -143,6 +143,61 @@ def test_waits_grow_from_start_to_the_limit():
     assert run.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
+@pytest.mark.parametrize("late", [TemporaryDeliveryError("late", halve_after=1), TimeoutError("late")])
+def test_less_is_sent_at_once_after_a_timeout_and_more_again_when_it_gets_through(late):
+    """A target that is through with eight events in time gets eight or fewer, soon, and is tried with a few more."""
+
+    def slow(batch: Batch) -> Any:
+        return late if len(batch) > 8 else None
+
+    run = Run(target := Target(*[slow] * 1000))
+    assert run(*[1] * 64) == []
+    sizes = [len(batch) for batch in target.batches]
+    assert sizes[:4] == [64, 32, 16, 8]
+    assert max(sizes[4:]) in {9, 10}
+    assert sum(sizes) < 4 * 64
+    assert len(target.taken) == 64
+    target.script.clear()
+    before = len(target.batches)
+    run(*[1] * 1000)
+    sizes = [len(batch) for batch in target.batches[before:]]
+    assert sizes[:-1] == sorted(sizes[:-1])
+    assert max(sizes) > 100
+
+
+@pytest.mark.parametrize("lost", [TemporaryDeliveryError("lost", halve_after=4), ConnectionResetError("lost")])
+def test_what_gets_no_answer_again_and_again_is_sent_in_smaller_parts(lost):
+    """The same under the same key at first; no batch is sent the same way for ever."""
+
+    def breaks(batch: Batch) -> Any:
+        return lost if len(batch) > 3 else None
+
+    run = Run(target := Target(*[breaks] * 1000))
+    assert run(*range(16)) == []
+    assert [len(batch) for batch in target.batches][:6] == [16, 16, 16, 16, 8, 4]
+    assert [batch.key for batch in target.batches[:4]] == ["key"] * 4
+    assert target.taken == list(range(16))
+
+
+@pytest.mark.parametrize("error", [TemporaryDeliveryError("503"), PausedDeliveryError("401"), OSError("full")])
+def test_what_says_nothing_of_the_size_keeps_the_batch_whole(error):
+    """A server that is away or full is asked for the same again, however often."""
+    run = Run(target := Target(*[error] * 20))
+    assert run(*range(16)) == []
+    assert {batch.key for batch in target.batches} == {"key"}
+
+
+def test_one_event_that_is_never_answered_is_tried_for_ever_and_the_attempts_count():
+    """It cannot be made smaller; a limit of attempts gives it up, and the others follow."""
+
+    def slow(batch: Batch) -> Any:
+        return TemporaryDeliveryError("late", halve_after=1) if any(item.event["n"] == 1 for item in batch) else None
+
+    run = Run(target := Target(*[slow] * 1000), retry=RetryPolicy(max_attempts=3))
+    assert run(0, 1, 2, 3) == []
+    assert (target.taken, run.dropped) == ([0, 2, 3], {"retries": 1})
+
+
 def test_a_success_begins_the_waits_anew():
     """What failed an hour ago does not lengthen the next wait."""
     error = TemporaryDeliveryError("busy")
@@ -153,14 +208,20 @@ def test_a_success_begins_the_waits_anew():
 
 
 def test_the_target_s_own_word_is_the_wait():
-    """Retry-After wins over the policy, in both directions."""
+    """Retry-After makes a wait longer; nothing and too little leave it as the policy has it, in a pause too."""
     run = Run(
         Target(
-            TemporaryDeliveryError("busy", 120.0), TemporaryDeliveryError("busy", 0.0), BatchResult([0], retry_after=7)
+            TemporaryDeliveryError("busy", 120.0),
+            TemporaryDeliveryError("busy", 0.0),
+            BatchResult([0], retry_after=7),
+            BatchResult([0], retry_after=0),
+            TemporaryDeliveryError("busy", float("nan")),
+            PausedDeliveryError("no", 0.0),
+            PausedDeliveryError("no", 90.0),
         )
     )
     run(1)
-    assert run.waits == [120, 0, 7]
+    assert run.waits == [120, 1, 7, 4, 8, 1, 90]
 
 
 def test_a_pause_grows_by_itself_to_a_minute():
