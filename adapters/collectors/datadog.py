@@ -14,13 +14,13 @@ from outfall.adapters.collectors.fields import (
     beside,
     dump,
     hex_id,
-    take_failure,
     take_level,
     take_time,
     text_of,
     utc_text,
 )
 from outfall.sinks.errors import OversizeDeliveryError
+from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.http.bodies import BodyFormat
 

@@ -14,7 +14,6 @@ from outfall.adapters.collectors.fields import (
     beside,
     dump,
     nanoseconds,
-    take_failure,
     take_id,
     take_level,
     take_time,
@@ -23,6 +22,7 @@ from outfall.adapters.collectors.fields import (
 )
 from outfall.sinks.core.item import Batch, BatchResult
 from outfall.sinks.errors import TemporaryDeliveryError
+from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.http.bodies import BodyFormat
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -113,68 +113,6 @@ def hex_id(value: object, digits: int) -> str | None:
         if len(text) == digits and _HEX.issuperset(text) and text.strip("0"):
             return text
     return None
-
-
-class Failure(NamedTuple):
-    """The exception that an event tells of."""
-
-    #: The name of its class, or None where it cannot be told.
-    kind: str | None
-    message: str | None
-    #: The traceback as text.
-    stack: str
-
-
-def failure_of(event: Mapping[str, Any]) -> Failure | None:
-    """Return the exception in the event's ``exception``, or None.
-
-    Read are the interpreter's text and structlog's dict tracebacks.
-    """
-    exception = event.get("exception")
-    if isinstance(exception, str) and exception:
-        return _of_text(exception)
-    if isinstance(exception, list) and exception and all(isinstance(each, dict) for each in exception):
-        kind, message = exception[0].get("exc_type"), exception[0].get("exc_value")
-        return Failure(
-            None if kind is None else text_of(kind),
-            None if message is None else text_of(message),
-            # The oldest first, as the interpreter has it.
-            "\n\n".join(map(_as_text, reversed(exception))),
-        )
-    return None
-
-
-def take_failure(event: dict[str, Any]) -> Failure | None:
-    """Return `failure_of`, and take the ``exception`` out of *event* if all of it is in what is returned."""
-    failure = failure_of(event)
-    if failure is not None and isinstance(event["exception"], str):
-        del event["exception"]
-    return failure
-
-
-_LAST_LINE = re.compile(r"([^\W\d][\w.]*)(?:: ?(.*))?", re.DOTALL)
-
-
-def _of_text(text: str) -> Failure:
-    lines = text.splitlines()
-    frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
-    first = frames[-1] + 1 if frames else 0
-    # What is not indented below the last frame is the type and the message, which may have line breaks of its own.
-    told = next((index for index in range(first, len(lines)) if lines[index][:1].strip()), None)
-    match = None if told is None else _LAST_LINE.fullmatch("\n".join(lines[told:]))
-    return Failure(None, None, text) if match is None else Failure(match[1], match[2] or "", text)
-
-
-def _as_text(exception: dict[str, Any]) -> str:
-    lines = []
-    frames = exception.get("frames")
-    if isinstance(frames, list) and frames:
-        lines.append("Traceback (most recent call last):")
-        for frame in frames:
-            place = frame if isinstance(frame, dict) else {}
-            lines.append(f'  File "{place.get("filename")}", line {place.get("lineno")}, in {place.get("name")}')
-    lines.append(f"{exception.get('exc_type')}: {exception.get('exc_value')}")
-    return "\n".join(lines)
 
 
 def text_of(value: object) -> str:

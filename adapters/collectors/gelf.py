@@ -11,11 +11,11 @@ from outfall.adapters.collectors.fields import (
     beside,
     dump,
     syslog_severity,
-    take_failure,
     take_level,
     take_time,
     text_of,
 )
+from outfall.sinks.event.exceptions import MESSAGE, TYPE, take_failure
 from outfall.sinks.http.bodies import BodyFormat
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ class GELFMessage(BodyFormat):
         }
         failure = take_failure(event)
         parts = [] if failure is None else [failure.stack]
+        if failure is not None:
+            told = ((TYPE, failure.kind), (MESSAGE, failure.message))
+            event.update((name, text) for name, text in told if text is not None)
         if isinstance(event.get("stack"), str):
             parts.append(event.pop("stack"))
         if parts:

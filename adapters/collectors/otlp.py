@@ -17,12 +17,12 @@ from outfall.adapters.collectors.fields import (
     SPAN_DIGITS,
     TRACE_DIGITS,
     dump,
-    take_failure,
     take_id,
     take_level,
     take_time,
 )
 from outfall.sinks.core.item import BatchResult
+from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.http.bodies import BodyFormat
 
 if TYPE_CHECKING:

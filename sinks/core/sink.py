@@ -33,7 +33,7 @@ from outfall.sinks.errors import (
     reason_of,
 )
 from outfall.sinks.event.event import TextEvent, as_event, copy_event, timestamp_of, without_metadata
-from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
+from outfall.sinks.event.json import OPTIONS, OrjsonRenderer, line_to_send
 from outfall.sinks.event.levels import NOTSET, level_name, level_of, parse_level
 
 if TYPE_CHECKING:
@@ -414,7 +414,7 @@ class Sink:
 
     def encode(self, event: dict[str, Any]) -> Encoded:
         """Return *event* as a batch item for this sink, a snapshot that shares nothing with it."""
-        return self._encoded(event, _json.render(event))
+        return self._encoded(event, line_to_send(event))
 
     # -- what the sinks of this package override, under the lock
 
@@ -864,7 +864,3 @@ def _split_byte_order_mark(encoding: str, errors: str) -> tuple[str, bytes]:
     order = "le" if sys.byteorder == "little" else "be"
     bare = {"utf-8-sig": "utf-8", "utf-16": f"utf-16-{order}", "utf-32": f"utf-32-{order}"}
     return bare.get(canonical, encoding), mark
-
-
-#: For sinks whose events leave as JSON, but that have no renderer of their own.
-_json = OrjsonRenderer()

@@ -174,6 +174,7 @@ class BackgroundSink(DeferredSink):
             try:
                 if not (
                     "exc_info" in event
+                    or "exception" in event
                     or "_record" in event
                     or "_logger" in event
                     or "_name" in event

@@ -23,7 +23,7 @@ from outfall.sinks.delivery.queuelistener import SHUT_DOWN, QueueListener, liste
 from outfall.sinks.errors import PermanentDeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import LevelledEvent
-from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
+from outfall.sinks.event.json import OPTIONS, line_to_send
 from outfall.sinks.event.levels import NOTSET, NUMBERS, level_name
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class QueueSink(Sink):
             try:
                 if not (
                     "exc_info" in event
+                    or "exception" in event
                     or "_record" in event
                     or "_logger" in event
                     or "_name" in event
@@ -169,12 +170,12 @@ class QueueSink(Sink):
 
     def prepare(self, event: dict[str, Any]) -> Any:
         """Return what to put into the queue for *event*: bytes, one JSON object. Nothing in it is alive."""
-        data = _json.render(event)
+        data = line_to_send(event)
         carried = event.carried_level if isinstance(event, LevelledEvent) else None
         if carried is None or "level" in event or "level_number" in event:
             return data
         fields: dict[str, Any] = {**event, "level": level_name(carried)}
-        return _json.render(fields)
+        return line_to_send(fields)
 
     def enqueue(self, item: Any) -> None:
         """Put *item* into the queue, without waiting.
@@ -235,7 +236,7 @@ class QueueSink(Sink):
     def encode(self, event: dict[str, Any]) -> Encoded:
         """Return what `prepare` makes of *event*, as a batch item."""
         data = self.prepare(event)
-        return self._encoded(event, data if isinstance(data, bytes) else _json.render(event))
+        return self._encoded(event, data if isinstance(data, bytes) else line_to_send(event))
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         super()._put(event)
@@ -305,6 +306,3 @@ class QueueSink(Sink):
         """Begin anew in a forked child: a queue that belongs to threads is empty."""
         renew(self._queue)
         super().after_fork()
-
-
-_json = OrjsonRenderer()

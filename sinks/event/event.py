@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from outfall.sinks.event.exceptions import parts_of_text
 from outfall.sinks.event.levels import NUMBERS, UNKNOWN, level_of
 
 #: Keys that structlog and the adapters use among themselves; never written out.
@@ -178,10 +179,11 @@ def copy_event(event: dict[str, Any]) -> dict[str, Any]:
 def snapshot(event: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of *event* that may wait, and be looked at by another thread, as if it had just happened.
 
-    ``exc_info=True`` becomes the exception that is being handled now, and an event without a timestamp carries the
-    time.
+    ``exc_info=True`` becomes the exception that is being handled now, which is also asked for the parts of a traceback
+    that was made of it, and an event without a timestamp carries the time.
     """
     copied = copy_event(event)
+    copied.update(parts_of_text(copied))
     exc_info = copied.get("exc_info")
     if type(exc_info) in (bool, int) and exc_info:
         live = sys.exc_info()

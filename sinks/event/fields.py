@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Union, overload
 from structlog import DropEvent
 
 from outfall.sinks.event.event import METADATA, LevelledEvent, without_metadata
+from outfall.sinks.event.exceptions import MESSAGE, TYPE
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.jsonable import type_name
 from outfall.sinks.event.levels import level_of
@@ -57,8 +58,9 @@ class Projection:
             written out.
 
     A path ``"a.b.c"`` goes from one nested mapping to the next; a key that has the dots in it wins over that. In a
-    tuple, ``("a", "b.c")``, each item is one key. What is not there is left out. ``"exception"`` is also there if the
-    event has an ``exc_info`` that nobody rendered. Metadata keys are never there, and callables do not see them.
+    tuple, ``("a", "b.c")``, each item is one key. What is not there is left out. ``"exception"``,
+    ``"exception_type"`` and ``"exception_message"`` are also there if the event has an ``exc_info`` that nobody
+    rendered. Metadata keys are never there, and callables do not see them.
 
     A callable that raises costs no more than its own field, whose value is then a text in angle brackets that names the
     exception, as the renderer has it; `structlog.DropEvent` filters the event.
@@ -181,7 +183,7 @@ class _Path:
             found = _search(event, self._parts) if len(self._parts) > 1 else ()
         if found and found[0] in METADATA:
             return ()
-        if not found and self.given == "exception" and "exc_info" in event and _exception(event) is not None:
+        if not found and self.given in _OF_EXCEPTIONS and "exc_info" in event and self.given in _rendered(event):
             return (self.given,)
         return found
 
@@ -220,8 +222,8 @@ def _search(event: Mapping[Any, Any], parts: list[str]) -> tuple[Any, ...]:
 
 
 def _value(event: Mapping[str, Any], keys: tuple[Any, ...]) -> Any:
-    if keys == ("exception",) and "exception" not in event:
-        return _exception(event)
+    if len(keys) == 1 and keys[0] in _OF_EXCEPTIONS and keys[0] not in event:
+        return _rendered(event)[keys[0]]
     value: Any = event
     for key in keys:
         value = value[key]
@@ -242,10 +244,12 @@ def _keep(event: Mapping[str, Any], made: dict[Any, Any], keys: tuple[Any, ...],
     place[keys[-1]] = _value(event, keys)
 
 
-def _exception(event: Mapping[str, Any]) -> Any:
-    """Return what the renderer makes of ``exc_info``, None if it stands for no exception."""
-    rendered = _renderer._exception(event["exc_info"])
-    return None if rendered is event["exc_info"] else rendered
+#: Fields that the renderer makes of ``exc_info``.
+_OF_EXCEPTIONS = frozenset({"exception", TYPE, MESSAGE})
+
+
+def _rendered(event: Mapping[str, Any]) -> dict[Any, Any]:
+    return _renderer._prepared({"exc_info": event["exc_info"]})
 
 
 _renderer = OrjsonRenderer()

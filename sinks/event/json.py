@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import traceback
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,14 +12,12 @@ from orjson import dumps
 
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import METADATA
+from outfall.sinks.event.exceptions import ExcInfo, add_parts, exc_info_of, parts_of_text, traceback_text
 from outfall.sinks.event.jsonable import cut, items_of, plain_fields, type_name
 from outfall.sinks.event.levels import NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-
-ExcInfo = tuple[type[BaseException], BaseException, "TracebackType | None"]
 
 # Whatever makes orjson run Python code while it walks a container that another thread may be changing is passed by:
 # it was seen to crash the process (orjson 3.13, a tzinfo written in Python). Those values take the slow path.
@@ -34,8 +30,8 @@ LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
     r"""Return *event* as a line of JSON if it is a plain event: what every short cut of a sink starts with.
 
-    Plain is a dict without metadata keys and without ``exc_info``, nested no deeper than orjson bears. What a sink with
-    a usual `OrjsonRenderer` makes of it is this line.
+    Plain is a dict without metadata keys, ``exc_info`` and ``exception``, nested no deeper than orjson bears. What a
+    sink with a usual `OrjsonRenderer` makes of it is this line.
 
     Args:
         event: The event, or whatever a sink was given.
@@ -53,6 +49,7 @@ def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
     if (
         event.__class__ is not dict
         or "exc_info" in event
+        or "exception" in event  # whose parts go with it where it is sent: see line_to_send
         or "_record" in event
         or "_logger" in event
         or "_name" in event
@@ -68,6 +65,12 @@ def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
     return dumps(event, None, option)
 
 
+def line_to_send(event: Mapping[str, Any]) -> bytes:
+    """Return *event* as a line of JSON that leaves the process: with type and message of an exception it tells of."""
+    parts = parts_of_text(event)
+    return _renderer.render({**event, **parts} if parts else event)
+
+
 class OrjsonRenderer:
     """Render *any* event dict as one line of UTF-8 JSON, as bytes; never fails.
 
@@ -77,8 +80,9 @@ class OrjsonRenderer:
     could not; the rules are those of `outfall.sinks.event.jsonable.plain`. NaN and the infinities become null.
 
     The event is never changed. Metadata keys (``_record``, ``_logger``, ``_name``, ``_from_structlog``) are left out.
-    An ``exc_info`` that nobody rendered becomes ``exception``: True stands for the exception being handled in the
-    calling thread. Line breaks inside values are escaped, so the result is always one line, without a final newline.
+    An ``exc_info`` that nobody rendered becomes ``exception_type``, ``exception_message`` and ``exception``, the
+    traceback: True stands for the exception being handled in the calling thread. Line breaks
+    inside values are escaped, so the result is always one line, without a final newline.
 
     Args:
         tracebacks: ``"text"`` (default) for the interpreter's own format, ``"dict"`` for structlog's dict tracebacks
@@ -114,7 +118,7 @@ class OrjsonRenderer:
         snapshot: bool = False,
     ) -> None:
         if tracebacks == "text":
-            self._format: Callable[[ExcInfo], Any] = _traceback_text
+            self._format: Callable[[ExcInfo], Any] = traceback_text
         elif tracebacks == "dict":
             from structlog.tracebacks import ExceptionDictTransformer
 
@@ -191,12 +195,18 @@ class OrjsonRenderer:
         for key in METADATA:
             made.pop(key, None)
         if "exc_info" in made:
-            value = made["exc_info"]
-            shown = self._exception(value)
-            if shown is not value or value is None:
+            try:
+                exc_info = exc_info_of(made["exc_info"])
+            except TypeError:
+                pass  # somebody's own field
+            else:
                 del made["exc_info"]
-                if shown is not None:
-                    made["exc_info" if "exception" in made else "exception"] = shown
+                if exc_info is not None:
+                    shown = self._exception(exc_info)
+                    if isinstance(shown, str):
+                        add_parts(made, exc_info[1])
+                    if shown is not None:
+                        made["exc_info" if "exception" in made else "exception"] = shown
         if self._key_order:
             made = {key: made[key] for key in self._key_order if key in made} | made
         return made
@@ -220,30 +230,14 @@ class OrjsonRenderer:
                 texts[name] = value
         return [*self._prepared(texts).items(), *others]
 
-    def _exception(self, exc_info: Any) -> Any:
-        """Return *exc_info* rendered, itself if it is no exception but somebody's field, None if it stands for none."""
-        kind = type(exc_info)
-        error: Any
-        if issubclass(kind, BaseException):
-            error = exc_info
-        elif kind is bool or kind is int:
-            error = sys.exc_info()[1] if exc_info else None
-        elif issubclass(kind, tuple) and tuple.__len__(exc_info) == 3:
-            given = tuple(tuple.__iter__(exc_info))
-            error = given[1]
-            if not issubclass(type(error), BaseException):
-                return None if error is None and given[0] is None else exc_info
-            exc_info = given
-        else:
-            return exc_info
-        if error is None:
-            return None
+    def _exception(self, exc_info: ExcInfo) -> Any:
+        """Return *exc_info* rendered."""
         try:
-            return self._format(exc_info if type(exc_info) is tuple else (type(error), error, error.__traceback__))
+            return self._format(exc_info)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as raised:
-            return f"<unrenderable traceback of {type_name(error)}: {type_name(raised)}>"
+            return f"<unrenderable traceback of {type_name(exc_info[1])}: {type_name(raised)}>"
 
     def _render_slowly(self, event: Mapping[Any, Any], prepared: dict[Any, Any] | None, option: int) -> bytes:
         error: BaseException
@@ -304,6 +298,4 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 _LOST = {"event": "<unrenderable event>", "unrenderable": "RecursionError"}
 
-
-def _traceback_text(exc_info: ExcInfo) -> str:
-    return "".join(traceback.format_exception(*exc_info)).rstrip("\n")
+_renderer = OrjsonRenderer()

@@ -20,7 +20,7 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
 )
 from outfall.sinks.event.fields import Projection
-from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
+from outfall.sinks.event.json import OPTIONS, line_to_send
 from outfall.sinks.event.levels import NOTSET
 from outfall.sinks.http.answers import clean, failure_of, quote, told_limit_bytes
 from outfall.sinks.http.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
@@ -229,7 +229,7 @@ class HTTPSink(Sink):
         if not isinstance(mapped, dict):
             msg = f"map_event returned {type(mapped).__name__}, not a dict"
             raise TypeError(msg)
-        return self._encoded(event, _json.render(self._body.prepare(mapped)))
+        return self._encoded(event, line_to_send(self._body.prepare(mapped)))
 
     def emit(self, event: dict[str, Any]) -> None:
         """Send one event, in one request, once."""
@@ -500,9 +500,6 @@ class HTTPSink(Sink):
 
     def _describe(self) -> str:
         return f"{self._method} {type(self._body).__name__} to {self._endpoint!r}"
-
-
-_json = OrjsonRenderer()
 
 
 def _compressed(body: bytes, compression: str) -> bytes:

@@ -185,6 +185,9 @@ def readable(event: Mapping[str, Any]) -> str:
     """Return *event*, decoded from JSON, as text for people: the message, the fields, the traceback."""
     fields = dict(event)
     message = _shown(fields.pop("event", "(no message)"))
+    if isinstance(fields.get("exception"), str):  # which tells them too
+        fields.pop("exception_type", None)
+        fields.pop("exception_message", None)
     last = [_shown(fields.pop(key)) for key in ("stack_info", "stack", "exception") if fields.get(key)]
     width = max((len(key) for key in fields), default=0) + 2
     lines = [f"{key + ':':<{width}}{_indented(_shown(value), width)}" for key, value in fields.items()]

@@ -222,6 +222,7 @@ class SpoolSink(DeferredSink):
             try:
                 if not (
                     "exc_info" in event
+                    or "exception" in event
                     or "_record" in event
                     or "_logger" in event
                     or "_name" in event

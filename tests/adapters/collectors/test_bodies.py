@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from outfall import CaptureSink
 from outfall.adapters.collectors.datadog import DatadogLogs
 from outfall.adapters.collectors.elasticsearch import ElasticsearchBulk
-from outfall.adapters.collectors.fields import exact_time, failure_of, hex_id, nanoseconds, syslog_severity, utc_text
+from outfall.adapters.collectors.fields import exact_time, hex_id, nanoseconds, syslog_severity, utc_text
 from outfall.adapters.collectors.gelf import GELFMessage
 from outfall.adapters.collectors.loki import LokiStreams
 from outfall.adapters.collectors.otlp import OTLPLogs
 from outfall.adapters.collectors.splunk import SplunkEvents
 from outfall.sinks.core.item import Batch, BatchResult, Encoded
 from outfall.sinks.errors import OversizeDeliveryError, PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks.event.exceptions import failure_of
 from tests.adapters._collectors import (
     Refused,
     parse_bulk,
@@ -54,11 +55,12 @@ def encoded(*events):
 
 
 def raised():
-    """Return the text of a traceback."""
+    """Return the fields of an exception, and the text of its traceback."""
     try:
         raise ValueError("first\nsecond")
-    except ValueError:
-        return structlog.processors.format_exc_info(None, "error", {"exc_info": True})["exception"]
+    except ValueError as error:
+        event = CaptureSink().encode({"exc_info": error}).event
+    return event, event["exception"]
 
 
 # -- What is read from an event
@@ -128,35 +130,6 @@ def test_a_time_as_text_has_as_many_digits_as_it_needs():
 def test_ids_of_traces_are_hexadecimal(value, expected):
     """Text with the right number of digits, or a number; all else is a field like others."""
     assert hex_id(value, 32) == expected
-
-
-def test_a_traceback_tells_its_exception():
-    """Type and message are those of the last exception, message with its line breaks."""
-    text = raised()
-    assert failure_of({"exception": text}) == ("ValueError", "first\nsecond", text)
-
-
-def test_a_chain_of_tracebacks_tells_the_last():
-    """Which is the one that was raised."""
-    try:
-        try:
-            raise KeyError("inner")
-        except KeyError:
-            raise RuntimeError from None
-    except RuntimeError:
-        text = structlog.processors.format_exc_info(None, "error", {"exc_info": True})["exception"]
-    assert failure_of({"exception": text})[:2] == ("RuntimeError", "")
-
-
-@pytest.mark.parametrize("text", ["went wrong", "  + Exception Group Traceback", "\n", "two words: x"])
-def test_a_text_that_is_no_traceback_is_kept_whole(text):
-    """Nothing is taken for a type that may be none."""
-    assert failure_of({"exception": text}) == (None, None, text)
-
-
-def test_an_exception_without_frames_is_told_too():
-    """One that was never raised has no traceback."""
-    assert failure_of({"exception": "ValueError: x"}) == ("ValueError", "x", "ValueError: x")
 
 
 def test_dict_tracebacks_are_read():
@@ -329,9 +302,9 @@ def test_otlp_keeps_what_it_cannot_place():
 
 def test_otlp_exceptions_and_call_sites_have_conventional_names():
     """As the semantic conventions name them."""
-    text = raised()
+    failure, text = raised()
     site = {"pathname": "/a.py", "func_name": "f", "lineno": 3, "thread": 4, "thread_name": "main"}
-    _, [(_, record)] = otlp({"event": "x", "exception": text, **site})
+    _, [(_, record)] = otlp({"event": "x", **failure, **site})
     assert attributes(record) == {
         "exception.type": ("string_value", "ValueError"),
         "exception.message": ("string_value", "first\nsecond"),
@@ -495,8 +468,8 @@ def test_elasticsearch_documents_have_names_of_the_common_schema():
 
 def test_elasticsearch_exceptions_and_odd_fields():
     """Exceptions have names of their own; what has no place keeps its name, and gives way to what has."""
-    text = raised()
-    event = {"event": {"a": 1}, "message": "mine", "exception": text, "trace_id": "no", "timestamp": "x", "level": 20}
+    failure, text = raised()
+    event = {"event": {"a": 1}, "message": "mine", **failure, "trace_id": "no", "timestamp": "x", "level": 20}
     [(_, document)] = parse_bulk(ElasticsearchBulk().encode(encoded(event)))
     document.pop("@timestamp")
     assert document == {
@@ -672,8 +645,8 @@ def test_datadog_logs_have_its_standard_attributes():
 
 def test_datadog_exceptions_and_odd_fields():
     """Exceptions are errors; an event's own service wins; names that are taken give way."""
-    text = raised()
-    event = {"event": "x", "service": "mine", "status": 200, "exception": text, "level": 40, "timestamp": "x"}
+    failure, text = raised()
+    event = {"event": "x", "service": "mine", "status": 200, **failure, "level": 40, "timestamp": "x"}
     [log] = parse_datadog(DatadogLogs(service="shop", tags=["a:b", "c"]).encode(encoded(event)))
     assert log.pop("timestamp") != "x"
     assert log == {
@@ -784,9 +757,10 @@ def test_gelf_level_that_nobody_knows():
 
 def test_gelf_long_message():
     """Has the message, the traceback and the stack, which then are no fields of their own."""
-    text = raised()
-    message = parse_gelf(GELFMessage().encode(encoded({"event": "x", "exception": text, "stack": "Stack"})))
+    failure, text = raised()
+    message = parse_gelf(GELFMessage().encode(encoded({"event": "x", **failure, "stack": "Stack"})))
     assert message["full_message"] == f"x\n\n{text}\n\nStack"
+    assert (message["_exception_type"], message["_exception_message"]) == ("ValueError", "first\nsecond")
     assert not message.keys() & {"_exception", "_stack"}
     message = parse_gelf(GELFMessage().encode(encoded({"event": "x", "exception": [{"exc_type": "E"}]})))
     assert message["full_message"] == "x\n\nE: None"

@@ -217,7 +217,7 @@ def test_the_order_neither_shows_metadata_nor_an_exception_unrendered():
     """Naming a key does not bring it in, and a rendered exception can be named."""
     event = {"a": 1, "_record": 2, "exc_info": ValueError("bad")}
     line = OrjsonRenderer(key_order=("_record", "exc_info", "exception")).render(event)
-    assert list(read(line)) == ["exception", "a"]
+    assert list(read(line)) == ["exception", "a", "exception_type", "exception_message"]
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def triple(error):
 def test_an_exception_becomes_text(renderer, form):
     """An exception or a tuple of three is rendered as the interpreter does."""
     shown = read(renderer.render({"event": "x", "exc_info": form(caught(boom))}))
-    assert list(shown) == ["event", "exception"]
+    assert next(iter(shown)) == "event"
     if renderer is RENDERERS["dict"]:
         assert (shown["exception"][0]["exc_type"], shown["exception"][0]["exc_value"]) == ("ValueError", "bad")
     else:
@@ -403,7 +403,7 @@ def test_a_hostile_exc_info_costs_no_other_field(renderer, armed):
         "after": 1,
     }
     shown = read(renderer.render({"exc_info": HostileTuple(triple(caught(boom))), "after": 1}))
-    assert shown.keys() == {"exception", "after"}
+    assert shown.keys() - {"exception_type", "exception_message"} == {"exception", "after"}
 
 
 def test_a_rendered_exception_is_not_written_over(renderer):
@@ -526,7 +526,12 @@ def test_a_callable_that_raises_is_told_of_in_the_field(raises):
         raise raises
 
     shown = read(OrjsonRenderer(tracebacks=fail).render({"a": 1, "exc_info": ValueError("bad")}))
-    assert shown == {"a": 1, "exception": f"<unrenderable traceback of ValueError: {raises.__name__}>"}
+    assert shown == {
+        "a": 1,
+        "exception_type": "ValueError",
+        "exception_message": "bad",
+        "exception": f"<unrenderable traceback of ValueError: {raises.__name__}>",
+    }
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
@@ -982,7 +987,8 @@ def check(renderer, event):
         if (type(key) in (str, Twin) and str.__str__(key) in METADATA)
         or (type(key) is str and key == "exc_info" and shows_no_exception(value))
     )
-    assert len(shown) == len(event) - left_out
+    added = len({"exception_type", "exception_message"} & shown.keys())
+    assert len(shown) == len(event) - left_out + added
     for key, value in event.items():
         if type(key) is not str or key in METADATA or key in ("exc_info", "exception"):
             continue

@@ -110,7 +110,7 @@ def test_a_form_has_no_metadata_and_a_rendered_exception():
     fields = parse_qs(form({"event": "x", "_record": 1, "exc_info": ValueError("broken"), "bad": Silent()}).decode())
     assert fields["exception"] == ["ValueError: broken"]
     assert fields["bad"][0].startswith("<")
-    assert set(fields) == {"event", "exception", "bad"}
+    assert set(fields) == {"event", "exception", "exception_type", "exception_message", "bad"}
     assert form({"event": "\ud800", "\udfff": b"\xff"}).isascii()
 
 

@@ -169,7 +169,13 @@ def test_metadata_is_not_sent_and_exceptions_are_rendered(server):
     """What leaves is what the renderer makes of any event."""
     with sink_for(server) as sink:
         sink.handle({"event": "hello", "_record": 1, "exc_info": ValueError("broken"), "odd": {1}})
-    assert server.requests[0].json == {"event": "hello", "exception": "ValueError: broken", "odd": [1]}
+    assert server.requests[0].json == {
+        "event": "hello",
+        "exception_type": "ValueError",
+        "exception_message": "broken",
+        "exception": "ValueError: broken",
+        "odd": [1],
+    }
 
 
 def test_headers_of_the_user_win(server):
