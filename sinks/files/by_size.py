@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from outfall.sinks.core.sink import OnError
 
+#: How many rotated files are kept where nothing says so: a bound of the file alone bounds nothing.
+_BACKUP_COUNT = 5
+
 
 class RotatingFileSink(BaseRotatingFileSink):
     r"""Append each event to a file that rolls over before it grows beyond a size.
@@ -35,8 +38,9 @@ class RotatingFileSink(BaseRotatingFileSink):
         mode: See `FileSink`. With *max_bytes* ``"w"`` means ``"a"``, since a restart would lose what was not rotated.
         max_bytes: Size in encoded bytes, terminators included, that the file does not exceed, unless one event alone
             does. Default 0: it never rolls over.
-        backup_count: How many rotated files to keep. Default 0: it never rolls over, as with
-            `logging.handlers.RotatingFileHandler`, unless *max_age* or *max_total_bytes* says what to keep.
+        backup_count: How many rotated files to keep. Default 5 with *max_bytes*, unless *max_age* or *max_total_bytes*
+            says what to keep. With 0 and none of these it never rolls over, as with
+            `logging.handlers.RotatingFileHandler`.
         encoding: See `FileSink`.
         delay: See `FileSink`.
         errors: See `FileSink`.
@@ -73,7 +77,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         filename: str | os.PathLike[str],
         mode: str = "a",
         max_bytes: int = 0,
-        backup_count: int = 0,
+        backup_count: int | None = None,
         encoding: str | None = None,
         delay: bool = False,
         errors: str | None = None,
@@ -96,6 +100,8 @@ class RotatingFileSink(BaseRotatingFileSink):
         name: str | None = None,
     ) -> None:
         self.max_bytes: int = checked_size(max_bytes, "max_bytes")
+        if backup_count is None:
+            backup_count = _BACKUP_COUNT if max_bytes and max_age is None and max_total_bytes is None else 0
         super().__init__(
             filename,
             mode.replace("w", "a") if isinstance(mode, str) and max_bytes else mode,

@@ -8,7 +8,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from outfall.sinks.core.arguments import checked_size
+from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.reporting import report
 from outfall.sinks.event.levels import NOTSET
 from outfall.sinks.files.birthtime import birth_time
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: A file's birth and the time of its last write come from clocks of different grain.
 _GRAIN_SECONDS = 1.0
 
+_DAY_SECONDS = 86_400
+
 
 class TimedRotatingFileSink(BaseRotatingFileSink):
     r"""Append each event to a file that rolls over as time passes, and by size as well if asked to.
@@ -35,8 +37,9 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
 
     Args:
         filename: See `FileSink`.
-        when: The unit, in any case: ``"S"`` seconds, ``"M"`` minutes, ``"H"`` hours (default), ``"D"`` days,
-            ``"midnight"``, or ``"W0"`` (Monday) to ``"W6"``.
+        when: The unit, in any case: ``"S"`` seconds, ``"M"`` minutes, ``"H"`` hours, ``"D"`` days, ``"midnight"``, or
+            ``"W0"`` (Monday) to ``"W6"``. Default None: ``"midnight"`` where *max_age* is a day or more, else
+            ``"H"``.
         interval: How many units; default 1. Not used for weekdays.
         backup_count: How many rotated files to keep. Default 0: all.
         encoding: See `FileSink`.
@@ -78,7 +81,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def __init__(
         self,
         filename: str | os.PathLike[str],
-        when: str = "h",
+        when: str | None = None,
         interval: int = 1,
         backup_count: int = 0,
         encoding: str | None = None,
@@ -106,6 +109,10 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
+        if when is None:
+            # Who keeps files for days thinks of a file a day.
+            kept = 0.0 if max_age is None else checked_seconds(max_age, "max_age")
+            when = "midnight" if kept >= _DAY_SECONDS else "h"
         self._schedule = Schedule(when, interval, utc=utc, at_time=at_time)
         self.max_bytes: int = checked_size(max_bytes, "max_bytes")
         #: When the interval of the current file began, in epoch seconds; None until it is known.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import flock
 from outfall.sinks.errors import SinkError
-from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.file import FileSink, checked_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ class SharedFileSink(FileSink):
             raise ValueError(msg)
         self.multiprocess: bool = bool(multiprocess)
         self._shared = self.multiprocess and (self._counts_size or self._asks_for_room)
-        path = os.path.abspath(os.fsdecode(filename))
+        path = checked_path(filename)
         self._directory_lock = flock.DirectoryLock(os.path.dirname(path))
         #: Size of the current file in bytes; None if it has to be asked of the system.
         self._size: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import stat
 import time
@@ -87,7 +88,7 @@ class FileSink(ByteSink):
     Raises:
         ValueError: If *mode*, *encoding*, *errors*, *permissions*, *buffer_bytes*, *flush_interval* or *flush_level*
             is not usable.
-        TypeError: If *filename* is not a path.
+        TypeError: If *filename* is not a path: an open file or a descriptor is for `StreamSink`.
 
     A file that cannot be opened goes to ``on_error``, and each event tries again. A write that fails or is cut short
     (disk full) is undone, so that no half line stays; the event is counted as ``dropped["error"]``, and writing goes
@@ -121,7 +122,7 @@ class FileSink(ByteSink):
         name: str | None = None,
     ) -> None:
         #: The absolute path, as text; frozen here, so that a later chdir does not move the file.
-        self.base_filename: str = os.path.abspath(os.fsdecode(filename))
+        self.base_filename: str = checked_path(filename)
         self.mode: str = _checked_mode(mode)
         self.delay: bool = bool(delay)
         self.permissions: int | None = _checked_permissions(permissions)
@@ -726,7 +727,41 @@ def _checked_mode(mode: str) -> str:
 
 
 def _checked_permissions(permissions: int | None) -> int | None:
-    if permissions is not None and not (isinstance(permissions, int) and 0 <= permissions <= 0o7777):
-        msg = f"permissions={permissions!r} is not a set of permission bits such as 0o640"
+    if permissions is None:
+        return None
+    if isinstance(permissions, int) and not isinstance(permissions, bool):
+        owner, group, others = permissions >> 6 & 7, permissions >> 3 & 7, permissions & 7
+        # Nobody means to give others what the owner has not: such a number was written without its 0o.
+        if 0 <= permissions <= _MOST_PERMISSIONS and (group | others) & ~owner == 0:
+            return permissions
+    msg = f"permissions={permissions!r} is not a set of permission bits"
+    if re.fullmatch("(0o?)?[0-7]{3}", str(permissions)):
+        msg += f": write 0o{str(permissions)[-3:]}"
+    else:
+        msg += " such as 0o640, up to 0o777"
+    raise ValueError(msg)
+
+
+#: What a log file can have: read, write and execute for owner, group and others.
+_MOST_PERMISSIONS = 0o777
+
+
+def checked_path(filename: str | bytes | os.PathLike[str]) -> str:
+    """Return *filename* as an absolute path.
+
+    Raises:
+        TypeError: If it is no path.
+        ValueError: If it is empty, or has a character that no path can have.
+    """
+    if not isinstance(filename, (str, bytes, os.PathLike)):
+        msg = f"filename={filename!r} is not a path such as 'app.jsonl'"
+        if hasattr(filename, "write"):
+            msg += ": for an open file there is StreamSink(file)"
+        elif isinstance(filename, int):
+            msg += f": for a descriptor there is StreamSink(open({filename!r}, 'wb'))"
+        raise TypeError(msg)
+    path = os.fsdecode(filename)
+    if not path or "\0" in path:
+        msg = f"filename={filename!r} is not a path such as 'app.jsonl': it {'has a NUL' if path else 'is empty'}"
         raise ValueError(msg)
-    return permissions
+    return os.path.abspath(path)

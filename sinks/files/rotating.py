@@ -18,6 +18,7 @@ from outfall.sinks.event.levels import NOTSET
 from outfall.sinks.files import compression as compressing
 from outfall.sinks.files.compression import Compressor
 from outfall.sinks.files.current import OPEN_ATTEMPTS, SharedFileSink, identity_of, state_of
+from outfall.sinks.files.file import checked_path
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -147,7 +148,7 @@ class BaseRotatingFileSink(SharedFileSink):
         self._backoff = _BACKOFF_SECONDS[0]
         #: While files are being moved: what hooks and signal handlers log then must not move them too.
         self._rolling = False
-        path = os.path.abspath(os.fsdecode(filename))
+        path = checked_path(filename)
         # The compressor's own: no write waits while it waits for another process.
         self._compressor_lock = flock.DirectoryLock(os.path.dirname(path))
         super().__init__(

@@ -1,4 +1,23 @@
-"""One mail handed to a server: the SMTP dialogue, its deadlines, and what its failures mean."""
+"""One mail handed to a server: the SMTP dialogue, its deadlines, and what its failures mean.
+
+Whose fault an answer is decides what becomes of the events:
+
+============================================  =====================================  ===========================
+answer                                        whose fault                            raised
+============================================  =====================================  ===========================
+2yz                                           nobody's
+4yz, 421, no answer, no connection            the server's, for now                  `TemporaryDeliveryError`
+552, 5.3.4 or 5.2.3 (no full mailbox)         the size's: half of a batch may do     `OversizeDeliveryError`
+5yz to the message, once it has been read     this mail's                            `PermanentDeliveryError`
+5yz to anything before (greeting, EHLO,       the set-up's: every mail would meet    `PausedDeliveryError`
+STARTTLS, AUTH, MAIL, RCPT, DATA), and 5yz    it
+to the message whose code or status speaks
+of the client, its addresses or the server
+============================================  =====================================  ===========================
+
+Source: RFC 5321, section 4.2; RFC 1870 for sizes; RFC 3463 and RFC 7372 for statuses such as 5.7.1; RFC 7504 for 521
+and 556; RFC 4954 and RFC 3207 for 530, 534, 535 and 538.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +32,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.reporting import describe
-from outfall.sinks.errors import DeliveryError, PermanentDeliveryError, TemporaryDeliveryError
+from outfall.sinks.errors import (
+    DeliveryError,
+    OversizeDeliveryError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    TemporaryDeliveryError,
+)
+from outfall.sinks.network.connection import heard_refusal, is_refused_tls
 
 if TYPE_CHECKING:
     import ssl
@@ -28,8 +54,30 @@ _MAX_QUOTED_CHARACTERS = 200
 #: How long to wait for an answer to QUIT, which changes nothing.
 _QUIT_SECONDS = 0.5
 
-#: Replies that speak of the client's credentials or encryption, whatever command they answer (RFC 4954, RFC 3207).
-_ABOUT_THE_CLIENT = frozenset({530, 534, 535, 538})
+#: Codes that speak of the client or of the server, whatever they answer: commands that are not known, credentials,
+#: encryption, a host that takes no mail.
+_NOT_THE_MAIL = frozenset({500, 501, 502, 503, 504, 521, 530, 534, 535, 538, 555, 556})
+
+#: The same of statuses: addresses, mailboxes, the system, routing, the protocol, and what 5.7 has for authentication.
+_NOT_THE_MAIL_STATUS = re.compile(r"5\.(?:[1-5]\.\d+|7\.(?:[23489]|1\d|2\d))")
+_STATUS = re.compile(r"(?:^|#)([245]\.\d{1,3}\.\d{1,3})(?!\S*\d)")
+_TOO_LARGE = frozenset({"5.2.3", "5.3.4"})
+_FULL = re.compile("quota|mailbox|full", re.IGNORECASE)
+
+#: What is being done, for messages, while the server has the whole message and has not answered yet.
+_MESSAGE = "the message"
+
+#: What to look at when the server refuses everything, by what was being done.
+_ADVICE = {
+    "greeting": "check mailhost, and whether it takes mail from this host",
+    "EHLO": "check mailhost, and whether it takes mail from this host",
+    "STARTTLS": "check secure, ssl_context and the certificates of both sides",
+    "AUTH": "check credentials",
+    "MAIL": "check fromaddr, and whether the server asks for credentials or TLS",
+    "RCPT": "check toaddrs, and whether the server relays for this host or asks for credentials",
+    "DATA": "check fromaddr and toaddrs, and whether the server asks for credentials or TLS",
+    _MESSAGE: "check fromaddr and toaddrs, and what the server asks of its senders (SPF, DKIM, credentials)",
+}
 
 _READY, _COMPLETED, _GO_AHEAD = 220, 250, 354
 
@@ -89,10 +137,17 @@ class Connection(smtplib.SMTP):
         return super().getreply()
 
     def send(self, s: Any) -> None:
-        """Send data; reading has set the socket's timeout to what was left for the reply."""
-        if self.sock is not None:
-            self.sock.settimeout(self.route.timeout)
-        super().send(s)
+        """Send data; where the server has refused TLS in the meantime, raise what it said of it."""
+        sock = self.sock
+        if sock is None:
+            super().send(s)  # raises
+            return
+        # Reading has set it to what was left for the reply.
+        sock.settimeout(self.route.timeout)
+        try:
+            sock.sendall(s.encode(self.command_encoding) if isinstance(s, str) else s)
+        except OSError as error:
+            raise heard_refusal(sock) or error from None
 
     def encrypt(self) -> None:
         """Go on in TLS, and forget what was said before (RFC 3207, section 4.2)."""
@@ -159,9 +214,10 @@ def submit(
         opened: Is told of the connection, and by None of its end.
 
     Raises:
-        TemporaryDeliveryError: If the server could not be reached, did not keep its time, hung up, refused TLS or the
-            credentials, or said that it cannot take the mail now.
-        PermanentDeliveryError: If the server refused the sender, every recipient, or the message.
+        TemporaryDeliveryError: If the server could not be reached, did not keep its time, hung up, or said that it
+            cannot take the mail now; as `PausedDeliveryError` if it refused TLS, the credentials, the sender, every
+            recipient, or this client.
+        PermanentDeliveryError: If the server refused the message; as `OversizeDeliveryError` for its size.
 
     What is raised holds neither the credentials nor what the server said once it knew them or the message.
     """
@@ -205,7 +261,7 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
     route = connection.route
     code, text = connection.getreply()
     if code != _READY:
-        raise _refusal(connection, code, text, about_the_mail=False)
+        raise _refusal(connection, code, text)
     connection.stage = "EHLO"
     connection.ehlo_or_helo_if_needed()
     if route.context is not None and not route.implicit:
@@ -217,8 +273,8 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
     if not all(address.isascii() for address in (sender, *recipients)):
         options += ["SMTPUTF8", "BODY=8BITMIME"]
         if not connection.has_extn("smtputf8"):
-            msg = f"{_peer(route)} takes no address that is not ASCII: it offers no SMTPUTF8"
-            raise PermanentDeliveryError(msg)
+            msg = f"{_peer(route)} offers no SMTPUTF8; it takes ASCII alone in fromaddr and toaddrs"
+            raise _quit_with(connection, PausedDeliveryError(msg))
     connection.stage = "MAIL"
     code, text = connection.mail(sender, options)
     if code != _COMPLETED:
@@ -227,6 +283,7 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
     connection.stage = "DATA"
     try:
         code, text = connection.data(message)
+        connection.stage = _MESSAGE
     except smtplib.SMTPDataError as error:
         code, text = error.smtp_code, _as_bytes(error.smtp_error)
     if code != _COMPLETED:
@@ -241,11 +298,11 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
 def _start_tls(connection: Connection) -> None:
     connection.stage = "STARTTLS"
     if not connection.has_extn("starttls"):
-        msg = f"{_peer(connection.route)} offers no STARTTLS; nothing was sent in plain text"
-        raise TemporaryDeliveryError(msg)
+        msg = f"{_peer(connection.route)} offers no STARTTLS; nothing was sent in plain text; check secure and mailhost"
+        raise _quit_with(connection, PausedDeliveryError(msg))
     code, text = connection.docmd("STARTTLS")
     if code != _READY:
-        raise _refusal(connection, code, text, about_the_mail=False)
+        raise _refusal(connection, code, text)
     connection.encrypt()
     connection.ehlo_or_helo_if_needed()
 
@@ -254,8 +311,8 @@ def _log_in(connection: Connection, user: str, password: str) -> None:
     code, text = 0, b""
     peer = _peer(connection.route)
     if not connection.has_extn("auth"):
-        msg = f"{peer} offers no AUTH"
-        raise TemporaryDeliveryError(msg)
+        msg = f"{peer} offers no AUTH; check credentials, and whether it asks for TLS first"
+        raise _quit_with(connection, PausedDeliveryError(msg))
     if user.isascii() and password.isascii():
         try:
             connection.login(user, password)
@@ -273,15 +330,16 @@ def _log_in(connection: Connection, user: str, password: str) -> None:
             return
     else:
         msg = f"{peer} offers no AUTH PLAIN, which credentials that are not ASCII need"
-        raise TemporaryDeliveryError(msg)
+        raise _quit_with(connection, PausedDeliveryError(msg))
     if code:
-        raise _refusal(connection, code, text, about_the_mail=False)
+        raise _quit_with(connection, _refusal(connection, code, text))
 
 
 def _name_recipients(connection: Connection, recipients: Sequence[str]) -> list[str]:
+    """Name *recipients* to the server; return what it said of each that it refused, unless it refused all."""
     connection.stage = "RCPT"
     refused: list[str] = []
-    temporary = False
+    kinds: set[type[DeliveryError]] = set()
     for address in recipients:
         code, text = connection.rcpt(address)
         if code in (250, 251, 252):
@@ -289,11 +347,15 @@ def _name_recipients(connection: Connection, recipients: Sequence[str]) -> list[
         refusal = _refusal(connection, code, text)
         if code == 421:
             raise refusal
-        temporary = temporary or isinstance(refusal, TemporaryDeliveryError)
+        kinds.add(type(refusal))
         refused.append(f"{address}: {_quoted(connection, code, text)}")
     if len(refused) == len(recipients):
         msg = f"{_peer(connection.route)} refused every recipient: {'; '.join(refused)}"
-        raise _quit_with(connection, TemporaryDeliveryError(msg) if temporary else PermanentDeliveryError(msg))
+        # One that may take it later, or a smaller one, is worth the attempt.
+        for kind in (TemporaryDeliveryError, OversizeDeliveryError):
+            if kind in kinds:
+                raise _quit_with(connection, kind(msg))
+        raise _quit_with(connection, PausedDeliveryError(f"{msg}; {_ADVICE['RCPT']}"))
     return refused
 
 
@@ -321,30 +383,53 @@ def _quoted(connection: Connection, code: int, text: bytes) -> str:
         return "a reply that is none"
     words = " ".join(text.decode("utf-8", "replace").split())
     credentials = connection.route.credentials
-    if connection.stage in ("AUTH", "DATA") or (credentials is not None and credentials[1] in words):
+    if connection.stage in ("AUTH", _MESSAGE) or (credentials is not None and credentials[1] in words):
         status = re.match(r"[245]\.\d{1,3}\.\d{1,3}(?!\S)", words)
         words = status[0] if status else ""
     return f"{code} {words[:_MAX_QUOTED_CHARACTERS]}".rstrip()
 
 
-def _refusal(connection: Connection, code: int, text: bytes, *, about_the_mail: bool = True) -> DeliveryError:
-    msg = f"{_peer(connection.route)} refused {connection.stage}: {_quoted(connection, code, text)}"
-    # No mail is at fault if the server wants nothing of this client: others would fare no better, and all can wait.
-    if about_the_mail and 500 <= code < 600 and code not in _ABOUT_THE_CLIENT:
+def _refusal(connection: Connection, code: int, text: bytes) -> DeliveryError:
+    """Return the failure that an answer means: see the table at the top."""
+    stage = connection.stage
+    msg = f"{_peer(connection.route)} refused {stage}: {_quoted(connection, code, text)}"
+    if not 500 <= code < 600:
+        return TemporaryDeliveryError(msg)
+    words = " ".join(text.decode("utf-8", "replace").split())
+    found = _STATUS.search(words)
+    status = found[1] if found else ""
+    if status in _TOO_LARGE or (code == 552 and not (status == "5.2.2" or _FULL.search(words))):
+        return OversizeDeliveryError(msg)
+    if stage == _MESSAGE and not (code in _NOT_THE_MAIL or _NOT_THE_MAIL_STATUS.fullmatch(status)):
         return PermanentDeliveryError(msg)
-    return TemporaryDeliveryError(msg)
+    return PausedDeliveryError(f"{msg}; {_ADVICE[stage]}")
 
 
 def _translated(error: Exception, route: Route, connection: Connection | None) -> DeliveryError:
     peer = _peer(route)
     if connection is None:
-        return TemporaryDeliveryError(f"no connection to {peer}: {describe(error)}")
+        # With TLS from the first byte on, a certificate that is not good is one of these.
+        msg = f"no connection to {peer}: {describe(error)}"
+        return (
+            PausedDeliveryError(f"{msg}; {_ADVICE['STARTTLS']}")
+            if is_refused_tls(error)
+            else TemporaryDeliveryError(msg)
+        )
+    stage = connection.stage
     if isinstance(error, smtplib.SMTPResponseException):
-        return _refusal(connection, error.smtp_code, _as_bytes(error.smtp_error), about_the_mail=False)
+        return _refusal(connection, error.smtp_code, _as_bytes(error.smtp_error))
     if isinstance(error, smtplib.SMTPServerDisconnected):
         reason = error.__context__
-        why = describe(reason) if isinstance(reason, OSError) else "the server hung up"
-        return TemporaryDeliveryError(f"{peer} was lost at {connection.stage}: {why}")
+        if not isinstance(reason, OSError):
+            return TemporaryDeliveryError(f"{peer} was lost at {stage}: the server hung up")
+        error = reason
     if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
-        return TemporaryDeliveryError(f"{peer} was lost at {connection.stage}: {describe(error)}")
-    return TemporaryDeliveryError(f"{peer} failed at {connection.stage}: {type(error).__name__}")
+        msg = f"{peer} was lost at {stage}: {describe(error)}"
+        return (
+            PausedDeliveryError(f"{msg}; {_ADVICE['STARTTLS']}")
+            if is_refused_tls(error)
+            else TemporaryDeliveryError(msg)
+        )
+    msg = f"{peer} failed at {stage}: {type(error).__name__}"
+    # No way to log in that both know.
+    return PausedDeliveryError(f"{msg}; {_ADVICE[stage]}") if stage == "AUTH" else TemporaryDeliveryError(msg)

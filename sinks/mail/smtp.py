@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.arguments import MAX_PORT, checked_seconds, is_loopback
-from outfall.sinks.core.reporting import report
+from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.event import TextEvent, without_metadata
@@ -14,7 +15,6 @@ from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
 
 if TYPE_CHECKING:
     import datetime as dt
-    import os
     import ssl
     from collections.abc import Callable, Iterable, Sequence
 
@@ -44,8 +44,8 @@ class SMTPSink(Sink):
             field. A subject is made one line of at most 250 characters.
         credentials: User name and password. Default None: no login.
         secure: A tuple for STARTTLS, with credentials or without: ``()``; ``(keyfile,)``, a file with the client's
-            private key and certificate; or ``(keyfile, certfile)``. Default None: no TLS unless *ssl_context* or
-            *implicit_tls* says so.
+            private key and certificate; or ``(keyfile, certfile)``. Files that are renewed are read again for the
+            next mail. Default None: no TLS unless *ssl_context* or *implicit_tls* says so.
         timeout: Seconds, or a timedelta, above 0, for connecting to one address of the host, and for each reply of
             the server as a whole. Default 5.0. The system's resolver of names keeps times of its own.
         ssl_context: For TLS with other rules than those of `ssl.create_default_context`, such as an own authority.
@@ -71,14 +71,22 @@ class SMTPSink(Sink):
         OSError: If a file of *secure* cannot be read (`ssl.SSLError`: used).
 
     Each mail is one connection, made in the thread that logs and closed whatever happens; put a background sink in
-    front where nobody may wait. When `handle` returns, the server has the mail. Nothing is tried again here: a server
-    that cannot be reached, does not keep its time, hangs up, or answers 4xx (greylisting) raises
-    `TemporaryDeliveryError`; 5xx to the sender, to every recipient or to the message `PermanentDeliveryError`. A server
-    that refuses TLS, its certificate that cannot be verified, and refused credentials are temporary failures too:
-    every mail would meet them, so none should be given up for them. With STARTTLS asked for, nothing is sent without
-    it. If only some recipients are refused, the others get the mail, and ``on_error`` is told with no event lost; a
-    retry would send it twice to those. When a connection breaks after the message was sent and before the answer, the
-    server may have taken it: who tries again may send it twice.
+    front where nobody may wait. When `handle` returns, the server has the mail. Nothing is tried again here. What a
+    failure means for whoever tries again:
+
+    - `TemporaryDeliveryError`: the server cannot be reached, does not keep its time, hangs up, or answers 4xx
+      (greylisting). The mail can be sent later.
+    - `PausedDeliveryError`: the server refuses what every mail would meet: 5xx to the greeting, to the login, to the
+      sender or to every recipient, or TLS that cannot be had (a certificate that is not good on either side, no
+      STARTTLS where it was asked for; nothing is sent without it then). All events are kept and the server is asked
+      seldom, until the set-up or the server is mended; the report says what to look at.
+    - `OversizeDeliveryError`: the mail is too large for the server (552, 5.3.4). Half of a batch may be taken.
+    - `PermanentDeliveryError`: the server has read the message and refuses it with another 5xx. Only this one costs an
+      event, the one that is found by halving the batch.
+
+    If only some recipients are refused, the others get the mail, and ``on_error`` is told with no event lost; a retry
+    would send it twice to those. When a connection breaks after the message was sent and before the answer, the server
+    may have taken it: who tries again may send it twice.
 
     The text of failures has the server's words, but only its codes for login and message, which may repeat what is
     secret. The password is in no repr, report or exception.
@@ -172,9 +180,11 @@ class SMTPSink(Sink):
     def toaddrs(self, toaddrs: str | Iterable[str]) -> None:
         from outfall.sinks.mail.message import parse_addresses
 
-        given = [toaddrs] if isinstance(toaddrs, str) else list(toaddrs)
+        given: list[Any] = [toaddrs]
+        if not isinstance(toaddrs, str) and hasattr(toaddrs, "__iter__"):
+            given = list(toaddrs)
         if not all(isinstance(address, str) for address in given):
-            msg = f"toaddrs={toaddrs!r} are not texts"
+            msg = f"toaddrs={toaddrs!r} is neither an address such as 'ops@example.org' nor a sequence of them"
             raise TypeError(msg)
         self._recipients = parse_addresses(given, "toaddrs")
         self._toaddrs = given
@@ -224,10 +234,25 @@ class SMTPSink(Sink):
         if context is not None and files:
             msg = f"secure={secure!r}: with ssl_context, load the certificate into the context"
             raise ValueError(msg)
+        #: The files of the client's certificate, and what tells whether they have been renewed.
+        self._files, self._version = files, _version_of(files)
         if context is None and (secure is not None or self._implicit_tls):
             context = _context(secure or ())
         self._secure = None if secure is None else tuple(secure)
         self._context = context
+
+    def _renew(self) -> None:
+        """Read the client's certificate again if its files have changed; keep the one there is if they are no use."""
+        if not self._files:
+            return
+        try:
+            version = _version_of(self._files)
+            if version != self._version:
+                self._context = _context(self._secure or ())
+                self._version = version
+        except OSError as error:
+            msg = f"the renewed certificate of secure cannot be used, the one before it still is: {describe(error)}"
+            self._remarks.append((DeliveryError(msg), None))
 
     @property
     def renderer(self) -> Callable[[Any, str, Any], str | bytes] | None:
@@ -322,6 +347,7 @@ class SMTPSink(Sink):
         from outfall.sinks.mail.client import submit
         from outfall.sinks.mail.message import compose
 
+        self._renew()
         recipients = self._recipients
         message = compose(
             sender=self._sender,
@@ -403,6 +429,10 @@ def _checked_host(mailhost: Any) -> tuple[str, int | None]:
     if not host or not host.isprintable() or " " in host:
         msg = f"mailhost={mailhost!r} is not the name of a host"
         raise ValueError(msg)
+    name, colon, number = host.rpartition(":")
+    if colon and number.isdecimal() and (":" not in name or name.endswith("]")):
+        msg = f"mailhost={mailhost!r} is no name of a host; write mailhost=({name.strip('[]')!r}, {number})"
+        raise ValueError(msg)
     if port is not None and (not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= MAX_PORT):
         msg = f"mailhost={mailhost!r}: {port!r} is not a port from 1 to 65535, or 0 or None for the default one"
         raise ValueError(msg)
@@ -432,6 +462,11 @@ def _checked_context(context: Any) -> ssl.SSLContext | None:
         msg = f"ssl_context={context!r} is not an ssl.SSLContext"
         raise TypeError(msg)
     return context
+
+
+def _version_of(files: Sequence[Any]) -> list[tuple[int, ...]]:
+    statuses = [os.stat(file) for file in files]
+    return [(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size) for status in statuses]
 
 
 def _context(secure: Sequence[Any]) -> ssl.SSLContext:

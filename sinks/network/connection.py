@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: The family of Unix sockets, or -1 where there are none.
 UNIX: int = getattr(socket, "AF_UNIX", -1)
 
+#: How often one look reads, at most: a peer that floods us is none of ours.
+MAX_READS = 16
+
 #: Windows has no poll.
 POLL: Callable[[], select.poll] | None = getattr(select, "poll", None)
 
@@ -49,6 +52,35 @@ def waits_of(tls: bool) -> tuple[type[OSError], ...]:
 def wants_read(wait: BaseException | None) -> bool:
     """Return True if *wait* says that there is something to be read first, as TLS may."""
     return type(wait).__name__ == "SSLWantReadError"
+
+
+def is_refused_tls(error: BaseException) -> bool:
+    """Return True if *error* says that one end refused the other's certificate, or its TLS, and not that it is gone."""
+    try:
+        import ssl
+    except ImportError:  # not every Python is built with it
+        return False
+    return isinstance(error, ssl.SSLError) and not isinstance(
+        error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+    )
+
+
+def heard_refusal(sock: socket.socket) -> OSError | None:
+    """Return the alert with which the peer ended a TLS connection, if it can be read now without waiting.
+
+    With TLS 1.3 a server looks at the client's certificate after the client's handshake is over: its refusal is a
+    thing to be read, also where what is sent meets a connection that is closed already.
+    """
+    try:
+        sock.settimeout(0)
+        for _ in range(MAX_READS):
+            if not sock.recv(65_536):
+                break
+    except OSError as error:
+        return error if is_refused_tls(error) else None
+    except ValueError:
+        pass
+    return None
 
 
 def checked_host(host: str | os.PathLike[str]) -> str:

@@ -404,6 +404,26 @@ class TestArguments:
         assert named in str(caught.value)
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        ("max_age", "when"),
+        [
+            (None, "H"),
+            (3600, "H"),
+            (dt.timedelta(hours=23), "H"),
+            (86_400, "MIDNIGHT"),
+            (dt.timedelta(days=10), "MIDNIGHT"),
+        ],
+    )
+    def test_without_when_the_unit_goes_by_how_long_files_are_kept(
+        self, max_age: float | dt.timedelta | None, when: str, tmp_path: Path
+    ) -> None:
+        """Who keeps files for ten days gets ten files, not 240; a unit that is given counts."""
+        path = tmp_path / "app.log"
+        with TimedRotatingFileSink(path, max_age=max_age) as sink:
+            assert sink.when == when
+        with TimedRotatingFileSink(path, "h", max_age=max_age) as sink:
+            assert sink.when == "H"
+
     def test_what_was_documented_can_be_asked(self, make_world: Callable[..., World]) -> None:
         """The schedule's arguments are attributes, and the next rollover is the end of the interval."""
         world = make_world(when="midnight", interval=2, at_time=dt.time(6))

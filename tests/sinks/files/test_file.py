@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from outfall import RotatingFileSink, StreamSink, TimedRotatingFileSink, WatchedFileSink
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.event.json import OrjsonRenderer
@@ -374,6 +375,52 @@ def test_a_mistake_raises_at_construction_and_names_the_argument(path, argument,
     with pytest.raises(ValueError, match=argument):
         FileSink(path, **{argument: value})
     assert not path.exists()
+
+
+SINKS = pytest.mark.parametrize("make", [FileSink, WatchedFileSink, RotatingFileSink, TimedRotatingFileSink])
+
+
+@SINKS
+@pytest.mark.parametrize(
+    ("permissions", "meant"),
+    [(640, "0o640"), (600, "0o600"), (644, "0o644"), (755, "0o755"), (440, "0o440"), (444, "0o444"), ("0640", "0o640")],
+)
+def test_permissions_without_their_0o_are_refused_with_the_right_way_to_write_them(path, make, permissions, meant):
+    """The decimal number 640 is other bits than 0o640."""
+    with pytest.raises(ValueError, match=f"permissions={permissions!r} .*write {meant}$"):
+        make(path, permissions=permissions)
+    assert not path.exists()
+
+
+@SINKS
+@pytest.mark.parametrize("wrong", [123, True, None, 1.5, ["app.jsonl"]], ids=str)
+def test_what_is_no_path_is_refused_by_name_and_value(make, wrong):
+    """A descriptor, an open file or anything else is not a filename."""
+    with pytest.raises(TypeError, match=r"filename=.* is not a path such as 'app.jsonl'") as caught:
+        make(wrong)
+    assert repr(wrong) in str(caught.value)
+
+
+@SINKS
+def test_an_open_file_is_referred_to_the_sink_that_takes_one(path, make):
+    """The error says what to write instead, and that works."""
+    with path.open("w") as file:
+        with pytest.raises(TypeError, match=r"for an open file there is StreamSink\(file\)"):
+            make(file)
+        StreamSink(file).handle({"n": 1})
+        with pytest.raises(TypeError, match=f"StreamSink\\(open\\({file.fileno()}, 'wb'\\)\\)"):
+            make(file.fileno())
+    assert _numbers(path) == [1]
+
+
+@SINKS
+@pytest.mark.parametrize(("wrong", "why"), [("", "is empty"), (b"", "is empty"), ("a\0b", "has a NUL")])
+def test_a_path_that_no_file_can_have_is_refused_at_construction(make, wrong, why):
+    """The empty path would be the directory the process stands in."""
+    with pytest.raises(ValueError, match=r"filename=.* is not a path") as caught:
+        make(wrong)
+    assert repr(wrong) in str(caught.value)
+    assert why in str(caught.value)
 
 
 # -- encodings

@@ -194,12 +194,25 @@ def test_mode_w_means_a_where_a_bound_is_set(path):
     assert numbers(path) == []
 
 
-@pytest.mark.parametrize("options", [{"backup_count": 3}, {"max_bytes": 40}], ids=["max_bytes=0", "backup_count=0"])
+@pytest.mark.parametrize(
+    "options", [{"backup_count": 3}, {"max_bytes": 40, "backup_count": 0}], ids=["max_bytes=0", "backup_count=0"]
+)
 def test_without_both_bounds_it_never_rolls(path, options):
     """max_bytes=0 or backup_count=0: one file, as documented."""
     with RotatingFileSink(path, **options) as sink:
         _write(sink, *range(10))
     assert by_name(path.parent) == {"app.log": list(range(10))}
+
+
+@WAYS
+def test_with_max_bytes_alone_five_rotated_files_are_kept(path, way):
+    """A bound of the file is one of the files: without it the first would grow for ever."""
+    with RotatingFileSink(path, max_bytes=20, **way) as sink:
+        assert sink.backup_count == 5
+        _write(sink, *range(10))
+    assert in_order(path) == [4, 5, 6, 7, 8, 9]
+    with RotatingFileSink(path) as sink:
+        assert sink.backup_count == 0
 
 
 @pytest.mark.parametrize("bound", [{"max_age": 3600}, {"max_total_bytes": 10_000}])

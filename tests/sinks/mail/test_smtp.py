@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import ssl
+import sys
 import threading
 import time
 import traceback
@@ -21,7 +22,15 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outfall.sinks.errors import DeliveryError, PermanentDeliveryError, TemporaryDeliveryError
+from outfall import BackgroundSink, RetryPolicy
+from outfall.adapters import handlers
+from outfall.sinks.errors import (
+    DeliveryError,
+    OversizeDeliveryError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    TemporaryDeliveryError,
+)
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.mail import message as mail
 from outfall.sinks.mail.client import Route
@@ -419,7 +428,7 @@ def test_addresses_that_are_not_ascii(server):
         assert "jürgen@" in str(international.mails[0]["To"])
     with (
         SMTPSink(server.address, "a@example.org", "jürgen@example.org", "x", on_error="raise") as sink,
-        pytest.raises(PermanentDeliveryError, match="SMTPUTF8"),
+        pytest.raises(PausedDeliveryError, match="SMTPUTF8"),
     ):
         sink.handle({"event": "ü"})
 
@@ -526,7 +535,7 @@ def test_nothing_is_sent_in_plain_text_where_tls_was_asked_for():
         with pytest.raises(TemporaryDeliveryError, match="no STARTTLS"):
             sink.handle({"event": "secret event"})
         until(lambda: server.ended == 1)
-        assert [line.split()[0].upper() for line in server.heard] == [b"EHLO"]
+        assert [line.split()[0].upper() for line in server.heard] == [b"EHLO", b"QUIT"]
 
 
 def test_a_refused_starttls_ends_it():
@@ -559,6 +568,106 @@ def test_the_tuple_of_the_handler_names_a_client_certificate(authority, certific
             sink.handle({"event": "hello"})
         server.wait_until_idle()
         assert server.handler.envelopes[0].encrypted
+
+
+def _asking_for_certificates(authority, certificate):
+    """Return what a server encrypts with that takes clients with a certificate of *authority* alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_certificate_renewed_on_disk_is_taken_up(authority, certificate, monkeypatch, tmp_path, twin):
+    """By the next mail; until key and certificate fit, the one before stays in use."""
+    trusted, key, chain = (tmp_path / name for name in ("ca.pem", "key.pem", "chain.pem"))
+    authority.cert_pem.write_to_path(trusted)
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    seen = []
+
+    def issue(name):
+        made = authority.issue_cert(name)
+        return made.private_key_pem.bytes(), made.cert_chain_pems[0].bytes()
+
+    def put(path, content):
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(content)
+        fresh.replace(path)
+
+    first, second = issue("one@example.org"), issue("two@example.org")
+    put(key, first[0])
+    put(chain, first[1])
+    with MailServer(_asking_for_certificates(authority, certificate)) as server:
+        original = server.handler.handle_DATA
+
+        async def note(smtp, session, envelope):
+            peer = smtp.transport.get_extra_info("ssl_object").getpeercert()
+            seen.append(dict(peer["subjectAltName"])["email"])
+            return await original(smtp, session, envelope)
+
+        server.handler.handle_DATA = note
+        failures = []
+        files = (str(key), str(chain))
+        if twin:
+            handler = handlers.SMTPHandler(server.address, *ADDRESSES, "x", secure=files)
+            monkeypatch.setattr(handler, "handleError", lambda record: failures.append(sys.exc_info()[1]))
+
+            def send():
+                handler.handle(logging.makeLogRecord({"msg": "hello"}))
+        else:
+            sink = SMTPSink(server.address, *ADDRESSES, "x", secure=files, on_error=failures.append)
+
+            def send():
+                sink.handle({"event": "hello"})
+
+        send()
+        put(chain, second[1])
+        send()
+        assert len(failures) == 1
+        put(key, second[0])
+        send()
+        (handler if twin else sink).close()
+        server.wait_until_idle()
+    assert seen == ["one@example.org", "one@example.org", "two@example.org"]
+    assert len(failures) == 1
+    assert "renewed certificate" in str(failures[0])
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_client_certificate_that_the_server_refuses_is_the_set_up_s_fault(
+    authority, certificate, client_context, implicit
+):
+    """With TLS 1.3 the refusal comes after the handshake, and the report says it all the same."""
+    context = _asking_for_certificates(trustme.CA(), certificate)
+
+    def serve():
+        with listener.accept()[0] as connection:
+            if not implicit:
+                lines = connection.makefile("rb")
+                for answer in (b"220 scripted\r\n", b"250-scripted\r\n250 STARTTLS\r\n", b"220 go on\r\n"):
+                    connection.sendall(answer)
+                    if not answer.startswith(b"220 go"):
+                        lines.readline()
+            with pytest.raises(ssl.SSLError):
+                context.wrap_socket(connection, server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        sink = SMTPSink(
+            listener.getsockname(),
+            *ADDRESSES,
+            "x",
+            ssl_context=client_context,
+            implicit_tls=implicit,
+            on_error="raise",
+        )
+        with sink, pytest.raises(PausedDeliveryError, match=r"(?i)certificate.required|handshake.failure") as caught:
+            sink.handle({"event": "hello"})
+        thread.join(60)
+    assert "check secure, ssl_context" in str(caught.value)
 
 
 def test_a_missing_key_file_is_found_at_construction(tmp_path):
@@ -698,13 +807,14 @@ def test_a_refused_recipient_is_raised_if_told_to(server, capfd):
 @pytest.mark.parametrize(
     ("replies", "kind"),
     [
-        (("550 5.1.1 gone", "550 5.1.1 gone"), PermanentDeliveryError),
+        (("550 5.1.1 gone", "550 5.1.1 gone"), PausedDeliveryError),
+        (("550 5.1.1 gone", "552 5.3.4 too big for this one"), OversizeDeliveryError),
         (("451 4.7.1 greylisted", "451 4.7.1 greylisted"), TemporaryDeliveryError),
         (("550 5.1.1 gone", "451 4.7.1 greylisted"), TemporaryDeliveryError),
     ],
 )
 def test_when_all_recipients_are_refused_the_mail_failed(server, replies, kind):
-    """For good, unless one of them may be taken later."""
+    """Until somebody changes the set-up, unless one of them may take it later, or a smaller one."""
     server.handler.recipient_replies = dict(zip(("b@example.org", "c@example.org"), replies, strict=True))
     with SMTPSink(server.address, "a@example.org", ["b@example.org", "c@example.org"], "x", on_error="raise") as sink:
         with pytest.raises(DeliveryError) as caught:
@@ -728,24 +838,47 @@ def test_a_greylisted_mail_is_taken_later(server):
 @pytest.mark.parametrize(
     ("verb", "reply", "kind"),
     [
-        ("", b"554 5.3.2 no service\r\n", TemporaryDeliveryError),
+        ("", b"554 5.3.2 no service\r\n", PausedDeliveryError),
+        ("", b"521 takes no mail\r\n", PausedDeliveryError),
         ("", b"421 busy\r\n", TemporaryDeliveryError),
         ("", b"garbage\r\n", TemporaryDeliveryError),
-        ("MAIL", b"550 5.7.1 not from you\r\n", PermanentDeliveryError),
+        ("EHLO", b"550 5.7.1 not from your address\r\n", PausedDeliveryError),
+        ("EHLO", b"450 later\r\n", TemporaryDeliveryError),
+        ("MAIL", b"550 5.7.1 not from you\r\n", PausedDeliveryError),
+        ("MAIL", b"501 5.1.7 bad sender\r\n", PausedDeliveryError),
+        ("MAIL", b"530 5.7.0 authenticate first\r\n", PausedDeliveryError),
         ("MAIL", b"452 4.3.1 disk full\r\n", TemporaryDeliveryError),
-        ("MAIL", b"530 5.7.0 authenticate first\r\n", TemporaryDeliveryError),
-        ("MAIL", b"552 5.3.4 too big\r\n", PermanentDeliveryError),
+        ("MAIL", b"552 5.3.4 too big\r\n", OversizeDeliveryError),
+        ("MAIL", b"554 5.3.4 too big\r\n", OversizeDeliveryError),
+        ("MAIL", b"552 message size exceeds fixed maximum message size\r\n", OversizeDeliveryError),
+        ("RCPT", b"554 5.7.1 relay access denied\r\n", PausedDeliveryError),
+        ("RCPT", b"550 no such user\r\n", PausedDeliveryError),
+        ("RCPT", b"552 5.2.2 mailbox full\r\n", PausedDeliveryError),
+        ("RCPT", b"552 over quota\r\n", PausedDeliveryError),
+        ("RCPT", b"550 5.2.3 message exceeds the limit of this mailbox\r\n", OversizeDeliveryError),
+        ("RCPT", b"450 4.2.0 greylisted\r\n", TemporaryDeliveryError),
         ("RCPT", b"421 4.7.0 too many\r\n", TemporaryDeliveryError),
-        ("DATA", b"554 5.5.1 no\r\n", PermanentDeliveryError),
+        ("DATA", b"554 5.5.1 no valid recipients\r\n", PausedDeliveryError),
+        ("DATA", b"550 5.7.1 no\r\n", PausedDeliveryError),
         ("DATA", b"451 4.3.0 no\r\n", TemporaryDeliveryError),
         (".", b"550 5.7.1 spam\r\n", PermanentDeliveryError),
+        (".", b"554 no, thank you\r\n", PermanentDeliveryError),
+        (".", b"550 5.6.0 not well formed\r\n", PermanentDeliveryError),
+        (".", b"552 sorry, that message size exceeds my databytes limit (#5.3.4)\r\n", OversizeDeliveryError),
+        (".", b"552 5.3.4 too big\r\n", OversizeDeliveryError),
+        (".", b"552 mailbox full\r\n", PermanentDeliveryError),
+        (".", b"552 5.2.2 mailbox full\r\n", PausedDeliveryError),
+        (".", b"554 5.1.1 nobody there\r\n", PausedDeliveryError),
+        (".", b"550 5.4.5 daily limit exceeded\r\n", PausedDeliveryError),
+        (".", b"550 5.7.26 unauthenticated sender\r\n", PausedDeliveryError),
+        (".", b"530 5.7.0 authenticate first\r\n", PausedDeliveryError),
         (".", b"451 4.3.0 later\r\n", TemporaryDeliveryError),
         (".", b"2\r\n", TemporaryDeliveryError),
     ],
 )
 def test_what_refusals_mean(verb, reply, kind):
-    """4xx is temporary, 5xx to the mail permanent; the connection is closed, and the next mail has its own."""
-    with Script({verb: reply}) as server, sink_for(server) as sink:
+    """What the server says of a mail it has read is that mail's fault, all before the set-up's; the next mail goes."""
+    with Script({verb: reply, "HELO": reply}) as server, sink_for(server) as sink:
         with pytest.raises(DeliveryError) as caught:
             sink.handle({"event": "hello"})
         assert type(caught.value) is kind
@@ -755,6 +888,87 @@ def test_what_refusals_mean(verb, reply, kind):
         server.replies[verb] = Script.USUAL[verb]
         sink.handle({"event": "hello"})
         assert sink.stats().delivered == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "reply", "advice"),
+    [
+        ("", b"554 5.7.1 your address is listed\r\n", "mailhost"),
+        ("EHLO", b"550 5.7.1 your name is listed\r\n", "mailhost"),
+        ("MAIL", b"553 5.1.8 no such domain\r\n", "fromaddr"),
+        ("RCPT", b"554 5.7.1 relay access denied\r\n", "toaddrs"),
+        ("DATA", b"554 5.5.1 no valid recipients\r\n", "toaddrs"),
+    ],
+)
+def test_a_set_up_that_the_server_refuses_costs_no_event_and_few_connections(verb, reply, advice):
+    """A batch is offered as a whole, seldom, and kept; the report says what to look at; once it is mended all go."""
+    failures = []
+    told = threading.Event()
+
+    def tell(failure):
+        failures.append(failure)
+        told.set()
+
+    retry = RetryPolicy(pause_start_seconds=0.2, pause_max_seconds=0.2)
+    with Script({verb: reply, "HELO": reply}) as server:
+        sink = BackgroundSink(SMTPSink(server.address, *ADDRESSES, "x"), on_error=tell, retry=retry)
+        with sink:
+            for number in range(100):
+                sink.handle({"event": "hello", "n": number})
+            assert told.wait(60)
+            assert (sink.stats().pending, dict(sink.stats().dropped)) == (100, {})
+            server.replies[verb] = Script.USUAL[verb]
+            assert sink.flush(60)
+            assert sink.stats().delivered == 100
+        # Each attempt is one connection, whatever the number of events.
+        assert [failure.events for failure in failures] == [0] * len(failures)
+        until(lambda: server.ended == len(failures) + _mails(server))
+    assert advice in str(failures[0].error)
+    assert reply.decode().strip() in str(failures[0].error)
+
+
+def _mails(server):
+    """Return how many messages a `Script` has been sent whole."""
+    return server.heard.count(b".\r\n")
+
+
+def test_a_mail_that_is_too_large_is_halved_until_it_fits():
+    """By a server that says so to MAIL, without one event lost."""
+
+    class Small(Script):
+        def _answer(self, connection, verb):
+            if verb == "MAIL":
+                size = int(self.heard[-1].partition(b"SIZE=")[2].split()[0])
+                self.replies["MAIL"] = b"552 5.3.4 too big\r\n" if size > 4000 else Script.USUAL["MAIL"]
+            return super()._answer(connection, verb)
+
+    with Small() as server:
+        with BackgroundSink(SMTPSink(server.address, *ADDRESSES, "x"), on_error="raise") as sink:
+            for number in range(40):
+                sink.handle({"event": "hello", "n": number})
+            assert sink.flush(60)
+            assert (sink.stats().delivered, dict(sink.stats().dropped)) == (40, {})
+        assert 2 <= _mails(server) < 40
+
+
+def test_one_mail_that_the_server_will_not_have_costs_its_event_alone(server):
+    """The others of its batch arrive."""
+
+    async def refuse(server, session, envelope):
+        if b"forbidden words" in envelope.content:
+            return "554 5.7.1 spam"
+        handler.envelopes.append(envelope)
+        return "250 OK"
+
+    handler = server.handler
+    handler.handle_DATA = refuse
+    failures = []
+    with BackgroundSink(SMTPSink(server.address, *ADDRESSES, "x"), on_error=failures.append) as sink:
+        for number in range(8):
+            sink.handle({"event": "forbidden words" if number == 5 else "hello", "n": number})
+        assert sink.flush(60)
+        assert (sink.stats().delivered, dict(sink.stats().dropped)) == (7, {"rejected": 1})
+    assert sum(failure.events for failure in failures) == 1
 
 
 # -- servers that fail
@@ -909,12 +1123,17 @@ def test_a_forked_child_lets_go_of_the_parent_s_connection(server_context):
         ({"mailhost": ""}, ValueError, "mailhost=''"),
         ({"mailhost": "a\r\nb"}, ValueError, "mailhost="),
         ({"mailhost": 25}, TypeError, "mailhost=25"),
+        ({"mailhost": "mail.example.org:25"}, ValueError, "write mailhost=('mail.example.org', 25)"),
+        ({"mailhost": "[::1]:25"}, ValueError, "write mailhost=('::1', 25)"),
         ({"mailhost": ("localhost", 70_000)}, ValueError, "70000"),
         ({"mailhost": ("localhost", "25")}, ValueError, "'25'"),
         ({"fromaddr": None}, TypeError, "fromaddr=None"),
         ({"fromaddr": "a@b.c, d@e.f"}, ValueError, "more than one"),
         ({"toaddrs": []}, ValueError, "toaddrs="),
         ({"toaddrs": [1]}, TypeError, "toaddrs="),
+        ({"toaddrs": 5}, TypeError, "toaddrs=5 is neither an address"),
+        ({"toaddrs": None}, TypeError, "toaddrs=None is neither an address"),
+        ({"toaddrs": b"ops@example.org"}, TypeError, "toaddrs=b'ops@example.org' is neither an address"),
         ({"subject": None}, TypeError, "subject=None"),
         ({"credentials": "shop"}, TypeError, "credentials"),
         ({"credentials": ("shop", None)}, TypeError, "credentials"),
