@@ -16,7 +16,14 @@ from structlog.stdlib import ProcessorFormatter
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
-from outfall.sinks.event.event import METADATA, TextEvent, timestamp_of, without_metadata
+from outfall.sinks.event.event import (
+    METADATA,
+    NaiveTimestamps,
+    TextEvent,
+    checked_naive,
+    timestamp_of,
+    without_metadata,
+)
 from outfall.sinks.event.jsonable import plain_key
 from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, level_name, level_of
 
@@ -401,6 +408,7 @@ class HandlerSink(Sink):
 
     Args:
         handler: The handler. Its level and filters are applied. It is not owned: `close` flushes it and leaves it open.
+        naive_timestamps: What a ``timestamp`` of text without a zone is: ``"utc"`` (default) or ``"local"``.
         level: See `Sink`.
         processors: See `Sink`.
         on_error: See `Sink`.
@@ -408,6 +416,7 @@ class HandlerSink(Sink):
 
     Raises:
         TypeError: If *handler* is no `logging.Handler`.
+        ValueError: If *naive_timestamps* is neither.
 
     Holds no lock: the handler has its own. Handlers of the standard library report their failures themselves, by
     ``handleError``; such an event counts as delivered here.
@@ -419,6 +428,7 @@ class HandlerSink(Sink):
         self,
         handler: logging.Handler,
         *,
+        naive_timestamps: NaiveTimestamps = "utc",
         level: str | float = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
@@ -428,6 +438,7 @@ class HandlerSink(Sink):
             msg = f"handler={handler!r} is not a logging.Handler"
             raise TypeError(msg)
         self.handler = handler
+        self.naive_timestamps = checked_naive(naive_timestamps)
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 
     def emit(self, event: dict[str, Any]) -> None:
@@ -466,7 +477,7 @@ class HandlerSink(Sink):
             func=event.get("func_name"),
         )
         self._name_level(record, event)
-        created = timestamp_of(event)
+        created = timestamp_of(event, self.naive_timestamps)
         if created is not None:
             record.relativeCreated += (created - record.created) * 1000
             record.created = created

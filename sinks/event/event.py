@@ -7,10 +7,13 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from outfall.sinks.event.exceptions import parts_of_text
 from outfall.sinks.event.levels import NUMBERS, UNKNOWN, level_of
+
+#: What a ``timestamp`` of text without a zone is.
+NaiveTimestamps = Literal["utc", "local"]
 
 #: Keys that structlog and the adapters use among themselves; never written out.
 METADATA = frozenset({"_record", "_from_structlog", "_logger", "_name"})
@@ -228,11 +231,16 @@ def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:
     return made
 
 
-def timestamp_of(event: Mapping[str, Any]) -> float | None:
+def timestamp_of(event: Mapping[str, Any], naive: NaiveTimestamps = "utc") -> float | None:
     """Return the event's ``timestamp`` in epoch seconds, or None if it has none that can be read.
 
-    Read are epoch seconds, datetimes (naive ones as local time) and ISO 8601 text; never raises. An event that waited
-    without one carries its time.
+    Read are epoch seconds, datetimes and ISO 8601 text; never raises. An event that waited without one carries its
+    time.
+
+    Args:
+        event: The event.
+        naive: What text without a zone is: ``"utc"`` (default), as structlog's ``TimeStamper`` writes it unless it is
+            asked for local time, or ``"local"``. A datetime without a zone is local time, as everywhere in Python.
     """
     try:
         value = event.get("timestamp")
@@ -240,14 +248,50 @@ def timestamp_of(event: Mapping[str, Any]) -> float | None:
             # More is not seconds; nor is NaN less.
             return float(value) if abs(value) < 1e12 else _carried_time(event)
         if isinstance(value, str):
-            # fromisoformat before Python 3.11 does not know "Z".
-            value = dt.datetime.fromisoformat(value[:-1] + "+00:00" if value[-1:] in "Zz" else value)
+            value = _datetime_of(value)
+            if naive == "utc" and value.tzinfo is None:
+                value = value.replace(tzinfo=dt.timezone.utc)
         if isinstance(value, dt.datetime):
             seconds = value.timestamp()
             return seconds if abs(seconds) < math.inf else _carried_time(event)  # "not a time" is a datetime to pandas
     except Exception:
         pass
     return _carried_time(event)
+
+
+def _datetime_of(text: str) -> dt.datetime:
+    # fromisoformat before Python 3.11 does not know "Z".
+    return dt.datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "Zz" else text)
+
+
+def zoned(event: dict[str, Any], naive: NaiveTimestamps) -> dict[str, Any]:
+    """Return *event*, or a copy whose ``timestamp`` says its zone where *naive* is ``"local"`` and the text has none.
+
+    For sinks whose events are read elsewhere, where text without a zone is UTC: call it in the thread that logs.
+    """
+    stamp = event.get("timestamp") if naive == "local" else None
+    if isinstance(stamp, str):
+        try:
+            when = _datetime_of(stamp)
+            if when.tzinfo is None:
+                copied = copy_event(event)
+                copied["timestamp"] = when.astimezone().isoformat()
+                return copied
+        except Exception:
+            pass  # no time
+    return event
+
+
+def checked_naive(naive: str) -> NaiveTimestamps:
+    """Return *naive*, which is an argument ``naive_timestamps``.
+
+    Raises:
+        ValueError: If it is neither ``"utc"`` nor ``"local"``.
+    """
+    if naive not in ("utc", "local"):
+        msg = f"naive_timestamps={naive!r} is none of 'utc', 'local'"
+        raise ValueError(msg)
+    return naive  # type: ignore[return-value]
 
 
 def _carried_time(event: Mapping[str, Any]) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -207,6 +209,12 @@ class OrjsonRenderer:
                         add_parts(made, exc_info[1])
                     if shown is not None:
                         made["exc_info" if "exception" in made else "exception"] = shown
+        stamp: Any = made.get("timestamp")
+        if issubclass(type(stamp), dt.datetime):
+            with contextlib.suppress(Exception):  # a time that cannot be computed with
+                if stamp.tzinfo is None:
+                    # It is local time, and whoever reads text without a zone takes it for UTC.
+                    made["timestamp"] = stamp.astimezone()
         if self._key_order:
             made = {key: made[key] for key in self._key_order if key in made} | made
         return made

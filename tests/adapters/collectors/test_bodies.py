@@ -90,10 +90,13 @@ def test_the_time_is_exact(stamp, expected):
     assert exact_time({"timestamp": stamp}) == expected
 
 
-def test_a_time_without_an_offset_is_local_time():
-    """As everywhere in this package."""
+def test_a_time_without_an_offset_is_utc():
+    """As everywhere in this package; a datetime without a zone is local, and gets its zone when it is rendered."""
+    assert exact_time({"timestamp": "2026-03-14T15:09:26.25"}) == 1_773_500_966_250_000_000
     naive = dt.datetime(2026, 3, 14, 15, 9, 26, 250_000)  # noqa: DTZ001 - that is what is tested
-    assert exact_time({"timestamp": naive.isoformat()}) == round(naive.timestamp() * 1_000) * 1_000_000
+    [item] = encoded({"timestamp": naive})
+    assert exact_time(item.event) == round(naive.timestamp() * 1_000) * 1_000_000
+    assert item.time == naive.timestamp()
 
 
 def test_an_event_without_a_time_has_the_one_it_was_taken_at():

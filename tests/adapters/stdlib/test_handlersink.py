@@ -18,6 +18,7 @@ from structlog.stdlib import ProcessorFormatter
 
 from outfall import CaptureSink, FanoutSink, HandlerSink, SinkHandler, tee
 from outfall.sinks.core.item import Encoded
+from tests.sinks._zones import local_zone
 
 
 class _Keeper(logging.Handler):
@@ -132,6 +133,14 @@ def test_every_kind_of_timestamp_is_the_record_s_time(sink, keeper, stamp):
     formatter.converter = lambda seconds: dt.datetime.fromtimestamp(seconds, dt.timezone.utc).timetuple()
     assert formatter.format(record) == "2024-05-06 07:08:09,123"
     assert not hasattr(record, "timestamp")
+
+
+@pytest.mark.parametrize(("naive", "offset"), [("utc", 0), ("local", 4 * 3600)])
+def test_text_without_a_zone_is_what_the_sink_takes_it_for(naive, offset, keeper):
+    """UTC unless the sink is told that it is local time."""
+    with local_zone("America/New_York"):
+        HandlerSink(keeper, naive_timestamps=naive).handle({"event": "x", "timestamp": "2024-05-06T07:08:09"})
+    assert keeper.records[0].created == 1714979289 + offset
 
 
 @pytest.mark.parametrize("stamp", ["07:08", None, 1714979289123.0, float("nan")])

@@ -18,12 +18,15 @@ from outfall.sinks.event.event import (
     LevelledEvent,
     TextEvent,
     as_event,
+    checked_naive,
     copy_event,
     snapshot,
     timestamp_of,
     without_metadata,
+    zoned,
 )
 from outfall.sinks.event.levels import level_of
+from tests.sinks._zones import ZONES, local_zone
 
 
 class Lying:
@@ -303,11 +306,13 @@ class RaisingZone(dt.tzinfo):
         ("1970-01-01T00:00:02.500000z", 2.5),
         ("1970-01-01 00:00:02+00:00", 2.0),
         ("1970-01-01T02:00:02.123456+02:00", 2.123456),
-        ("2001-09-09T01:00:00", LOCAL.timestamp()),
+        ("2001-09-09T01:00:00", 1_000_000_000 - 2_800),
+        ("2001-09-09 01:46:40", 1_000_000_000),
+        ("2001-09-09 01:46:40.250000", 1_000_000_000.25),
     ],
 )
 def test_a_time_stamp_is_read_from_seconds_datetimes_and_iso_text(stamp, seconds):
-    """All three forms mean epoch seconds; a naive one is local time."""
+    """All three forms mean epoch seconds; a naive datetime is local time, naive text is UTC."""
     when = timestamp_of({"timestamp": stamp})
     assert (type(when), when) == (float, pytest.approx(seconds, abs=1e-6))
 
@@ -338,6 +343,39 @@ def test_a_time_stamp_is_read_from_seconds_datetimes_and_iso_text(stamp, seconds
 def test_what_is_no_time_gives_none(stamp):
     """A time stamp nobody can read is none: milliseconds, nonsense, a zone that raises."""
     assert timestamp_of({"timestamp": stamp}) is None
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_text_without_a_zone_is_utc_wherever_the_process_runs(zone):
+    """As structlog's TimeStamper writes it; only where one says so it is local."""
+    stamp = structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S")(None, "info", {})
+    with local_zone(zone):
+        assert timestamp_of(stamp) == pytest.approx(time.time(), abs=60)
+        local = structlog.processors.TimeStamper(fmt="iso", utc=False)(None, "info", {})
+        assert timestamp_of(local, "local") == pytest.approx(time.time(), abs=60)
+        made = zoned({"event": "x", **local}, "local")
+        assert timestamp_of(made) == pytest.approx(time.time(), abs=60)
+
+
+@pytest.mark.parametrize("stamp", ["2001-09-09T01:46:40Z", "2001-09-09T01:46:40+02:00", "never", 5, None, LOCAL])
+def test_what_has_a_zone_or_is_no_text_stays_as_it_is(stamp):
+    """Only text without a zone is asked for one."""
+    event = {"timestamp": stamp}
+    assert zoned(event, "local") is event
+
+
+def test_naive_text_stays_as_it_is_where_it_is_utc():
+    """Nothing is copied for it."""
+    event = {"timestamp": "2001-09-09T01:46:40"}
+    assert zoned(event, "utc") is event
+    assert zoned(event, "local") is not event
+    assert event == {"timestamp": "2001-09-09T01:46:40"}
+
+
+def test_a_wrong_word_for_naive_timestamps_is_named():
+    """The message names argument, value and what is right."""
+    with pytest.raises(ValueError, match="naive_timestamps='UTC' is none of 'utc', 'local'"):
+        checked_naive("UTC")
 
 
 def test_no_time_stamp_gives_none():
