@@ -129,6 +129,87 @@ CHARTS = (
         "times a SimpleQueue.put of the ready line",
     ),
     Chart(
+        "behind",
+        "A file behind a thread, all CPU of the process",
+        (
+            ("behind", "BackgroundSink(FileSink)"),
+            ("behind", "BackgroundSink(RotatingFileSink)"),
+            ("behind", "SinkHandler → BackgroundSink(FileSink)", "logging → SinkHandler → BackgroundSink(FileSink)"),
+            (
+                "behind",
+                "QueueHandler, QueueListener → FileHandler + json",
+                "logging → QueueHandler … FileHandler + json",
+            ),
+        ),
+        "floor",
+        "times FileSink alone",
+    ),
+    Chart(
+        "behind-wire",
+        "Sockets behind a thread, all CPU of the process",
+        (("behind", "BackgroundSink(SocketSink)"), ("behind", "BackgroundSink(SysLogSink, TCP)")),
+        "floor",
+        "times the same sink alone",
+    ),
+    Chart(
+        "fanout",
+        "One event to several files",
+        (("behind", "FanoutSink(two FileSinks)"), ("behind", "FanoutSink(five FileSinks)")),
+        "floor",
+        "times one orjson.dumps and as many os.writes",
+    ),
+    Chart(
+        "behind-caller",
+        "The caller's CPU while a worker delivers",
+        (
+            ("behind-caller", "BackgroundSink(NullSink)"),
+            ("behind-caller", "BackgroundSink, a target that counts"),
+            ("behind-caller", "BackgroundSink(FileSink), caller"),
+            ("behind-caller", "BackgroundSink(FanoutSink(two FileSinks)), caller"),
+            ("behind-caller", "BackgroundSink(SysLogSink, UDP), caller"),
+        ),
+        "floor",
+        "times a SimpleQueue.put of the ready line",
+    ),
+    Chart(
+        "behind-rate",
+        "Eight threads at once, until the last event is in the file",
+        (("behind-rate", "BackgroundSink(FileSink), 8 threads"),),
+        "floor",
+        "times what FileSink takes",
+    ),
+    Chart(
+        "fanout-rate",
+        "Two files from eight threads",
+        (("behind-rate", "FanoutSink(two FileSinks), 8 threads"),),
+        "floor",
+        "times what one thread takes",
+    ),
+    Chart(
+        "behind-tail",
+        "The slowest of 1 000 calls of handle",
+        (
+            ("behind-tail", "BackgroundSink(FileSink), p99.9, 1 thread"),
+            ("behind-tail", "FileSink, p99.9, 1 thread"),
+            ("behind-tail", "BackgroundSink(FileSink), p99.9, 8 threads"),
+            ("behind-tail", "FileSink, p99.9, 8 threads"),
+        ),
+        "median",
+        "microseconds",
+    ),
+    Chart(
+        "bodies",
+        "The body of a request, for each event",
+        (
+            ("bodies", "HTTPSink, LokiStreams"),
+            ("bodies", "HTTPSink, ElasticsearchBulk"),
+            ("bodies", "HTTPSink, OTLPLogs"),
+            ("bodies", "HTTPSink, NDJSON"),
+        ),
+        "median",
+        "microseconds of the worker",
+    ),
+    Chart(
         "tcp",
         "Event dicts over TCP",
         (("wire", "SocketSink"), ("wire", "SocketHandler", "logging → SocketHandler")),
@@ -235,7 +316,8 @@ def _bar(chart: Chart, row: dict[str, Any], label: str) -> Bar:
     if value is None:
         text = str(row["missing"])
     else:
-        text = f"{value:.1f} ms" if chart.by == "median" else _number(value)
+        unit = "µs" if chart.axis.startswith("microseconds") else "ms"
+        text = f"{value:.1f} {unit}" if chart.by == "median" else _number(value)
         if row["arrived"] is not None and row["arrived"] < 1:
             text += f", {1 - row['arrived']:.1%} lost"
     return Bar(label, value, text, budget, bool(_OURS.search(row["name"])))

@@ -3,7 +3,9 @@
 The rows of a group take turns, A B C A B C …, in one process: whatever slows the machine for a while slows them all. Of
 each row the median over the rounds is shown. Ratios are taken within each round, and of those the median.
 
-What is timed is one call that logs so many events. Untimed are the set-up, one round to warm up, and what follows each
+What is timed is one call that logs so many events: by the wall clock, or by the CPU time of the process, all its
+threads included, or of the calling thread alone. CPU time says what a path costs whoever pays for it, and is hardly
+disturbed by what else runs on the machine. Untimed are the set-up, one round to warm up, and what follows each
 call: a collection of garbage, and proof that each event is in the file, which then is emptied. While a call is timed no
 garbage is collected, whosever it is.
 """
@@ -15,7 +17,7 @@ import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
-from time import perf_counter
+from time import perf_counter, process_time, thread_time
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.events import PROOF
@@ -85,6 +87,9 @@ class Group:
         rounds: How many turns each row has by default.
         events: How many events it logs in each by default.
         unit: What medians are shown in, per event.
+        clock: What is measured: ``"wall"`` (default), ``"process"``, the CPU time of all threads, or ``"thread"``, that
+            of the caller alone.
+        per_event: False if a run returns one figure in seconds that is not to be divided by the number of events.
 
     Raises:
         ValueError: If two rows share a name, or a floor or peer is not in the group.
@@ -96,6 +101,8 @@ class Group:
     rounds: int = 100
     events: int = 2_000
     unit: Literal["µs", "ms"] = "µs"
+    clock: Literal["wall", "process", "thread"] = "wall"
+    per_event: bool = True
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -203,7 +210,8 @@ def measure(
     """
     rounds = group.rounds if rounds is None else rounds
     events = group.events if events is None else events
-    factor = {"µs": 1e6, "ms": 1e3}[group.unit] / events
+    factor = {"µs": 1e6, "ms": 1e3}[group.unit] / (events if group.per_event else 1)
+    clock = {"wall": perf_counter, "process": process_time, "thread": thread_time}[group.clock]
     samples: dict[str, list[float]] = {}
     shares: dict[str, list[float | None]] = {}
     missing: dict[str, str] = {}
@@ -227,9 +235,9 @@ def measure(
         for _ in _turns(rounds, seconds):
             for row, run, own in runs:
                 gc.collect()
-                begin = perf_counter()
+                begin = clock()
                 taken = run(events)
-                end = perf_counter()
+                end = clock()
                 samples[row.name].append((end - begin if taken is None else taken) * factor)
                 shares[row.name].append(row.proof(own, events))
     figures: dict[str, Figures] = {}

@@ -2,12 +2,15 @@
 
 from benchmarks.groups import (
     background,
+    behind,
+    bodies,
     collectors,
     file,
     filehandlers,
     handlers,
     queue,
     rotating,
+    shapes,
     spool,
     startup,
     stdlib,
@@ -19,6 +22,7 @@ from benchmarks.groups import (
 
 GROUPS = (
     file.GROUP,
+    shapes.GROUP,
     structlog.GROUP,
     stdlib.GROUP,
     rotating.GROUP,
@@ -28,10 +32,12 @@ GROUPS = (
     syslog.GROUP,
     threads.GROUP,
     background.GROUP,
+    *behind.GROUPS,
     queue.GROUP,
     wire.GROUP,
     collectors.GROUP,
     collectors.CALLER_GROUP,
+    bodies.GROUP,
     spool.GROUP,
     spool.CALLER_GROUP,
     spool.SQLITE_GROUP,

@@ -57,7 +57,7 @@ while True:
 
 
 @contextmanager
-def _peer(directory: Path, kind: str) -> Iterator[tuple[str, int]]:
+def peer(directory: Path, kind: str) -> Iterator[tuple[str, int]]:
     """Give the address of a process that writes what it gets to a file, datagrams with their length before them."""
     command = [sys.executable, "-c", _PEER, kind, str(directory / "received")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
@@ -110,7 +110,7 @@ def _look_at(directory: Path, frames: list[bytes], events: int) -> None:
 @contextmanager
 def _sendall(directory: Path) -> Iterator[Run]:
     """One ``orjson.dumps`` and one ``sendall`` for each event."""
-    with _peer(directory, "SOCK_STREAM") as address, socket.create_connection(address) as connection:
+    with peer(directory, "SOCK_STREAM") as address, socket.create_connection(address) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         send, dumps, pack = connection.sendall, orjson.dumps, struct.Struct(">L").pack
 
@@ -139,7 +139,7 @@ def _sendall(directory: Path) -> Iterator[Run]:
 @contextmanager
 def _sendto(directory: Path) -> Iterator[Run]:
     """One ``orjson.dumps`` and one ``sendto`` for each event."""
-    with _peer(directory, "SOCK_DGRAM") as address, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    with peer(directory, "SOCK_DGRAM") as address, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         send, dumps = sender.sendto, orjson.dumps
 
         def run(events: int) -> None:
@@ -169,7 +169,7 @@ def _sendto(directory: Path) -> Iterator[Run]:
 def _sink(kind: str, made: type[SocketSink], **arguments: Any) -> SetUp:
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
-        with _peer(directory, kind) as address, made(*address, on_error="raise", timeout=30, **arguments) as sink:
+        with peer(directory, kind) as address, made(*address, on_error="raise", timeout=30, **arguments) as sink:
             yield drive(sink.handle)
 
     return setup
@@ -180,7 +180,7 @@ def logged(kind: str, made: Callable[[tuple[str, int]], logging.Handler]) -> Set
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
-        with _peer(directory, kind) as address, drive_handler(made(address)) as run:
+        with peer(directory, kind) as address, drive_handler(made(address)) as run:
             yield run
 
     return setup
