@@ -52,6 +52,8 @@ CHARTS = (
         (
             ("file", "FileSink"),
             ("file", "FileSink, level set"),
+            ("file", "FileSink, a processor"),
+            ("file", "FileSink, a renderer"),
             ("structlog", "structlog → BytesLogger"),
             ("stdlib", "FileHandler + json", "logging → FileHandler + json"),
             ("stdlib", f"FileHandler + {_PJL}", f"logging → FileHandler + {_PJL}"),
@@ -222,6 +224,16 @@ CHARTS = (
         (("wire", "DatagramSink"), ("wire", "DatagramHandler", "logging → DatagramHandler")),
         "floor",
         "times a sendto of the ready line",
+    ),
+    Chart(
+        "syslog",
+        "Event dicts to a syslog daemon over UDP",
+        (
+            ("syslog", "SysLogSink, RFC 3164"),
+            ("syslog", "SysLogHandler + python-json-logger[orjson]", f"logging → SysLogHandler + {_PJL}"),
+        ),
+        "floor",
+        "times a send of the ready line",
     ),
     Chart(
         "collectors",

@@ -132,7 +132,7 @@ GROUP = Group(
     "event dicts to a sink that a thread of its own delivers for; the caller's side",
     (
         floors.QUEUED,
-        _row("BackgroundSink", _sink(), 2.0),
+        _row("BackgroundSink", _sink(), 1.7),
         _row("BackgroundSink, level set", _sink(level="info")),
         _row("SinkHandler → BackgroundSink", _sink_handler),
         _row("QueueHandler", _queue_handler),

@@ -130,7 +130,7 @@ GROUP = Group(
         ),
         _row("WatchedFileSink", _sink(WatchedFileSink)),
         _row(_PEER, _handler(_rotating)),
-        _row("logging → SinkHandler → RotatingFileSink", _sink_handler, peer=_PEER, budget=0.4),
+        _row("logging → SinkHandler → RotatingFileSink", _sink_handler, peer=_PEER, budget=0.38),
         _row("TimedRotatingFileHandler + the same", _handler(_timed)),
         _row("WatchedFileHandler + the same", _handler(_watched)),
         _row("loguru, serialize=True, rotation=", _loguru),

@@ -82,8 +82,8 @@ def _row(shipper: Shipper, *, caller: bool = False, budget: float | None = None)
 GROUP = Group(
     "spool",
     "a burst of events, kept on disk, to an HTTP collector in another process, until the last has arrived",
-    # Four tenths of the floor's events per second.
-    (_row(FLOOR), _row(_SPOOL, budget=2.5), _row(_SYNCED), _row(_SQLITE)),
+    # Half of the floor's events per second.
+    (_row(FLOOR), _row(_SPOOL, budget=2.0), _row(_SYNCED), _row(_SQLITE)),
     rounds=5,
     events=20_000,
 )
@@ -148,7 +148,7 @@ CALLER_GROUP = Group(
     "event dicts to a spool, until the last call has returned",
     (
         floors.WRITTEN,
-        _caller_row("SpoolSink, collector away", _caller(_Away), 1.5),
+        _caller_row("SpoolSink, collector away", _caller(_Away), 1.3),
         _caller_row("SpoolSink, level set, collector away", _caller(_Away, level="info")),
         _caller_row("SpoolSink, while it delivers", _caller(_Taking)),
     ),

@@ -100,7 +100,7 @@ GROUP = Group(
     "datagrams to a syslog daemon",
     (
         Row(_FLOOR, _sent, proof=arrived),
-        Row("SysLogSink, RFC 3164", _sink(), floor=_FLOOR, proof=arrived),
+        Row("SysLogSink, RFC 3164", _sink(), floor=_FLOOR, budget=1.25, proof=arrived),
         Row("SysLogSink, RFC 5424", _sink(format="rfc5424"), floor=_FLOOR, proof=arrived),
         Row(_PEER, _handler, floor=_FLOOR, proof=arrived),
         Row("SinkHandler → SysLogSink, RFC 3164", _sink_handler, floor=_FLOOR, peer=_PEER, proof=arrived),

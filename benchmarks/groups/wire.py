@@ -225,7 +225,7 @@ GROUP = Group(
             "DatagramSink",
             _sink("SOCK_DGRAM", DatagramSink),
             floor=_UDP.name,
-            budget=1.3,
+            budget=1.15,
             proof=some_datagrams_received,
         ),
         Row(
