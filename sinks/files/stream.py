@@ -7,12 +7,18 @@ import contextlib
 import errno
 import io
 import os
+import select
 import sys
+import time
 from _thread import get_ident
 from collections import deque
+from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.arguments import checked_seconds
+from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import ByteSink, OnError, Sink
 from outfall.sinks.errors import DeliveryError
@@ -20,19 +26,23 @@ from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Callable, Iterable, Sequence
 
-    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.sink import SinkStats
 
 
 class StreamSink(ByteSink):
     r"""Write each event to a stream, text or binary, and flush it.
 
     Args:
-        stream: Anything with ``write``, and ``flush`` if it has one. Default ``sys.stderr`` as it is at construction.
-            Text streams get text, binary ones bytes; one that is neither by type gets text, and bytes from then on if
-            it refuses that with a TypeError.
+        stream: Anything with ``write``, and ``flush`` if it has one. Default None: ``sys.stderr``, whatever that is
+            when an event comes (pytest, notebooks and daemons exchange it). Text streams get text, binary ones bytes;
+            one that is neither by type gets text, and bytes from then on if it refuses that with a TypeError.
         terminator: What ends each event. Default ``"\n"``. Settable; read at each event.
+        timeout: How long an event waits, in seconds or as a timedelta, for room in a pipe, socket or terminal that does
+            not block. Default 5.0. Once that time has passed in vain, events are dropped at once until there is room.
         renderer: See `ByteSink`. ``structlog.dev.ConsoleRenderer()`` for people.
         encoding: How text is encoded for a binary stream. Default UTF-8.
         errors: See `ByteSink`.
@@ -43,10 +53,15 @@ class StreamSink(ByteSink):
 
     Raises:
         TypeError: If *stream* has no ``write``.
+        ValueError: If *timeout* is negative or no number.
 
     Each event is one ``write``, followed by a ``flush``. A character that a text stream's encoding does not have is
     written as a backslash escape. Safe from any thread; an event from a signal handler that interrupts a write of this
     sink is written right after it. ``close`` flushes and leaves the stream open.
+
+    No line is torn. An event of which a stream has taken a part, or which stands in the stream's buffer since a flush
+    failed (a full pipe, a full disk), is ``pending``: its rest goes out before anything else does, and until then other
+    events are dropped.
 
     In a forked child: if another thread was writing at the moment of the fork, by this sink or another on the same
     stream, that stream's own lock stays locked for ever in the child; the sink then writes to the stream's descriptor
@@ -60,6 +75,7 @@ class StreamSink(ByteSink):
         stream: Any = None,
         *,
         terminator: str = "\n",
+        timeout: float | dt.timedelta = 5.0,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
         errors: str | None = None,
@@ -68,6 +84,7 @@ class StreamSink(ByteSink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
+        self._timeout = checked_seconds(timeout, "timeout")
         super().__init__(
             renderer=renderer,
             encoding=encoding,
@@ -85,34 +102,48 @@ class StreamSink(ByteSink):
         self._descriptor: int | None = None
         #: None until the first write has shown it.
         self._takes_text: bool | None = None
+        #: Whether the stream is what `sys.stderr` is now.
+        self._follows_stderr = stream is None
+        #: What has to be written before anything else: the rest of an event, or the end of half a line.
+        self._rest = b""
+        #: True if a flush has failed, and the stream still has what was to be flushed.
+        self._unflushed = False
+        #: Events that `_rest` and the stream's own buffer hold; and whether the one that just failed is such an event.
+        self._pending = 0
+        self._taken = False
+        #: Nobody read for as long as `_timeout`: until somebody does, no event waits for that.
+        self._stalled = False
         self._bind(sys.stderr if stream is None else stream)
 
     @property
     def stream(self) -> Any:
-        """The stream; replace it with `set_stream`. None if there was no stderr."""
-        return self._stream
+        """The stream; replace it with `set_stream`. None if there is no stderr."""
+        return sys.stderr if self._follows_stderr else self._stream
 
     def set_stream(self, stream: Any) -> Any:
         """Go on with *stream*, having flushed the old one; return the old one, or None if it is the same.
 
-        A flush that fails goes to ``on_error``.
+        A flush that fails goes to ``on_error``, with the number of events that are lost by it.
 
         Raises:
             TypeError: If *stream* has no ``write``; the old one is kept.
         """
         failure: Exception | None = None
         with self._lock:
-            old = self._stream
+            old = self.stream
             if stream is old:
+                self._follows_stderr = False
                 return None
             _check_stream(stream)
             try:
                 self._flush()
             except Exception as error:
                 failure = error
+            self._follows_stderr = False
             self._bind(stream)
+            lost, self._lost = self._lost, 0
         if failure is not None:
-            self._fail(failure, None, events=0)
+            self._fail(failure, None, events=lost)
         return old
 
     def write(self, data: str | bytes) -> None:
@@ -124,10 +155,13 @@ class StreamSink(ByteSink):
         self._writing = True
         try:
             _in_use[id(self)] = (get_ident(), _lock_of(self._stream))
+            self._taken = False
             try:
                 self._write_and_flush(data)
             except BaseException:
+                taken = self._taken
                 self._write_interrupting()
+                self._taken = taken
                 raise
             if self._interrupting:
                 self._write_interrupting(counted_elsewhere=1)
@@ -135,22 +169,68 @@ class StreamSink(ByteSink):
             self._writing = False
             _in_use.pop(id(self), None)
 
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        if type(self).emit is not ByteSink.emit:
+            return super()._put(event)
+        data = self.render(event)
+        delivered = False
+        try:
+            with self._lock:
+                self._check_open()
+                try:
+                    self.write(data)
+                except Exception as error:
+                    if not self._taken:
+                        raise
+                    self._pending += 1
+                    return error
+                self._delivered += 1
+                delivered = True
+        except BaseException:
+            if delivered:  # interrupted at the way out, and counted as that
+                self._delivered -= 1
+            raise
+        return None
+
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Write all items by one call of the stream's ``write``, and flush."""
+        """Write all items by one call of the stream's ``write``, and flush; what there is no room for is retried."""
         if type(self).write is not StreamSink.write:
             return super().emit_batch(batch)
+        data = data_of(batch)
+        end = len(self._item_end)
         with self._lock:
-            self.write(self._joined(batch))
-        return None
+            self._check_open()
+            try:
+                self.write(self._joined(batch))
+            except OSError as error:
+                if not self._taken:
+                    raise
+                failure = error
+            else:
+                return None
+            ends = list(accumulate(len(item) + end for item in data))
+            written = ends[-1] - len(self._rest)
+            # Whoever sent the batch counts the one whose rest is still to come; the others are for it to send again.
+            taken = next(index for index, at in enumerate(ends) if at > written or at == ends[-1]) + 1
+            if self._rest:
+                self._rest = self._rest[: ends[taken - 1] - written]
+        self._fail_unraised(failure, None)
+        return BatchResult(retry=range(taken, len(data))) if taken < len(data) else None
 
     def _write_interrupting(self, counted_elsewhere: int = 0) -> None:
         """Write what came meanwhile, whatever fails; what is lost is counted, but for *counted_elsewhere*, if any."""
         failures: list[Exception] = []
         while self._interrupting:
+            self._taken = False
             try:
                 self._write_and_flush(self._interrupting.popleft())
             except Exception as error:
-                failures.append(error)
+                if self._taken:
+                    self._delivered -= 1
+                    self._pending += 1
+                else:
+                    failures.append(error)
+        self._taken = False
         if not failures:
             return
         # All were counted as delivered when they came.
@@ -163,21 +243,112 @@ class StreamSink(ByteSink):
             raise failures[-1]
 
     def _write_and_flush(self, data: str | bytes) -> None:
+        if self._follows_stderr and sys.stderr is not self._stream:
+            if self._rest or self._unflushed:
+                with contextlib.suppress(OSError, ValueError):
+                    self._flush()
+            self._bind(sys.stderr)
         stream = self._stream
         if self._descriptor is not None:
-            if self._takes_text:
-                encoding = getattr(stream, "encoding", None) or "utf-8"
-                data = self._as_text(data).encode(encoding, "backslashreplace")
-            _write_all(self._descriptor, self._as_bytes(data))
+            _write_all(self._descriptor, self._in_stream_encoding(data))
             return
         if stream is None:
-            msg = "there is no stream: sys.stderr was None"
+            msg = "there is no stream: sys.stderr is None"
             raise DeliveryError(msg)
+        if self._raw is not None and (self._is_raw or self._rest or not _blocks(self._fileno)):
+            self._write_raw(self._in_stream_encoding(data))
+            return
+        if self._unflushed:
+            # Nothing goes behind what stands in its buffer before that is out.
+            self._flush_stream(stream)
+            self._settle()
         if self._takes_text is False:
-            _write_binary(stream, self._as_bytes(data))
+            stream.write(self._as_bytes(data))
         else:
             self._write_text(stream, data)
-        self._flush_stream(stream)
+        try:
+            self._flush_stream(stream)
+        except OSError:
+            self._taken = self._unflushed = self._buffers
+            raise
+
+    # -- streams that take a part
+
+    def _write_raw(self, data: bytes) -> None:
+        """Write *data* past the stream's buffers, which do not say how much of it they still hold."""
+        deadline = self._deadline
+        if deadline is None:
+            deadline = time.monotonic() + (0.0 if self._stalled else self._timeout)
+        self._empty(deadline)
+        self._rest = data
+        try:
+            self._write_rest(deadline)
+        except BaseException as error:
+            if len(self._rest) == len(data):
+                self._rest = b""
+            elif isinstance(error, Exception):
+                self._taken = True
+            else:
+                # Interrupted on the way back from the stream: how much it took then is not known.
+                self._rest = self._terminator_bytes
+            raise
+        self._stalled = False
+
+    def _empty(self, deadline: float) -> None:
+        """Write what is left of earlier events, and what others have left in the stream's buffer."""
+        while self._stream is not self._raw:
+            try:
+                self._stream.flush()
+                break
+            except BlockingIOError:
+                self._await_room(deadline)
+        if self._rest:
+            self._write_rest(deadline)
+        self._settle()
+
+    def _write_rest(self, deadline: float) -> None:
+        while self._rest:
+            try:
+                written = self._raw.write(self._rest)
+            except BlockingIOError:
+                written = None
+            if written:
+                self._rest = self._rest[written:]
+            else:
+                self._await_room(deadline)
+
+    def _await_room(self, deadline: float) -> None:
+        if self._fileno is None or not _CAN_POLL:
+            raise BlockingIOError(errno.EAGAIN, "the stream takes no more now")
+        poll = select.poll()
+        poll.register(self._fileno, select.POLLOUT)
+        if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+            self._stalled = True
+            raise TimeoutError(errno.ETIMEDOUT, "nobody reads it", self._describe())
+        if time.monotonic() >= deadline:
+            raise TimeoutError(errno.ETIMEDOUT, "there is not enough room", self._describe())
+        time.sleep(0.000_1)  # there is room, but not enough for a write that goes whole or not at all
+
+    def _settle(self) -> None:
+        """Count what was pending as delivered."""
+        self._unflushed = False
+        if self._pending:
+            with self._ledger_lock:
+                self._delivered += self._pending
+                self._pending = 0
+
+    def _leave_stream(self) -> None:
+        """Count what the stream has not taken as lost: another one takes its place."""
+        self._rest = b""
+        self._unflushed = False
+        lost, self._pending = self._pending, 0
+        if lost:
+            self._count_dropped("error", lost)
+            self._lost += lost
+
+    def _stats(self) -> SinkStats:
+        stats, pending = super()._stats(), self._pending
+        return replace(stats, pending=pending, accepted=stats.accepted + pending) if pending else stats
 
     def _flush_stream(self, stream: Any) -> None:
         """Flush *stream* after a write, if it can be."""
@@ -195,21 +366,54 @@ class StreamSink(ByteSink):
         except TypeError:
             if self._takes_text is not None:
                 raise
-            _write_binary(stream, self._as_bytes(data))
+            stream.write(self._as_bytes(data))
             self._takes_text = False
         else:
             self._takes_text = True
 
     def _bind(self, stream: Any) -> None:
         _check_stream(stream)
+        if stream is not getattr(self, "_stream", None):
+            self._leave_stream()
         self._stream = stream
         self._descriptor = self._takes_text = None
+        self._stalled = False
         if isinstance(stream, (io.TextIOBase, codecs.StreamReaderWriter, codecs.StreamWriter)):
             # Those of codecs too: what they say of their mode is that of the binary stream below.
             self._takes_text = True
         elif isinstance(stream, io.IOBase) or "b" in str(getattr(stream, "mode", "")):
             self._takes_text = False
+        self._find_layers(stream)
         self._go_round()
+
+    def _find_layers(self, stream: Any) -> None:
+        """Find out what is below *stream*, to be written to where a write may take a part."""
+        self._raw: Any = None
+        self._fileno: int | None = None
+        binary: Any = stream
+        if isinstance(stream, io.TextIOWrapper):
+            # Where text is translated on its way, as on Windows, there is no going round it.
+            usual = type(stream).write is io.TextIOWrapper.write and _CAN_POLL
+            binary = stream.buffer if usual else None
+        raw = binary.raw if type(binary) in (io.BufferedWriter, io.BufferedRandom) else binary
+        #: Whether a failed flush leaves what it did not write in the stream's buffer.
+        self._buffers = isinstance(stream, io.TextIOWrapper) or isinstance(binary, io.BufferedIOBase)
+        self._is_raw = raw is binary
+        if isinstance(raw, io.RawIOBase):
+            self._raw = raw
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # in memory, or closed
+                self._fileno = raw.fileno()
+
+    def _in_stream_encoding(self, data: str | bytes) -> bytes:
+        """Return *data* as the stream itself would encode it."""
+        if not self._takes_text:
+            return self._as_bytes(data)
+        stream = self._stream
+        text, encoding = self._as_text(data), getattr(stream, "encoding", None) or "utf-8"
+        try:
+            return text.encode(encoding, getattr(stream, "errors", None) or "strict")
+        except UnicodeEncodeError:
+            return text.encode(encoding, "backslashreplace")
 
     def _as_text(self, data: str | bytes) -> str:
         return data if isinstance(data, str) else data.decode(self._data_encoding, "replace")
@@ -223,8 +427,28 @@ class StreamSink(ByteSink):
         return "utf-8" if type(self._renderer) is OrjsonRenderer else self._bare_encoding
 
     def _flush(self) -> None:
-        flush = getattr(self._stream, "flush", None)
-        if flush is not None and self._descriptor is None and not getattr(self._stream, "closed", False):
+        stream = self._stream
+        flush = getattr(stream, "flush", None)
+        if self._descriptor is not None:
+            return
+        if getattr(stream, "closed", False):
+            if self._pending:
+                self._leave_stream()
+                msg = "the stream was closed before it had taken all"
+                raise DeliveryError(msg)
+            return
+        if self._rest or self._unflushed:
+            try:
+                if self._raw is not None and (self._rest or not _blocks(self._fileno)):
+                    self._empty(time.monotonic() if self._deadline is None else self._deadline)
+                else:
+                    stream.flush()
+                    self._settle()
+            except OSError:
+                if self._closed:
+                    self._leave_stream()
+                raise
+        if flush is not None:
             flush()
 
     def _describe(self) -> str:
@@ -234,7 +458,10 @@ class StreamSink(ByteSink):
     def after_fork(self) -> None:
         """Begin anew in a forked child; go round a stream whose lock another thread held at the fork."""
         super().after_fork()
-        self._writing = False
+        # What is half written is for the parent to end.
+        self._rest = b""
+        self._unflushed = self._writing = False
+        self._pending = 0
         self._interrupting.clear()
         self._go_round()
 
@@ -276,14 +503,18 @@ def _check_stream(stream: Any) -> None:
         raise TypeError(msg)
 
 
-def _write_binary(stream: Any, data: bytes) -> None:
-    written = stream.write(data)
-    # A raw stream may take a part; BufferedIOBase and most others take all and return the length, or None.
-    while isinstance(stream, io.RawIOBase) and written != len(data):
-        if not written:
-            raise BlockingIOError(errno.EAGAIN, "the stream takes no more now")
-        data = data[written:]
-        written = stream.write(data)
+_CAN_POLL = hasattr(select, "poll")
+
+
+def _blocks(descriptor: int | None) -> bool:
+    """Return True unless a write to *descriptor* may take a part, or nothing, and go on at once."""
+    if descriptor is None or not _CAN_POLL:
+        return True
+    try:
+        # Asked for each event: standard streams are shared, and any of those who share one may set it.
+        return os.get_blocking(descriptor)
+    except OSError:
+        return True
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

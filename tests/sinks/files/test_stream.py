@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import fcntl
 import gc
 import io
 import json
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,6 +20,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from outfall.sinks.core.item import BatchResult
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.files.file import FileSink
 from outfall.sinks.files.stream import NullSink, StreamSink
@@ -50,15 +54,49 @@ def _text(logger, name, event):
 # -- what is written
 
 
-def test_stderr_is_the_one_of_the_construction(monkeypatch):
-    """A sink made without a stream keeps sys.stderr as it was then, whatever it is exchanged for later."""
-    first, second = io.StringIO(), io.StringIO()
+def test_without_a_stream_it_is_stderr_as_that_is_now(monkeypatch):
+    """Whatever sys.stderr is exchanged for, text or bytes, gets the events from then on, until a stream is set."""
+    first, second, third = io.StringIO(), io.BytesIO(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", first)
     sink = StreamSink()
+    sink.handle({"event": 1})
     monkeypatch.setattr(sys, "stderr", second)
-    sink.handle({"event": "e"})
-    assert (first.getvalue(), second.getvalue()) == ('{"event":"e"}\n', "")
-    assert sink.stream is first
+    sink.handle({"event": 2})
+    assert (first.getvalue(), second.getvalue()) == ('{"event":1}\n', b'{"event":2}\n')
+    assert sink.stream is second
+    assert sink.set_stream(third) is second
+    monkeypatch.setattr(sys, "stderr", first)
+    sink.handle({"event": 3})
+    assert third.getvalue() == '{"event":3}\n'
+    assert sink.stream is third
+
+
+def test_a_stream_that_is_given_stays_though_it_was_stderr(monkeypatch):
+    """Who passes sys.stderr means that very stream."""
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    given, set_later = StreamSink(sys.stderr), StreamSink()
+    assert set_later.set_stream(sys.stderr) is None
+    monkeypatch.setattr(sys, "stderr", second)
+    given.handle({"event": 1})
+    set_later.handle({"event": 2})
+    assert (first.getvalue(), second.getvalue()) == ('{"event":1}\n{"event":2}\n', "")
+
+
+#: Made before any test begins, as an application's sinks are.
+_CONSOLE = StreamSink()
+
+
+def test_pytest_captures_the_events_of_a_sink_made_at_import(capsys):
+    """Each test has its own sys.stderr."""
+    _CONSOLE.handle({"event": "captured"})
+    assert capsys.readouterr().err == '{"event":"captured"}\n'
+
+
+def test_pytest_captures_the_descriptor_as_well(capfd):
+    """What replaces descriptor 2 gets the events too."""
+    _CONSOLE.handle({"event": "captured"})
+    assert capfd.readouterr().err == '{"event":"captured"}\n'
 
 
 def test_each_event_is_one_write_and_one_flush():
@@ -225,8 +263,12 @@ def test_what_fails_to_write_is_counted_and_reported():
     try:
         sink = StreamSink(stream, on_error=failures.append)
         sink.handle({"event": "e"})
-        assert sink.stats().dropped == {"error": 1}
-        assert [failure.events for failure in failures] == [1]
+        # The stream has it in its buffer still; the next cannot go behind it.
+        sink.handle({"event": "f"})
+        assert (sink.stats().pending, sink.stats().dropped) == (1, {"error": 1})
+        assert not sink.close()
+        assert (sink.stats().pending, sink.stats().dropped) == (0, {"error": 2})
+        assert [failure.events for failure in failures] == [0, 1, 1]
     finally:
         # It keeps the event and cannot be closed otherwise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -254,17 +296,173 @@ def test_a_raw_stream_that_takes_parts_gets_the_rest():
 
 
 def test_a_raw_stream_that_takes_nothing_is_an_error():
-    """A descriptor that does not block and is full loses the event loudly."""
+    """A descriptor that does not block and is full loses events loudly, but for one that stands there half."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     failures = []
     with os.fdopen(writer, "wb", buffering=0) as stream, os.fdopen(reader, "rb"):
-        sink = StreamSink(stream, on_error=failures.append)
-        sink.handle({"event": "x" * 100_000})
-        sink.handle({"event": "x" * 100_000})
-        assert sink.stats().delivered == 0
-        assert sink.stats().dropped == {"error": 2}
-    assert all(isinstance(failure.error, BlockingIOError) for failure in failures)
+        sink = StreamSink(stream, timeout=0, on_error=failures.append)
+        for _ in range(3):
+            sink.handle({"event": "x" * 100_000})
+        stats = sink.stats()
+        assert (stats.delivered, stats.pending, stats.dropped) == (0, 1, {"error": 2})
+        assert not sink.close(0)
+        assert sink.stats().dropped == {"error": 3}
+    assert all(isinstance(failure.error, TimeoutError) for failure in failures)
+    assert [failure.events for failure in failures] == [0, 1, 1, 1]
+
+
+class _Full:
+    """The two ends of something that does not block, with room for little, and what was read of it."""
+
+    def __init__(self, kind: str) -> None:
+        self.read = b""
+        if kind.startswith("socket"):
+            self._reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            self.stream = self._writer.makefile(kind.split()[1], encoding=None if "b" in kind else "utf-8")
+            self._descriptor = self._reader.fileno()
+        else:
+            self._descriptor, writer = os.pipe()
+            os.set_blocking(writer, False)
+            fcntl.fcntl(writer, 1031, 4096)  # F_SETPIPE_SZ, that Python names from 3.10 on
+            mode, buffering = kind.split()
+            binary = "b" in mode
+            self.stream = open(  # noqa: SIM115
+                writer, mode, buffering=int(buffering), encoding=None if binary else "latin-1"
+            )
+        os.set_blocking(self._descriptor, False)
+
+    def take(self, most: int = 1 << 20) -> None:
+        """Read what is there, *most* bytes at most."""
+        with contextlib.suppress(BlockingIOError):
+            while most > 0 and (part := os.read(self._descriptor, min(most, 65_536))):
+                self.read += part
+                most -= len(part)
+
+    def close(self) -> None:
+        self.stream.close()
+        if hasattr(self, "_writer"):
+            self._writer.close()
+            self._reader.close()
+        else:
+            os.close(self._descriptor)
+
+
+KINDS = ["w -1", "w 1", "wb -1", "wb 16", "wb 0", "socket w", "socket wb"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs F_SETPIPE_SZ")
+@pytest.mark.parametrize("size", [10, 900, 5000, 50_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_before_a_reader_that_pauses_no_line_is_torn_and_the_ledger_is_true(kind, size):
+    """What the reader gets at last is the whole lines that are called delivered, and nothing else."""
+    full = _Full(kind)
+    sink = StreamSink(full.stream, timeout=0, on_error=lambda failure: None)
+    number = 0
+    for most in (1, 100, 3000, 4096, 1 << 20, 0, 7777, 1 << 20):
+        for _ in range(3 + 10_000 // (size + 100)):
+            sink.handle({"i": number, "event": "é" + "y" * size})
+            number += 1
+        full.take(most)
+        stats = sink.stats()
+        assert stats.accepted == number == stats.delivered + stats.pending + sum(stats.dropped.values())
+        assert stats.pending <= 1
+    for _ in range(200):
+        full.take()
+        if sink.flush(0):
+            break
+    full.take()
+    assert full.read.endswith(b"\n")
+    lines = [json.loads(line)["i"] for line in full.read.decode(errors="replace").splitlines()]
+    assert lines == sorted(set(lines))
+    stats = sink.stats()
+    assert len(lines) == stats.delivered > 0
+    assert stats.dropped == {"error": number - len(lines)}
+    assert sink.close(0)
+    full.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs F_SETPIPE_SZ")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_event_waits_for_room_until_its_time_is_over_and_the_next_do_not(kind):
+    """A reader that comes in time costs nothing; one that does not come costs the application one timeout."""
+    full = _Full(kind)
+    sink = StreamSink(full.stream, timeout=PATIENCE_SECONDS)
+    reader = threading.Thread(target=lambda: until(lambda: full.take() or full.read.count(b"\n") == 20))
+    reader.start()
+    for number in range(20):
+        sink.handle({"i": number, "event": "y" * 3000})
+    reader.join()
+    assert sink.stats().delivered == 20
+    impatient = StreamSink(full.stream, timeout=0.05, on_error=lambda failure: None)
+    begin = time.monotonic()
+    for number in range(200):
+        impatient.handle({"i": number, "event": "y" * 3000})
+    assert 0.05 <= time.monotonic() - begin < PATIENCE_SECONDS
+    full.take()
+    impatient.close(0)
+    full.take()
+    full.close()
+
+
+@pytest.mark.parametrize("kind", ["w -1", "wb 0"])
+def test_a_batch_before_a_full_pipe_is_taken_as_far_as_it_goes(kind):
+    """The rest is left for a retry; an event that is half written goes on by itself."""
+    full = _Full(kind)
+    sink = StreamSink(full.stream, timeout=0, on_error=lambda failure: None)
+    batch = [sink.encode({"i": number, "event": "y" * 900}) for number in range(50)]
+    rounds = 0
+    while batch:
+        try:
+            result = sink.emit_batch(batch)
+        except TimeoutError:
+            result = BatchResult(retry=range(len(batch)))
+        batch = [] if result is None else [batch[index] for index in result.retry]
+        full.take(2000)
+        rounds += 1
+    full.take()
+    assert sink.flush(1)
+    full.take()
+    assert [json.loads(line)["i"] for line in full.read.splitlines()] == list(range(50))
+    assert rounds > 5
+    full.close()
+
+
+def test_what_a_full_disk_left_in_the_streams_buffer_is_delivered_when_there_is_room(tmp_path):
+    """Until it is out nothing goes behind it; then it counts, and so does what comes next."""
+    stream = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+    sink = StreamSink(stream, on_error=lambda failure: None)
+    for number in range(3):
+        sink.handle({"i": number})
+    room = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(room, stream.fileno())
+    os.close(room)
+    sink.handle({"i": 3})
+    stream.close()
+    assert (tmp_path / "log").read_text() == '{"i":0}\n{"i":3}\n'
+    stats = sink.stats()
+    assert (stats.delivered, stats.pending, stats.dropped) == (2, 0, {"error": 2})
+
+
+def test_a_stream_that_goes_with_half_an_event_costs_that_event():
+    """Closed or exchanged before it had taken all: counted, and told at the latest by close."""
+    for exchange in (False, True):
+        full = _Full("wb 0")
+        failures = []
+        sink = StreamSink(full.stream, timeout=0, on_error=failures.append)
+        sink.handle({"event": "y" * 100_000})
+        assert sink.stats().pending == 1
+        if exchange:
+            sink.set_stream(io.StringIO())
+            sink.handle({"event": "next"})
+        else:
+            full.stream.close()
+        assert sink.close() is exchange
+        assert (sink.stats().pending, sink.stats().dropped) == (0, {"error": 1})
+        assert [failure.events for failure in failures] == [0, 1]
+        full.close()
 
 
 # -- set_stream
