@@ -20,6 +20,7 @@ from outfall.adapters.collectors.fields import (
     utc_text,
 )
 from outfall.sinks.errors import OversizeDeliveryError
+from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.http.bodies import BodyFormat
@@ -117,9 +118,7 @@ class DatadogLogs(BodyFormat):
         for name in _OWN:
             if (value := event.pop(name, None)) is not None:
                 made[name] = text_of(value)
-        message = event.pop("event", None)
-        if message is None:
-            message = event.pop("message", None)
+        message = event.pop(message_key(event), None)
         if message is not None:
             made["message"] = text_of(message)
         made["timestamp"] = utc_text(take_time(item, event))

@@ -22,6 +22,7 @@ from outfall.adapters.collectors.fields import (
 )
 from outfall.sinks.core.item import Batch, BatchResult
 from outfall.sinks.errors import TemporaryDeliveryError
+from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.http.bodies import BodyFormat
 
@@ -143,9 +144,7 @@ def _status(item: Mapping[str, Any]) -> tuple[int, str]:
 def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
     """Take out of *event* what has a name of its own in the Elastic Common Schema, and return it by that name."""
     made: dict[str, Any] = {"log.level": take_level(item, event)}
-    message = event.pop("event", None)
-    if message is None:
-        message = event.pop("message", None)
+    message = event.pop(message_key(event), None)
     if message is not None:
         made["message"] = text_of(message)
     made["ecs.version"] = _ECS_VERSION

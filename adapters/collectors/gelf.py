@@ -15,6 +15,7 @@ from outfall.adapters.collectors.fields import (
     take_time,
     text_of,
 )
+from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import MESSAGE, TYPE, take_failure
 from outfall.sinks.http.bodies import BodyFormat
 
@@ -70,7 +71,7 @@ class GELFMessage(BodyFormat):
     def _message(self, item: Encoded) -> bytes:
         event = item.event
         when = take_time(item, event)
-        message = event.pop("event", None)
+        message = event.pop(message_key(event), None)
         short = "" if message is None else text_of(message)
         made: dict[str, Any] = {
             "version": "1.1",

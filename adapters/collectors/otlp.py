@@ -22,6 +22,7 @@ from outfall.adapters.collectors.fields import (
     take_time,
 )
 from outfall.sinks.core.item import BatchResult
+from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.http.bodies import BodyFormat
 
@@ -164,8 +165,9 @@ def _record(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
     if record["flags"] is not None:
         del event["trace_flags"]
     record = {name: value for name, value in record.items() if value is not None}
-    if "event" in event:
-        record["body"] = any_value(event.pop("event"))
+    message = message_key(event)
+    if message in event:
+        record["body"] = any_value(event.pop(message))
     failure = take_failure(event)
     if failure is not None:
         told = (("type", failure.kind), ("message", failure.message), ("stacktrace", failure.stack))

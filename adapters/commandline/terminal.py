@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import orjson
 
+from outfall.sinks.event.event import message_key
 from outfall.sinks.event.levels import level_name
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 def pretty(item: Encoded) -> str:
     """Return an event as a line for people: time, level, message, and the other fields."""
     event = item.event
-    fields = {key: value for key, value in event.items() if key not in {"timestamp", "level", "event"}}
+    message = message_key(event)
+    fields = {key: value for key, value in event.items() if key not in {"timestamp", "level", message}}
     told = " ".join(f"{key}={_short(value)}" for key, value in fields.items())
     level = level_name(item.level) if item.level < float("inf") else str(event.get("level"))
-    return f"{moment(item.time)} {level:<8} {_escaped(str(event.get('event', '')))}{'  ' if told else ''}{told}"
+    return f"{moment(item.time)} {level:<8} {_escaped(str(event.get(message, '')))}{'  ' if told else ''}{told}"
 
 
 def _short(value: object) -> str:

@@ -21,6 +21,7 @@ from outfall.sinks.event.event import (
     NaiveTimestamps,
     TextEvent,
     checked_naive,
+    message_key,
     timestamp_of,
     without_metadata,
 )
@@ -491,9 +492,10 @@ class HandlerSink(Sink):
             structured._logger = event.get("_logger")
             structured._name = event.get("_name") or level_name(levelno)
             return record
-        message = event.get("event", "")
+        said = message_key(event)
+        message = event.get(said, "")
         record.msg = message if isinstance(message, str) else str(message)
-        taken = {"event", "level", "level_number", "logger", *_CALLSITE, *METADATA, *self._add_exception(record, event)}
+        taken = {said, "level", "level_number", "logger", *_CALLSITE, *METADATA, *self._add_exception(record, event)}
         if created is not None:
             taken.add("timestamp")
         for key, value in event.items():

@@ -19,6 +19,22 @@ NaiveTimestamps = Literal["utc", "local"]
 METADATA = frozenset({"_record", "_from_structlog", "_logger", "_name"})
 
 
+#: What a message is called: by structlog, and by those who rename it (structlog's ``EventRenamer``).
+MESSAGE_KEYS = ("event", "message", "msg")
+
+
+def message_key(event: Mapping[str, Any]) -> str:
+    """Return the field of *event* that is its message: the first of `MESSAGE_KEYS` that it has.
+
+    Without any it is ``"event"``.
+    """
+    if event.get("event") is None:
+        for key in ("message", "msg"):
+            if event.get(key) is not None:
+                return key
+    return "event"
+
+
 class LevelledEvent(dict[str, Any]):
     """An event whose level is known from elsewhere (the name of the method called) but is not one of its fields.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from outfall.sinks.event.event import MESSAGE_KEYS
 from outfall.sinks.event.json import OrjsonRenderer, event_of
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 MARKER = "truncated"
 
 #: What an event is worth nothing without; kept whatever else has to go.
-_CORE = ("event", "level", "level_number", "logger", "timestamp")
+_CORE = (*MESSAGE_KEYS, "level", "level_number", "logger", "timestamp")
 
 #: Fields go before texts are cut to fewer characters than this.
 _LEAST_CHARACTERS = 32

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from outfall.sinks.event.event import message_key
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -132,6 +134,8 @@ _CONVERSIONS: dict[str, Callable[[object], str]] = {"r": repr, "s": str, "a": as
 def _filled(event: Mapping[str, Any], written: str, field: str, conversion: str, form: str) -> str:
     try:
         value: Any = event
+        if field == "event":
+            field = message_key(event)
         if field in event:
             value = event[field]
         else:
@@ -184,7 +188,7 @@ def encoded_words(text: str) -> str:
 def readable(event: Mapping[str, Any]) -> str:
     """Return *event*, decoded from JSON, as text for people: the message, the fields, the traceback."""
     fields = dict(event)
-    message = _shown(fields.pop("event", "(no message)"))
+    message = _shown(fields.pop(message_key(fields), "(no message)"))
     if isinstance(fields.get("exception"), str):  # which tells them too
         fields.pop("exception_type", None)
         fields.pop("exception_message", None)

@@ -10,7 +10,7 @@ from outfall.sinks.core.arguments import MAX_PORT, checked_seconds, is_loopback
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError
-from outfall.sinks.event.event import TextEvent, without_metadata
+from outfall.sinks.event.event import TextEvent, message_key, without_metadata
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ class SMTPSink(Sink):
             return one_line(str(self.get_subject(event)))
         except Exception as error:
             self._remarks.append((error, event))
-        message = event.get("event")
+        message = event.get(message_key(event))
         return one_line(message if isinstance(message, str) else level_name(level_of(event)))
 
     def _send(self, subject: str, text: str, attachment: tuple[str, str, bytes] | None, seconds: float) -> None:

@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outfall.sinks.core.item import Encoded
-from outfall.sinks.event.event import METADATA, TextEvent, timestamp_of
+from outfall.sinks.event.event import METADATA, TextEvent, message_key, timestamp_of
 from outfall.sinks.event.json import OrjsonRenderer, loads
 from outfall.sinks.event.levels import level_of
 
@@ -283,12 +283,13 @@ def _record_of(event: dict[str, Any], level: float) -> dict[str, Any]:
     number = int(level) if abs(level) < float("inf") else logging.INFO
     line = event.get("lineno")
     logger = event.get("logger")
+    message = message_key(event)
     record = logging.LogRecord(
         name="root" if logger is None else str(logger),
         level=number,
         pathname=str(event.get("pathname", "")),
         lineno=line if isinstance(line, int) else 0,
-        msg=_text(event.get("event", "")),
+        msg=_text(event.get(message, "")),
         args=None,
         exc_info=None,
     )
@@ -296,7 +297,7 @@ def _record_of(event: dict[str, Any], level: float) -> dict[str, Any]:
     name = event.get("level")
     if isinstance(name, str) and name and level_of({"level": name}) in (level, float("inf")):
         attributes["levelname"] = name.upper()
-    taken = {"event", "level", "level_number", "logger", "exc_info"}
+    taken = {message, "level", "level_number", "logger", "exc_info"}
     created = timestamp_of(event)
     if created is not None:
         taken.add("timestamp")

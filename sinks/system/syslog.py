@@ -14,7 +14,7 @@ from outfall.sinks.core.arguments import checked_choice, checked_size
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
-from outfall.sinks.event.event import TextEvent, timestamp_of
+from outfall.sinks.event.event import TextEvent, message_key, timestamp_of
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
@@ -432,7 +432,7 @@ class SysLogSink(SocketSink):
             self._origin,
             rfc5424.header_field(self.get_message_id(event), 32) if self._has_message_ids else rfc5424.NIL,
         )
-        in_header = ("event",) if when is None else ("event", "timestamp")
+        in_header = (message_key(event), None if when is None else "timestamp")
         escape_controls = not self._counts_octets
 
         def made(fields: Mapping[str, Any], message: bytes) -> bytes:
@@ -547,7 +547,7 @@ _PRIORITIES = ((50, "critical"), (40, "error"), (30, "warning"), (25, "notice"),
 
 def _text_of_event(logger: object, name: str, event: Mapping[str, Any]) -> str:
     """Render the message alone, for who has the fields already."""
-    message = event.get("event", "")
+    message = event.get(message_key(event), "")
     return message if isinstance(message, str) else rfc5424.value_text(message)
 
 

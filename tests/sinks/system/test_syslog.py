@@ -379,7 +379,7 @@ def test_an_exception_is_a_field(datagrams):
         except ValueError:
             sink.handle({"event": "failed", "exc_info": True, "_logger": object()})
     fields = fields_of(header_of(datagrams.next())["sd"])
-    assert fields.keys() == {"exception"}
+    assert fields.keys() == {"exception_type", "exception_message", "exception"}
     assert fields["exception"].endswith("ValueError: oops")
 
 
