@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import html
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,57 +24,108 @@ if TYPE_CHECKING:
 #: A ``Retry-After`` beyond this is taken for this.
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
-_OK, _MULTIPLE_CHOICES, _BAD_REQUEST, _SERVER_ERROR, _END = 200, 300, 400, 500, 600
+_OK, _REDIRECT, _CLIENT, _SERVER = 200, 300, 400, 500
 
-_TOO_LARGE = 413
+#: Statuses that are about the body's size; with a body in the URL, those about the URL's and the headers' too.
+_SIZE, _SIZE_IN_URL = frozenset({413}), frozenset({413, 414, 431})
 
-#: Timeout, too early, too many requests.
-_TEMPORARY = frozenset({408, 425, 429})
+#: Statuses that may be about an event: what was sent is malformed, or cannot be processed.
+_EVENT = frozenset({400, 422})
+
+#: Statuses of a state that passes: timeout, the same request is being worked on, too early, too many requests, the
+#: client hung up.
+_MOMENT = frozenset({408, 409, 425, 429, 460, 499})
 
 #: The request did not come in time, or a gateway speaks of what is behind it: by whose fault may depend on the size.
 _HALVE_AFTER = {408: 1, 502: LOST_ATTEMPTS, 504: 1}
 
-#: Credentials, permission, address, method or media type are not what they should be: any event would meet the same.
-_PAUSED = frozenset({401, 402, 403, 404, 405, 407, 410, 415, 451})
+#: What to look at where the set-up is at fault.
+_HINTS = {
+    401: "the credentials are missing or wrong",
+    402: "the account is not paid for",
+    403: "the credentials do not allow it, or something before the server forbids it",
+    404: "the address has nothing at its path",
+    405: "the address does not take this method",
+    407: "the proxy wants credentials",
+    410: "the address is no longer there",
+    411: "something on the way wants the length of the body in front",
+    414: "the address is too long for something on the way",
+    415: "the address does not take this format",
+    421: "the server does not answer for this host; look at the address and at TLS",
+    426: "the port wants another protocol, such as https",
+    431: "the headers are too large for something on the way",
+    494: "the headers are too large for something on the way",
+    495: "the client certificate is not good",
+    496: "a client certificate is wanted",
+    497: "the port wants https",
+}
 
 #: What is looked at of an answer's text, and what is repeated of it, in characters.
 _MAX_LOOKED_AT, _MAX_QUOTED = 4_000, 200
 
+_PAGE = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE | re.DOTALL)
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 
-def failure_of(status: int, headers: Mapping[str, str], *, peer: str, now: float) -> DeliveryError | None:
-    """Return the failure that an answer stands for, None if the events were taken.
 
-    ========================  ====================================================================================
-    2xx                       None
-    408, 425, 429, 5xx        `TemporaryDeliveryError`, with the ``Retry-After`` if there is one; after 408 and 504,
-                              which speak of time, less is sent at once, and after several 502 too
-    401 to 405, 407, 410,     `PausedDeliveryError`: credentials, permission, address or format have to be changed
-    415, 451, 3xx             first, whatever the event. A redirect is never followed: it would drop the body, or bring
-                              credentials to another host
-    413                       `OversizeDeliveryError`
-    400, 422, all other 4xx   `PermanentDeliveryError`
-    anything else             `TemporaryDeliveryError`: no answer that HTTP knows
-    ========================  ====================================================================================
+class RefusedDeliveryError(PermanentDeliveryError):
+    """The server refused it, for a reason that may be the events' or nobody's in particular; see `Parts`.
+
+    Args:
+        reason: Why, without event data and secrets.
+        is_page: True if the answer is a page of HTML, as gateways write them.
+    """
+
+    def __init__(self, reason: str = "", *, is_page: bool = False) -> None:
+        super().__init__(reason)
+        self.is_page: bool = is_page
+
+
+def failure_of(
+    status: int, headers: Mapping[str, str], *, peer: str, now: float, in_url: bool = False
+) -> DeliveryError | None:
+    """Return the failure that an answer stands for, None if the events were taken: whose fault it is, by its status.
+
+    =======================  ==================  ======================================================================
+    2xx                      nobody's            None
+    400, 422                 perhaps an event's  `RefusedDeliveryError`: where others are taken meanwhile, the event's
+    413                      the batch's size    `OversizeDeliveryError`; 414 and 431 too where the body is in the URL
+    408, 409, 425, 429,      a state's that      `TemporaryDeliveryError`, with the ``Retry-After`` if there is one;
+    460, 499, 5xx            passes              after 408 and 504, which speak of time, less is sent at once, and after
+                                                 several 502 too
+    all other 4xx, 3xx       the set-up's        `PausedDeliveryError`: address, credentials or format have to be
+                                                 changed first, whatever the event. A redirect is never followed: it
+                                                 would drop the body, or bring credentials to another host
+    anything else            a state's that      `TemporaryDeliveryError`: no answer that HTTP knows
+                             passes
+    =======================  ==================  ======================================================================
 
     Args:
         status: The status code.
         headers: The headers; names in any case.
         peer: Who answered, for the message: ``"host:port"``.
         now: Seconds since the epoch, for dates in ``Retry-After``.
+        in_url: True if the events were in the URL.
     """
-    if _OK <= status < _MULTIPLE_CHOICES:
+    if _OK <= status < _REDIRECT:
         return None
     told = f"{peer} answered {status}"
     wait = retry_after_seconds(headers, now)
-    if status in _PAUSED:
-        return PausedDeliveryError(told, wait)
-    if _MULTIPLE_CHOICES <= status < _BAD_REQUEST:
+    if _REDIRECT <= status < _CLIENT:
         return PausedDeliveryError(f"{told}, a redirect{_location(headers)}, which is not followed", wait)
-    if status == _TOO_LARGE:
+    if status in (_SIZE_IN_URL if in_url else _SIZE):
         return OversizeDeliveryError(told)
-    if _BAD_REQUEST <= status < _SERVER_ERROR and status not in _TEMPORARY:
-        return PermanentDeliveryError(told)
+    if status in _EVENT:
+        return RefusedDeliveryError(told)
+    if _CLIENT <= status < _SERVER and status not in _MOMENT:
+        hint = _HINTS.get(status)
+        return PausedDeliveryError(f"{told} ({hint})" if hint else told, wait)
     return TemporaryDeliveryError(told, wait, _HALVE_AFTER.get(status))
+
+
+def is_page(headers: Mapping[str, str], body: bytes) -> bool:
+    """Return True if *body* is a page of HTML, which no collector's documented answer is."""
+    kind = (header(headers, "content-type") or "").lower()
+    return bool(body.strip()) and ("html" in kind or _PAGE.match(body[:_MAX_LOOKED_AT]) is not None)
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
@@ -136,8 +188,8 @@ def _location(headers: Mapping[str, str]) -> str:
 def quote(body: bytes, headers: Mapping[str, str], secrets: Iterable[str], events: Iterable[object]) -> str:
     """Return an answer's text in one short line that repeats no value of the events and no secret.
 
-    Pages of HTML and what is no text give an empty one. Where the text repeats a value, a secret, or a word of one
-    that is four characters or longer, it has ``…`` instead.
+    Of a page of HTML it has the title; what is no text gives an empty one. Where the text repeats a value, a secret, or
+    a word of one that is four characters or longer, it has ``…`` instead.
 
     Args:
         body: The body.
@@ -145,10 +197,15 @@ def quote(body: bytes, headers: Mapping[str, str], secrets: Iterable[str], event
         secrets: Texts that must not be repeated.
         events: The events that were sent.
     """
+    text = body[:_MAX_LOOKED_AT].decode("utf-8", "replace")
+    if is_page(headers, body):
+        title = _TITLE.search(text)
+        said = clean(html.unescape(title[1]), secrets, events) if title else ""
+        return f"a page, “{said}”" if said else "a page of HTML"
     kind = (header(headers, "content-type") or "text/plain").lower()
-    if "html" in kind or not ("json" in kind or kind.startswith("text/")) or body.lstrip()[:1] == b"<":
+    if not ("json" in kind or kind.startswith("text/")) or body.lstrip()[:1] == b"<":
         return ""
-    return clean(body[:_MAX_LOOKED_AT].decode("utf-8", "replace"), secrets, events)
+    return clean(text, secrets, events)
 
 
 def clean(text: str, secrets: Iterable[str], events: Iterable[object]) -> str:

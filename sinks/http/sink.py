@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.item import Batch, BatchResult
 from outfall.sinks.core.reentrancy import delivering
-from outfall.sinks.core.reporting import cleaned, describe, report
+from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import (
     DeliveryError,
@@ -22,9 +22,10 @@ from outfall.sinks.errors import (
 from outfall.sinks.event.fields import Projection
 from outfall.sinks.event.json import OPTIONS, line_to_send
 from outfall.sinks.event.levels import NOTSET
-from outfall.sinks.http.answers import clean, failure_of, quote, told_limit_bytes
+from outfall.sinks.http.answers import RefusedDeliveryError, clean, failure_of, is_page, quote, told_limit_bytes
 from outfall.sinks.http.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
 from outfall.sinks.http.endpoint import Endpoint
+from outfall.sinks.http.parts import History, Parts
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -97,12 +98,13 @@ class HTTPSink(Sink):
         TypeError: If an argument is of another type.
         MissingDependencyError: For ``compression="zstd"`` without zstandard.
 
-    What an answer means: 2xx, the events were taken. 408, 425, 429, 5xx, and no answer at all: `TemporaryDeliveryError`
-    with what ``Retry-After`` says. 401 to 405, 407, 410, 415, 451, and redirects, which are never followed:
-    `PausedDeliveryError`.
-    413: `OversizeDeliveryError`; if it has an ``Upload-Limit``, later bodies keep it. All other 4xx:
-    `PermanentDeliveryError` with the server's words, short, and without what they repeat of the events. No failure
-    holds a part of an event, the URL's path or query, or a credential, nor does the ``repr``.
+    What an answer means: 2xx, the events were taken. 408, 409, 425, 429, 5xx, and no answer at all:
+    `TemporaryDeliveryError` with what ``Retry-After`` says. 413: `OversizeDeliveryError`; if it has an
+    ``Upload-Limit``, later bodies keep it. 400 and 422: `PermanentDeliveryError` for an event that is refused while
+    others of its batch are taken; a batch is divided to find it. If none is taken, and after all other 4xx and
+    redirects, which are never followed: `PausedDeliveryError`. The last two have the server's words, short, and
+    without what they repeat of the events. No failure holds a part of an event, the URL's path or query, or a
+    credential, nor does the ``repr``.
 
     Each request has an ``Idempotency-Key``, the batch's: the same whenever the batch is tried again. A connection is
     kept alive and used again. If it turns out to have been closed meanwhile, before any answer came, the request is
@@ -149,6 +151,7 @@ class HTTPSink(Sink):
         name: str | None = None,
     ) -> None:
         self._transport: Transport | None = None
+        self._history = History()
         #: What the server said that it takes at most.
         self._told_bytes: int | None = None
         self._body = _checked_body(body)
@@ -252,106 +255,29 @@ class HTTPSink(Sink):
         whole = batch if isinstance(batch, Batch) else Batch(batch)
         if not len(whole):
             return None
-        if self._body.single:
-            return self._send_each(whole)
-        body = self._body.encode(whole)
-        if len(whole) > 1 and len(body) > self._room_bytes():
-            return self._send_parts(whole)
-        return self._send_fitting(whole, body, whole.key)
-
-    def _send_each(self, batch: Batch) -> BatchResult | None:
-        """Send *batch* one by one."""
-        rejected: dict[int, str] = {}
-        keys = batch.item_keys if len(batch) > 1 else [batch.key]
-        for index, key in enumerate(keys):
-            part = batch.part([index]) if len(batch) > 1 else batch
-            try:
-                result = self._send_fitting(part, self._body.encode(part), key)
-            except (TemporaryDeliveryError, SinkClosedError) as error:
-                if index == 0:
-                    raise
-                return BatchResult(range(index, len(batch)), rejected, retry_after=getattr(error, "retry_after", None))
-            except Exception as error:  # a refusal, or a format that fails with this one event
-                if len(batch) == 1:
-                    raise
-                rejected[index] = (
-                    error.reason
-                    if isinstance(error, PermanentDeliveryError)
-                    else describe(cleaned(error, part[0].event))
-                )
-                continue
-            if result is not None and result.retry:
-                return BatchResult(range(index, len(batch)), rejected, retry_after=result.retry_after)
-            if result is not None:
-                rejected[index] = result.rejected.get(0, f"{self._endpoint.peer} refused the event")
-        return BatchResult(rejected=rejected) if rejected else None
-
-    def _send_parts(self, batch: Batch) -> BatchResult | None:
-        """Send *batch* in several requests, each with as many events as its body has room for."""
-        retry: list[int] = []
-        rejected: dict[int, str] = {}
-        unknown = 0
-        wait: float | None = None
-        sizes = [len(data) + 1 for data in batch.data]
-        first = 0
-        while first < len(batch):
-            result: BatchResult | None = None
-            part = batch[first : first + 1]
-            try:
-                part, body = self._next_part(batch, sizes, first)
-                result = self._send_fitting(part, body, part.key)
-            except PermanentDeliveryError as error:
-                if len(part) > 1:
-                    if first == 0:
-                        raise
-                    # Which of them is to blame is for who tries again to find out.
-                    return BatchResult([*retry, *range(first, len(batch))], rejected, unknown, 0.0)
-                rejected[first] = error.reason
-            except Exception as error:
-                if first == 0:
-                    raise
-                wait = getattr(error, "retry_after", None)
-                return BatchResult([*retry, *range(first, len(batch))], rejected, unknown, wait)
-            if result is not None:
-                retry += [first + index for index in result.retry]
-                rejected.update({first + index: reason for index, reason in result.rejected.items()})
-                unknown += result.rejected_unknown
-                wait = result.retry_after if wait is None else max(wait, result.retry_after or 0.0)
-            first += len(part)
-        return BatchResult(retry, rejected, unknown, wait) if retry or rejected or unknown else None
-
-    def _next_part(self, batch: Batch, sizes: list[int], first: int) -> tuple[Batch, bytes]:
-        """Return as much of *batch* from *first* on as a body has room for, one event at least, and the body."""
-        room = self._room_bytes()
-        last, size = first + 1, sizes[first]
-        while last < len(batch) and size + sizes[last] <= room:
-            size += sizes[last]
-            last += 1
-        while True:
-            part = batch[first:last]
-            body = self._body.encode(part)
-            if len(body) <= room or len(part) == 1:
-                return part, body
-            # The format adds more than a byte to each event.
-            last = first + max(1, (last - first) * 3 // 4)
+        return Parts(
+            whole,
+            single=self._body.single,
+            room_bytes=self._room_bytes,
+            encode=self._body.encode,
+            send=self._send,
+            history=self._history,
+        ).send()
 
     def _room_bytes(self) -> int:
         """Return how large a body of several events may be."""
         told = self._told_bytes
         return self._max_body_bytes if told is None else min(told, self._max_body_bytes)
 
-    def _send_fitting(self, batch: Batch, body: bytes, key: str) -> BatchResult | None:
+    # -- one request
+
+    def _send(self, batch: Batch, body: bytes, key: str) -> BatchResult | None:
         # Not what the server told: one event that is larger than that is for the server to refuse.
         if len(body) > self._max_body_bytes:
             msg = (
                 f"{self._endpoint.peer}: the event makes a body of {len(body)} bytes, of {self._max_body_bytes} at most"
             )
             raise OversizeDeliveryError(msg)
-        return self._send(batch, body, key)
-
-    # -- one request
-
-    def _send(self, batch: Batch, body: bytes, key: str) -> BatchResult | None:
         token = self._endpoint.token()
         headers = self._headers(key, token)
         url, data = self._endpoint.url, body
@@ -408,18 +334,27 @@ class HTTPSink(Sink):
                 own = None
         if own is not None:
             return self._cleaned(own, batch, token)
-        failure = failure_of(reply.status, reply.headers, peer=self._endpoint.peer, now=self._clock())
+        failure = failure_of(
+            reply.status,
+            reply.headers,
+            peer=self._endpoint.peer,
+            now=self._clock(),
+            in_url=self._method == "GET",
+        )
         assert failure is not None  # noqa: S101 - the status is none of 2xx
         if isinstance(failure, OversizeDeliveryError):
             told = told_limit_bytes(reply.headers)
             if told is not None:
                 self._told_bytes = told
-        elif isinstance(failure, PermanentDeliveryError):
-            events = [item.event for item in batch]
-            said = quote(reply.body, reply.headers, self._endpoint.secrets(token), events)
-            if said:
-                return PermanentDeliveryError(f"{failure.reason}: {said}")
-        return failure
+            return failure
+        if type(failure) is TemporaryDeliveryError:
+            return failure
+        events = [item.event for item in batch]
+        said = quote(reply.body, reply.headers, self._endpoint.secrets(token), events)
+        message = f"{failure}: {said}" if said else str(failure)
+        if isinstance(failure, PausedDeliveryError):
+            return PausedDeliveryError(message, failure.retry_after)
+        return RefusedDeliveryError(message, is_page=is_page(reply.headers, reply.body))
 
     def _read(self, reply: Reply, batch: Batch, token: str | None) -> BatchResult | None:
         """Return what a successful answer says besides."""

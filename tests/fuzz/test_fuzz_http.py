@@ -85,7 +85,7 @@ def test_whatever_a_server_answers_is_a_failure_of_the_delivery_at_most(raw, rea
             try:
                 result = sink.emit_batch(batch)
                 told = "" if result is None else repr(result)
-                assert result is None or reads
+                assert result is None or reads or set(result.rejected) <= {0, 1}
             except DeliveryError as error:
                 told = f"{error!r} {error} {error.__cause__} {error.__context__}"
             # A limit of one byte would be kept, as the server has it.

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outfall import OversizeDeliveryError, PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError
-from outfall.sinks.http.answers import clean, failure_of, quote, retry_after_seconds, told_limit_bytes
+from outfall import OversizeDeliveryError, PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks.http.answers import (
+    RefusedDeliveryError,
+    clean,
+    failure_of,
+    is_page,
+    quote,
+    retry_after_seconds,
+    told_limit_bytes,
+)
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
@@ -26,11 +34,14 @@ def test_success_is_no_failure(status):
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        *[(status, TemporaryDeliveryError) for status in (408, 425, 429, 500, 501, 502, 503, 504, 507, 511, 599)],
-        *[(status, PausedDeliveryError) for status in (401, 402, 403, 404, 405, 407, 410, 415, 451)],
+        *[(status, TemporaryDeliveryError) for status in (408, 409, 425, 429, 460, 499)],
+        *[(status, TemporaryDeliveryError) for status in (500, 501, 502, 503, 504, 507, 511, 599)],
+        *[(status, PausedDeliveryError) for status in (401, 402, 403, 404, 405, 406, 407, 410, 411, 412, 414, 415)],
+        *[(status, PausedDeliveryError) for status in (416, 417, 418, 421, 423, 424, 426, 428, 431, 444, 451)],
+        *[(status, PausedDeliveryError) for status in (494, 495, 496, 497)],
         *[(status, PausedDeliveryError) for status in (300, 301, 302, 303, 304, 307, 308, 399)],
         (413, OversizeDeliveryError),
-        *[(status, PermanentDeliveryError) for status in (400, 406, 409, 411, 422, 431, 499)],
+        *[(status, RefusedDeliveryError) for status in (400, 422)],
         *[(status, TemporaryDeliveryError) for status in (100, 103, 199, 600, 999)],
     ],
 )
@@ -39,6 +50,29 @@ def test_each_status_has_its_failure(status, kind):
     made = failure(status)
     assert type(made) is kind
     assert str(made).startswith(f"logs.test:443 answered {status}")
+
+
+def test_only_two_statuses_may_be_about_an_event():
+    """Whatever a gateway answers, no event is refused for it; 413 alone halves a batch."""
+    kinds = {status: type(failure(status)) for status in range(100, 1000) if not 200 <= status < 300}
+    assert [status for status, kind in kinds.items() if issubclass(kind, RefusedDeliveryError)] == [400, 422]
+    assert [status for status, kind in kinds.items() if issubclass(kind, OversizeDeliveryError)] == [413]
+    assert {kind for kind in kinds.values() if not issubclass(kind, TemporaryDeliveryError)} == {
+        RefusedDeliveryError,
+        OversizeDeliveryError,
+    }
+
+
+@pytest.mark.parametrize("status", [413, 414, 431])
+def test_an_event_in_the_url_may_be_too_large_for_it(status):
+    """Where the events are in the URL, limits of URL and headers are limits of the event."""
+    assert type(failure_of(status, {}, peer="logs.test:443", now=NOW, in_url=True)) is OversizeDeliveryError
+
+
+@pytest.mark.parametrize(("status", "hint"), [(401, "credentials"), (404, "path"), (411, "length"), (421, "host")])
+def test_what_to_try_is_told(status, hint):
+    """A failure of the set-up says where to look."""
+    assert hint in str(failure(status))
 
 
 @pytest.mark.parametrize(
@@ -179,17 +213,43 @@ def test_secrets_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("body", "kind"),
+    ("body", "kind", "said"),
     [
-        ("<html><body>400 Bad Request</body></html>", "text/html"),
-        ("<!DOCTYPE html><title>oops</title>", "text/plain"),
-        ("<?xml version='1.0'?><e/>", "application/xml"),
-        ("\x00\x01", "application/octet-stream"),
+        ("<html><body>400 Bad Request</body></html>", "text/html", "a page of HTML"),
+        ("<!DOCTYPE html><title>Sign in &amp; go</title>", "text/plain", "a page, “Sign in & go”"),
+        (
+            "<html><HEAD><TITLE class='x'>\n 400 No required\n SSL certificate </TITLE>",
+            "",
+            "a page, “400 No required SSL ",
+        ),
+        ("<html><title>no such card: 4111-1111-1111-1111</title>", "text/html", "a page, “no such …”"),
+        ("<html><title> </title>", "text/html", "a page of HTML"),
+        ("<?xml version='1.0'?><e/>", "application/xml", ""),
+        ("\x00\x01", "application/octet-stream", ""),
     ],
 )
-def test_pages_are_not_repeated(body, kind):
-    """HTML error pages, XML and binary answers say nothing that fits into a line."""
-    assert quoted(body, kind) == ""
+def test_of_a_page_the_title_is_repeated(body, kind, said):
+    """HTML is told by its title, without what it repeats; XML and binary answers say nothing that fits into a line."""
+    assert quoted(body, kind).startswith(said)
+    assert bool(quoted(body, kind)) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "page"),
+    [
+        (b"<!doctype html>\n<p>", "", True),
+        (b"\n <!-- made by a proxy -->\n<html lang='en'>", "application/json", True),
+        (b"<h1>It works</h1>", "text/html; charset=utf-8", True),
+        (b"", "text/html", False),
+        (b"\n", "text/html", False),
+        (b'{"html": "<html>"}', "application/json", False),
+        (b"<?xml version='1.0'?><html/>", "application/xml", False),
+        (b"ok", "text/plain", False),
+    ],
+)
+def test_a_page_is_known(body, kind, page):
+    """By its type or its beginning; an answer without a body is none."""
+    assert is_page({"Content-Type": kind}, body) is page
 
 
 def test_words_are_short_and_printable():

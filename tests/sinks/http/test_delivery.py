@@ -17,6 +17,7 @@ from outfall import (
     HTTPSink,
     JSONArray,
     JSONObject,
+    PausedDeliveryError,
     Projection,
     RetryPolicy,
 )
@@ -252,6 +253,32 @@ def test_a_new_token_ends_the_pause(server, told):
 
 
 # -- what does not pass
+
+
+GATEWAYS = {
+    "page": Answer(400, "<html><title>400 No client certificate</title>", {"Content-Type": "text/html"}),
+    "text": Answer(400, "Client sent an HTTP request to an HTTPS server.\n"),
+    "json": Answer(400, {"message": "No required SSL certificate was sent"}),
+    "empty": Answer(422),
+    **{str(status): Answer(status) for status in (411, 421, 426, 431)},
+}
+
+
+@pytest.mark.parametrize("body", [NDJSON(), JSONObject()], ids=["many", "single"])
+@pytest.mark.parametrize("answer", GATEWAYS.values(), ids=GATEWAYS)
+def test_what_refuses_everything_is_no_verdict_on_events(server, told, answer, body):
+    """A gateway that lets nothing through costs no event: few requests are made, and all arrive once it does."""
+    server.answers += [answer] * 9
+    with shipping(server, told, body=body, linger=0.2) as sink:
+        log(sink, 40)
+        assert sink.flush(PATIENCE_SECONDS)
+        stats = sink.stats()
+    assert (stats.delivered, dict(stats.dropped)) == (40, {})
+    assert_balanced(stats)
+    assert {failure.events for failure in told} == {0}
+    assert all(isinstance(failure.error, PausedDeliveryError) for failure in told)
+    taken = [event["number"] for request in server.requests[9:] for event in map(json.loads, request.body.splitlines())]
+    assert sorted(taken) == list(range(40))
 
 
 @pytest.mark.parametrize("status", [400, 422])

@@ -450,20 +450,22 @@ def test_retry_after_is_told(server, value):
 
 
 def test_the_words_of_a_refusal_are_told(server):
-    """A 400 says why, without what it repeats of the event; an HTML page says nothing."""
+    """A 400 says why, without what it repeats of the event; of a page of HTML the title is told."""
     server.answers += [
         Answer(400, {"error": "field 'when' is no date: yesterday-ish"}),
-        Answer(400, "<html>yesterday-ish</html>", {"Content-Type": "text/html"}),
         Answer(422, "x" * 100_000),
+        Answer(400, "<html><title>yesterday-ish is bad</title></html>", {"Content-Type": "text/html"}),
     ]
     with sink_for(server) as sink:
         messages = []
-        for _ in range(3):
-            with pytest.raises(PermanentDeliveryError) as caught:
+        for kind in (PermanentDeliveryError, PermanentDeliveryError, PausedDeliveryError):
+            with pytest.raises(kind) as caught:
                 sink.handle({"event": "hello", "when": "yesterday-ish"})
-            messages.append(caught.value.reason.partition(" answered ")[2])
-    assert messages[:2] == ['400: {"error": "field \'when\' is no date: …"}', "400"]
-    assert len(messages[2]) < 300
+            assert type(caught.value) is kind
+            messages.append(str(caught.value).partition(" answered ")[2])
+    assert messages[0] == '400: {"error": "field \'when\' is no date: …"}'
+    assert len(messages[1]) < 300
+    assert messages[2].startswith("400: a page, “… is bad”; this is not about single events")
 
 
 def test_an_answer_is_not_read_without_end(server):
@@ -575,7 +577,17 @@ def test_formats_that_add_much_are_split_as_well(server):
     ]
 
 
-@pytest.mark.parametrize(("status", "wait"), [(503, None), (400, 0.0), (413, 0.0), (401, None)])
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_part_that_is_refused_is_divided_at_once(server, status):
+    """Where something was taken before, the parts of what is refused are sent without a wait, in order."""
+    server.answers += [200, status]
+    with sink_for(server, body=JSONArray(), max_body_bytes=100) as sink:
+        assert sink.emit_batch(batch_of(sink, 7)) is None
+    sent = [[event["number"] for event in request.json] for request in server.requests]
+    assert sent == [[0, 1, 2], [3, 4, 5], [3], [4, 5], [6]]
+
+
+@pytest.mark.parametrize(("status", "wait"), [(503, None), (401, None)])
 def test_a_part_that_fails_leaves_the_rest(server, status, wait):
     """What was taken before a failing part is not named; the part and all after it are to be tried again."""
     server.answers += [200, status]
