@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import requests
 
-from benchmarks import charts, sustained
+from benchmarks import charts, scale, sustained, walks
 from benchmarks.__main__ import main
 from benchmarks.collector import collector
 from benchmarks.events import REQUEST_ID
@@ -34,6 +34,26 @@ def _taking(seconds):
         yield lambda events: next(claims) * events
 
     return setup
+
+
+@pytest.mark.slow
+def test_costs_are_shown_beside_what_they_grow_with(tmp_path, capsys):
+    """Each row has its figures, in the table that is published too."""
+    few = ["--sinks", "2", "--files", "3", "--event-bytes", "2048", "--spool-bytes", "4096"]
+    assert scale.main([*few, "--publish", str(tmp_path / "scale.inc")]) == 0
+    printed = capsys.readouterr().out
+    rows = (tmp_path / "scale.inc").read_text(encoding="utf-8").splitlines()[2:]
+    assert len(rows) == 8
+    assert all(row.split("|")[1].strip() in printed for row in rows)
+
+
+@pytest.mark.slow
+def test_a_walk_counts_calls_and_changes_of_module(tmp_path):
+    """An event into a file is one call; every other way takes more, and comes into other modules."""
+    found = dict(walks.walks(tmp_path))
+    usual = found.pop("an event into a file")
+    assert usual.jumps <= usual.calls <= 3
+    assert all(walk.calls > walk.jumps > 0 for walk in found.values())
 
 
 # The HTTPHandler of logging leaves each connection to the garbage collector, which then warns.

@@ -46,7 +46,7 @@ def _imported(timed: str, before: str = "") -> SetUp:
 
 
 def _seconds_printed(code: str, environment: dict[str, str]) -> float:
-    done = subprocess.run(  # noqa: S603 - the code is that above
+    done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=_ROOT,  # so that it works uninstalled too
         env=environment,

@@ -60,7 +60,7 @@ while True:
 def peer(directory: Path, kind: str) -> Iterator[tuple[str, int]]:
     """Give the address of a process that writes what it gets to a file, datagrams with their length before them."""
     command = [sys.executable, "-c", _PEER, kind, str(directory / "received")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield "127.0.0.1", int(process.stdout.readline())

@@ -1,0 +1,221 @@
+"""The command ``python -m benchmarks.scale``: how cost grows with the number of sinks and files, and with bytes.
+
+Each figure is of a process of its own; opening and closing are CPU time. What should grow no faster than its cause
+stands beside figures for a tenth and a hundredth of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.machine import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_MIB = 1 << 20
+_LINE = b'{"event":"request finished","level":"info","timestamp":"2026-03-14T15:09:26.535897Z","path":"/%s"}\n' % (
+    b"x" * 152
+)
+
+
+def _resident() -> int:
+    """Return how many bytes of memory the process has in use."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def open_sinks(directory: Path, number: int, kind: str) -> dict[str, float]:
+    """Open *number* sinks of *kind*, use each once, close all."""
+    import outfall
+
+    make: Callable[[int], outfall.Sink] = {
+        "FileSink": lambda each: outfall.FileSink(directory / f"{each}.jsonl"),
+        "RotatingFileSink": lambda each: outfall.RotatingFileSink(directory / f"{each}.jsonl", max_bytes=_MIB),
+        "BackgroundSink(FileSink)": lambda each: outfall.BackgroundSink(
+            outfall.FileSink(directory / f"{each}.jsonl"), linger=0
+        ),
+    }[kind]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    with make(number) as first:  # imports what all need
+        first.handle({"event": "x", "level": "info"})
+    before = _resident()
+    begin = process_time()
+    sinks = [make(each) for each in range(number)]
+    made = process_time()
+    for sink in sinks:
+        sink.handle({"event": "x", "level": "info"})
+        assert sink.flush(10)
+    memory = _resident() - before
+    close = process_time()
+    for sink in sinks:
+        assert sink.close(10)
+    return {
+        "open µs each": (made - begin) / number * 1e6,
+        "close µs each": (process_time() - close) / number * 1e6,
+        "KiB each": memory / number / 1024,
+    }
+
+
+def exit_of_sinks(directory: Path, number: int, kind: str) -> dict[str, float]:
+    """Leave *number* open sinks to the exit of the process, each with an event that waits."""
+    program = f"""
+import sys, time
+from pathlib import Path
+import outfall
+sinks = []
+for each in range({number}):
+    target = outfall.FileSink(Path({str(directory)!r}) / f"exit-{{each}}.jsonl")
+    sinks.append(outfall.BackgroundSink(target) if {kind.startswith("Background")} else target)
+for sink in sinks:
+    sink.handle({{"event": "x", "level": "info"}})
+print(time.time(), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True)
+    ended = time.time()
+    assert sum(path.stat().st_size > 0 for path in directory.glob("exit-*.jsonl")) == number
+    return {"exit ms": (ended - float(done.stdout)) * 1e3}
+
+
+def rotated_files(directory: Path, number: int) -> dict[str, float]:
+    """Roll over beside *number* rotated files that are kept."""
+    import outfall
+
+    for each in range(number):
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime(1_700_000_000 + each))
+        (directory / f"app.jsonl.{stamp}").write_bytes(b"{}\n")
+    with outfall.TimedRotatingFileSink(directory / "app.jsonl", when="S", backup_count=number, utc=True) as sink:
+        sink.handle({"event": "x"})
+        taken = []
+        for _ in range(3):
+            begin = perf_counter()
+            sink.do_rollover()
+            taken.append(perf_counter() - begin)
+            sink.handle({"event": "x"})
+    return {"rollover ms": sorted(taken)[1] * 1e3}
+
+
+def large_events(directory: Path, size: int) -> dict[str, float]:
+    """Write events of *size* bytes."""
+    import outfall
+
+    event = {"event": "x", "level": "info", "body": "y" * size}
+    figures = {}
+    for name, sink in (
+        ("FileSink ms", outfall.FileSink(directory / "large.jsonl")),
+        ("BackgroundSink(FileSink) ms", outfall.BackgroundSink(outfall.FileSink(directory / "large.jsonl"))),
+    ):
+        number = max(3, 20 * _MIB // size)
+        begin = perf_counter()
+        with sink:
+            for _ in range(number):
+                sink.handle(event)
+            assert sink.flush(60), sink.stats()
+        figures[name] = (perf_counter() - begin) / number * 1e3
+    return figures
+
+
+def large_spool(directory: Path, size: int) -> dict[str, float]:
+    """Start on a spool of *size* bytes that a dead process has left, and look at it."""
+    import outfall
+
+    number = max(1, size // len(_LINE))
+    program = f"""
+import os, outfall
+class Away(outfall.Sink):
+    def emit_batch(self, batch):
+        raise outfall.TemporaryDeliveryError("away")
+sink = outfall.SpoolSink(Away(), {str(directory / "spool")!r}, max_bytes=1 << 40, on_error=[].append)
+event = {{"event": "request finished", "level": "info", "timestamp": "2026-03-14T15:09:26.535897Z"}}
+event["path"] = "/" + "x" * 152
+for _ in range({number}):
+    sink.handle(event)
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    begin = perf_counter()
+    status = outfall.SpoolStatus.read(directory / "spool")
+    looked = perf_counter() - begin
+    assert status.events >= number - 1, status.events
+
+    class First(outfall.Sink):
+        at = 0.0
+
+        def emit_batch(self, batch: Sequence[Any]) -> None:
+            self.at = self.at or perf_counter()
+            msg = "one is enough"
+            raise outfall.PausedDeliveryError(msg)
+
+    target = First()
+    before = _resident()
+    begin = perf_counter()
+    sink = outfall.SpoolSink(target, directory / "spool", max_bytes=1 << 40, on_error=[].append, linger=0)
+    started = perf_counter() - begin
+    sink.handle({"event": "y", "level": "info"})
+    while not target.at:
+        time.sleep(0.001)
+    first = target.at - begin
+    memory = _resident() - before
+    sink.close(0)
+    return {
+        "status ms": looked * 1e3,
+        "start ms": started * 1e3,
+        "first delivery ms": first * 1e3,
+        "MiB of memory": memory / _MIB,
+    }
+
+
+def _rows(options: argparse.Namespace) -> list[tuple[str, str, tuple[Any, ...]]]:
+    """Return a label, a function's name and its arguments for each row."""
+    rows: list[tuple[str, str, tuple[Any, ...]]] = []
+    for kind in ("FileSink", "RotatingFileSink", "BackgroundSink(FileSink)"):
+        rows += [(f"{number:,} {kind}s", "open_sinks", (number, kind)) for number in options.sinks]
+    for kind in ("FileSink", "BackgroundSink(FileSink)"):
+        rows += [(f"{number:,} {kind}s, left open", "exit_of_sinks", (number, kind)) for number in options.sinks]
+    rows += [(f"{number:,} rotated files", "rotated_files", (number,)) for number in options.files]
+    rows += [(f"events of {size // 1024:,} KiB", "large_events", (size,)) for size in options.event_bytes]
+    rows += [(f"a spool of {size / _MIB:,.0f} MiB", "large_spool", (size,)) for size in options.spool_bytes]
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure each row in a process of its own, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--sinks", type=int, nargs="*", default=[10, 100, 1_000], help="how many open sinks")
+    parser.add_argument("--files", type=int, nargs="*", default=[100, 1_000, 10_000], help="how many rotated files")
+    parser.add_argument("--event-bytes", type=int, nargs="*", default=[10 << 10, 100 << 10, _MIB])
+    parser.add_argument("--spool-bytes", type=int, nargs="*", default=[10 * _MIB, 100 * _MIB, 1 << 30])
+    parser.add_argument("--publish", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--one", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.one:
+        name, *given = options.one
+        with tempfile.TemporaryDirectory(dir="/var/tmp" if os.path.isdir("/var/tmp") else None) as made:  # noqa: S108
+            print(json.dumps(globals()[name](Path(made), *(int(each) if each.isdigit() else each for each in given))))
+        return 0
+    report = describe(Path(tempfile.gettempdir()))
+    print(f"{report['machine']}; {report['python']}; load {report['load']}")
+    lines = ["| what | figures |", "| --- | --- |"]
+    for label, name, given in _rows(options):
+        command = [sys.executable, "-m", "benchmarks.scale", "--one", name, *map(str, given)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+        figures = ", ".join(f"{what} {value:,.1f}" for what, value in json.loads(done.stdout).items())
+        print(f"  {label:45} {figures}", flush=True)
+        lines.append(f"| {label} | {figures} |")
+    if options.publish is not None:
+        options.publish.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
