@@ -16,8 +16,9 @@ ALLOWED = {
     "network": {"core", "event"},
     # SysLogSink sends by the connections of `network`.
     "system": {"core", "event", "network"},
-    "mail": {"core", "event"},
-    "http": {"core", "event"},
+    # How a peer refuses a certificate is heard in `network` for all that speak TLS.
+    "mail": {"core", "event", "network"},
+    "http": {"core", "event", "network"},
     # QueueListener reads what is in a queue as a frame of JSON.
     "delivery": {"core", "event", "network"},
     "routing": {"core", "event", "delivery"},

@@ -5,34 +5,43 @@ from __future__ import annotations
 import datetime as dt
 from typing import TypeVar
 
+from outfall.sinks.event.units import Size, Span, bytes_of, seconds_of
+
 _Choice = TypeVar("_Choice", bound=str)
 
 #: The highest port of TCP and UDP.
 MAX_PORT = 65_535
 
 
-def checked_size(size: int, argument: str, unit: str = "bytes") -> int:
-    """Return *size*, a whole number from 0 up.
+def checked_size(size: Size, argument: str, unit: str = "bytes") -> int:
+    """Return *size*, a whole number from 0 up; of bytes also as text, such as ``"50 MB"``.
 
     Raises:
         ValueError: If it is none.
     """
+    if isinstance(size, str) and unit == "bytes":
+        try:
+            return bytes_of(size)
+        except ValueError as error:
+            msg = f"{argument}={error}"
+            raise ValueError(msg) from None
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         msg = f"{argument}={size!r} is not a whole number of {unit} from 0 up"
         raise ValueError(msg)
     return size
 
 
-def checked_count(number: int, argument: str, unit: str) -> int:
-    """Return *number*, a whole one from 1 up.
+def checked_count(number: Size, argument: str, unit: str) -> int:
+    """Return *number*, a whole one from 1 up; of bytes also as text.
 
     Raises:
         ValueError: If it is none.
     """
-    if not checked_size(number, argument, unit):
+    checked = checked_size(number, argument, unit)
+    if not checked:
         msg = f"{argument}={number!r} is not 1 or more {unit}"
         raise ValueError(msg)
-    return number
+    return checked
 
 
 def checked_choice(choice: _Choice, argument: str, choices: tuple[_Choice, ...]) -> _Choice:
@@ -47,15 +56,21 @@ def checked_choice(choice: _Choice, argument: str, choices: tuple[_Choice, ...])
     return choice
 
 
-def checked_seconds(duration: float | dt.timedelta, argument: str) -> float:
-    """Return *duration*, seconds or a timedelta from 0 up, in seconds.
+def checked_seconds(duration: Span, argument: str) -> float:
+    """Return *duration* in seconds: a number from 0 up, a timedelta, or text such as ``"1h30m"``.
 
     Raises:
         ValueError: If it is none.
     """
+    if isinstance(duration, str):
+        try:
+            return seconds_of(duration)
+        except ValueError as error:
+            msg = f"{argument}={error}"
+            raise ValueError(msg) from None
     seconds = duration.total_seconds() if isinstance(duration, dt.timedelta) else duration
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
-        msg = f"{argument}={duration!r} is not a number of seconds from 0 up, nor a timedelta"
+        msg = f"{argument}={duration!r} is not a number of seconds from 0 up, a timedelta, nor text such as '1h30m'"
         raise ValueError(msg)
     return seconds
 
