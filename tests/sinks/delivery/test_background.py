@@ -694,7 +694,7 @@ def test_an_event_from_a_signal_handler_is_taken():
         ({"overflow": "wait"}, "overflow='wait'"),
         ({"block_timeout": -1}, "block_timeout=-1"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"linger": "1"}, "linger='1'"),
+        ({"linger": "one"}, "linger='one'"),
         ({"keep_level": "no-such"}, "keep_level='no-such'"),
     ],
 )

@@ -365,7 +365,7 @@ def test_mode_x_insists_on_a_new_file(path):
         ("buffer_bytes", True),
         ("flush_interval", -1),
         ("flush_interval", float("nan")),
-        ("flush_interval", "1"),
+        ("flush_interval", "one"),
         ("flush_level", "no such"),
         ("level", "no such"),
     ],
