@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     )
     from outfall.adapters.stdlib.sinkhandler import HandlerSink, SinkHandler
     from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
+    from outfall.sinks.core.bytesink import ByteSink
     from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.ledger import SinkStats
     from outfall.sinks.core.reporting import SinkFailure, report
-    from outfall.sinks.core.sink import ByteSink, Sink, SinkStats
+    from outfall.sinks.core.sink import Sink
     from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.delivery.delivery import RetryPolicy
     from outfall.sinks.delivery.memory import BufferingSink, CaptureSink, MemorySink
@@ -72,7 +74,7 @@ else:
         "BatchResult": "sinks.core.item",
         "BodyFormat": "sinks.http.bodies",
         "BufferingSink": "sinks.delivery.memory",
-        "ByteSink": "sinks.core.sink",
+        "ByteSink": "sinks.core.bytesink",
         "CaptureSink": "sinks.delivery.memory",
         "Constant": "sinks.event.fields",
         "DatadogLogs": "adapters.collectors",
@@ -119,7 +121,7 @@ else:
         "SinkLogger": "adapters.structlog",
         "SinkLoggerFactory": "adapters.structlog",
         "SinkOptions": "adapters.collectors",
-        "SinkStats": "sinks.core.sink",
+        "SinkStats": "sinks.core.ledger",
         "SocketListener": "sinks.network.listener",
         "SocketSink": "sinks.network.socket",
         "SplunkEvents": "adapters.collectors",

@@ -22,7 +22,8 @@ from outfall.sinks.event.levels import NOTSET
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from outfall.sinks.core.sink import OnError, Sink, SinkStats
+    from outfall.sinks.core.ledger import SinkStats
+    from outfall.sinks.core.sink import OnError, Sink
 
 __all__ = ["CaptureSink", "FailingSink", "SinkContract", "StuckSink", "assert_balanced"]
 

@@ -15,7 +15,7 @@ import orjson
 from outfall.adapters.commandline.terminal import complain, counted, progress
 from outfall.sinks.core.item import Batch, Encoded, item_of
 from outfall.sinks.core.reporting import describe
-from outfall.sinks.delivery.delivery import Delivery, Outcome, RetryPolicy
+from outfall.sinks.delivery.delivery import Delivery, RetryPolicy
 from outfall.sinks.event.jsonable import cut
 from outfall.sinks.http.sink import HTTPSink
 from outfall.sinks.spool.lines import raw_of
@@ -24,6 +24,7 @@ from outfall.sinks.spool.sink import SpoolSink
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from outfall.sinks.core.ledger import Outcome
     from outfall.sinks.core.reporting import SinkFailure
     from outfall.sinks.files.file import FileSink
 
@@ -60,7 +61,8 @@ class Account:
 class EventTarget(HTTPSink):
     """Sends what is in a spool as events, whatever the sink was for which it was stored."""
 
-    def _restore(self, data: bytes, level: float, time: float) -> Encoded:
+    def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
+        """Return the item as that of an event."""
         return as_event(Encoded(data, level, time))
 
 

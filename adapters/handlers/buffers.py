@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers.twin import Twin
-from outfall.sinks.core.sink import Sink, SinkStats
+from outfall.sinks.core.sink import Sink
 from outfall.sinks.delivery.memory import BufferingSink, MemorySink
 from outfall.sinks.event.levels import parse_level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from outfall.sinks.core.ledger import SinkStats
 
 
 class _RecordsSink(BufferingSink):
@@ -104,7 +106,7 @@ class _Target(Sink):
         """Have the handler handle a record."""
         if isinstance(event, logging.LogRecord):
             self.handler.handle(event)
-            self._delivered += 1
+            self._ledger.delivered += 1
         else:
             super().deliver(event)
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from outfall.adapters.handlers.filestream import FileStream
 from outfall.adapters.handlers.stream import HandlersStreamSink, StreamHandler, ended
 from outfall.adapters.handlers.twin import NO_LOCK, Lent, Twin, is_own
+from outfall.sinks.core.bytesink import _split_byte_order_mark
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import SinkFailure, report
-from outfall.sinks.core.sink import _split_byte_order_mark
 from outfall.sinks.files.file import _NOT_OPEN, FileSink, _checked_mode
 from outfall.sinks.files.watched import WatchedFileSink
 
@@ -110,7 +110,7 @@ class HandlersFile(Lent, _FileSink):
                 written = _os_write(self._fd, data)
                 if written != len(data):
                     self._finish(data, written, (len(data),))
-                self._delivered += 1
+                self._ledger.delivered += 1
                 return True
             finally:
                 try:

@@ -77,7 +77,7 @@ class _FormsSink(HTTPSink):
         except ReentrantEventError:
             pass  # counted; what is logged while a record is sent would be sent for ever
         except Exception as error:
-            self._last_error = describe(error)
+            self._ledger.last_error = describe(error)
             raise
 
     def _exchange(self, url: str, headers: dict[str, str], data: bytes | None) -> Reply:

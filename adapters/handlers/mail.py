@@ -63,7 +63,7 @@ class _MailSink(SMTPSink):
         try:
             self.deliver(mail)
         except Exception as error:
-            self._last_error = describe(error)
+            self._ledger.last_error = describe(error)
             raise
 
 

@@ -47,7 +47,7 @@ class _ItemsSink(QueueSink):
             full = isinstance(error, Full)
             self._count_dropped("full" if full else "error" if isinstance(error, Exception) else "interrupted")
             raise
-        self._delivered += 1
+        self._ledger.delivered += 1
         if lifecycle.exiting():
             listener = listener_of(queue)
             if isinstance(listener, _Reader) and not (self._listener_gone or listener.delivers_in_this_thread):

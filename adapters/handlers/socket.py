@@ -51,7 +51,7 @@ class HandlersSink(Lent, SocketSink):
         try:
             self.put_text(data)
         except Exception as error:
-            self._last_error = describe(error)
+            self._ledger.last_error = describe(error)
             raise
         finally:
             if self._aftermath:

@@ -34,7 +34,8 @@ from outfall.sinks.event.event import TextEvent
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from outfall.sinks.core.sink import ByteSink, Sink
+    from outfall.sinks.core.bytesink import ByteSink
+    from outfall.sinks.core.sink import Sink
 
     _ByteSink = ByteSink
 else:
@@ -62,7 +63,7 @@ class Lent(_ByteSink):
             if holding:
                 try:
                     self.write(text)  # type: ignore[arg-type] # of streams takes text as well
-                    self._delivered += 1
+                    self._ledger.delivered += 1
                     done = True
                 finally:
                     try:
@@ -73,11 +74,11 @@ class Lent(_ByteSink):
             else:
                 with self._lock:
                     self.write(text)  # type: ignore[arg-type]
-                    self._delivered += 1
+                    self._ledger.delivered += 1
                     done = True
         except BaseException as error:
             if done:  # interrupted at the way out
-                self._delivered -= 1
+                self._ledger.delivered -= 1
             dropped_as = reason_of(error)
             self._count_dropped(dropped_as if isinstance(error, Exception) else "interrupted")
             raise

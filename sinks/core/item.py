@@ -129,7 +129,7 @@ def _digest(places: Sequence[int]) -> str:
 
 def data_of(batch: Sequence[Encoded]) -> list[bytes]:
     """Return the data of each item of *batch*, without making items where it is a `Batch`; not to be changed."""
-    return batch.data if batch.__class__ is Batch else [item.data for item in batch]
+    return batch.data if isinstance(batch, Batch) else [item.data for item in batch]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import logging
-import sys
-import threading
 import time
-import weakref
-from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Union
 
-import orjson
 from structlog import DropEvent
 
 from outfall.sinks.core import lifecycle
-from outfall.sinks.core.item import BatchResult, Encoded, data_of
+from outfall.sinks.core.forwarding import Forwarding, reads_data_alone
+from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.core.ledger import Ledger, SinkStats
 from outfall.sinks.core.lock import WriteLock
 from outfall.sinks.core.reentrancy import delivering, thread
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
@@ -32,8 +28,8 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
     reason_of,
 )
-from outfall.sinks.event.event import TextEvent, as_event, copy_event, timestamp_of, without_metadata
-from outfall.sinks.event.json import OPTIONS, OrjsonRenderer, line_to_send
+from outfall.sinks.event.event import TextEvent, as_event, copy_event, timestamp_of
+from outfall.sinks.event.json import line_to_send
 from outfall.sinks.event.levels import NOTSET, level_name, level_of, parse_level
 
 if TYPE_CHECKING:
@@ -46,44 +42,7 @@ if TYPE_CHECKING:
 OnError = Union["Callable[[SinkFailure], object]", Literal["raise"]]
 
 
-@dataclass(frozen=True, slots=True)
-class SinkStats:
-    """A sink's ledger at one moment.
-
-    With nothing pending, ``accepted + adopted == delivered + sum(dropped.values()) + dead_lettered + spooled``.
-    A forked child begins with an empty one.
-
-    Args:
-        name: The sink's name.
-        accepted: Events that came to ``handle`` or ``deliver`` and passed level and processors, whatever became of
-            them then.
-        adopted: Events taken over from a dead process's spool.
-        filtered: Events that the level or a processor kept out.
-        delivered: Events put out.
-        dropped: Events lost, by reason: ``error``, ``closed``, ``reentrant``, ``interrupted`` …
-        retried: Attempts made again.
-        dead_lettered: Events that the target refused and that went to the dead letter sink.
-        spooled: Events safe on disk that are not yet delivered.
-        pending: Events accepted and still in memory.
-        last_error: The last failure as one line of text, or None.
-        targets: The ledgers of the sinks behind this one.
-    """
-
-    name: str
-    accepted: int = 0
-    adopted: int = 0
-    filtered: int = 0
-    delivered: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    retried: int = 0
-    dead_lettered: int = 0
-    spooled: int = 0
-    pending: int = 0
-    last_error: str | None = None
-    targets: tuple[SinkStats, ...] = ()
-
-
-class Sink:
+class Sink(Forwarding):
     """Somewhere to put event dicts.
 
     Applications call `handle`, or put the sink last in a structlog processor chain. Who writes a sink implements
@@ -150,8 +109,6 @@ class Sink:
         self._closed = False
         self._close_result = True
         self._reporting = 0
-        #: The sinks around this one, whose own short cuts depend on it; held weakly.
-        self._wrappers: tuple[weakref.ref[Sink], ...] = ()
         #: How a subclass's short cut goes; 0: not at all.
         self._express = 0
         self._fresh_state()
@@ -161,13 +118,7 @@ class Sink:
         """Set up the lock and the ledger, at construction and in a forked child."""
         #: Around emit and write alone.
         self._lock = WriteLock()
-        #: Around the counts below, and never held while anything else is called.
-        self._ledger_lock = threading.RLock()
-        self._filtered = 0
-        self._delivered = 0
-        # A defaultdict: adding to an entry is one step for signal handlers that count too, get() and then set is not.
-        self._dropped: defaultdict[str, int] = defaultdict(int)
-        self._last_error: str | None = None
+        self._ledger = Ledger()
         #: Events that a failing `_flush` gave up, for the report.
         self._lost = 0
         #: When `_flush` and `_release` have to be done, by the monotonic clock; None outside flush and close.
@@ -222,7 +173,7 @@ class Sink:
             else:
                 failure = self._put(admitted)
         except DropEvent:
-            self._count_filtered()
+            self._ledger.filter()
         except Exception as error:
             self._count_dropped(reason_of(error))
             raise
@@ -312,7 +263,7 @@ class Sink:
 
     def _begin_to_close(self) -> bool:
         """Take no more events; return False if that was so already."""
-        with self._ledger_lock:
+        with self._ledger.lock:
             if self._closed:
                 return False
             self._closed = True
@@ -330,7 +281,7 @@ class Sink:
 
     def stats(self) -> SinkStats:
         """Return the ledger as it stands."""
-        with self._ledger_lock:
+        with self._ledger.lock:
             return self._stats()
 
     @property
@@ -394,6 +345,7 @@ class Sink:
         msg = f"{type(self).__name__} has to implement emit(event)"
         raise TypeError(msg)
 
+    @reads_data_alone()
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Put many events out; return None if all were taken, else what became of the others.
 
@@ -446,50 +398,19 @@ class Sink:
             if around is not None:
                 around._changed()
 
-    # -- what a sink around this one calls, instead of `deliver`
+    # -- short cuts, see outfall.sinks.core.forwarding
 
-    def _surround(self, wrapper: Sink) -> None:
-        """Have *wrapper* told when something changes that its short cut may depend on."""
-        self._wrappers += (weakref.ref(wrapper),)
-
-    def _prepare(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
-        """Do all that has to be done in the thread that logs; return what to give to `emit_batch`, None if filtered.
-
-        Nothing is counted here: the sink around this one does.
-
-        Raises:
-            Exception: What processors and renderers raise; `structlog.DropEvent` filters the event.
-        """
-        passed = self._passed(event, respect_level=respect_level)
-        return None if passed is None else self.encode(passed)
-
-    def _passed(self, event: dict[str, Any], *, respect_level: bool) -> dict[str, Any] | None:
-        """Return *event* past level and processors, without counting; None if the level keeps it out."""
-        if respect_level and self._level and level_of(event) < self._level:
-            return None
-        return self._processed(event) if self._processors else event
-
-    def _restore(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return again the item that `_prepare` made, of what a spool has kept of it: called once for each item.
-
-        The same object has to come to `emit_batch` at each retry, since routers note in it who has the event already.
-        """
-        return Encoded(data, level, time)
+    @property
+    def plain(self) -> bool:
+        """See `Forwarding.plain`: of a sink with the usual `encode`, and without processors."""
+        own = type(self)
+        return own.encode is Sink.encode and own.make_item is Sink.make_item and not self._processors
 
     def _prepare_reads_metadata(self) -> bool:
-        """Return True if `_prepare` may look at an event's metadata keys. What comes after it never sees them."""
+        """Return True if `make_item` may look at an event's metadata keys. What comes after it never sees them."""
         own = type(self)
-        usual = own.encode is Sink.encode and own._prepare is Sink._prepare
+        usual = own.encode is Sink.encode and own.make_item is Sink.make_item
         return not usual or bool(self._processors)
-
-    def _plain_option(self) -> int | None:
-        """Return the options with which one ``orjson.dumps`` does all that `_prepare` does; None if it does more.
-
-        For events that are plain dicts without metadata and ``exc_info``. Asked again whenever `_changed` was called.
-        """
-        own = type(self)
-        usual = own.encode is Sink.encode and own._prepare is Sink._prepare
-        return OPTIONS if usual and not (self._level or self._processors) else None
 
     # -- the pipeline
 
@@ -497,7 +418,7 @@ class Sink:
         """Return the event to put out, past level and processors, or None if it was filtered."""
         admitted: dict[str, Any] = event if type(event) is dict else as_event(event)
         if self._level and level_of(admitted) < self._level:
-            self._count_filtered()
+            self._ledger.filter()
             return None
         if self._processors:
             admitted = self._processed(admitted)
@@ -536,11 +457,11 @@ class Sink:
             with self._lock:
                 self._check_open()
                 self.emit(event)
-                self._delivered += 1
+                self._ledger.delivered += 1
         else:
             self.emit(event)
-            with self._ledger_lock:
-                self._delivered += 1
+            with self._ledger.lock:
+                self._ledger.delivered += 1
         return None
 
     def _check_open(self) -> None:
@@ -575,30 +496,12 @@ class Sink:
 
     # -- counting and telling
 
-    def _count_filtered(self) -> None:
-        with self._ledger_lock:
-            self._filtered += 1
-
     def _count_dropped(self, reason: str, events: int = 1) -> None:
-        with self._ledger_lock:
-            self._dropped[reason] += events
+        self._ledger.drop(reason, events)
 
     def _stats(self) -> SinkStats:
-        """Return the ledger; called under the ledger lock.
-
-        A sink that settles each event before ``handle`` returns keeps no count of accepted ones: it is the sum of what
-        they became.
-        """
-        dropped = dict(self._dropped)
-        delivered = self._delivered
-        return SinkStats(
-            name=self.name,
-            accepted=delivered + sum(dropped.values()),
-            filtered=self._filtered,
-            delivered=delivered,
-            dropped=dropped,
-            last_error=self._last_error,
-        )
+        """Return the ledger; called under its lock."""
+        return self._ledger.stats(self.name)
 
     def _events_lost_to(self, error: Exception) -> int:
         """Return how many events were lost when `deliver` raised *error*."""
@@ -612,9 +515,9 @@ class Sink:
     def _fail(self, error: Exception, event: object, *, events: int = 1, suppressed: int = 0) -> None:
         """Apply the error policy to *error*; the loss itself has been counted. Called without locks."""
         told = cleaned(error, event)
-        self._last_error = describe(told)
+        self._ledger.last_error = describe(told)
         failure = SinkFailure(self.name, told, events, time.time(), suppressed)
-        with self._ledger_lock:
+        with self._ledger.lock:
             self._reporting += 1
         self._changed()
         thread.reporting.append(self)
@@ -627,7 +530,7 @@ class Sink:
             report(replace(failure, error=cleaned(raised, event), events=0))
         finally:
             thread.reporting.pop()
-            with self._ledger_lock:
+            with self._ledger.lock:
                 self._reporting -= 1
             self._changed()
 
@@ -637,7 +540,7 @@ class Sink:
             self._fail(error, event, events=events)
             return
         told = cleaned(error, event)
-        self._last_error = describe(told)
+        self._ledger.last_error = describe(told)
         report(SinkFailure(self.name, told, events, time.time()))
 
     def _seconds(self, timeout: float | None) -> float:
@@ -667,200 +570,3 @@ class Sink:
         self._fresh_state()
         self._reporting = 0
         self._changed()
-
-
-class ByteSink(Sink):
-    """A sink that writes bytes: who writes one implements `write`.
-
-    Args:
-        renderer: Any structlog renderer ``(logger, name, event_dict) -> str | bytes``; it gets a copy of the event.
-            Default ``OrjsonRenderer()``. Settable.
-        encoding: How text is encoded; bytes go as they are. Default UTF-8.
-        errors: What to do with characters that *encoding* does not have, as in `str.encode`. Default
-            ``"backslashreplace"``, which loses nothing.
-        terminator: What ends each rendered event. Default nothing.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
-
-    Raises:
-        ValueError: If *encoding* or *errors* is not known.
-        TypeError: If *renderer* is not callable or *terminator* is not text.
-    """
-
-    def __init__(
-        self,
-        *,
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        encoding: str | None = None,
-        errors: str | None = None,
-        terminator: str = "",
-        level: str | float = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
-    ) -> None:
-        self._encoding = "utf-8" if encoding is None else encoding
-        self._errors = "backslashreplace" if errors is None else errors
-        #: The same without the byte order mark, which belongs at the start of a file and not before each event.
-        self._bare_encoding, self._byte_order_mark = _split_byte_order_mark(self._encoding, self._errors)
-        self._renderer: Callable[[Any, str, Any], str | bytes] = OrjsonRenderer()
-        self._terminator = ""
-        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        self.terminator = terminator
-        if renderer is not None:
-            self.renderer = renderer
-
-    @property
-    def encoding(self) -> str:
-        """How text is encoded."""
-        return self._encoding
-
-    @property
-    def errors(self) -> str:
-        """What is done with characters that the encoding does not have."""
-        return self._errors
-
-    @property
-    def terminator(self) -> str:
-        """What ends each rendered event; settable."""
-        return self._terminator
-
-    @terminator.setter
-    def terminator(self, terminator: str) -> None:
-        if not isinstance(terminator, str):
-            msg = f"terminator={terminator!r} is not text"
-            raise TypeError(msg)
-        self._terminator = terminator
-        self._changed()
-
-    def _changed(self) -> None:
-        self._item_end = self._end_of_items()
-        super()._changed()
-
-    def _end_of_items(self) -> bytes:
-        """Return what `emit_batch` writes behind each item's data."""
-        # Who overrides `render` decides about the terminator alone. Where JSON and text end differently (an encoding
-        # such as UTF-16), an item keeps the end it was rendered with.
-        usual = type(self).render is ByteSink.render
-        end = self._terminator_bytes
-        return end if usual and end == self._terminator.encode(self._bare_encoding, self._errors) else b""
-
-    @property
-    def renderer(self) -> Callable[[Any, str, Any], str | bytes]:
-        """What makes an event text or bytes; settable."""
-        return self._renderer
-
-    @renderer.setter
-    def renderer(self, renderer: Callable[[Any, str, Any], str | bytes]) -> None:
-        if not callable(renderer):
-            msg = f"renderer={renderer!r} is not callable: a structlog renderer is needed"
-            raise TypeError(msg)
-        self._renderer = renderer
-        self._changed()
-
-    def render(self, event: dict[str, Any]) -> bytes:
-        """Return the bytes to write for *event*, terminator included."""
-        if isinstance(event, TextEvent):
-            rendered = event.rendered()
-        else:
-            renderer = self._renderer
-            if type(renderer) is OrjsonRenderer:
-                if self._terminator == "\n":
-                    return renderer.render(event, orjson.OPT_APPEND_NEWLINE)
-                return renderer.render(event) + self._terminator_bytes
-            name = event.get("_name") or level_name(level_of(event))
-            # A copy, since many renderers pop what they have written.
-            rendered = renderer(event.get("_logger"), name, without_metadata(event))
-        if isinstance(rendered, str):
-            return (rendered + self._terminator).encode(self._bare_encoding, self._errors)
-        if isinstance(rendered, (bytes, bytearray, memoryview)):
-            return bytes(rendered) + self._terminator_bytes
-        msg = f"the renderer returned {type(rendered).__name__}, not str or bytes"
-        raise TypeError(msg)
-
-    def _reads_metadata(self) -> bool:
-        return bool(self._processors)
-
-    def _prepare_reads_metadata(self) -> bool:
-        own = type(self)
-        usual = own.encode is ByteSink.encode and own._prepare is Sink._prepare
-        return not usual or bool(self._processors)
-
-    def write(self, data: bytes) -> None:
-        """Write *data*, one rendered event; raise if that failed. Called under the sink's lock."""
-        msg = f"{type(self).__name__} has to implement write(data)"
-        raise TypeError(msg)
-
-    def emit(self, event: dict[str, Any]) -> None:
-        """Render and write one event."""
-        self.write(self.render(event))
-
-    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Write each item's data, with the terminator."""
-        end = self._item_end
-        return self._emit_each(batch, lambda item: self.write(item.data + end))
-
-    def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* rendered by this sink's renderer, as a batch item."""
-        data, end = self.render(event), self._item_end
-        return self._encoded(event, data[: -len(end)] if end else data)
-
-    def _joined(self, batch: Sequence[Encoded]) -> bytes:
-        """Return the data of all items, each with the terminator, to be written at once."""
-        return self._item_end.join((*data_of(batch), b""))
-
-    def _plain_option(self) -> int | None:
-        own, renderer = type(self), self._renderer
-        usual = (
-            own.encode is ByteSink.encode
-            and own.render is ByteSink.render
-            and own._prepare is Sink._prepare
-            and type(renderer) is OrjsonRenderer
-            and renderer.is_plain
-            and len(self._terminator_bytes) == len(self._item_end)
-        )
-        return OPTIONS if usual and not (self._level or self._processors) else None
-
-    def _put(self, event: dict[str, Any]) -> Exception | None:
-        if type(self).emit is not ByteSink.emit:
-            return super()._put(event)
-        data = self.render(event)
-        delivered = False
-        try:
-            with self._lock:
-                self._check_open()
-                self.write(data)
-                self._delivered += 1
-                delivered = True
-        except BaseException:
-            if delivered:  # interrupted at the way out, and counted as that
-                self._delivered -= 1
-            raise
-        return None
-
-    @property
-    def _terminator_bytes(self) -> bytes:
-        """The terminator as it ends what the renderer makes: JSON is UTF-8, whatever *encoding* says."""
-        if type(self._renderer) is OrjsonRenderer:
-            return self._terminator.encode()
-        return self._terminator.encode(self._bare_encoding, self._errors)
-
-
-def _split_byte_order_mark(encoding: str, errors: str) -> tuple[str, bytes]:
-    """Return the encoding that writes no byte order mark, and the mark; refuse unknown names."""
-    try:
-        mark = "".encode(encoding)
-        canonical = codecs.lookup(encoding).name
-    except (LookupError, TypeError):
-        msg = f"encoding={encoding!r} is not a known text encoding"
-        raise ValueError(msg) from None
-    try:
-        codecs.lookup_error(errors)
-    except (LookupError, TypeError):
-        msg = f"errors={errors!r} is not a known error handler, such as 'strict' or 'backslashreplace'"
-        raise ValueError(msg) from None
-    order = "le" if sys.byteorder == "little" else "be"
-    bare = {"utf-8-sig": "utf-8", "utf-16": f"utf-16-{order}", "utf-32": f"utf-32-{order}"}
-    return bare.get(canonical, encoding), mark

@@ -10,7 +10,6 @@ import contextlib
 import sys
 import threading
 from collections import deque
-from dataclasses import replace
 from queue import Empty
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,20 +19,22 @@ from orjson import OPT_APPEND_NEWLINE, dumps
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_choice, checked_count
 from outfall.sinks.core.item import Batch, Encoded, Raw, item_of
+from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import cleaned, describe, report
-from outfall.sinks.delivery.delivery import Outcome
 from outfall.sinks.delivery.worker import ON_FULL, DeferredSink, FullError
 from outfall.sinks.errors import DeliveryError, ReentrantEventError
 from outfall.sinks.event.depth import is_tracked, too_deep
+from outfall.sinks.event.json import OPTIONS
 from outfall.sinks.event.levels import NOTSET, NUMBERS, parse_level
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterable, Mapping
 
-    from outfall.sinks.core.sink import OnError, Sink, SinkStats
+    from outfall.sinks.core.ledger import SinkStats
+    from outfall.sinks.core.sink import OnError, Sink
     from outfall.sinks.delivery.delivery import RetryPolicy
 
 _NEVER = sys.maxsize
@@ -185,7 +186,7 @@ class BackgroundSink(DeferredSink):
                 ):
                     number = NUMBERS[event["level"]]
                     if number < self._level:
-                        self._count_filtered()
+                        self._ledger.filter()
                         return
                     # orjson's bytes keep the buffer they were made in, ten times as large at worst; cut from it they
                     # are as large as they look.
@@ -539,11 +540,11 @@ class BackgroundSink(DeferredSink):
 
     def _settle(self, outcome: Outcome, generation: int) -> None:
         events = outcome.events
-        with self._lock, self._ledger_lock:
+        with self._lock, self._ledger.lock:
             if generation != self._generation:
                 return  # close() has counted them
             self._pending -= events
-            self._record(outcome)
+            self._ledger.settle(outcome)
         if events:
             self._make_room_known()
 
@@ -566,14 +567,14 @@ class BackgroundSink(DeferredSink):
 
     def _give_up_rest(self) -> int:
         """Count what is still in memory as lost, at the end of close; return how many events that are."""
-        with self._lock, self._ledger_lock:
+        with self._lock, self._ledger.lock:
             self._generation += 1
             lost, self._pending = self._pending, 0
             unconfirmed = min(lost, self._delivery.attempting)
             if unconfirmed:
-                self._dropped["unconfirmed"] += unconfirmed
+                self._ledger.dropped["unconfirmed"] += unconfirmed
             if lost > unconfirmed:
-                self._dropped["closed"] += lost - unconfirmed
+                self._ledger.dropped["closed"] += lost - unconfirmed
             for waiting in self._queue:
                 if isinstance(waiting, _Mark):
                     waiting.reached.set()
@@ -584,7 +585,7 @@ class BackgroundSink(DeferredSink):
     def _tell_of_overflow(self, events: int) -> None:
         """Tell of events dropped for want of room: at once, then once a second, and not of each."""
         now = monotonic()
-        with self._ledger_lock:
+        with self._ledger.lock:
             self._untold += events
             if not self._untold or (events and now - self._told_at < _TELL_SECONDS):
                 return
@@ -595,13 +596,7 @@ class BackgroundSink(DeferredSink):
             self._fail(error, None, events=untold, suppressed=untold - 1)
 
     def _stats(self) -> SinkStats:
-        stats = super()._stats()
-        pending = self._pending
-        return replace(
-            stats,
-            accepted=stats.accepted + stats.dead_lettered + pending,
-            pending=pending,
-        )
+        return self._ledger.stats(self.name, pending=self._pending, targets=(self._target.stats(),))
 
     def _refresh(self) -> None:
         self._turn = self._lock.turn
@@ -609,8 +604,7 @@ class BackgroundSink(DeferredSink):
         usual = all(
             getattr(own, hook) is getattr(BackgroundSink, hook) for hook in ("deliver", "_put", "_take", "_store")
         ) and not (self._processors or self._closed or self._reporting or self._inline)
-        option = self._target._plain_option() if usual else None
-        self._option = option
+        self._option = OPTIONS if usual and self._target.plain and not self._target.level else None
 
     def _describe(self) -> str:
         return f"to {self._target!r}"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random as random_module
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import cleaned, describe
 from outfall.sinks.core.sink import Sink
@@ -23,7 +24,7 @@ from outfall.sinks.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from outfall.sinks.core.item import Batch, BatchResult, Encoded
 
@@ -96,28 +97,6 @@ def _is_number(value: Any) -> bool:
 def _grown(start: float, factor: float, times: int, limit: float) -> float:
     # A power beyond what a float holds raises; long before that the limit is reached.
     return min(limit, start * factor ** min(times, 60)) if factor < 1e5 else min(limit, start if times == 0 else limit)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of some events of a batch.
-
-    Args:
-        delivered: How many the target has taken.
-        dead_lettered: How many the dead letter sink has.
-        dropped: How many were given up, by reason.
-        retried: How many attempts were made again; no events.
-    """
-
-    delivered: int = 0
-    dead_lettered: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    retried: int = 0
-
-    @property
-    def events(self) -> int:
-        """How many events are settled by it."""
-        return self.delivered + self.dead_lettered + sum(self.dropped.values())
 
 
 class Delivery:

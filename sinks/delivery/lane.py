@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 from structlog import DropEvent
 
 from outfall.sinks.core.item import Batch, Encoded
+from outfall.sinks.core.ledger import Outcome, SinkStats
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import cleaned, describe
-from outfall.sinks.core.sink import Sink, SinkStats
-from outfall.sinks.delivery.delivery import Delivery, Outcome, RetryPolicy
+from outfall.sinks.delivery.delivery import Delivery, RetryPolicy
 from outfall.sinks.errors import DeliveryError, SinkClosedError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from outfall.sinks.core.sink import Sink
 
 
 class Ticket:
@@ -276,7 +278,7 @@ class Lane:
             if self.sink.closed:
                 msg = f"{self.sink.name} is closed"
                 raise SinkClosedError(msg)
-            item = self.sink._prepare(event, respect_level=self._respect_level)
+            item = self.sink.make_item(event, respect_level=self._respect_level)
         except DropEvent:
             item = None
         except Exception as error:

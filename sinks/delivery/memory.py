@@ -15,7 +15,7 @@ from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.reentrancy import thread
 from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import OnError, Sink, SinkStats
+from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import (
     DeliveryError,
     ReentrantEventError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.ledger import SinkStats
 
 
 class _Buffer(deque[dict[str, Any]]):
@@ -105,7 +106,7 @@ class BufferingSink(Sink):
     def _fresh_state(self) -> None:
         super()._fresh_state()
         #: The ledger's lock, around the buffer as well; and told when something leaves it.
-        self._left = threading.Condition(self._ledger_lock)
+        self._left = threading.Condition(self._ledger.lock)
         self._buffer = _Buffer()
         #: How many events have come into the buffer, and how many have left it as dropped.
         self._taken = 0
@@ -225,7 +226,7 @@ class BufferingSink(Sink):
                     excess += 1
             self._lost_from_buffer += excess
             if excess:
-                self._dropped[reason] += excess
+                self._ledger.dropped[reason] += excess
                 self._left.notify_all()
         return excess
 
@@ -477,7 +478,7 @@ class MemorySink(BufferingSink):
                 self._in_hand = None
                 if dropped_as is not None:
                     self._lost_from_buffer += 1
-                    self._dropped[dropped_as] += 1
+                    self._ledger.dropped[dropped_as] += 1
                 self._left.notify_all()
 
     def _keeps(
@@ -536,7 +537,7 @@ class MemorySink(BufferingSink):
             if self._in_hand is not None:
                 self._in_hand = None
                 self._lost_from_buffer += 1
-                self._dropped["unconfirmed"] += 1
+                self._ledger.dropped["unconfirmed"] += 1
                 given_up = 1
             left = self._discard("closed" if self.flush_on_close else "discarded")
             given_up += left if self.flush_on_close else 0

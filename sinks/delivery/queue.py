@@ -153,11 +153,11 @@ class QueueSink(Sink):
                         if "level_number" in event:
                             raise LookupError  # it wins over the level, and may be anything
                         if NUMBERS[event["level"]] < self._level:
-                            self._count_filtered()
+                            self._ledger.filter()
                             return
                     put(dumps(event, None, OPTIONS))
                     # Without a lock: there is no call from reading it to writing it, see WriteLock.
-                    self._delivered += 1
+                    self._ledger.delivered += 1
                     return
             except Exception:
                 pass
@@ -219,9 +219,9 @@ class QueueSink(Sink):
                 self._put_now(item)
             except _REFUSED:
                 # It was counted as delivered when it came.
-                with self._ledger_lock:
-                    self._delivered -= 1
-                    self._dropped["full"] += 1
+                with self._ledger.lock:
+                    self._ledger.delivered -= 1
+                    self._ledger.dropped["full"] += 1
 
     # -- the way out
 
@@ -289,10 +289,16 @@ class QueueSink(Sink):
     def _reads_metadata(self) -> bool:
         return bool(self._processors) or type(self).prepare is not QueueSink.prepare
 
-    def _plain_option(self) -> int | None:
+    @property
+    def plain(self) -> bool:
+        """See `Forwarding.plain`: of a sink whose `prepare` is the usual one."""
         own = type(self)
-        usual = own.prepare is QueueSink.prepare and own.encode is QueueSink.encode
-        return OPTIONS if usual and not (self._level or self._processors) else None
+        return own.prepare is QueueSink.prepare and own.encode is QueueSink.encode and not self._processors
+
+    @property
+    def keeps_in_memory(self) -> bool:
+        """True: whoever reads the queue has yet to put the events out."""
+        return True
 
     def _describe(self) -> str:
         return f"into a {type(self._queue).__name__}"

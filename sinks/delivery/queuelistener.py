@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_count, checked_seconds
+from outfall.sinks.core.ledger import SinkStats
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
-from outfall.sinks.core.sink import Sink, SinkStats
+from outfall.sinks.core.sink import Sink
 from outfall.sinks.delivery.lane import Account, Lane, Mark, Ticket
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import LevelledEvent, TextEvent, as_event

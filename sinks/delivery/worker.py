@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,15 @@ from structlog import DropEvent
 from outfall.sinks.core.arguments import checked_count, checked_seconds
 from outfall.sinks.core.item import BatchResult, Encoded
 from outfall.sinks.core.reentrancy import delivering
-from outfall.sinks.core.sink import OnError, Sink, SinkStats
-from outfall.sinks.delivery.delivery import Delivery, Outcome, RetryPolicy
+from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.delivery.delivery import Delivery, RetryPolicy
 from outfall.sinks.errors import TemporaryDeliveryError
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterable, Sequence
+
+    from outfall.sinks.core.ledger import Outcome, SinkStats
 
 #: What to do with an event that there is no room for.
 ON_FULL = ("block", "drop_newest", "drop_oldest")
@@ -77,7 +78,7 @@ class DeferredSink(Sink):
         self._retry = retry
         self._dead_letter = dead_letter
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        target._surround(self)
+        target.surround(self)
         self._changed()
 
     def _fresh_state(self) -> None:
@@ -93,8 +94,6 @@ class DeferredSink(Sink):
         self._stopping = False
         #: True once somebody has waited for room in vain, until there is some.
         self._impatient = False
-        self._dead_lettered = 0
-        self._retried = 0
 
     def _new_delivery(self, pause: Callable[[float], bool]) -> Delivery:
         generation = self._generation
@@ -178,22 +177,23 @@ class DeferredSink(Sink):
         return None
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item for the target."""
-        return self._target.encode(event)
+        """Return *event* as a batch item for the target, past the target's level and processors.
 
-    def _put(self, event: dict[str, Any]) -> Exception | None:
-        item = self._target._prepare(event)
+        Raises:
+            DropEvent: If the target filters it.
+        """
+        item = self._target.make_item(event)
         if item is None:
             raise DropEvent
-        self._take(item)
+        return item
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        self._take(self.encode(event))
         return None
 
-    def _prepare(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
-        passed = self._passed(event, respect_level=respect_level)
-        return None if passed is None else self._target._prepare(passed)
-
-    def _restore(self, data: bytes, level: float, time: float) -> Encoded:
-        return self._target._restore(data, level, time)
+    def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
+        """Return what the target makes of it; see `Forwarding.restore_item`."""
+        return self._target.restore_item(data, level, time)
 
     def _reads_metadata(self) -> bool:
         return self._prepare_reads_metadata()
@@ -244,23 +244,10 @@ class DeferredSink(Sink):
 
     # -- counting and telling
 
-    def _record(self, outcome: Outcome) -> None:
-        """Add *outcome* to the ledger. Called under its lock."""
-        self._delivered += outcome.delivered
-        self._dead_lettered += outcome.dead_lettered
-        self._retried += outcome.retried
-        for reason, events in outcome.dropped.items():
-            self._dropped[reason] += events
-
     def _told(self, error: Exception, events: int) -> None:
         # Not under the mark of a delivering thread: what on_error logs, other sinks may take.
         with delivering(value=False):
             self._fail_unraised(error, None, events=events)
 
     def _stats(self) -> SinkStats:
-        return replace(
-            super()._stats(),
-            dead_lettered=self._dead_lettered,
-            retried=self._retried,
-            targets=(self._target.stats(),),
-        )
+        return self._ledger.stats(self.name, targets=(self._target.stats(),))

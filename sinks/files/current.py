@@ -229,7 +229,7 @@ class SharedFileSink(FileSink):
                 super()._write_whole(b"".join(again), ends)
             except Exception as error:
                 lost = len(again) - self._kept
-                self._delivered -= lost
+                self._ledger.delivered -= lost
                 self._count_dropped("error", lost)
                 self._note(error)
             self._size = None

@@ -23,10 +23,11 @@ from orjson import dumps
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds, checked_size
+from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import ByteSink, OnError
 from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import LINE as _LINE
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from outfall.sinks.core.item import Encoded
-    from outfall.sinks.core.sink import SinkStats
+    from outfall.sinks.core.ledger import SinkStats
+    from outfall.sinks.core.sink import OnError
 
 #: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
 _NOT_OPEN = -1
@@ -213,7 +215,7 @@ class FileSink(ByteSink):
                         written = _os_write(self._fd, data)
                         if written != len(data):
                             self._finish(data, written)
-                        self._delivered += 1
+                        self._ledger.delivered += 1
                         return
                     finally:
                         try:
@@ -228,7 +230,7 @@ class FileSink(ByteSink):
                             raise LookupError  # it wins over the level, and may be anything
                         if level not in self._passing_levels:
                             if NUMBERS[level] < self._level:
-                                self._count_filtered()
+                                self._ledger.filter()
                                 return
                             raise LookupError
                     data = dumps(event, None, _LINE)
@@ -248,14 +250,14 @@ class FileSink(ByteSink):
                         elif express == 6 or express == 8:
                             if not self._append_shared(data):
                                 raise LookupError
-                            self._delivered += 1
+                            self._ledger.delivered += 1
                             return
                         elif not self._has_room(size):
                             raise LookupError
                         written = _os_write(self._fd, data)
                         if written != size:
                             self._finish(data, written)
-                        self._delivered += 1
+                        self._ledger.delivered += 1
                         return
                     finally:
                         try:
@@ -335,7 +337,7 @@ class FileSink(ByteSink):
                 self._check_open()
                 if not (self._buffer_limit or self._buffer or self._mid_line):
                     self.write(data)
-                    self._delivered += 1
+                    self._ledger.delivered += 1
                     settled = True
                     if self._buffer:  # from a signal handler meanwhile
                         self._write_buffer(counted_elsewhere=1)
@@ -358,7 +360,7 @@ class FileSink(ByteSink):
             raise
         except BaseException:
             if settled:  # interrupted at the way out, and counted as that
-                self._delivered -= 1
+                self._ledger.delivered -= 1
             raise
         return None
 
@@ -366,6 +368,7 @@ class FileSink(ByteSink):
         """Write *data*, one rendered event, whole or not at all."""
         self._write_whole(data, (len(data),))
 
+    @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Write all items by one call of the system; what a full disk keeps out is left for a retry."""
         with self._lock:
@@ -497,17 +500,17 @@ class FileSink(ByteSink):
             if chunk:
                 self._write_whole(b"".join(chunk), tuple(accumulate(map(len, chunk))))
         except _NotInTimeError:
-            self._delivered += self._kept
+            self._ledger.delivered += self._kept
             self._put_back(chunk[self._kept :])
             raise
         except BaseException as error:
-            self._delivered += self._kept
+            self._ledger.delivered += self._kept
             lost = len(chunk) - self._kept - counted_elsewhere
             self._count_dropped("error" if isinstance(error, Exception) else "interrupted", lost)
             self._lost += lost
             raise
         else:
-            self._delivered += count
+            self._ledger.delivered += count
         finally:
             self._in_flight = 0
 

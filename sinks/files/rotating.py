@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core import flock
 from outfall.sinks.core.arguments import checked_seconds, checked_size
+from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.errors import SinkError
 from outfall.sinks.event.levels import NOTSET
@@ -310,6 +311,7 @@ class BaseRotatingFileSink(SharedFileSink):
         settled = super()._put(event)
         return self._take_rotation_failure() or settled
 
+    @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Write all items; see `FileSink`."""
         try:

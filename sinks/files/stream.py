@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds
+from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import ByteSink, OnError, Sink
+from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from outfall.sinks.core.item import Encoded
-    from outfall.sinks.core.sink import SinkStats
+    from outfall.sinks.core.ledger import SinkStats
 
 
 class StreamSink(ByteSink):
@@ -184,14 +186,15 @@ class StreamSink(ByteSink):
                         raise
                     self._pending += 1
                     return error
-                self._delivered += 1
+                self._ledger.delivered += 1
                 delivered = True
         except BaseException:
             if delivered:  # interrupted at the way out, and counted as that
-                self._delivered -= 1
+                self._ledger.delivered -= 1
             raise
         return None
 
+    @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Write all items by one call of the stream's ``write``, and flush; what there is no room for is retried."""
         if type(self).write is not StreamSink.write:
@@ -226,7 +229,7 @@ class StreamSink(ByteSink):
                 self._write_and_flush(self._interrupting.popleft())
             except Exception as error:
                 if self._taken:
-                    self._delivered -= 1
+                    self._ledger.delivered -= 1
                     self._pending += 1
                 else:
                     failures.append(error)
@@ -235,7 +238,7 @@ class StreamSink(ByteSink):
             return
         # All were counted as delivered when they came.
         lost = len(failures) - counted_elsewhere
-        self._delivered -= lost
+        self._ledger.delivered -= lost
         self._lost += lost
         if lost:
             self._count_dropped("error", lost)
@@ -333,8 +336,8 @@ class StreamSink(ByteSink):
         """Count what was pending as delivered."""
         self._unflushed = False
         if self._pending:
-            with self._ledger_lock:
-                self._delivered += self._pending
+            with self._ledger.lock:
+                self._ledger.delivered += self._pending
                 self._pending = 0
 
     def _leave_stream(self) -> None:
@@ -540,6 +543,7 @@ class NullSink(Sink):
     def emit(self, event: dict[str, Any]) -> None:
         """Do nothing with *event*."""
 
+    @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Do nothing with *batch*."""
         return None if type(self).emit is NullSink.emit else super().emit_batch(batch)

@@ -16,6 +16,7 @@ import orjson
 from orjson import dumps
 
 from outfall.sinks.core.arguments import checked_size
+from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkError
@@ -182,7 +183,7 @@ class WatchedFileSink(FileSink):
                         if "level_number" in event:
                             raise LookupError  # it wins over the level, and may be anything
                         if NUMBERS[event["level"]] < self._level:
-                            self._count_filtered()
+                            self._ledger.filter()
                             return
                     data = dumps(event, None, _LINE)
                     recent = self._recent
@@ -199,7 +200,7 @@ class WatchedFileSink(FileSink):
                             if written != len(data):
                                 self._finish(data, written)
                                 written = len(data)
-                            self._delivered += 1
+                            self._ledger.delivered += 1
                             # Where a signal handler's event came in between, this leaves `end` below the file's size,
                             # and the next look begins anew. Not append(): after a call there may be an interrupt.
                             recent.items += (data,)
@@ -241,7 +242,7 @@ class WatchedFileSink(FileSink):
                 written = _os_write(self._fd, data)
                 if written != len(data):
                     self._finish(data, written)
-                self._delivered += 1
+                self._ledger.delivered += 1
                 recent.items += (data,)
                 recent.end = end + len(data)
                 recent.room -= len(data)
@@ -284,6 +285,7 @@ class WatchedFileSink(FileSink):
         if self._notices:
             self._tell()
 
+    @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Write all items by one call of the system; what a full disk keeps out is left for a retry."""
         result = super().emit_batch(batch)
@@ -523,8 +525,8 @@ class WatchedFileSink(FileSink):
         if error is None:
             error = SinkError(f"{self.base_filename!r} was deleted and could not be opened anew")
         # What came in batches is counted by whoever sent it.
-        counted = min(events, self._delivered)
-        self._delivered -= counted
+        counted = min(events, self._ledger.delivered)
+        self._ledger.delivered -= counted
         self._count_dropped("error", counted)
         self._notices.append((error, events))
 

@@ -20,7 +20,7 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
 )
 from outfall.sinks.event.fields import Projection
-from outfall.sinks.event.json import OPTIONS, line_to_send
+from outfall.sinks.event.json import line_to_send
 from outfall.sinks.event.levels import NOTSET
 from outfall.sinks.http.answers import RefusedDeliveryError, clean, failure_of, is_page, quote, told_limit_bytes
 from outfall.sinks.http.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
@@ -394,17 +394,19 @@ class HTTPSink(Sink):
 
     # -- the rest
 
-    def _plain_option(self) -> int | None:
+    @property
+    def plain(self) -> bool:
+        """See `Forwarding.plain`: where the events go as they are."""
         own = type(self)
-        usual = (
+        return (
             own.encode is HTTPSink.encode
             and own.map_event is HTTPSink.map_event
-            and own._prepare is Sink._prepare
+            and own.make_item is Sink.make_item
             and type(self._body).prepare is BodyFormat.prepare
             and self._projection is None
             and "map_event" not in vars(self)
+            and not self._processors
         )
-        return OPTIONS if usual and not (self._level or self._processors) else None
 
     def _reads_metadata(self) -> bool:
         mapped = type(self).map_event is not HTTPSink.map_event or "map_event" in vars(self)

@@ -145,7 +145,7 @@ class DatagramSink(SocketSink):
                         if "level_number" in event:
                             raise LookupError
                         if NUMBERS[event["level"]] < self._level:
-                            self._count_filtered()
+                            self._ledger.filter()
                             return
                     data = dumps(event, None, OPTIONS)
                     if len(data) <= self.max_datagram_bytes:
@@ -154,11 +154,11 @@ class DatagramSink(SocketSink):
                         holding = True
                         try:
                             self._send(data)  # type: ignore[misc] # None goes to the pipeline
-                            self._delivered += 1
+                            self._ledger.delivered += 1
                         except ConnectionRefusedError:
                             # The system says so once: the pipeline, sending again, would not hear of it.
                             self._refusals += 1
-                            self._retried += 1
+                            self._ledger.retried += 1
                             self._disconnect()
                             raise
                         finally:

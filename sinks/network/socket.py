@@ -12,17 +12,18 @@ import os
 import select
 import socket
 from collections import deque
-from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from orjson import dumps
 
 from outfall.sinks.core.arguments import checked_seconds
+from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import describe, report
-from outfall.sinks.core.sink import ByteSink, OnError, Sink
+from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError, ReentrantEventError, TemporaryDeliveryError, reason_of
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from outfall.sinks.core.item import Encoded
-    from outfall.sinks.core.sink import SinkStats
 
 
 #: What of a batch goes by one ``send``: a slow peer takes that much within any timeout that makes sense.
@@ -181,7 +181,6 @@ class SocketSink(ByteSink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        self._retried = 0
         #: Events dropped while backing off that on_error has not been told of.
         self._untold = 0
         self._sending = False
@@ -216,7 +215,7 @@ class SocketSink(ByteSink):
                         if "level_number" in event:
                             raise LookupError  # it wins over the level, and may be anything
                         if NUMBERS[event["level"]] < self._level:
-                            self._count_filtered()
+                            self._ledger.filter()
                             return
                     data = dumps(event, None, OPTIONS)
                     data = pack_length(len(data)) + data
@@ -234,7 +233,7 @@ class SocketSink(ByteSink):
                         if sent != len(data):
                             torn = True
                             self._finish(data, sent)
-                        self._delivered += 1
+                        self._ledger.delivered += 1
                     except Exception:
                         raise
                     except BaseException:
@@ -276,7 +275,7 @@ class SocketSink(ByteSink):
     def _apply_policy(self, error: Exception, event: object, events: int) -> None:
         """Tell of *error*, and of what was lost before, unless it is one more event lost while backing off."""
         if isinstance(error, _BackoffError) and self.on_error != "raise":
-            with self._ledger_lock:
+            with self._ledger.lock:
                 self._untold += events
                 self._aftermath = True
         else:
@@ -291,7 +290,7 @@ class SocketSink(ByteSink):
                 self._transmit_rest(sock, data, sent, None)
         except OSError as error:
             self._lose_connection()
-            self._retried += 1
+            self._ledger.retried += 1
             self._send_again(data, error)
 
     def _settle(self) -> None:
@@ -307,7 +306,7 @@ class SocketSink(ByteSink):
         if self._given_up:
             with self._lock:
                 self._disconnect()
-        with self._ledger_lock:
+        with self._ledger.lock:
             self._aftermath = bool(self._interrupting)
             untold, self._untold = self._untold, 0
         if untold:
@@ -352,7 +351,7 @@ class SocketSink(ByteSink):
         return closed
 
     def _take_untold(self) -> int:
-        with self._ledger_lock:
+        with self._ledger.lock:
             untold, self._untold = self._untold, 0
         return untold
 
@@ -465,7 +464,7 @@ class SocketSink(ByteSink):
             self._transmit(data)
         except OSError as error:
             self._lose_connection()
-            self._retried += 1
+            self._ledger.retried += 1
             self._send_again(data, error)
 
     def _send_again(self, data: bytes, first: OSError) -> None:
@@ -509,7 +508,7 @@ class SocketSink(ByteSink):
         # Told by the system with this event, it is about an earlier one, or about a reader that was replaced.
         if error.errno == errno.ECONNREFUSED:
             self._refusals += 1
-        self._retried += 1
+        self._ledger.retried += 1
         self._send_again(data, error)
 
     # -- the way out
@@ -543,11 +542,22 @@ class SocketSink(ByteSink):
                 self.send(self._interrupting.popleft())
             except Exception as error:
                 # It was counted as delivered when it came.
-                self._delivered -= 1
+                self._ledger.delivered -= 1
                 self._count_dropped(reason_of(error))
                 self._untold += 1
                 self._aftermath = True
 
+    @property
+    def needs_moment(self) -> bool:
+        """See `Forwarding.needs_moment`: a frame of JSON is the item's data."""
+        return super().needs_moment or type(self._codec) is not JSONFrames
+
+    @property
+    def takes_any_number(self) -> bool:
+        """See `Forwarding.takes_any_number`: on a stream frames are sent together."""
+        return super().takes_any_number and self._ends and type(self._codec) is JSONFrames
+
+    @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Send each item in a frame of its own; what comes after one that could not be sent is left for a retry.
 
@@ -583,11 +593,11 @@ class SocketSink(ByteSink):
             with self._lock:
                 self._check_open()
                 self.write(frame)
-                self._delivered += 1
+                self._ledger.delivered += 1
                 delivered = True
         except BaseException:
             if delivered:  # interrupted at the way out, and counted as that
-                self._delivered -= 1
+                self._ledger.delivered -= 1
             raise
         return None
 
@@ -712,10 +722,6 @@ class SocketSink(ByteSink):
     def _give_up(self) -> None:
         # The thread that is in the midst of sending lets go of the connection.
         self._given_up = self._aftermath = True
-
-    def _stats(self) -> SinkStats:
-        stats = super()._stats()
-        return replace(stats, retried=self._retried) if self._retried else stats
 
     @property
     def _peer(self) -> str:

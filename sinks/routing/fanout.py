@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from structlog import DropEvent
 
 from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reporting import cleaned, describe, report
-from outfall.sinks.core.sink import OnError, Sink, SinkStats
+from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import (
     DeliveryError,
     PausedDeliveryError,
@@ -24,6 +25,8 @@ from outfall.sinks.routing.parts import Answer, Routed, key_for, offer, restored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from outfall.sinks.core.ledger import SinkStats
 
 
 class _Router(Sink):
@@ -66,7 +69,7 @@ class _Router(Sink):
         closed = [sink.close(max(0.0, deadline - time.monotonic())) for sink in self.sinks]
         return all(closed)
 
-    def _restore(self, data: bytes, level: float, time: float) -> Routed:
+    def restore_item(self, data: bytes, level: float, time: float) -> Routed:
         made = restored(self._kind, data, level, time, self.sinks)
         if made is not None:
             return made
@@ -76,16 +79,16 @@ class _Router(Sink):
         return Routed(data, level, time, tuple(parts))
 
     def _routed(self, batch: Sequence[Encoded]) -> list[Routed]:
-        return [item if isinstance(item, Routed) else self._restore(item.data, item.level, item.time) for item in batch]
+        return [
+            item if isinstance(item, Routed) else self.restore_item(item.data, item.level, item.time) for item in batch
+        ]
 
     def _account(self, sink: Sink, items: int, answer: Answer) -> None:
         """Count what a child made of so many items, and tell its own on_error of what it refused or raised."""
         refused = len(answer.refused) + answer.unknown
         if not sink.counts_batches:
-            with sink._ledger_lock:
-                sink._delivered += items - len(answer.waiting) - refused
-                if refused:
-                    sink._dropped["rejected"] += refused
+            delivered = items - len(answer.waiting) - refused
+            sink._ledger.settle(Outcome(delivered, dropped={"rejected": refused} if refused else {}))
         if refused:
             reason = next(iter(answer.refused.values()), "the target did not say which events it refused")
             _tell_owner(sink, PermanentDeliveryError(reason), refused)
@@ -197,7 +200,7 @@ class FanoutSink(_Router):
                 sink._count_dropped(reason_of(failure))
                 failures.append((sink, failure))
             elif part is None:
-                sink._count_filtered()
+                sink._ledger.filter()
         for sink, failure in failures:
             _tell_owner(sink, failure, 1, event)
         if all(part is None for part in parts):
@@ -211,8 +214,8 @@ class FanoutSink(_Router):
     def _put(self, event: dict[str, Any]) -> Exception | None:
         # No lock: each child has its own, and this sink has nothing to guard but the count.
         failure = self._hand(event)
-        with self._ledger_lock:
-            self._delivered += 1
+        with self._ledger.lock:
+            self._ledger.delivered += 1
         return failure
 
     def _hand(self, event: dict[str, Any]) -> Exception | None:
@@ -321,7 +324,7 @@ class FallbackSink(_Router):
             failed = {index: items[index].refused[place] for index in left if place in items[index].refused}
             wanted = [index for index in left if index not in failed and items[index].parts[place] is not None]
             for _ in range(len(left) - len(failed) - len(wanted)):
-                sink._count_filtered()
+                sink._ledger.filter()
             parts = [part for index in wanted if (part := items[index].parts[place]) is not None]
             answer = seen.add(offer(sink, parts, key_for(batch, wanted, place)))
             self._account(sink, len(wanted), answer)
@@ -360,7 +363,7 @@ class FallbackSink(_Router):
                 refused[place] = describe(cleaned(failure, event))
                 failures.append((sink, failure))
             elif part is None and len(failures) == place:
-                sink._count_filtered()
+                sink._ledger.filter()
                 filtered = True
                 break
         if len(failures) == len(self.sinks):
@@ -374,15 +377,15 @@ class FallbackSink(_Router):
     def _put(self, event: dict[str, Any]) -> Exception | None:
         # No lock: each child has its own, and this sink has nothing to guard but the count.
         self.emit(event)
-        with self._ledger_lock:
-            self._delivered += 1
+        with self._ledger.lock:
+            self._ledger.delivered += 1
         return None
 
 
 def _prepared(sink: Sink, event: dict[str, Any]) -> tuple[Encoded | None, Exception | None]:
     """Return what *sink* wants of *event*, None if it filters it; or what it raised."""
     try:
-        return sink._prepare(event), None
+        return sink.make_item(event), None
     except DropEvent:
         return None, None
     except Exception as error:
@@ -435,4 +438,4 @@ def _tell_owner(sink: Sink, error: Exception, events: int, event: object = None)
     if sink.on_error is not report and sink.on_error != "raise":
         sink._fail(error, event, events=events)
     else:
-        sink._last_error = describe(cleaned(error, event))
+        sink._ledger.last_error = describe(cleaned(error, event))

@@ -104,7 +104,7 @@ def _part(content: dict[str, Any], sink: Sink) -> Encoded:
     else:
         data = b64decode(content["base64"], validate=True)
     level = content["level"]
-    return sink._restore(data, UNKNOWN if level is None else float(level), float(content["time"]))
+    return sink.restore_item(data, UNKNOWN if level is None else float(level), float(content["time"]))
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ from outfall.sinks.core.sink import Sink
 from outfall.sinks.delivery.worker import ON_FULL, DeferredSink, FullError
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.depth import is_tracked, too_deep
+from outfall.sinks.event.json import LINE
 from outfall.sinks.event.levels import NOTSET, NUMBERS
 from outfall.sinks.spool.lines import line_of
 from outfall.sinks.spool.stores import NO_ROOM, Depot
@@ -37,8 +38,9 @@ from outfall.sinks.spool.stores import NO_ROOM, Depot
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from outfall.sinks.core.sink import OnError, SinkStats
-    from outfall.sinks.delivery.delivery import Outcome, RetryPolicy
+    from outfall.sinks.core.ledger import Outcome, SinkStats
+    from outfall.sinks.core.sink import OnError
+    from outfall.sinks.delivery.delivery import RetryPolicy
     from outfall.sinks.spool.store import Portion, Store
 
 _FSYNCS = ("never", "interval", "always")
@@ -314,8 +316,10 @@ class SpoolSink(DeferredSink):
     def _take(self, item: Encoded) -> None:
         self._keep(line_of(item.data, item.level, item.time))
 
-    def _plain_option(self) -> int | None:
-        return None
+    @property
+    def plain(self) -> bool:
+        """False: what is stored is a line that has to tell the event's time."""
+        return False
 
     def _keep(self, line: bytes) -> None:
         """Store *line*, making room for it as the policy says.
@@ -330,7 +334,7 @@ class SpoolSink(DeferredSink):
         deadline = monotonic() + self._block_seconds
         while True:
             failure: Exception = FullError(f"{self.name} is full: {self._max_bytes} bytes wait for the target")
-            seen = self._given_up + self._delivered
+            seen = self._given_up + self._ledger.delivered
             try:
                 stored = self._stored(line)
             except OSError as error:
@@ -370,7 +374,7 @@ class SpoolSink(DeferredSink):
             self._watchers += 1
             try:
                 # In small steps too: room on a disk is made by others.
-                if self._given_up + self._delivered == seen and not self._closed:
+                if self._given_up + self._ledger.delivered == seen and not self._closed:
                     self._progress.wait(min(seconds, 0.1))
             finally:
                 self._watchers -= 1
@@ -458,8 +462,8 @@ class SpoolSink(DeferredSink):
         return found
 
     def _batch(self, portion: Portion) -> Batch:
-        restore = self._target._restore
-        if getattr(restore, "__func__", None) is Sink._restore:
+        restore = self._target.restore_item
+        if getattr(restore, "__func__", None) is Sink.restore_item:
             return Batch(portion.raws, portion.key)
         items = map(item_of, portion.raws)
         return Batch([restore(item.data, item.level, item.time) for item in items], portion.key)
@@ -516,7 +520,7 @@ class SpoolSink(DeferredSink):
 
     def _publish(self) -> None:
         """Write the account down, for who looks from outside, if it has changed."""
-        with self._ledger_lock:
+        with self._ledger.lock:
             stats = self._stats()
         told = (stats.accepted, stats.adopted, stats.spooled, stats.retried, stats.last_error)
         if told == self._published:
@@ -656,15 +660,15 @@ class SpoolSink(DeferredSink):
     # -- counting and telling
 
     def _settle(self, outcome: Outcome, generation: int) -> None:
-        with self._ledger_lock:
+        with self._ledger.lock:
             if generation != self._generation:
                 return  # what comes after close() is for whoever adopts it
-            self._record(outcome)
+            self._ledger.settle(outcome)
             self._given_up += sum(outcome.dropped.values())
 
     def _count_dropped(self, reason: str, events: int = 1) -> None:
-        with self._ledger_lock:
-            self._dropped[reason] += events
+        with self._ledger.lock:
+            self._ledger.dropped[reason] += events
             self._refused += events
 
     def _tell_news(self) -> None:
@@ -683,7 +687,7 @@ class SpoolSink(DeferredSink):
         stats = super()._stats()
         stored, adopted = depot.stored, depot.adopted_events
         lost = sum(depot.lost.values())
-        dropped = dict(self._dropped)
+        dropped = dict(self._ledger.dropped)
         for reason, events in depot.lost.items():
             dropped[reason] = dropped.get(reason, 0) + events
         return replace(
@@ -691,7 +695,7 @@ class SpoolSink(DeferredSink):
             accepted=stored + self._refused,
             adopted=adopted,
             dropped=dropped,
-            spooled=stored + adopted - self._delivered - self._dead_lettered - self._given_up - lost,
+            spooled=stored + adopted - self._ledger.delivered - self._ledger.dead_lettered - self._given_up - lost,
         )
 
     def _refresh(self) -> None:
@@ -700,8 +704,7 @@ class SpoolSink(DeferredSink):
         usual = all(
             getattr(own, hook) is getattr(SpoolSink, hook) for hook in ("deliver", "_put", "_take", "_keep", "encode")
         ) and not (self._processors or self._closed or self._reporting or self._fsync == "always")
-        option = self._target._plain_option() if usual else None
-        self._option = None if option is None else option | orjson.OPT_APPEND_NEWLINE
+        self._option = LINE if usual and self._target.plain and not self._target.level else None
 
     def _describe(self) -> str:
         return f"{self.directory!r} to {self._target!r}"

@@ -8,8 +8,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import ByteSink, OnError
 from outfall.sinks.errors import DeliveryError, MissingDependencyError
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.json import OrjsonRenderer
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.sink import OnError
 
 #: What Windows takes in one string of an event, in UTF-16 units.
 MAX_STRING_UNITS = 31_839

@@ -50,7 +50,7 @@ def test_no_event_breaks_the_body_it_shares_with_others(draw, name, projects):
     events = [fields(draw, SCALARS, 2) for _ in range(1 if body.single else draw.randint(1, 4))]
     Raising.armed = True
     try:
-        items = [sink._prepare(event) for event in events]
+        items = [sink.make_item(event) for event in events]
         encoded = body.encode(Batch(items))
     finally:
         Raising.armed = False

@@ -103,7 +103,7 @@ class _Emptying(BufferingSink):
 
     def flush(self, timeout: float | None = None) -> bool:
         self._seconds(timeout)
-        with self._ledger_lock:
+        with self._ledger.lock:
             waiting, self.buffer = self.buffer, []  # type: ignore[assignment]
             self.events += waiting
         return True

@@ -90,7 +90,7 @@ def test_status_of_a_running_process(capsys, tmp_path):
     sink = SpoolSink(CaptureSink(), tmp_path, linger=0)
     sink.handle(event(1))
     assert sink.flush(60)
-    sink._last_error = "OSError: something"
+    sink._ledger.last_error = "OSError: something"
     sink.handle(event(2))
     assert sink.flush(60)
     code, out, _ = _run(capsys, "spool", "status", tmp_path)

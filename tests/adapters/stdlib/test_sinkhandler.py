@@ -1090,7 +1090,7 @@ def test_the_record_is_in_the_event_where_a_processor_can_see_it_and_nowhere_els
         target = HTTPSink("http://127.0.0.1:9", processors=processors)
         with wrapper(target, processors=[]) as around:
             assert around._prepare_reads_metadata() is bool(processors)
-            item = around._prepare(SinkHandler(around).event(_record()))
+            item = around.make_item(SinkHandler(around).event(_record()))
             assert item is not None
             assert b"_record" not in item.data
     assert [type(record) for record in seen] == [logging.LogRecord]
@@ -1104,6 +1104,6 @@ def test_a_mapping_of_one_s_own_sees_the_record():
             return {"line": event["_record"].lineno}
 
     with BackgroundSink(Mapped("http://127.0.0.1:9")) as sink:
-        item = sink._prepare(SinkHandler(sink).event(_record()))
+        item = sink.make_item(SinkHandler(sink).event(_record()))
         assert item is not None
         assert item.event == {"line": _record().lineno}

@@ -409,7 +409,7 @@ def test_a_child_has_fresh_locks_and_an_empty_ledger(path):
     held, enough = threading.Event(), threading.Event()
 
     def hold():
-        with sink._ledger_lock, sink._lock:
+        with sink._ledger.lock, sink._lock:
             held.set()
             enough.wait(PATIENCE_SECONDS)
 

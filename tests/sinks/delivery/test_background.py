@@ -52,7 +52,7 @@ class TestBackgroundSink(SinkContract):
         """What is made for its target is what its target takes."""
         with self.make_sink() as sink:
             assert isinstance(sink, BackgroundSink)
-            item = sink._prepare({"event": "batched"})
+            item = sink.make_item({"event": "batched"})
             assert item is not None
             assert sink.target.emit_batch([item]) is None
             self._assert_received(sink, [{"event": "batched"}])

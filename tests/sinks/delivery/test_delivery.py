@@ -23,7 +23,8 @@ from outfall import (
     TemporaryDeliveryError,
 )
 from outfall.sinks.core.item import Batch
-from outfall.sinks.delivery.delivery import Delivery, Outcome
+from outfall.sinks.core.ledger import Outcome
+from outfall.sinks.delivery.delivery import Delivery
 from outfall.sinks.testing import FailingSink
 
 if TYPE_CHECKING:

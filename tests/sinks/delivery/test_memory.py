@@ -1062,7 +1062,7 @@ def test_a_forked_child_begins_with_an_empty_buffer(tmp_path) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with sink._ledger_lock:
+        with sink._ledger.lock:
             entered.set()
             leave.wait(60)
 

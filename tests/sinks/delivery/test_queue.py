@@ -327,7 +327,7 @@ def test_prepare_and_enqueue_may_be_overridden() -> None:
     _log(sink, 1)
     assert sent == [{"number": 1}]
     assert sink.stats().delivered == 1
-    assert sink._plain_option() is None
+    assert sink.plain is False
     assert json.loads(sink.encode({"event": "x", "number": 1}).data) == {"event": "x", "number": 1}
 
 

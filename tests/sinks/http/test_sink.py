@@ -35,7 +35,6 @@ from outfall import (
     TemporaryDeliveryError,
 )
 from outfall.sinks.core.item import Batch
-from outfall.sinks.event.json import OPTIONS
 from outfall.sinks.testing import assert_balanced
 from tests.sinks._http import Answer, Server
 
@@ -1020,18 +1019,17 @@ def test_one_call_of_orjson_is_enough_for_a_plain_sink():
         def map_event(self, event):
             return event
 
-    assert HTTPSink("http://localhost/", body=NDJSON())._plain_option() == OPTIONS
+    assert HTTPSink("http://localhost/", body=NDJSON()).plain is True
     patched = HTTPSink("http://localhost/")
     patched.map_event = lambda event: {"x": 1}
     for sink in (
         Mapping("http://localhost/"),
         HTTPSink("http://localhost/", fields=["event"]),
         HTTPSink("http://localhost/", body=FormURLEncoded()),
-        HTTPSink("http://localhost/", level="info"),
         HTTPSink("http://localhost/", processors=[lambda logger, name, event: event]),
         patched,
     ):
-        assert sink._plain_option() is None
+        assert sink.plain is False
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class _Scripted(CaptureSink):
 
 
 def _items(sink: Sink, *numbers: int, **fields: Any) -> list[Encoded]:
-    made = [sink._prepare({"event": "x", "level": "info", "number": number, **fields}) for number in numbers]
+    made = [sink.make_item({"event": "x", "level": "info", "number": number, **fields}) for number in numbers]
     return [item for item in made if item is not None]
 
 
@@ -181,7 +181,7 @@ def test_bad_children_are_refused() -> None:
 
 
 def test_each_child_prepares_its_own_part_once_in_the_thread_that_logs() -> None:
-    """Levels, processors and renderers of the children run in _prepare; emit_batch gives each what it made."""
+    """Levels, processors and renderers of the children run in make_item; emit_batch gives each what it made."""
     import io
 
     threads: list[int] = []
@@ -196,7 +196,7 @@ def test_each_child_prepares_its_own_part_once_in_the_thread_that_logs() -> None
     errors = CaptureSink(level="error")
     fanout = FanoutSink(redacted, text, errors)
     event = {"event": "x", "level": "info", "number": 1, "secret": "s"}
-    item = fanout._prepare(event)
+    item = fanout.make_item(event)
     assert isinstance(item, Routed)
     assert threads == [threading.get_ident()]
     assert b'"s"' not in item.data
@@ -218,7 +218,7 @@ def test_an_event_that_all_children_filter_is_filtered() -> None:
     with BackgroundSink(FanoutSink(child)) as sink:
         sink.handle({"event": "x", "level": "info"})
         assert (sink.stats().accepted, sink.stats().filtered, child.stats().filtered) == (0, 1, 1)
-    assert FanoutSink(child, level="critical")._prepare({"event": "x", "level": "error"}) is None
+    assert FanoutSink(child, level="critical").make_item({"event": "x", "level": "error"}) is None
     assert child.stats().filtered == 1
 
 
@@ -240,16 +240,16 @@ def test_a_child_whose_processor_fails_costs_the_others_nothing_there_either() -
 
 
 def test_if_all_children_fail_at_that_the_event_is_the_outer_sink_s_to_count() -> None:
-    """_prepare raises what the one child raised, or all their errors as one."""
+    """make_item raises what the one child raised, or all their errors as one."""
 
     def fail(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("refused")
 
     one, two = CaptureSink(processors=[fail], name="one"), CaptureSink(processors=[fail], name="two")
     with pytest.raises(ValueError, match="refused"):
-        FanoutSink(one)._prepare({"event": "x"})
+        FanoutSink(one).make_item({"event": "x"})
     with pytest.raises(DeliveryError, match="2 of 2 sinks failed: one: ValueError: refused; two: ValueError: refused"):
-        FanoutSink(one, two)._prepare({"event": "x"})
+        FanoutSink(one, two).make_item({"event": "x"})
 
 
 def test_a_child_that_failed_temporarily_is_tried_again_alone() -> None:
@@ -361,7 +361,7 @@ def test_a_buffer_among_the_children_keeps_its_own_account() -> None:
 
 @pytest.mark.parametrize("router", [FanoutSink, FallbackSink])
 def test_an_item_survives_as_bytes(router, tmp_path) -> None:
-    """Its data is one line of JSON with a part for each child, from which _restore makes the item again."""
+    """Its data is one line of JSON with a part for each child, from which restore_item makes the item again."""
     odd = "caf\udce9".encode("utf-8", "surrogateescape")
 
     def render(_logger: object, _name: str, event: dict[str, Any]) -> bytes:
@@ -377,14 +377,14 @@ def test_an_item_survives_as_bytes(router, tmp_path) -> None:
         items = [
             *_items(sink, 1, 12345678901234567890123, timestamp="2026-03-14T15:09:26Z"),
             *_items(sink, 3, odd=True),
-            sink._prepare({"event": "x", "level": "no-such-level", "number": 4}),
+            sink.make_item({"event": "x", "level": "no-such-level", "number": 4}),
         ]
         for item in items:
             assert item is not None
             assert b"\n" not in item.data
             parts = json.loads(item.data)[router._kind]
             assert len(parts) == 4
-            again = sink._restore(item.data, item.level, item.time)
+            again = sink.restore_item(item.data, item.level, item.time)
             assert again == item
             assert isinstance(again, Routed)
             assert again.parts == item.parts
@@ -392,7 +392,7 @@ def test_an_item_survives_as_bytes(router, tmp_path) -> None:
         plain = first[0] if router is FanoutSink else first[2]
         assert plain["event"] == {"event": "x", "level": "info", "number": 1, "timestamp": "2026-03-14T15:09:26Z"}
         assert plain["level"] == 20
-        restored = [sink._restore(item.data, item.level, item.time) for item in items if item is not None]
+        restored = [sink.restore_item(item.data, item.level, item.time) for item in items if item is not None]
         assert sink.emit_batch(Batch(restored)) is None
     assert text.read_bytes().splitlines() == [b"say 1", b"say 12345678901234567890123", odd, b"{no json}"]
     if router is FanoutSink:
@@ -600,7 +600,7 @@ def test_a_sink_that_filters_an_event_has_taken_it() -> None:
     assert other.events == []
     assert (sink.stats().delivered, primary.stats().filtered) == (1, 1)
     with pytest.raises(DropEvent):
-        sink._prepare({"event": "x", "level": "info"})
+        sink.make_item({"event": "x", "level": "info"})
     assert primary.stats().filtered == 2
 
 
@@ -738,7 +738,7 @@ def test_a_primary_whose_processor_fails_leaves_the_event_to_the_next() -> None:
     sink = FallbackSink(broken, other, on_error=failures.append)
     [item] = _items(sink, 1)
     assert [(str(failure.error), failure.events) for failure in failures] == [("refused", 0)]
-    restored = sink._restore(item.data, item.level, item.time)
+    restored = sink.restore_item(item.data, item.level, item.time)
     with pytest.raises(TemporaryDeliveryError):
         sink.emit_batch(Batch([restored]))
     assert sink.emit_batch(Batch([restored])) is None
@@ -748,9 +748,9 @@ def test_a_primary_whose_processor_fails_leaves_the_event_to_the_next() -> None:
     result = refusing.emit_batch(Batch(_items(refusing, 1)))
     assert result == BatchResult(rejected={0: "CaptureSink: ValueError: refused; next: no"})
     with pytest.raises(DropEvent):
-        FallbackSink(broken, CaptureSink(level="error"), on_error=failures.append)._prepare({"event": "x"})
+        FallbackSink(broken, CaptureSink(level="error"), on_error=failures.append).make_item({"event": "x"})
     with pytest.raises(ValueError, match="refused"):
-        FallbackSink(broken)._prepare({"event": "x"})
+        FallbackSink(broken).make_item({"event": "x"})
 
 
 def test_behind_a_background_sink_each_event_is_somewhere() -> None:

@@ -187,7 +187,7 @@ def test_time_and_level_survive_the_disk(spool, given):
     """What the target gets is what it would have got at once: the same bytes, level and time."""
     before = time.time()
     target = Target()
-    expected = target._prepare(given)
+    expected = target.make_item(given)
     sink = spool(target)
     sink.handle(event(0))
     assert sink.flush(PATIENCE_SECONDS)

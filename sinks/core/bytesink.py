@@ -1,0 +1,223 @@
+"""A sink that writes bytes: `ByteSink`."""
+
+# `type(renderer) is OrjsonRenderer` does not narrow a callable for pyright.
+# pyright: reportFunctionMemberAccess=false
+
+from __future__ import annotations
+
+import codecs
+import sys
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from outfall.sinks.core.forwarding import reads_data_alone
+from outfall.sinks.core.item import BatchResult, Encoded, data_of
+from outfall.sinks.core.reporting import report
+from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.event.event import TextEvent, without_metadata
+from outfall.sinks.event.json import OrjsonRenderer
+from outfall.sinks.event.levels import NOTSET, level_name, level_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+
+class ByteSink(Sink):
+    """A sink that writes bytes: who writes one implements `write`.
+
+    Args:
+        renderer: Any structlog renderer ``(logger, name, event_dict) -> str | bytes``; it gets a copy of the event.
+            Default ``OrjsonRenderer()``. Settable.
+        encoding: How text is encoded; bytes go as they are. Default UTF-8.
+        errors: What to do with characters that *encoding* does not have, as in `str.encode`. Default
+            ``"backslashreplace"``, which loses nothing.
+        terminator: What ends each rendered event. Default nothing.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        ValueError: If *encoding* or *errors* is not known.
+        TypeError: If *renderer* is not callable or *terminator* is not text.
+    """
+
+    def __init__(
+        self,
+        *,
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        terminator: str = "",
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self._encoding = "utf-8" if encoding is None else encoding
+        self._errors = "backslashreplace" if errors is None else errors
+        #: The same without the byte order mark, which belongs at the start of a file and not before each event.
+        self._bare_encoding, self._byte_order_mark = _split_byte_order_mark(self._encoding, self._errors)
+        self._renderer: Callable[[Any, str, Any], str | bytes] = OrjsonRenderer()
+        self._terminator = ""
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+        self.terminator = terminator
+        if renderer is not None:
+            self.renderer = renderer
+
+    @property
+    def encoding(self) -> str:
+        """How text is encoded."""
+        return self._encoding
+
+    @property
+    def errors(self) -> str:
+        """What is done with characters that the encoding does not have."""
+        return self._errors
+
+    @property
+    def terminator(self) -> str:
+        """What ends each rendered event; settable."""
+        return self._terminator
+
+    @terminator.setter
+    def terminator(self, terminator: str) -> None:
+        if not isinstance(terminator, str):
+            msg = f"terminator={terminator!r} is not text"
+            raise TypeError(msg)
+        self._terminator = terminator
+        self._changed()
+
+    def _changed(self) -> None:
+        self._item_end = self._end_of_items()
+        super()._changed()
+
+    def _end_of_items(self) -> bytes:
+        """Return what `emit_batch` writes behind each item's data."""
+        # Who overrides `render` decides about the terminator alone. Where JSON and text end differently (an encoding
+        # such as UTF-16), an item keeps the end it was rendered with.
+        usual = type(self).render is ByteSink.render
+        end = self._terminator_bytes
+        return end if usual and end == self._terminator.encode(self._bare_encoding, self._errors) else b""
+
+    @property
+    def renderer(self) -> Callable[[Any, str, Any], str | bytes]:
+        """What makes an event text or bytes; settable."""
+        return self._renderer
+
+    @renderer.setter
+    def renderer(self, renderer: Callable[[Any, str, Any], str | bytes]) -> None:
+        if not callable(renderer):
+            msg = f"renderer={renderer!r} is not callable: a structlog renderer is needed"
+            raise TypeError(msg)
+        self._renderer = renderer
+        self._changed()
+
+    def render(self, event: dict[str, Any]) -> bytes:
+        """Return the bytes to write for *event*, terminator included."""
+        if isinstance(event, TextEvent):
+            rendered = event.rendered()
+        else:
+            renderer = self._renderer
+            if type(renderer) is OrjsonRenderer:
+                if self._terminator == "\n":
+                    return renderer.render(event, orjson.OPT_APPEND_NEWLINE)
+                return renderer.render(event) + self._terminator_bytes
+            name = event.get("_name") or level_name(level_of(event))
+            # A copy, since many renderers pop what they have written.
+            rendered = renderer(event.get("_logger"), name, without_metadata(event))
+        if isinstance(rendered, str):
+            return (rendered + self._terminator).encode(self._bare_encoding, self._errors)
+        if isinstance(rendered, (bytes, bytearray, memoryview)):
+            return bytes(rendered) + self._terminator_bytes
+        msg = f"the renderer returned {type(rendered).__name__}, not str or bytes"
+        raise TypeError(msg)
+
+    def _reads_metadata(self) -> bool:
+        return bool(self._processors)
+
+    def _prepare_reads_metadata(self) -> bool:
+        own = type(self)
+        usual = own.encode is ByteSink.encode and own.make_item is Sink.make_item
+        return not usual or bool(self._processors)
+
+    def write(self, data: bytes) -> None:
+        """Write *data*, one rendered event; raise if that failed. Called under the sink's lock."""
+        msg = f"{type(self).__name__} has to implement write(data)"
+        raise TypeError(msg)
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Render and write one event."""
+        self.write(self.render(event))
+
+    @reads_data_alone()
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Write each item's data, with the terminator."""
+        end = self._item_end
+        return self._emit_each(batch, lambda item: self.write(item.data + end))
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* rendered by this sink's renderer, as a batch item."""
+        data, end = self.render(event), self._item_end
+        return self._encoded(event, data[: -len(end)] if end else data)
+
+    def _joined(self, batch: Sequence[Encoded]) -> bytes:
+        """Return the data of all items, each with the terminator, to be written at once."""
+        return self._item_end.join((*data_of(batch), b""))
+
+    @property
+    def plain(self) -> bool:
+        """See `Forwarding.plain`: of a sink with the usual renderer, and without processors."""
+        own, renderer = type(self), self._renderer
+        return (
+            own.encode is ByteSink.encode
+            and own.render is ByteSink.render
+            and own.make_item is Sink.make_item
+            and type(renderer) is OrjsonRenderer
+            and renderer.is_plain
+            and len(self._terminator_bytes) == len(self._item_end)
+            and not self._processors
+        )
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        if type(self).emit is not ByteSink.emit:
+            return super()._put(event)
+        data = self.render(event)
+        delivered = False
+        try:
+            with self._lock:
+                self._check_open()
+                self.write(data)
+                self._ledger.delivered += 1
+                delivered = True
+        except BaseException:
+            if delivered:  # interrupted at the way out, and counted as that
+                self._ledger.delivered -= 1
+            raise
+        return None
+
+    @property
+    def _terminator_bytes(self) -> bytes:
+        """The terminator as it ends what the renderer makes: JSON is UTF-8, whatever *encoding* says."""
+        if type(self._renderer) is OrjsonRenderer:
+            return self._terminator.encode()
+        return self._terminator.encode(self._bare_encoding, self._errors)
+
+
+def _split_byte_order_mark(encoding: str, errors: str) -> tuple[str, bytes]:
+    """Return the encoding that writes no byte order mark, and the mark; refuse unknown names."""
+    try:
+        mark = "".encode(encoding)
+        canonical = codecs.lookup(encoding).name
+    except (LookupError, TypeError):
+        msg = f"encoding={encoding!r} is not a known text encoding"
+        raise ValueError(msg) from None
+    try:
+        codecs.lookup_error(errors)
+    except (LookupError, TypeError):
+        msg = f"errors={errors!r} is not a known error handler, such as 'strict' or 'backslashreplace'"
+        raise ValueError(msg) from None
+    order = "le" if sys.byteorder == "little" else "be"
+    bare = {"utf-8-sig": "utf-8", "utf-16": f"utf-16-{order}", "utf-32": f"utf-32-{order}"}
+    return bare.get(canonical, encoding), mark
