@@ -1142,7 +1142,7 @@ def test_a_forked_child_lets_go_of_the_parent_s_connection(server_context):
         ({"secure": ("a",), "ssl_context": ssl.create_default_context()}, ValueError, "secure="),
         ({"ssl_context": True}, TypeError, "ssl_context=True"),
         ({"timeout": 0}, ValueError, "timeout=0"),
-        ({"timeout": "5"}, ValueError, "timeout='5'"),
+        ({"timeout": "five"}, ValueError, "timeout='five'"),
         ({"timeout": float("inf")}, ValueError, "timeout=inf"),
         ({"renderer": 1}, TypeError, "renderer=1"),
     ],
