@@ -156,6 +156,8 @@ class Sink(Forwarding):
             ReentrantEventError: If the event was born inside this sink's own delivery or error report.
             Exception: Whatever processors, renderer or target raise.
         """
+        if not lifecycle.here[0]:
+            lifecycle.notice_fork()
         failure = None
         try:
             admitted = self._admit(event)
@@ -210,6 +212,8 @@ class Sink(Forwarding):
 
         Failures go to ``on_error``. Returns within *timeout* and a quarter of a second.
         """
+        if not lifecycle.here[0]:
+            lifecycle.notice_fork()
         seconds = self._seconds(timeout)
         deadline = time.monotonic() + seconds
         if not self._lock.acquire(seconds):
@@ -263,6 +267,8 @@ class Sink(Forwarding):
 
     def _begin_to_close(self) -> bool:
         """Take no more events; return False if that was so already."""
+        if not lifecycle.here[0]:
+            lifecycle.notice_fork()
         with self._ledger.lock:
             if self._closed:
                 return False

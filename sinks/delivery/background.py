@@ -20,6 +20,7 @@ from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_choice, checked_count
 from outfall.sinks.core.item import Batch, Encoded, Raw, item_of
 from outfall.sinks.core.ledger import Outcome
+from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import cleaned, describe, report
@@ -183,6 +184,7 @@ class BackgroundSink(DeferredSink):
                     or (is_tracked(event) and too_deep(event))
                     or "level_number" in event
                     or (active and thread.delivering)
+                    or not here[0]
                 ):
                     number = NUMBERS[event["level"]]
                     if number < self._level:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orjson import dumps
 
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.reentrancy import active, thread
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
@@ -148,6 +149,7 @@ class QueueSink(Sink):
                     or "_from_structlog" in event
                     or (is_tracked(event) and too_deep(event))
                     or (active and thread.delivering)
+                    or not here[0]
                 ):
                     if self._level:
                         if "level_number" in event:

@@ -11,6 +11,7 @@ from structlog import DropEvent
 
 from outfall.sinks.core.arguments import checked_count, checked_seconds
 from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.core.lifecycle import here, notice_fork
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.delivery.delivery import Delivery, RetryPolicy
@@ -154,6 +155,8 @@ class DeferredSink(Sink):
         Args:
             timeout: Seconds. None stands for `Sink.drain_timeout`, 5 s.
         """
+        if not here[0]:
+            notice_fork()
         deadline = monotonic() + self._seconds(timeout)
         settled = self._settle_all(deadline)
         flushed = self._target.flush(max(0.0, deadline - monotonic()))

@@ -26,6 +26,7 @@ from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
+from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkClosedError
@@ -265,7 +266,7 @@ class FileSink(ByteSink):
                             turn += TURN
                         finally:
                             pass
-                elif event["level"] in self._passing_levels and "level_number" not in event:
+                elif event["level"] in self._passing_levels and "level_number" not in event and here[0]:
                     data = dumps(event, None, _LINE)
                     turn = self._turn
                     if monotonic() < self._flush_due:

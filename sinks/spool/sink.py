@@ -23,6 +23,7 @@ from orjson import dumps
 from outfall.sinks.core import flock
 from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
 from outfall.sinks.core.item import Batch, Encoded, item_of
+from outfall.sinks.core.lifecycle import here, notice_fork
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import cleaned, describe, report
@@ -232,6 +233,7 @@ class SpoolSink(DeferredSink):
                     or (is_tracked(event) and too_deep(event))
                     or "$outfall" in event
                     or (active and thread.delivering)
+                    or not here[0]
                 ):
                     # A line has to tell the event's time, or it needs an envelope.
                     stamp = event["timestamp"]
@@ -679,6 +681,8 @@ class SpoolSink(DeferredSink):
 
     def stats(self) -> SinkStats:
         """Return the ledger as it stands."""
+        if not here[0]:
+            notice_fork()
         with self._lock:
             return super().stats()
 

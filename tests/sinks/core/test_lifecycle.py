@@ -558,3 +558,67 @@ def test_forks_from_threads_under_load(path, kind):
     for thread, count in enumerate(counts):
         assert seen.pop(thread) == list(range(count))
     assert seen == {f"fork{f}.{round_}": list(range(20)) for f in range(2) for round_ in range(12)}
+
+
+# -- forks that Python hears nothing of
+
+_FORKED_IN_C = """
+    import ctypes, os, signal, sys, threading
+    from outfall import BackgroundSink, FileSink, MemorySink, SpoolSink
+
+    path, kind, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    sink = {
+        "background": lambda: BackgroundSink(FileSink(path)),
+        "spool": lambda: SpoolSink(FileSink(path), path + ".spool"),
+        "memory": lambda: MemorySink(1000, target=FileSink(path)),
+        "buffered file": lambda: FileSink(path, buffer_bytes=1_000_000, flush_interval=1000),
+    }[kind]()
+    for n in range(3):
+        sink.handle({"level": "info", "event": "e", "who": 0, "n": n, "timestamp": 1.5})
+    if kind in ("background", "spool"):
+        # Its thread must not be waiting for the interpreter, which nobody hands on in such a child.
+        sink.flush(30)
+        threading.Event().wait(0.1)
+    for child in (1, 2):
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            signal.alarm(60)
+            def log(who):
+                for n in range(20):
+                    sink.handle({"level": "info", "event": "e", "who": who, "n": n, "timestamp": 1.5})
+            making = [threading.Thread(target=log, args=(child * 10 + t,)) for t in range(threads)]
+            for thread in making:
+                thread.start()
+            log(child * 10 + 9)
+            for thread in making:
+                thread.join()
+            stats = sink.stats()
+            os._exit(0 if sink.flush(30) and sink.close(30) and stats.accepted == 20 * (threads + 1) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    assert sink.close(30)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "threads"),
+    [("background", 0), ("background", 3), ("spool", 0), ("spool", 3), ("memory", 0), ("buffered file", 3)],
+)
+def test_a_child_that_was_forked_in_c_delivers_its_own_events_and_no_others(path, kind, threads):
+    """As uWSGI does it, without a word to Python: each event of parent and children is there once."""
+    check(_FORKED_IN_C, path, kind, threads)
+    seen: dict[object, list[int]] = {}
+    for event in events_of(path):
+        seen.setdefault(event["who"], []).append(event["n"])
+    made = [child * 10 + who for child in (1, 2) for who in (*range(threads), 9)]
+    assert seen == {0: [0, 1, 2]} | {who: list(range(20)) for who in made}
+
+
+def test_where_no_memory_is_wiped_a_child_is_known_by_its_number(monkeypatch):
+    """A system that does not know how gets a question for the process's number."""
+    monkeypatch.setattr(lifecycle, "_MADV_WIPEONFORK", 9_999)
+    here = lifecycle._page()
+    assert isinstance(here, lifecycle._ByNumber)
+    here[0] = 1
+    assert here[0]
+    monkeypatch.setattr(os, "getpid", lambda: 4_000_000)
+    assert not here[0]
