@@ -9,9 +9,25 @@ by the sinks. Each is a subclass of its namesake. Where one differs on purpose, 
 records or contradicts its documentation, :doc:`/explanation/handlers` says so in a table.
 """
 
+from outfall.adapters.handlers import (
+    base,
+    buffers,
+    eventlog,
+    file,
+    http,
+    mail,
+    openfile,
+    queue,
+    rotating,
+    socket,
+    stream,
+    syslog,
+    timed,
+    watched,
+)
 from outfall.adapters.handlers.buffers import BufferingHandler, MemoryHandler
 from outfall.adapters.handlers.eventlog import NTEventLogHandler
-from outfall.adapters.handlers.file import FileHandler, WatchedFileHandler
+from outfall.adapters.handlers.file import FileHandler
 from outfall.adapters.handlers.http import HTTPHandler
 from outfall.adapters.handlers.mail import SMTPHandler
 from outfall.adapters.handlers.queue import QueueHandler, QueueListener
@@ -20,6 +36,27 @@ from outfall.adapters.handlers.socket import DatagramHandler, SocketHandler
 from outfall.adapters.handlers.stream import NullHandler, StreamHandler
 from outfall.adapters.handlers.syslog import SysLogHandler
 from outfall.adapters.handlers.timed import TimedRotatingFileHandler
+from outfall.adapters.handlers.watched import WatchedFileHandler
+
+# Who looks for the frame that logged skips those of `logging` by the names of their modules, as structlog's
+# CallsiteParameterAdder does in a ProcessorFormatter; a handler's ``emit`` is one of those.
+for _module in (
+    base,
+    stream,
+    file,
+    openfile,
+    rotating,
+    timed,
+    watched,
+    socket,
+    syslog,
+    mail,
+    http,
+    eventlog,
+    buffers,
+    queue,
+):
+    vars(_module)["__name__"] = f"logging.{_module.__name__}"
 
 __all__ = [
     "BaseRotatingHandler",

@@ -2,169 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import logging.handlers
 import os
 from os import SEEK_END as _SEEK_END
 from os import lseek as _lseek
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.handlers.file import FileHandler, HandlersFile, text_encoding
-from outfall.adapters.handlers.twin import is_own
-from outfall.sinks.files.by_size import RotatingFileSink
-from outfall.sinks.files.rotating import BaseRotatingFileSink
+from outfall.adapters.handlers import file as files
+from outfall.adapters.handlers.base import ledger_of, untouched
+from outfall.adapters.handlers.file import FileHandler
+from outfall.sinks.core.reporting import describe
+from outfall.sinks.errors import SinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    _BaseRotatingFileSink = BaseRotatingFileSink
-else:
-    _BaseRotatingFileSink = object
+_BaseRotatingHandler = logging.handlers.BaseRotatingHandler
+_RotatingFileHandler = logging.handlers.RotatingFileHandler
+_flush = logging.StreamHandler.flush
 
+#: Seconds from a rollover that failed to the next attempt: the first wait, which doubles, and the longest.
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 
-#: Windows moves no file that is open.
-_CLOSE_FIRST = os.name == "nt"
-
-
-class HandlersRotatingFile(HandlersFile, _BaseRotatingFileSink):
-    """Mixed into the class of a sink behind a `BaseRotatingHandler`."""
-
-    #: What is being written, and the bytes of it.
-    _record: logging.LogRecord | None = None
-    _data = b""
-
-    # -- for the handler
-
-    def put_record(self, record: logging.LogRecord) -> None:
-        """Write what the owner makes of *record*, having rolled over if that is due, or raise.
-
-        Raises:
-            Exception: What befell it, or the rollover: then the record has been written.
-        """
-        owner = self.owner
-        data = self.data_of(record)
-        if self.is_early(owner, len(data)) and self.write_directly(data):
-            return
-        outer = self._record, self._data
-        self._record, self._data = record, data
-        try:
-            # Of the system and not counted: others may have written, and this is cheap beside formatting.
-            self._size = None
-            self.put_text(data)
-        finally:
-            self._record, self._data = outer
-        failure, self._rotation_failure = self._rotation_failure, None
-        if failure is not None:
-            raise failure
-
-    def is_early(self, owner: Any, size: int) -> bool:
-        """Return True if it is plain that no rollover is due before *size* more bytes are written."""
-        return False
-
-    def bytes_of(self, record: logging.LogRecord) -> bytes:
-        """Return what the owner would write for *record*."""
-        if record is self._record:
-            return self._data
-        return self.data_of(record)
-
-    def is_due_for(self, record: logging.LogRecord) -> bool:
-        """Do what the owner's ``shouldRollover`` does unless that is overridden."""
-        if record is not self._record:
-            self._size = None
-        return super().should_rollover(self.bytes_of(record))
-
-    def roll_over(self) -> None:
-        """Do what the owner's ``doRollover`` does unless that is overridden."""
-        owner = self.owner
-        stream = owner.stream
-        if stream is not None and (_CLOSE_FIRST or not self.is_current(stream)):
-            # What somebody else buffers has to be in the file before that is moved.
-            owner.stream = None
-            stream.close()
-        self._move_files()
-        if owner.stream is None and not owner.delay:
-            owner.stream = owner._open()
-
-    def _move_files(self) -> None:
-        super().do_rollover()
-
-    def default_rotation_filename(self, default_name: str) -> str:
-        """Do what the owner's ``rotation_filename`` does unless that is overridden."""
-        return super().rotation_filename(default_name)
-
-    def default_rotate(self, source: str, dest: str) -> None:
-        """Do what the owner's ``rotate`` does unless that is overridden."""
-        super().rotate(source, dest)
-
-    # -- what the sink does, by way of the handler
-
-    def should_rollover(self, data: bytes) -> bool:
-        """Ask the owner."""
-        return bool(self.owner.shouldRollover(self._record))
-
-    def do_rollover(self) -> None:
-        """Have the owner do it."""
-        self.owner.doRollover()
-
-    def rotation_filename(self, default_name: str) -> str:
-        """Ask the owner."""
-        return os.fsdecode(self.owner.rotation_filename(default_name))
-
-    def rotate(self, source: str, dest: str) -> None:
-        """Have the owner do it."""
-        self.owner.rotate(source, dest)
-
-    def get_files_to_delete(self) -> list[str]:
-        """Return none: retention is the owner's business."""
-        return []
-
-    def _current_size(self) -> int:
-        owner = self.owner
-        if owner.stream is None or self.is_current(owner.stream):
-            return super()._current_size()
-        # A stream of somebody else's making, which its own position tells most of.
-        position: int = owner.stream.tell()
-        return position
-
-    def _write_or_reopen(self, data: bytes, ends: Any) -> None:
-        owner = self.owner
-        if owner.stream is None:
-            # A rollover has left it closed.
-            owner.stream = owner._open()
-        if not self.is_current(owner.stream):
-            owner.write_elsewhere(data)
-        else:
-            super()._write_or_reopen(data, ends)
-
-    def _notice_others(self, what: str) -> None:
-        """Say nothing: the namesake bears with others on its file."""
+#: By the method ``shouldRollover`` of a class: what tells without rendering anew that no rollover is due.
+quick: dict[Any, Callable[[Any, int], bool]] = {}
 
 
-class HandlersBaseRotatingFileSink(HandlersRotatingFile, BaseRotatingFileSink):
-    """The sink behind a handler whose class says itself when and how to roll over."""
-
-
-class HandlersRotatingFileSink(HandlersRotatingFile, RotatingFileSink):
-    """The sink behind a `RotatingFileHandler`."""
-
-    def is_early(self, owner: Any, size: int) -> bool:
-        """Return True if it is plain that no rollover is due before *size* more bytes are written."""
-        limit = owner.maxBytes
-        if not is_own(owner.shouldRollover, RotatingFileHandler.shouldRollover):
-            return False
-        if limit <= 0:
-            return True
-        try:
-            return bool(_lseek(self._fd, 0, _SEEK_END) + size <= limit)
-        except OSError:
-            return False
-
-    def _move_files(self) -> None:
-        if self.backup_count > 0:
-            super()._move_files()
-
-
-class BaseRotatingHandler(FileHandler, logging.handlers.BaseRotatingHandler):
+class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
     """A drop-in twin of `logging.handlers.BaseRotatingHandler`, what the handlers that roll over have in common.
 
     For subclasses with ``shouldRollover(record)`` and ``doRollover()`` of their own.
@@ -183,16 +50,13 @@ class BaseRotatingHandler(FileHandler, logging.handlers.BaseRotatingHandler):
     Raises:
         OSError: If the file cannot be opened.
 
-    A rollover that fails costs no record: see `outfall.BaseRotatingFileSink`. ``handleError`` is told once, with the
-    record that was written when it failed.
+    A rollover that fails costs no record: the record is written, ``handleError`` gets it once, and the rollover is
+    tried again after a second, two, … 60.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#baserotatinghandler
     """
 
     stream: Any
-
-    namer: Callable[[str], str] | None = None
-    rotator: Callable[[str, str], None] | None = None
 
     def __init__(
         self,
@@ -203,58 +67,127 @@ class BaseRotatingHandler(FileHandler, logging.handlers.BaseRotatingHandler):
         errors: str | None = None,
     ) -> None:
         FileHandler.__init__(self, filename, mode, encoding, delay, errors)
-        self.encoding = encoding
+        self.mode, self.encoding, self.errors = mode, encoding, errors
 
-    def make_sink(self) -> Any:
-        """Return the sink."""
-        return self._made(HandlersBaseRotatingFileSink)
-
-    def lend(self, sink: Any) -> None:
-        """Tell *sink* how to name and move files, and how lines end."""
-        super().lend(sink)
-        sink.namer, sink.rotator = self.namer, self.rotator
+    #: After a rollover that failed: when the next is due, how long to wait after that, and what was told.
+    _attempts: tuple[float, float, str] | None = None
 
     if TYPE_CHECKING:
+        namer: Callable[[str], str] | None
+        rotator: Callable[[str, str], None] | None
+
         # Of subclasses; the namesake has none either.
         def shouldRollover(self, record: logging.LogRecord) -> bool: ...  # noqa: D102
         def doRollover(self) -> None: ...  # noqa: D102
 
-    def rotation_filename(self, default_name: str) -> str:
-        """Return the name for a rotated file: what `namer` makes of *default_name*, or that."""
-        with self.at_work() as sink:
-            name: str = sink.default_rotation_filename(default_name)
-        return name
-
-    def rotate(self, source: str, dest: str) -> None:
-        """Move *source* to *dest*, by `rotator` if there is one; a *source* that is not there is no error."""
-        with self.at_work() as sink:
-            sink.default_rotate(source, dest)
-
-    def renew_stream(self) -> None:
-        """Have the file that stands at the path now opened, or with *delay* closed until the next record."""
-        if not self.delay:
-            super().renew_stream()
-            return
-        stream, self.stream = self.stream, None
-        if stream is not None:
-            stream.close()
-
-    def _emit_elsewhere(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write *record*, having rolled over if that is due; a failure of either goes to `handleError`."""
         try:
-            if self.shouldRollover(record):
-                self.doRollover()
+            if write_early(self, record):
+                return
+            try:
+                roll_over(self, record)
+            except Exception:
+                files.append(self, record)
+                raise
+            files.append(self, record)
         except Exception:
             self.handleError(record)
-        if self.stream is None:
-            self.stream = self._open()
-        super()._emit_elsewhere(record)
-
-    def write_elsewhere(self, data: bytes) -> None:
-        """Write *data* to a stream that is not the sink's file; for the sink."""
-        self._write_to_stream(data)
 
 
-class RotatingFileHandler(BaseRotatingHandler, logging.handlers.RotatingFileHandler):
+def write_early(handler: Any, record: logging.LogRecord) -> bool:
+    """Write *record* and return True if it is plain that no rollover is due; else return False, or raise."""
+    early = quick.get(getattr(getattr(handler, "shouldRollover", None), "__func__", None))
+    file = getattr(handler, "_file", None)
+    if early is None or file is None or file.stream is not handler.stream:
+        return False
+    ledger = getattr(handler, "_ledger", None) or ledger_of(handler)
+    try:
+        data = file.ready(file.bytes_of(handler.format(record), handler.terminator))
+        if not early(handler, len(data)):
+            return False
+        file.write(data)
+        flush = handler.flush
+        if getattr(flush, "__func__", None) is not _flush:
+            flush()
+        ledger._delivered += 1
+    except BaseException as error:
+        ledger.count_failure(error)
+        raise
+    return True
+
+
+def roll_over(handler: Any, record: logging.LogRecord) -> None:
+    """Roll over if that is due, and if no attempt has just failed; raise what is to be told of a failure."""
+    due, wait, told = getattr(handler, "_attempts", None) or (0.0, _FIRST_WAIT, "")
+    if not handler.shouldRollover(record) or monotonic() < due:
+        return
+    if is_elsewhere(handler):
+        # Another process has rotated: what is at the path is its file.
+        close_stream(handler)
+        handler.stream = files.opened(handler)
+        if not handler.shouldRollover(record):
+            return
+    try:
+        handler.doRollover()
+    except Exception as error:
+        handler._attempts = monotonic() + wait, min(2 * wait, _LONGEST_WAIT), describe(error)
+        if describe(error) != told:
+            raise
+    else:
+        handler._attempts = None
+
+
+def make_way(handler: Any, dest: Callable[[], str]) -> bool:
+    """Close the stream of *handler* and move the file to *dest*; return False if there was nothing to move.
+
+    Raises:
+        Exception: What ``rotate`` has raised.
+        SinkError: If it left the file where it is.
+    """
+    path = handler.baseFilename
+    elsewhere = is_elsewhere(handler)
+    # What somebody else buffers has to be in the file before that is moved; and Windows moves no open file.
+    close_stream(handler)
+    try:
+        before = os.stat(path)
+    except OSError:
+        before = None
+    if elsewhere or before is None or not before.st_size:
+        return False
+    target = dest()
+    try:
+        handler.rotate(path, target)
+    finally:
+        # A namer or rotator that logs has opened it again.
+        close_stream(handler)
+    try:
+        after = os.stat(path)
+    except OSError:
+        return True
+    if os.path.samestat(before, after) and after.st_size >= before.st_size:
+        # Each attempt would make another copy.
+        if os.path.exists(target) and not os.path.samestat(os.stat(target), after):
+            os.unlink(target)
+        msg = f"the rotator left {path!r} where it was"
+        raise SinkError(msg)
+    return True
+
+
+def is_elsewhere(handler: Any) -> bool:
+    """Return True if somebody has put another file in the place of the one that *handler* has open."""
+    file = files.current_file(handler)
+    return file is not None and file.regular and file.is_replaced()
+
+
+def close_stream(handler: Any) -> None:
+    """Close the stream of *handler*, if there is one."""
+    if handler.stream:
+        handler.stream.close()
+        handler.stream = None
+
+
+class RotatingFileHandler(BaseRotatingHandler, _RotatingFileHandler):
     """A drop-in twin of `logging.handlers.RotatingFileHandler`: roll over before the file grows beyond a size.
 
     Args:
@@ -289,26 +222,29 @@ class RotatingFileHandler(BaseRotatingHandler, logging.handlers.RotatingFileHand
             mode = "a"
         if "b" not in mode:
             encoding = text_encoding(encoding)
+        BaseRotatingHandler.__init__(self, filename, mode, encoding, delay, errors)
         self.maxBytes = maxBytes
         self.backupCount = backupCount
-        BaseRotatingHandler.__init__(self, filename, mode, encoding, delay, errors)
-
-    def make_sink(self) -> Any:
-        """Return the sink."""
-        return self._made(HandlersRotatingFileSink)
-
-    def lend(self, sink: Any) -> None:
-        """Tell *sink* the bounds, how to name and move files, and how lines end."""
-        super().lend(sink)
-        sink.max_bytes, sink.backup_count = self.maxBytes, self.backupCount
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
-        """Return True if *record* would make the file larger than `maxBytes`, and there may be backups."""
+        """Return True if *record* would make the file larger than `maxBytes`."""
         if self.stream is None:
-            self.stream = self._open()
-        with self.at_work() as sink:
-            due: bool = sink.is_due_for(record)
-        return due
+            self.stream = files.opened(self)
+        if self.maxBytes <= 0 or (os.path.exists(self.baseFilename) and not os.path.isfile(self.baseFilename)):
+            return False
+        file = files.current_file(self)
+        made = self.format(record)
+        if file is None:
+            try:
+                size = self.stream.tell()
+            except io.UnsupportedOperation:
+                return False
+            length = len(made) + len(self.terminator)
+        else:
+            self.stream.flush()
+            size = file.size()
+            length = len(file.bytes_of(made, self.terminator))
+        return bool(size) and size + length > self.maxBytes
 
     def doRollover(self) -> None:
         """Roll over now: shift the numbered files, move the file to ``.1`` and open a new one.
@@ -317,5 +253,56 @@ class RotatingFileHandler(BaseRotatingHandler, logging.handlers.RotatingFileHand
             OSError: If the file system refuses; the file goes on as it is.
             Exception: Whatever `namer` and `rotator` raise.
         """
-        with self.at_work() as sink:
-            sink.roll_over()
+        moved = False
+        if self.backupCount > 0:
+            moved = make_way(self, lambda: _freed(self.rotation_filename, self.baseFilename, self.backupCount))
+        else:
+            close_stream(self)
+        if not self.delay:
+            self.stream = self._open() if moved or self.backupCount <= 0 else files.opened(self)
+
+
+def _freed(rotation_filename: Callable[[str], str], path: str, count: int) -> str:
+    """Move the numbered files of *path* up, as far as to the first gap; return the name that is free then."""
+    names: list[str] = []
+    while len(names) < count:
+        names.append(rotation_filename(f"{path}.{len(names) + 1}"))
+        if not os.path.lexists(names[-1]):
+            break
+    else:
+        _remove((names[-1], rotation_filename(f"{path}.{count + 1}")))
+    for source, dest in zip(names[-2::-1], names[::-1], strict=False):
+        os.replace(source, dest)
+    return names[0]
+
+
+def _remove(paths: Iterable[str]) -> None:
+    for path in paths:
+        if os.path.lexists(path):
+            os.unlink(path)
+
+
+def _fits(handler: Any, size: int) -> bool:
+    """Return True if *size* more bytes do not make the file of *handler* too large."""
+    limit = handler.maxBytes
+    if limit <= 0 or (handler.backupCount <= 0 and _would_only_reopen(handler)):
+        return True
+    try:
+        return bool(_lseek(handler._file.descriptor, 0, _SEEK_END) + size <= limit)
+    except OSError:
+        return False
+
+
+def _would_only_reopen(handler: Any) -> bool:
+    """Return True if a rollover of *handler*, which keeps no files, closes the file and opens it again, to append."""
+    return (
+        "a" in handler.mode
+        and untouched(handler.doRollover, RotatingFileHandler.doRollover)
+        and untouched(handler._open, FileHandler._open)
+    )
+
+
+#: Not known to typeshed.
+text_encoding: Any = vars(io)["text_encoding"]
+
+quick[RotatingFileHandler.shouldRollover] = _fits

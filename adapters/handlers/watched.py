@@ -1,0 +1,234 @@
+"""The drop-in twin of the handler for a file that others move or truncate: `WatchedFileHandler`."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import time
+from typing import TYPE_CHECKING, Any
+
+from outfall.adapters.handlers import file as files
+from outfall.adapters.handlers.base import ledger_of, untouched
+from outfall.adapters.handlers.file import FileHandler
+from outfall.sinks.core.reporting import SinkFailure, report
+from outfall.sinks.files.watched import WatchedFileSink
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from outfall.adapters.handlers.openfile import OpenFile
+
+_WatchedFileHandler = logging.handlers.WatchedFileHandler
+_flush = logging.StreamHandler.flush
+
+_NOT_OPEN = -1
+
+
+class WatchedFileHandler(FileHandler, _WatchedFileHandler):
+    """A drop-in twin of `logging.handlers.WatchedFileHandler`, for a file that ``logrotate`` moves, say.
+
+    Args:
+        filename: See `FileHandler`.
+        mode: See `FileHandler`.
+        encoding: See `FileHandler`.
+        delay: See `FileHandler`.
+        errors: See `FileHandler`.
+
+    Attributes:
+        dev: Device of the open file, or -1.
+        ino: Inode of the open file, or -1.
+
+    Raises:
+        OSError: If the file cannot be opened.
+
+    What it does when the file is moved, deleted or truncated: see `outfall.WatchedFileSink`.
+
+    Source: https://docs.python.org/3/library/logging.handlers.html#watchedfilehandler
+    """
+
+    stream: Any
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        encoding: str | None = None,
+        delay: bool = False,
+        errors: str | None = None,
+    ) -> None:
+        FileHandler.__init__(self, filename, mode, encoding, delay, errors)
+        self.dev, self.ino = -1, -1
+        self._statstream()
+
+    def _make_sink(self) -> Any:
+        return _Watch(self.baseFilename, delay=True, renderer=_never, on_error="raise", name=type(self).__name__)
+
+    def reopenIfNeeded(self) -> None:
+        """Look whether the path still leads to the open file, and open it anew if not; each record does so before.
+
+        Raises:
+            Exception: What befell the file.
+        """
+        watch = _watch_of(self)
+        if watch is None:
+            _WatchedFileHandler.reopenIfNeeded(self)
+        else:
+            watch.use(self, watch.look)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look after the file and write *record*; a failure of either goes to `handleError`."""
+        try:
+            if self.stream is None:
+                self.stream = files.opened(self)
+                self._statstream()
+            watch = _watch_of(self)
+            if watch is None:
+                self.reopenIfNeeded()
+                files.append(self, record)
+            else:
+                watch.put(self, record)
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Look once more whether the file was truncated, then flush and close it; see `FileHandler`."""
+        watch = _watch_of(self)
+        if watch is not None:
+            watch.use(self, watch.look_last)
+        FileHandler.close(self)
+
+
+def _watch_of(handler: Any) -> Any:
+    """Return what looks after the file of *handler*; None where the stream is somebody's own, or there is none."""
+    file = files.current_file(handler)
+    if file is None:
+        return None
+    watch = ledger_of(handler)
+    if not isinstance(watch, _Watch):
+        return None
+    if watch.file is not file:
+        watch.bind(file)
+    return watch
+
+
+class _Watch(WatchedFileSink):
+    """Finds out what others do to the file that a handler has open, and puts it right."""
+
+    #: The open file of the handler, which closes it.
+    file: OpenFile | None = None
+    #: The handler that uses it now: kept no longer, so that they make no cycle.
+    owner: Any = None
+
+    def bind(self, file: OpenFile) -> None:
+        """Look after *file* from now on."""
+        self.file, self.base_filename = file, file.path
+        self._regular, self._opened_before = file.regular, True
+        self._install(file.descriptor, b"")
+
+    def use(self, handler: Any, function: Any, *arguments: Any) -> Any:
+        """Call *function* for *handler*."""
+        before, self.owner = self.owner, handler
+        try:
+            self._device, self._inode = handler.dev, handler.ino
+            return function(*arguments)
+        finally:
+            self.owner = before
+
+    def put(self, handler: Any, record: logging.LogRecord) -> None:
+        """Look after the file and write *record*; raise what befell either, though the record may be written."""
+        own = untouched(handler.reopenIfNeeded, WatchedFileHandler.reopenIfNeeded)
+        file: Any = self.file
+        try:
+            try:
+                data = file.bytes_of(handler.format(record), handler.terminator)
+            except Exception:
+                # Also for a record that is none, as the original does.
+                handler.reopenIfNeeded()
+                raise
+            self._device, self._inode = handler.dev, handler.ino
+            if own and file.ready(data) is data and self.append_undisturbed(data):
+                self._delivered -= 1
+            else:
+                self.use(handler, self._put_watching, data)
+            if not untouched(handler.flush, _flush):
+                handler.flush()
+            self._delivered += 1
+        except BaseException as error:
+            self._count_dropped("error" if isinstance(error, Exception) else "interrupted")
+            raise
+        self._raise_notices()
+
+    def _put_watching(self, data: bytes) -> None:
+        handler: Any = self.owner
+        with self._lock:
+            # What becomes of the file after this look, the next finds out; what it found is told once *data* stands.
+            attending, self._attending = self._attending, True
+            try:
+                handler.reopenIfNeeded()
+                file = files.current_file(handler)
+                if file is not None:
+                    data = file.ready(data)
+                    (self if file is self.file else file).write(data)
+                else:
+                    handler.stream.write(data if "b" in handler.mode else data.decode(handler.stream.encoding))
+                    handler.stream.flush()
+            finally:
+                self._attending = attending
+
+    def look(self) -> None:
+        """Look whether the path still leads to the open file, and open it anew if not; put right a truncation."""
+        with self._lock:
+            self._look()
+        if not self._attending:
+            self._raise_notices()
+
+    def look_last(self) -> None:
+        """Write again what a truncation has cost, and `report` what cannot be: there is no record to blame."""
+        with self._lock:
+            self._flush()
+        while self._notices:
+            error, events = self._notices.popleft()
+            report(SinkFailure(self.name, error, events, time.time()))
+
+    def _raise_notices(self) -> None:
+        raised: Exception | None = None
+        while self._notices:
+            error, _ = self._notices.popleft()
+            error.__context__ = raised
+            raised = error
+        if raised is not None:
+            raise raised
+
+    # -- what the sink does, by way of the handler
+
+    def handle_error(self, failure: SinkFailure) -> None:
+        """Report *failure*: at exit no handler uses the sink."""
+        report(failure)
+
+    def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
+        file: Any = self.file
+        file.write(data)
+
+    def _exchange(self) -> None:
+        handler = self.owner
+        if handler is None:
+            return
+        old, handler.stream = handler.stream, files.opened(handler)
+        if old is not None and old is not handler.stream:
+            old.close()
+        handler._statstream()
+        file = files.current_file(handler)
+        if file is not None:
+            self.bind(file)
+
+    def _release(self) -> None:
+        self._fd = self._parked_fd = _NOT_OPEN
+        super()._release()
+
+
+def _never(logger: Any, name: str, event: Any) -> str:
+    """Stand in as the renderer of a sink that is given text."""
+    raise NotImplementedError
