@@ -1,4 +1,4 @@
-"""What the drop-in twins of `logging`'s handlers have in common: `Twin`, and the `Ledger` that each keeps.
+"""What the drop-in twins of `logging`'s handlers have in common: `Twin`, and the `Account` that each keeps.
 
 **The rules for who writes a twin.**
 
@@ -24,35 +24,32 @@ from typing import Any
 from outfall.sinks.core.sink import Sink
 
 
-class Ledger(Sink):
+class Account(Sink):
     """Counts what a handler has put out and what it could not; it puts out nothing itself."""
 
     def __init__(self, name: str) -> None:
         super().__init__(on_error="raise", name=name)
-
-    def count(self) -> None:
-        """Count a record that was put out."""
-        self._delivered += 1
-
-    def count_failure(self, error: BaseException) -> None:
-        """Count a record that *error* has cost."""
-        self._count_dropped("error" if isinstance(error, Exception) else "interrupted")
 
 
 class _Sink:
     """The attribute `Twin.sink`: made at its first use, and a plain attribute for a subclass that assigns another."""
 
     def __get__(self, handler: Any, owner: Any) -> Any:
-        return self if handler is None else ledger_of(handler)
+        return self if handler is None else account_of(handler)
 
 
-def ledger_of(handler: Any) -> Any:
+def account_of(handler: Any) -> Any:
     """Return the sink of *handler*, any `logging.Handler`, that counts what becomes of its records."""
-    ledger = getattr(handler, "_ledger", None)
-    if ledger is None:
+    account = getattr(handler, "_account", None)
+    if account is None:
         make = getattr(handler, "_make_sink", None)
-        ledger = handler._ledger = Ledger(type(handler).__name__) if make is None else make()
-    return ledger
+        account = handler._account = Account(type(handler).__name__) if make is None else make()
+    return account
+
+
+def count_failure(handler: Any, error: BaseException) -> None:
+    """Count a record of *handler* that *error* has cost."""
+    account_of(handler)._ledger.drop("error" if isinstance(error, Exception) else "interrupted")
 
 
 def untouched(method: Any, function: Any) -> bool:
@@ -61,11 +58,11 @@ def untouched(method: Any, function: Any) -> bool:
 
 
 class Twin(logging.Handler):
-    """A `logging.Handler` that keeps a `Ledger`. See the module for the rules."""
+    """A `logging.Handler` that keeps an `Account`. See the module for the rules."""
 
     #: What counts the handler's records: ``handler.sink.stats()``.
     sink: Any = _Sink()
-    _ledger: Any = None
+    _account: Any = None
 
     if sys.version_info < (3, 12):
 

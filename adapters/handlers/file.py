@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from outfall.adapters.handlers import stream as streams
-from outfall.adapters.handlers.base import ledger_of
+from outfall.adapters.handlers.base import account_of, count_failure
 from outfall.adapters.handlers.openfile import OpenFile, open_file
 from outfall.adapters.handlers.stream import StreamHandler
 
@@ -94,15 +94,15 @@ def append(handler: Any, record: logging.LogRecord) -> None:
     if file is None or file.stream is not stream:
         streams.write(handler, record)
         return
-    ledger = getattr(handler, "_ledger", None) or ledger_of(handler)
+    account = getattr(handler, "_account", None) or account_of(handler)
     try:
         file.append(handler.format(record), handler.terminator)
         flush = handler.flush
         if getattr(flush, "__func__", None) is not _flush:
             flush()
-        ledger._delivered += 1
+        account._ledger.delivered += 1
     except BaseException as error:
-        ledger.count_failure(error)
+        count_failure(handler, error)
         raise
 
 

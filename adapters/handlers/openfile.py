@@ -146,6 +146,7 @@ class OpenFile:
             ends = tuple({end.encode(self.encoding)[cut:] for end in (self.terminator, "\n")})
             reader = os.open(self.path, _READ)
             try:
+                size = 0
                 for attempt in range(_LOOKS):
                     size = os.fstat(reader).st_size
                     if not size or _tail(reader, size, max(map(len, ends))).endswith(ends):

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers import file as files
-from outfall.adapters.handlers.base import ledger_of, untouched
+from outfall.adapters.handlers.base import account_of, count_failure, untouched
 from outfall.adapters.handlers.file import FileHandler
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import SinkError
@@ -101,7 +101,7 @@ def write_early(handler: Any, record: logging.LogRecord) -> bool:
     file = getattr(handler, "_file", None)
     if early is None or file is None or file.stream is not handler.stream:
         return False
-    ledger = getattr(handler, "_ledger", None) or ledger_of(handler)
+    account = getattr(handler, "_account", None) or account_of(handler)
     try:
         data = file.ready(file.bytes_of(handler.format(record), handler.terminator))
         if not early(handler, len(data)):
@@ -110,9 +110,9 @@ def write_early(handler: Any, record: logging.LogRecord) -> bool:
         flush = handler.flush
         if getattr(flush, "__func__", None) is not _flush:
             flush()
-        ledger._delivered += 1
+        account._ledger.delivered += 1
     except BaseException as error:
-        ledger.count_failure(error)
+        count_failure(handler, error)
         raise
     return True
 

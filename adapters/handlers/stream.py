@@ -7,7 +7,7 @@ import io
 import logging
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.handlers.base import Twin, ledger_of
+from outfall.adapters.handlers.base import Twin, account_of, count_failure
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[Any]
@@ -90,10 +90,10 @@ def write(handler: Any, record: logging.LogRecord) -> None:
             flush()
         elif stream and hasattr(stream, "flush"):
             stream.flush()
-        ledger = getattr(handler, "_ledger", None) or ledger_of(handler)
-        ledger._delivered += 1
+        account = getattr(handler, "_account", None) or account_of(handler)
+        account._ledger.delivered += 1
     except BaseException as error:
-        ledger_of(handler).count_failure(error)
+        count_failure(handler, error)
         raise
 
 

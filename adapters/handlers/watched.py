@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers import file as files
-from outfall.adapters.handlers.base import ledger_of, untouched
+from outfall.adapters.handlers.base import account_of, count_failure, untouched
 from outfall.adapters.handlers.file import FileHandler
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.files.watched import WatchedFileSink
@@ -106,7 +106,7 @@ def _watch_of(handler: Any) -> Any:
     file = files.current_file(handler)
     if file is None:
         return None
-    watch = ledger_of(handler)
+    watch = account_of(handler)
     if not isinstance(watch, _Watch):
         return None
     if watch.file is not file:
@@ -149,15 +149,13 @@ class _Watch(WatchedFileSink):
                 handler.reopenIfNeeded()
                 raise
             self._device, self._inode = handler.dev, handler.ino
-            if own and file.ready(data) is data and self.append_undisturbed(data):
-                self._delivered -= 1
-            else:
+            if not (own and file.ready(data) is data and self.append_undisturbed(data)):
                 self.use(handler, self._put_watching, data)
+                self._ledger.delivered += 1
             if not untouched(handler.flush, _flush):
                 handler.flush()
-            self._delivered += 1
         except BaseException as error:
-            self._count_dropped("error" if isinstance(error, Exception) else "interrupted")
+            count_failure(handler, error)
             raise
         self._raise_notices()
 
