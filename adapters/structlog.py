@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.event.event import TextEvent, as_event, event_of_call
 from outfall.sinks.event.levels import NUMBERS, level_name, parse_level
+from outfall.sinks.event.record import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,14 +25,16 @@ class SinkLogger:
 
     Takes whatever a processor chain may end in: the event dict itself (no last processor needed), text of a renderer,
     or the arguments that `structlog.stdlib.render_to_log_kwargs`, ``render_to_log_args_and_kwargs`` and
-    ``ProcessorFormatter.wrap_for_formatter`` make. An event without ``level`` gets the method's name.
+    ``ProcessorFormatter.wrap_for_formatter`` make. An event without ``level`` gets the method's name, one without
+    ``logger`` the logger's, and one without ``timestamp`` the time, in UTC: the shape that `SinkHandler` gives records
+    too.
 
     It has what structlog's standard library processors ask a logger for: `name`, `disabled`, `isEnabledFor` and
     `getEffectiveLevel`, which is the sink's level.
 
     Args:
         sink: Where events go. It is not owned.
-        name: The logger's name, for `structlog.stdlib.add_logger_name`. Default ``"root"``.
+        name: The logger's name: the event's ``logger``, and for `structlog.stdlib.add_logger_name`. Default ``"root"``.
 
     Raises:
         TypeError: If *sink* is no `Sink`.
@@ -78,13 +82,17 @@ class SinkLogger:
         except Exception:
             self._sink.handle(args[0] if args else kwargs)  # the sink counts and reports it
             return
-        # Made for this call, here or by the chain, so the level may go into it. Text keeps its level aside.
+        # Made for this call, here or by the chain, so that fields may go into it. Text keeps its level aside.
         if isinstance(event, TextEvent):
             event.carried_level = number
-        elif "level" not in event:
-            event["level"] = method_name
-            if level is not None and NUMBERS.get(method_name) != level:
-                event.setdefault("level_number", level)
+        else:
+            if "level" not in event:
+                event["level"] = method_name
+                if level is not None and NUMBERS.get(method_name) != level:
+                    event.setdefault("level_number", level)
+            event.setdefault("logger", self.name)
+            if "timestamp" not in event:
+                event["timestamp"] = utc_text(time.time())
         self._sink.handle(event)
 
     def debug(self, /, *args: Any, **kwargs: Any) -> None:
@@ -95,6 +103,10 @@ class SinkLogger:
         """Hand over an event of level info."""
         # By far the most called, by far mostly with an event dict that has its level.
         if not args and "level" in kwargs and "msg" not in kwargs:
+            if "logger" not in kwargs:
+                kwargs["logger"] = self.name
+            if "timestamp" not in kwargs:
+                kwargs["timestamp"] = utc_text(time.time())
             self._sink.handle(kwargs)
         else:
             self._hand("info", args, kwargs)

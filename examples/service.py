@@ -190,7 +190,7 @@ def configure_logging(sink: FanoutSink) -> None:
     # Not by basicConfig, which would give the handler a formatter: events would arrive as text.
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
-    root.addHandler(SinkHandler(sink, callsite=False))
+    root.addHandler(SinkHandler(sink))
 
 
 # -- The service

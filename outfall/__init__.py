@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         otlp_sink,
         splunk_sink,
     )
-    from outfall.adapters.stdlib.sinkhandler import HandlerSink, SinkHandler
+    from outfall.adapters.stdlib.handlersink import HandlerSink
+    from outfall.adapters.stdlib.sinkhandler import SinkHandler
     from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
     from outfall.sinks.core.bytesink import ByteSink
     from outfall.sinks.core.item import BatchResult, Encoded
@@ -88,7 +89,7 @@ else:
         "FormURLEncoded": "sinks.http.bodies",
         "GELFMessage": "adapters.collectors",
         "HTTPSink": "sinks.http.sink",
-        "HandlerSink": "adapters.stdlib.sinkhandler",
+        "HandlerSink": "adapters.stdlib.handlersink",
         "JSONArray": "sinks.http.bodies",
         "JSONFrames": "sinks.network.frames",
         "JSONObject": "sinks.http.bodies",

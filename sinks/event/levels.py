@@ -7,10 +7,22 @@ with `logging.addLevelName`.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+#: Level names, so that type checkers see a misspelt one. Any case is taken; a name of your own is for ``cast``.
+LevelName = Literal[
+    "notset", "trace", "debug", "info", "warning", "error", "critical",
+    "informational", "msg", "notice", "warn", "err", "exception", "failure", "fatal", "crit", "alert", "emerg",
+    "emergency", "panic",
+    "NOTSET", "TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL",
+    "NOTICE", "WARN", "ERR", "FATAL", "CRIT", "ALERT", "EMERG", "EMERGENCY", "PANIC",
+]  # fmt: skip
+
+#: What an argument that is a level takes: a name or a number.
+Level = Union[LevelName, float]  # noqa: UP007 - evaluated by Python 3.10's typing, as in the annotations
 
 NOTSET = logging.NOTSET
 INFO = logging.INFO

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import logging
 import struct
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.event.event import METADATA, TextEvent, message_key, timestamp_of
-from outfall.sinks.event.json import OrjsonRenderer, loads
+from outfall.sinks.event.json import line_to_send, loads
 from outfall.sinks.event.levels import level_of
+from outfall.sinks.event.record import CALLSITE, RecordReader, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ class JSONFrames:
         """Return *event* as JSON."""
         if isinstance(event, TextEvent):
             data = render(event)
-            return data if _is_object(data) else _json.render(dict(event))
+            return data if _is_object(data) else line_to_send(dict(event))
         return render(event)
 
     def encode_item(self, item: Encoded) -> bytes:
@@ -130,7 +130,7 @@ class PickleFrames:
     def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
         """Return the record that *event* stands for, pickled."""
         # By way of JSON: what is in an event may not be picklable, or only by a class that the receiver lacks.
-        return _pickled(Encoded(_json.render(event), level_of(event), 0.0).event, level_of(event))
+        return _pickled(Encoded(line_to_send(event), level_of(event), 0.0).event, level_of(event))
 
     def encode_item(self, item: Encoded) -> bytes:
         """Return the record that the item stands for, pickled."""
@@ -150,7 +150,7 @@ class PickleFrames:
         try:
             attributes: Any = pickle.loads(payload)  # noqa: S301 - what this class is for, and warns of
             if type(attributes) is dict and all(type(key) is str for key in attributes):
-                return _event_of_record(attributes)
+                return _without_metadata(_reader.event(logging.makeLogRecord(attributes)))
         except Exception:
             pass
         msg = f"a frame of {len(payload)} bytes is no pickled record"
@@ -233,8 +233,6 @@ class SignedFrames:
 SIGNATURE_BYTES = 32
 _MIN_KEY_BYTES = 16
 
-_json = OrjsonRenderer()
-
 
 def _loaded(payload: bytes) -> Any:
     """Return what *payload* is as JSON; None if it is none."""
@@ -255,102 +253,14 @@ def _without_metadata(event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
-#: Event keys and the record attributes of the same meaning.
-_CALLSITE = {
-    "pathname": "pathname",
-    "filename": "filename",
-    "module": "module",
-    "lineno": "lineno",
-    "func_name": "funcName",
-    "thread": "thread",
-    "thread_name": "threadName",
-    "process": "process",
-    "process_name": "processName",
-    "task_name": "taskName",
-}
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_COLLISION = "extra_"
+#: With every call-site field.
+_reader = RecordReader(tuple(CALLSITE))
 
 
 def _pickled(event: dict[str, Any], level: float) -> bytes:
     import pickle
 
-    return pickle.dumps(_record_of(event, level), 1)
-
-
-def _record_of(event: dict[str, Any], level: float) -> dict[str, Any]:
-    """Return the attributes of the record that *event*, made of plain values, stands for."""
-    number = int(level) if abs(level) < float("inf") else logging.INFO
-    line = event.get("lineno")
-    logger = event.get("logger")
-    message = message_key(event)
-    record = logging.LogRecord(
-        name="root" if logger is None else str(logger),
-        level=number,
-        pathname=str(event.get("pathname", "")),
-        lineno=line if isinstance(line, int) else 0,
-        msg=_text(event.get(message, "")),
-        args=None,
-        exc_info=None,
-    )
-    attributes = vars(record)
-    name = event.get("level")
-    if isinstance(name, str) and name and level_of({"level": name}) in (level, float("inf")):
-        attributes["levelname"] = name.upper()
-    taken = {message, "level", "level_number", "logger", "exc_info"}
-    created = timestamp_of(event)
-    if created is not None:
-        taken.add("timestamp")
-        attributes["relativeCreated"] += (created - record.created) * 1000
-        attributes["created"] = created
-        attributes["msecs"] = float(int(created % 1 * 1000))
-    for key, attribute in _CALLSITE.items():
-        if key in event:
-            taken.add(key)
-            attributes[attribute] = event[key]
-    for key, attribute in (("exception", "exc_text"), ("stack", "stack_info")):
-        if key in event:
-            taken.add(key)
-            attributes[attribute] = _text(event[key])
-    for key, value in event.items():
-        if key not in taken:
-            free = key
-            while free in _OWN or free in attributes:
-                free = _COLLISION + free
-            attributes[free] = value
-    return attributes
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _event_of_record(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record with these *attributes* says, as an event."""
-    record = logging.makeLogRecord(attributes)
-    try:
-        message = record.getMessage()
-    except (TypeError, ValueError, KeyError):  # arguments that do not fit; SocketHandler sends none
-        message = str(record.msg)
-    event: dict[str, Any] = {"event": message, "level": str(record.levelname).lower()}
-    if level_of(event) != record.levelno:
-        event["level_number"] = record.levelno
-    if record.name is not None:
-        event["logger"] = str(record.name)
-    stamp = dt.datetime.fromtimestamp(record.created, dt.timezone.utc)
-    event["timestamp"] = stamp.isoformat().replace("+00:00", "Z")
-    for key, attribute in (*_CALLSITE.items(), ("exception", "exc_text"), ("stack", "stack_info")):
-        value = attributes.get(attribute)
-        if value:
-            event[key] = value
-    for attribute, value in attributes.items():
-        if attribute not in _OWN:
-            event.setdefault(_key_of(attribute), value)
-    return _without_metadata(event)
-
-
-def _key_of(attribute: str) -> str:
-    bare = attribute
-    while bare.startswith(_COLLISION):
-        bare = bare[len(_COLLISION) :]
-    return attribute[len(_COLLISION) :] if bare in _OWN else attribute
+    said = message_key(event)
+    if said in event and not isinstance(event[said], str):
+        event = {**event, said: json.dumps(event[said], ensure_ascii=False)}
+    return pickle.dumps(vars(record_of(event, level)), 1)

@@ -8,7 +8,9 @@ import copy
 import json
 import logging
 import pickle
+import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
@@ -18,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.stdlib import ProcessorFormatter
 
-from outfall import CaptureSink, FileSink, SinkLogger, SinkLoggerFactory, StreamSink, tee
-from outfall.sinks.event.event import as_event, without_metadata
-from tests.adapters._structlog import OLD, PACKING
+from outfall import CaptureSink, FileSink, SinkHandler, SinkLogger, SinkLoggerFactory, StreamSink, tee
+from outfall.sinks.event.event import as_event, timestamp_of, without_metadata
+from tests.adapters._structlog import OLD, PACKING, Told
 
 packing_arguments = pytest.mark.skipif(OLD, reason="structlog has no render_to_log_args_and_kwargs yet")
 
@@ -75,7 +77,7 @@ def test_a_sink_ends_the_chain_and_the_logger_behind_is_not_called(sink, printed
     """The event goes to the sink and nothing reaches the PrintLogger that structlog puts behind every chain."""
     structlog.configure(processors=[structlog.processors.add_log_level, sink])
     assert structlog.get_logger().info("hello", answer=42) is None
-    assert sink.events == [{"event": "hello", "answer": 42, "level": "info"}]
+    assert Told(sink.events) == [{"event": "hello", "answer": 42, "level": "info"}]
     assert printed == []
 
 
@@ -98,7 +100,7 @@ def test_a_sink_as_processor_drops_the_event_even_when_it_filters_or_is_closed(s
     sink.close()
     structlog.get_logger().error("late")
     assert printed == []
-    assert sink.events == []
+    assert Told(sink.events) == []
     assert sink.stats().filtered == 1
     assert sink.stats().dropped == {"closed": 1}
     assert len(told) == 1
@@ -110,7 +112,7 @@ def test_the_method_s_name_is_the_level_that_a_sink_filters_by(method):
     sink = CaptureSink(level="warning")
     structlog.configure(processors=[sink])
     getattr(structlog.get_logger(), method)("x")
-    assert sink.events == ([{"event": "x"}] if LEVELS.index(method) >= 2 else [])
+    assert Told(sink.events) == ([{"event": "x"}] if LEVELS.index(method) >= 2 else [])
 
 
 def test_a_level_in_the_event_wins_over_the_method_s_name():
@@ -119,7 +121,7 @@ def test_a_level_in_the_event_wins_over_the_method_s_name():
     for event in ({"level": "debug"}, {"level": "info", "level_number": 50}, {"level_number": 10}):
         with pytest.raises(structlog.DropEvent):
             sink(None, "error", event)
-    assert sink.events == [{"level": "info", "level_number": 50}]
+    assert Told(sink.events) == [{"level": "info", "level_number": 50}]
 
 
 def test_a_method_of_a_registered_level_has_that_level():
@@ -129,7 +131,7 @@ def test_a_method_of_a_registered_level_has_that_level():
     for name in ("outfalltest", "somethingelse"):
         with pytest.raises(structlog.DropEvent):
             sink(None, name, {"event": name})
-    assert sink.events == [{"event": "somethingelse"}]
+    assert Told(sink.events) == [{"event": "somethingelse"}]
 
 
 def test_a_sink_as_processor_leaves_the_event_as_it_was(sink):
@@ -141,7 +143,7 @@ def test_a_sink_as_processor_leaves_the_event_as_it_was(sink):
         sink(None, "info", event)
     assert event == before
     nested.append(2)
-    assert sink.events == [before]
+    assert Told(sink.events) == [before]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_whatever_a_chain_may_end_in_is_taken(given, expected):
     sink = CaptureSink(on_error=told.append)
     with pytest.raises(structlog.DropEvent):
         sink(None, "info", given)
-    assert sink.events == ([] if expected is None else [expected])
+    assert Told(sink.events) == ([] if expected is None else [expected])
     assert [type(failure.error) for failure in told] == ([TypeError] if expected is None else [])
     assert sink.stats().dropped == ({"error": 1} if expected is None else {})
 
@@ -210,7 +212,7 @@ def test_tee_hands_the_event_over_and_passes_the_same_object_on(sink):
     before = copy.deepcopy(event)
     assert tee(sink)(None, "info", event) is event
     assert event == before
-    assert sink.events == [before]
+    assert Told(sink.events) == [before]
 
 
 def test_tee_sees_the_event_as_it_is_at_its_place_in_the_chain(sink):
@@ -224,7 +226,7 @@ def test_tee_sees_the_event_as_it_is_at_its_place_in_the_chain(sink):
     structlog.configure(processors=[tee(kept), structlog.processors.add_log_level, sink])
     structlog.get_logger().info("x", secret="s")
     assert kept.events == [{"event": "x"}]
-    assert sink.events == [{"event": "x", "secret": "s", "level": "info"}]
+    assert Told(sink.events) == [{"event": "x", "secret": "s", "level": "info"}]
 
 
 @pytest.mark.parametrize("method", LEVELS)
@@ -234,7 +236,7 @@ def test_tee_filters_by_the_method_s_name(method):
     event = {"event": "x"}
     tee(sink)(None, method, event)
     assert event == {"event": "x"}
-    assert sink.events == ([event] if LEVELS.index(method) >= 2 else [])
+    assert Told(sink.events) == ([event] if LEVELS.index(method) >= 2 else [])
 
 
 def test_tee_passes_on_what_is_no_event_and_the_failure_is_told():
@@ -252,7 +254,7 @@ def test_a_failing_sink_behind_tee_does_not_stop_the_chain(sink):
     audit.close()
     structlog.configure(processors=[tee(quiet), sink])
     structlog.get_logger().info("x")
-    assert sink.events == [{"event": "x"}]
+    assert Told(sink.events) == [{"event": "x"}]
     structlog.configure(processors=[tee(audit), sink])
     with pytest.raises(Exception, match="is closed"):
         structlog.get_logger().info("y")
@@ -274,14 +276,14 @@ def test_what_is_no_sink_is_refused_at_once(make, thing):
 def test_every_method_gives_a_missing_level(sink, method, level):
     """An event without a level gets the method's, by its usual name."""
     getattr(SinkLogger(sink), method)(event="x")
-    assert sink.events == [{"event": "x", "level": level}]
+    assert Told(sink.events) == [{"event": "x", "level": level}]
 
 
 @pytest.mark.parametrize("method", [*LEVELS, *ALIASES])
 def test_a_level_in_the_event_stays(sink, method):
     """A level that the chain put in is not overwritten by any method."""
     getattr(SinkLogger(sink), method)(event="x", level="trace")
-    assert sink.events == [{"event": "x", "level": "trace"}]
+    assert Told(sink.events) == [{"event": "x", "level": "trace"}]
 
 
 @pytest.mark.parametrize("method", [*LEVELS, *ALIASES])
@@ -291,7 +293,7 @@ def test_text_keeps_the_method_s_level_aside(method, text):
     sink = CaptureSink(level="error", on_error="raise")
     getattr(SinkLogger(sink), method)(text)
     passes = ALIASES.get(method, method) in ("error", "critical")
-    assert sink.events == ([{"event": "hello"}] if passes else [])
+    assert Told(sink.events) == ([{"event": "hello"}] if passes else [])
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_text_keeps_the_method_s_level_aside(method, text):
 def test_log_takes_a_level_by_name_or_number(sink, level, expected):
     """The level given to log() is the event's, and a number without a name is not lost."""
     SinkLogger(sink).log(level, event="x")
-    assert sink.events == [{"event": "x", **expected}]
+    assert Told(sink.events) == [{"event": "x", **expected}]
 
 
 def test_log_with_a_level_filters_text_and_events_by_it():
@@ -332,7 +334,7 @@ def test_log_with_a_level_filters_text_and_events_by_it():
 def test_log_without_a_level_is_an_event_like_any_other(sink, args, kwargs, expected):
     """structlog.BoundLogger proxies log() without any level, and such an event counts as INFO."""
     SinkLogger(sink).log(*args, **kwargs)
-    assert sink.events == [expected]
+    assert Told(sink.events) == [expected]
 
 
 def test_a_key_of_any_name_may_be_in_the_event(sink):
@@ -340,7 +342,7 @@ def test_a_key_of_any_name_may_be_in_the_event(sink):
     event = {"event": "x", "self": 1, "level": "info", "args": 2, "kwargs": 3, "method_name": 4, "msg": 5, "extra": 6}
     for method in LEVELS:
         getattr(SinkLogger(sink), method)(**event)
-    assert sink.events == [event] * len(LEVELS)
+    assert Told(sink.events) == [event] * len(LEVELS)
 
 
 def test_an_event_whose_message_was_renamed_stays_as_it_is(sink):
@@ -349,7 +351,7 @@ def test_an_event_whose_message_was_renamed_stays_as_it_is(sink):
     structlog.get_logger().info("x")
     structlog.get_logger().info("x", extra=1)
     structlog.get_logger().info("x", extra={"a": 1}, user="u")
-    assert sink.events == [
+    assert Told(sink.events) == [
         {"msg": "x", "level": "info"},
         {"extra": 1, "msg": "x", "level": "info"},
         {"extra": {"a": 1}, "user": "u", "msg": "x", "level": "info"},
@@ -362,7 +364,7 @@ def test_the_arguments_of_a_logging_call_become_an_event(sink):
     SinkLogger(sink).warning(msg="x", extra={"a": 1}, exc_info=error, stack_info=True, stacklevel=3)
     SinkLogger(sink).warning("x", extra={"a": 1}, exc_info=error, stack_info=True, stacklevel=3)
     expected = {"event": "x", "a": 1, "exc_info": error, "stack_info": True, "level": "warning"}
-    assert sink.events == [expected, expected]
+    assert Told(sink.events) == [expected, expected]
 
 
 @pytest.mark.parametrize(
@@ -381,9 +383,9 @@ def test_positional_arguments_are_formatted_as_logging_does(sink, args, event):
     """%-arguments are merged in; where that fails, the text and its arguments are kept apart."""
     SinkLogger(sink).info(*args)
     if event is None:
-        assert sink.events == [{"event": args[0], "positional_args": args[1:], "level": "info"}]
+        assert Told(sink.events) == [{"event": args[0], "positional_args": args[1:], "level": "info"}]
     else:
-        assert sink.events == [{"event": event, "level": "info"}]
+        assert Told(sink.events) == [{"event": event, "level": "info"}]
 
 
 def test_an_event_that_cannot_be_read_costs_itself_alone():
@@ -395,7 +397,7 @@ def test_an_event_that_cannot_be_read_costs_itself_alone():
     logger.info(event="next")
     assert sink.stats().dropped == {"error": 1}
     assert len(told) == 1
-    assert sink.events == [{"event": "next", "level": "info"}]
+    assert Told(sink.events) == [{"event": "next", "level": "info"}]
 
 
 def test_a_logger_has_what_structlog_asks_a_standard_library_logger_for():
@@ -430,7 +432,7 @@ def test_a_chain_needs_no_last_processor(sink):
     """With the factory, what the last processor returns is the event, bound values included."""
     structlog.configure(processors=[structlog.contextvars.merge_contextvars], logger_factory=SinkLoggerFactory(sink))
     structlog.get_logger().bind(a=1).warning("x", b=2)
-    assert sink.events == [{"a": 1, "b": 2, "event": "x", "level": "warning"}]
+    assert Told(sink.events) == [{"a": 1, "b": 2, "event": "x", "level": "warning"}]
 
 
 def test_a_logger_is_named_as_asked_or_after_the_calling_module(sink):
@@ -484,7 +486,7 @@ def test_a_generic_bound_logger_reaches_every_method(sink):
     for method in [*LEVELS, *ALIASES, "log"]:
         getattr(log, method)("x")
     levels = [*LEVELS, *ALIASES.values(), "info"]
-    assert sink.events == [{"a": 1, "event": "x", "level": level} for level in levels]
+    assert Told(sink.events) == [{"a": 1, "event": "x", "level": level} for level in levels]
 
 
 @pytest.mark.parametrize("wrapper", [structlog.stdlib.BoundLogger, structlog.make_filtering_bound_logger(0)])
@@ -548,14 +550,14 @@ def test_the_processors_that_add_fields_find_what_they_need(sink):
         logger_factory=SinkLoggerFactory(sink),
     )
     structlog.get_logger("app").warning("hello %s", "you")
-    assert sink.events == [{"event": "hello you", "logger": "app", "level": "warning", "level_number": 30}]
+    assert Told(sink.events) == [{"event": "hello you", "logger": "app", "level": "warning", "level_number": 30}]
 
 
 def test_a_level_number_alone_gets_its_level_s_name(sink):
     """With add_log_level_number and no add_log_level the missing name comes from the method."""
     structlog.configure(processors=[structlog.stdlib.add_log_level_number], logger_factory=SinkLoggerFactory(sink))
     structlog.get_logger().error("x")
-    assert sink.events == [{"event": "x", "level_number": 40, "level": "error"}]
+    assert Told(sink.events) == [{"event": "x", "level_number": 40, "level": "error"}]
 
 
 @pytest.mark.parametrize("last", PACKING)
@@ -570,7 +572,9 @@ def test_logging_arguments_become_the_event_they_were(sink, last, end):
         **ending,
     )
     structlog.get_logger("app").error("x", a=1, msg="m", exc_info=error, stack_info=True)
-    assert sink.events == [{"event": "x", "a": 1, "msg": "m", "level": "error", "exc_info": error, "stack_info": True}]
+    assert Told(sink.events) == [
+        {"event": "x", "a": 1, "msg": "m", "level": "error", "exc_info": error, "stack_info": True}
+    ]
 
 
 @packing_arguments
@@ -582,7 +586,7 @@ def test_deferred_formatting_happens_on_the_way_in(sink):
         logger_factory=SinkLoggerFactory(sink),
     )
     structlog.get_logger().info("%s of %s", 1, 2, a=3)
-    assert sink.events == [{"event": "1 of 2", "a": 3, "level": "info"}]
+    assert Told(sink.events) == [{"event": "1 of 2", "a": 3, "level": "info"}]
 
 
 @pytest.mark.parametrize("method", ["debug", "warning"])
@@ -599,7 +603,7 @@ def test_wrapped_event_dicts_are_unwrapped(method, end):
     )
     getattr(structlog.get_logger("app"), method)("x", a=1)
     level = {"level": "warning"} if end == "factory" else {}
-    assert sink.events == ([{"event": "x", "a": 1, **level}] if method == "warning" else [])
+    assert Told(sink.events) == ([{"event": "x", "a": 1, **level}] if method == "warning" else [])
     if method == "warning":
         [(logger, name)] = seen
         assert name == "warning"
@@ -610,7 +614,7 @@ def test_fields_beside_a_wrapped_event_dict_are_kept(sink):
     """An exception or arguments given with a dict as the message are not lost."""
     SinkLogger(sink).info({"event": "%s!", "a": 1}, "x", exc_info=True)
     SinkLogger(sink).info({"a": 1}, "x")
-    assert sink.events == [
+    assert Told(sink.events) == [
         {"event": "x!", "a": 1, "exc_info": True, "level": "info"},
         {"a": 1, "positional_args": ("x",), "level": "info"},
     ]
@@ -659,7 +663,7 @@ def test_context_variables_are_merged(sink):
     with structlog.contextvars.bound_contextvars(request_id="r1"):
         structlog.get_logger().info("in")
     structlog.get_logger().info("out")
-    assert sink.events == [{"request_id": "r1", "event": "in"}, {"event": "out"}]
+    assert Told(sink.events) == [{"request_id": "r1", "event": "in"}, {"event": "out"}]
 
 
 @pytest.mark.parametrize("wrapper", [structlog.stdlib.BoundLogger, structlog.make_filtering_bound_logger(logging.INFO)])
@@ -760,3 +764,37 @@ def test_copies_of_loggers_share_the_sink(sink, duplicate):
     assert (type(logger), logger.sink, logger.name) == (SinkLogger, sink, "app")
     assert [event["number"] for event in sink.events] == [0, 1, 2]
     assert sink.events[0]["values"] == [1]
+
+
+# -- the shape
+
+
+def test_events_have_one_shape_whichever_way_they_come(sink):
+    """structlog's and logging's have the same fields, of the same kind, in the same order."""
+    structlog.configure(processors=[], logger_factory=SinkLoggerFactory(sink))
+    logger = logging.Logger("shop")
+    logger.addHandler(SinkHandler(sink))
+    before = time.time()
+    structlog.get_logger("shop").info("x")
+    logger.info("x")
+    first, second = sink.events
+    assert list(first) == list(second) == ["event", "level", "logger", "timestamp"]
+    assert all(before - 1 <= timestamp_of(event) <= time.time() for event in sink.events)
+    assert all(
+        re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", event.pop("timestamp")) for event in sink.events
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("method", ["info", "warning", "log"])
+def test_what_the_chain_has_added_stays(sink, method):
+    """A logger, a time and a level of the event's own are not written over."""
+    own = {"level": "debug", "logger": "mine", "timestamp": 5}
+    getattr(SinkLogger(sink, "shop"), method)(event="x", **own)
+    assert sink.events == [{"event": "x", **own}]
+
+
+def test_rendered_text_gets_nothing_added(sink):
+    """It has no fields."""
+    SinkLogger(sink, "shop").info("text")
+    assert sink.events == [{"event": "text"}]

@@ -527,7 +527,7 @@ def test_there_and_back_again(keeper):
     logger = logging.getLogger("outfall.tests.back")
     logger.propagate = False
     direct = _Keeper()
-    handlers = [SinkHandler(HandlerSink(keeper, on_error="raise")), direct]
+    handlers = [SinkHandler(HandlerSink(keeper, on_error="raise"), callsite=True), direct]
     for handler in handlers:
         logger.addHandler(handler)
     try:

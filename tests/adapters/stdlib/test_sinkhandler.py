@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import copy
 import datetime as dt
 import io
@@ -38,6 +39,7 @@ from outfall import (
 )
 from outfall.adapters.stdlib.sinkhandler import build
 from outfall.sinks.event.event import timestamp_of
+from outfall.sinks.event.levels import parse_level
 
 CALLSITE = {"pathname", "lineno", "func_name", "process", "process_name", "thread", "thread_name"}
 
@@ -105,7 +107,7 @@ class _Hostile(Mapping):
 
 def test_a_record_becomes_an_event(logger, sink):
     """Message with its arguments, level, logger, time, extra fields and call site are fields of the event."""
-    logger.addHandler(SinkHandler(sink))
+    logger.addHandler(SinkHandler(sink, callsite=True))
     before = dt.datetime.now(dt.timezone.utc)
     logger.warning("hello %s", "you", extra={"user": "u", "nested": {"a": [1]}})
     [event] = sink.events
@@ -298,7 +300,7 @@ def test_a_dict_message_and_extra_of_one_name_are_both_kept(attached, sink):
 
 def test_extra_fields_that_collide_are_kept_beside_the_record_s_own(logger, sink):
     """Every key that an event has for itself can be an extra's name, and no value is lost."""
-    logger.addHandler(SinkHandler(sink))
+    logger.addHandler(SinkHandler(sink, callsite=True))
     extra = {
         "event": "E",
         "level": "L",
@@ -333,7 +335,7 @@ def test_extra_fields_are_told_apart_however_many_sets_of_them_there_are(sink):
     for _ in range(2):
         for number in range(300):
             handler.handle(_record(**{f"field_{number}": number, "shared": "s"}))
-    assert len(handler._extra) <= 256
+    assert len(handler._reader._extra) <= 256
     lacking = _record()
     del lacking.processName
     lacking.tenant, lacking.message = "t", "what a formatter has left"
@@ -628,14 +630,18 @@ def test_a_record_that_cannot_be_read_is_told_and_keeps_what_it_can(sink, capsys
 
 def test_what_is_no_sink_is_refused(sink):
     """A sink or a description is needed; a wrong level leaves no described sink open."""
-    for thing in (None, "app.log", [], {"filename": "x"}, {"()": dict}):
+    for thing in (None, "app.log", [], {"()": dict}):
         with pytest.raises(TypeError, match="neither a Sink nor a dict that describes one"):
             SinkHandler(thing)
+    with pytest.raises(TypeError, match=r"sink=\{'filename': 'x'\} has no '\(\)'.*\{'\(\)': 'outfall.FileSink', …\}"):
+        SinkHandler({"filename": "x"})
+    with pytest.raises(TypeError, match=r"sink=CaptureSink is a class: make a sink of it, sink=CaptureSink\(…\)"):
+        SinkHandler(CaptureSink)
     made = []
-    with pytest.raises(ValueError, match="Unknown level"):
+    with pytest.raises(ValueError, match="level='LOUDEST' is not a known level"):
         SinkHandler({"()": lambda: made.append(CaptureSink()) or made[-1]}, "LOUDEST")
-    assert made[0].closed
-    with pytest.raises(ValueError, match="Unknown level"):
+    assert all(sink.closed for sink in made)
+    with pytest.raises(ValueError, match="level='LOUDEST' is not a known level"):
         SinkHandler(sink, "LOUDEST")
     assert not sink.closed
     assert repr(SinkHandler(sink, 30)).startswith("<SinkHandler (WARNING) to <CaptureSink")
@@ -1005,7 +1011,7 @@ def test_records_unpickled_from_a_socket_arrive(sink):
     frame = sender.makePickle(record)
     sender.close()
     assert struct.unpack(">L", frame[:4])[0] == len(frame) - 4
-    SinkHandler(sink).handle(logging.makeLogRecord(pickle.loads(frame[4:])))
+    SinkHandler(sink, callsite=True).handle(logging.makeLogRecord(pickle.loads(frame[4:])))
     [event] = sink.events
     assert (event["event"], event["level_number"], event["user"]) == ("hello you", 35, "u")
     assert event["extra_event"] == "collides"
@@ -1045,7 +1051,7 @@ def test_a_record_that_becomes_an_event_and_a_record_again_loses_nothing(extra, 
     """Message, level, time, call site and every extra are back, those with colliding names by name or by value."""
     record = _record(message, (), level)
     record.__dict__.update({"created": created, **extra})
-    handler = SinkHandler(NullSink())
+    handler = SinkHandler(NullSink(), callsite=True)
     back = HandlerSink(logging.NullHandler()).record(handler.event(record))
     for name in ("name", "levelno", "levelname", "pathname", "filename", "module", "lineno", "funcName", "process"):
         assert getattr(back, name) == getattr(record, name)
@@ -1107,3 +1113,114 @@ def test_a_mapping_of_one_s_own_sees_the_record():
         item = sink.make_item(SinkHandler(sink).event(_record()))
         assert item is not None
         assert item.event == {"line": _record().lineno}
+
+
+# -- what others do to handlers
+
+
+@contextlib.contextmanager
+def bare_root() -> Iterator[logging.Logger]:
+    """Give the root logger without handlers, and put back afterwards what was there."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    try:
+        yield root
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"style": "{"}, {"style": "$"}, {"datefmt": "%H"}, {"force": True}])
+def test_the_formatter_that_basicconfig_makes_of_itself_does_not_count(sink, arguments):
+    """It gives one to each handler that has none; nobody asked for text, and the fields stay."""
+    with bare_root():
+        logging.basicConfig(level="INFO", handlers=[SinkHandler(sink)], **arguments)
+        logging.getLogger("shop").info("paid %s", 12, extra={"order": 7})
+    [event] = sink.events
+    assert (event["event"], event["order"], event["logger"]) == ("paid 12", 7, "shop")
+
+
+def test_a_format_given_to_basicconfig_counts(sink):
+    """Text is written where somebody says what it looks like."""
+    with bare_root():
+        logging.basicConfig(level="INFO", format="%(message)s!", handlers=[SinkHandler(sink)])
+        logging.getLogger("shop").info("paid %s", 12)
+    assert sink.events == [{"event": "paid 12!"}]
+
+
+@pytest.mark.parametrize("formatter", [logging.Formatter(logging.BASIC_FORMAT), logging.Formatter()])
+def test_a_formatter_set_on_purpose_counts(sink, formatter):
+    """Whatever its format is, that of basicConfig as well."""
+    handler = SinkHandler(sink)
+    handler.setFormatter(formatter)
+    handler.handle(_record("x"))
+    assert sink.events == [{"event": formatter.format(_record("x"))}]
+
+
+@pytest.mark.parametrize("name", ["info", "Info", "INFO", "informational", 20])
+def test_a_level_is_a_name_in_any_case_or_a_number(sink, name):
+    """At construction and later."""
+    assert SinkHandler(sink, level=name).level == 20
+    handler = SinkHandler(sink)
+    handler.setLevel(name)
+    assert handler.level == 20
+
+
+@pytest.mark.parametrize("name", ["info", "Warn", "fatal", "notice", "WARNING", 15])
+def test_dictconfig_takes_a_level_in_any_case(configured, name):
+    """For handler and sink; what records show as their level stays as it was."""
+    described = {"()": "outfall.CaptureSink", "level": name}
+    known = {number: logging.getLevelName(number) for number in (10, 20, 25, 30, 40, 50)}
+    configured(
+        handlers={
+            "out": {"class": "outfall.SinkHandler", "level": name, "sink": {"()": "outfall.CaptureSink", "level": name}}
+        },
+        root={"handlers": ["out"], "level": "DEBUG"},
+    )
+    handler = logging.getLogger().handlers[-1]
+    assert handler.level == handler.sink.level == parse_level(name)
+    assert {number: logging.getLevelName(number) for number in known} == known
+
+
+def test_a_level_nobody_knows_is_refused_by_dictconfig(configured):
+    """With the name that is wrong."""
+    with pytest.raises(ValueError, match="Unable to configure handler 'out'") as refused:
+        configured(
+            handlers={"out": {"class": "outfall.SinkHandler", "level": "loud", "sink": {"()": "outfall.NullSink"}}}
+        )
+    assert "loud" in str(refused.value.__cause__)
+
+
+def test_no_call_site_is_added_unless_asked_for(attached, logger, sink):
+    """The shape is that of an event of structlog."""
+    logger.handlers[:] = [SinkHandler(sink)]
+    logger.info("x")
+    assert sink.events[0].keys() == {"event", "level", "logger", "timestamp"}
+
+
+def test_what_uvicorn_adds_becomes_fields(sink):
+    """Its message with colours leaves, and the arguments of a request have names."""
+    handler = SinkHandler(sink)
+    started = _record("Started server process [%d]", (7,), color_message="Started [\x1b[36m%d\x1b[0m]")
+    started.name = "uvicorn.error"
+    handler.handle(started)
+    access = _record('%s - "%s %s HTTP/%s" %d', ("127.0.0.1:5", "GET", "/a?b=c", "1.1", 200))
+    access.name = "uvicorn.access"
+    handler.handle(access)
+    other = _record("x", color_message="mine")
+    handler.handle(other)
+    assert "color_message" not in sink.events[0]
+    assert sink.events[0]["event"] == "Started server process [7]"
+    shown = {key: value for key, value in sink.events[1].items() if key != "timestamp"}
+    assert shown == {
+        "event": '127.0.0.1:5 - "GET /a?b=c HTTP/1.1" 200',
+        "level": "info",
+        "logger": "uvicorn.access",
+        "client": "127.0.0.1:5",
+        "method": "GET",
+        "path": "/a?b=c",
+        "http_version": "1.1",
+        "status": 200,
+    }
+    assert sink.events[2]["color_message"] == "mine"

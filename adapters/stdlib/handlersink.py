@@ -1,0 +1,109 @@
+"""From sinks out to `logging.Handler`: `HandlerSink`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from structlog import DropEvent
+from structlog.stdlib import ProcessorFormatter
+
+from outfall.sinks.core.reporting import report
+from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.event.event import NaiveTimestamps, checked_naive, without_metadata
+from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
+from outfall.sinks.event.record import bare_record_of, record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from outfall.sinks.core.item import BatchResult, Encoded
+
+
+class HandlerSink(Sink):
+    """Give events to a `logging.Handler`, as records.
+
+    ``event`` becomes the message, ``level``, ``logger``, ``timestamp``, ``exc_info`` or ``exception``, ``stack`` and
+    the call-site keys the record's own attributes, and every other key an attribute as ``extra`` makes them; a key
+    that a record has for itself gets ``extra_`` before its name. A handler that formats with
+    `structlog.stdlib.ProcessorFormatter` gets the event dict as that expects it.
+
+    Args:
+        handler: The handler. Its level and filters are applied. It is not owned: `close` flushes it and leaves it open.
+        naive_timestamps: What a ``timestamp`` of text without a zone is: ``"utc"`` (default) or ``"local"``.
+        level: See `Sink`.
+        processors: See `Sink`.
+        on_error: See `Sink`.
+        name: See `Sink`.
+
+    Raises:
+        TypeError: If *handler* is no `logging.Handler`.
+        ValueError: If *naive_timestamps* is neither.
+
+    Holds no lock: the handler has its own. Handlers of the standard library report their failures themselves, by
+    ``handleError``; such an event counts as delivered here.
+    """
+
+    locks_emit = False
+
+    def __init__(
+        self,
+        handler: logging.Handler,
+        *,
+        naive_timestamps: NaiveTimestamps = "utc",
+        level: str | float = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(handler, logging.Handler):
+            msg = f"handler={handler!r} is not a logging.Handler"
+            raise TypeError(msg)
+        self.handler = handler
+        self.naive_timestamps: NaiveTimestamps = checked_naive(naive_timestamps)
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Give *event* to the handler."""
+        if not self._give(event):
+            raise DropEvent
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Give the events to the handler, one by one."""
+        # What the handler filters is settled, and no reason to reject.
+        return self._emit_each(batch, self._give_item)
+
+    def _give_item(self, item: Encoded) -> None:
+        self._give(item.event)
+
+    def _give(self, event: dict[str, Any]) -> bool:
+        record = self.record(event)
+        if record.levelno < self.handler.level and level_of(event) != UNKNOWN:
+            return False
+        # Handlers of others may return None from handle(); only a False is a filter's.
+        return self.handler.handle(record) is not False
+
+    def record(self, event: dict[str, Any]) -> logging.LogRecord:
+        """Return *event* as a log record."""
+        if not _formats_structlog(self.handler):
+            return record_of(event, naive=self.naive_timestamps)
+        record: Any = bare_record_of(event, None, self.naive_timestamps)[0]
+        record.msg = without_metadata(event)
+        record._logger = event.get("_logger")
+        record._name = event.get("_name") or level_name(record.levelno)
+        return record  # type: ignore[no-any-return]
+
+    def _flush(self) -> None:
+        self.handler.flush()
+
+    def _describe(self) -> str:
+        return f"to {self.handler!r}"
+
+
+def _formats_structlog(handler: logging.Handler) -> bool:
+    """Return True if *handler*, or the one that a `logging.handlers.MemoryHandler` keeps for, formats event dicts."""
+    target: Any = handler
+    for _ in range(10):
+        if isinstance(target, logging.Handler) and target.formatter is None:
+            target = getattr(target, "target", target)
+    return isinstance(getattr(target, "formatter", None), ProcessorFormatter)
