@@ -12,13 +12,14 @@ from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.event import TextEvent, message_key, without_metadata
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
+from outfall.sinks.network.connection import host_and_port
 
 if TYPE_CHECKING:
-    import datetime as dt
     import ssl
     from collections.abc import Callable, Iterable, Sequence
 
     from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.event.units import Span
     from outfall.sinks.mail.client import Connection, Route
     from outfall.sinks.mail.message import SubjectTemplate
 
@@ -46,8 +47,8 @@ class SMTPSink(Sink):
         secure: A tuple for STARTTLS, with credentials or without: ``()``; ``(keyfile,)``, a file with the client's
             private key and certificate; or ``(keyfile, certfile)``. Files that are renewed are read again for the
             next mail. Default None: no TLS unless *ssl_context* or *implicit_tls* says so.
-        timeout: Seconds, or a timedelta, above 0, for connecting to one address of the host, and for each reply of
-            the server as a whole. Default 5.0. The system's resolver of names keeps times of its own.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, above 0, for connecting to one address of the host, and
+            for each reply of the server as a whole. Default 5.0. The system's resolver of names keeps times of its own.
         ssl_context: For TLS with other rules than those of `ssl.create_default_context`, such as an own authority.
             Alone it asks for STARTTLS. Default None.
         implicit_tls: True for TLS from the first byte on, as on port 465 (RFC 8314). Default False.
@@ -120,7 +121,7 @@ class SMTPSink(Sink):
         subject: str | Callable[[dict[str, Any]], str],
         credentials: tuple[str, str] | list[str] | None = None,
         secure: Sequence[str | os.PathLike[str] | None] | None = None,
-        timeout: float | dt.timedelta = 5.0,
+        timeout: Span = 5.0,
         *,
         ssl_context: ssl.SSLContext | None = None,
         implicit_tls: bool = False,
@@ -212,7 +213,7 @@ class SMTPSink(Sink):
         return self._timeout
 
     @timeout.setter
-    def timeout(self, timeout: float | dt.timedelta) -> None:
+    def timeout(self, timeout: Span) -> None:
         seconds = checked_seconds(timeout, "timeout")
         if not 0 < seconds < float("inf"):
             msg = f"timeout={timeout!r} is not a number of seconds above 0"
@@ -429,9 +430,9 @@ def _checked_host(mailhost: Any) -> tuple[str, int | None]:
     if not host or not host.isprintable() or " " in host:
         msg = f"mailhost={mailhost!r} is not the name of a host"
         raise ValueError(msg)
-    name, colon, number = host.rpartition(":")
-    if colon and number.isdecimal() and (":" not in name or name.endswith("]")):
-        msg = f"mailhost={mailhost!r} is no name of a host; write mailhost=({name.strip('[]')!r}, {number})"
+    parts = host_and_port(host)
+    if parts is not None:
+        msg = f"mailhost={mailhost!r} has a port in it; write mailhost={parts!r}"
         raise ValueError(msg)
     if port is not None and (not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= MAX_PORT):
         msg = f"mailhost={mailhost!r}: {port!r} is not a port from 1 to 65535, or 0 or None for the default one"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 from typing import TYPE_CHECKING, Literal
 
-from outfall.sinks.core.arguments import MAX_PORT
+from outfall.sinks.core.arguments import MAX_PORT, checked_size
 from outfall.sinks.errors import PermanentDeliveryError
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from outfall.sinks.event.units import Size
+
 #: The family of Unix sockets, or -1 where there are none.
 UNIX: int = getattr(socket, "AF_UNIX", -1)
+
+#: The least that an event may be shortened to.
+LEAST_FRAME_BYTES = 512
 
 #: How often one look reads, at most: a peer that floods us is none of ours.
 MAX_READS = 16
@@ -65,11 +71,36 @@ def is_refused_tls(error: BaseException) -> bool:
     )
 
 
+def await_verdict(sock: ssl.SSLSocket, seconds: float) -> bool:
+    """Wait until the peer has said something after a handshake of TLS 1.3; return False if it kept silent.
+
+    With TLS 1.3 a server looks at the client's certificate after the client's handshake is over. Usually it sends
+    session tickets then, or the alert with which it refuses. What it sends is thrown away.
+
+    Args:
+        sock: A connected socket, which does not wait afterwards.
+        seconds: How long to wait. There are servers that send nothing.
+
+    Raises:
+        OSError: If the peer has refused the connection, or ended it.
+    """
+    sock.settimeout(0)
+    if sock.version() != "TLSv1.3":
+        return True
+    if not await_socket(sock, seconds, for_reading=True):
+        return False
+    try:
+        if not sock.recv(65_536):
+            raise ConnectionResetError(errno.ECONNRESET, "the peer ended the connection after the handshake")
+    except waits_of(tls=True):
+        pass
+    return True
+
+
 def heard_refusal(sock: socket.socket) -> OSError | None:
     """Return the alert with which the peer ended a TLS connection, if it can be read now without waiting.
 
-    With TLS 1.3 a server looks at the client's certificate after the client's handshake is over: its refusal is a
-    thing to be read, also where what is sent meets a connection that is closed already.
+    Sending to a connection that is closed already fails before the alert has been read: see `await_verdict`.
     """
     try:
         sock.settimeout(0)
@@ -88,12 +119,31 @@ def checked_host(host: str | os.PathLike[str]) -> str:
 
     Raises:
         TypeError: If it is neither text nor a path.
+        ValueError: If it is empty, or has a port in it.
     """
     try:
-        return os.fsdecode(host)
+        name = os.fsdecode(host)
     except TypeError:
         msg = f"host={host!r} is neither text nor a path"
         raise TypeError(msg) from None
+    if not name:
+        msg = f"host={host!r} names nothing to connect to"
+        raise ValueError(msg)
+    parts = host_and_port(name)
+    if parts is not None:
+        msg = f"host={host!r} has a port in it; write host={parts[0]!r}, port={parts[1]}"
+        raise ValueError(msg)
+    return name
+
+
+def host_and_port(text: str) -> tuple[str, int] | None:
+    """Return the two if *text* is ``host:port``, as people write it; None for a name, an address, or a path."""
+    host, colon, port = text.rpartition(":")
+    written = bool(colon and host) and port.isdecimal() and "/" not in host and "\0" not in host
+    # An IPv6 address has colons of its own, and brackets if a port follows.
+    if not written or (":" in host and not host.endswith("]")):
+        return None
+    return host.strip("[]"), int(port)
 
 
 def checked_port(port: int | None) -> int | None:
@@ -111,6 +161,19 @@ def checked_port(port: int | None) -> int | None:
         msg = f"port={port!r} is not a whole number from 1 to {MAX_PORT}, nor None for a Unix socket"
         raise ValueError(msg)
     return port
+
+
+def checked_limit(limit: Size, argument: str, least: int = LEAST_FRAME_BYTES) -> int:
+    """Return *limit*, a size that an event can be shortened to, as a number of bytes.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    size = checked_size(limit, argument)
+    if not least <= size < 1 << 32:
+        msg = f"{argument}={limit!r} is not a number of bytes from {least} to {(1 << 32) - 1}"
+        raise ValueError(msg)
+    return size
 
 
 def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) -> ssl.SSLContext | None:

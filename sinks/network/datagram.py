@@ -14,25 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from orjson import dumps
 
-from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.event.depth import is_tracked, too_deep
-from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OPTIONS
 from outfall.sinks.event.levels import NOTSET, NUMBERS
-from outfall.sinks.network.connection import OversizeError, await_socket
+from outfall.sinks.network.connection import await_socket, checked_limit
 from outfall.sinks.network.frames import Codec, pack_length
 from outfall.sinks.network.socket import DIRECT, SocketSink
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Callable, Iterable, Mapping
 
-    from outfall.sinks.core.item import Encoded
     from outfall.sinks.core.sink import OnError
-
-_LEAST_DATAGRAM_BYTES = 512
+    from outfall.sinks.event.units import Size, Span
 
 
 class DatagramSink(SocketSink):
@@ -49,10 +44,10 @@ class DatagramSink(SocketSink):
         codec: What is in a datagram. With ``JSONFrames()``, the default, one JSON object and nothing else. With
             `PickleFrames` what `logging.handlers.DatagramHandler` sends, the four bytes of length included. With
             `SignedFrames` the signature and the payload.
-        timeout: Seconds, or a timedelta, to wait for room in the system's buffers, which a Unix socket's reader has to
-            make. Default 1.0.
-        retry_start: Seconds, or a timedelta, to wait after the name could not be resolved, the path was not there, or
-            there was no room. Default 1.0.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for room in the system's buffers, which a Unix
+            socket's reader has to make. Default 1.0.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the name could not be resolved, the
+            path was not there, or there was no room. Default 1.0.
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
         clock: What tells the time for these waits. Default `time.monotonic`; for tests.
@@ -81,18 +76,19 @@ class DatagramSink(SocketSink):
 
     _kind = socket.SOCK_DGRAM
     _ends = False
+    _limited_by = "max_datagram_bytes"
 
     def __init__(
         self,
         host: str | os.PathLike[str],
         port: int | None,
         *,
-        max_datagram_bytes: int = 8192,
+        max_datagram_bytes: Size = 8192,
         codec: Codec | None = None,
-        timeout: float | dt.timedelta = 1.0,
-        retry_start: float | dt.timedelta = 1.0,
+        timeout: Span = 1.0,
+        retry_start: Span = 1.0,
         retry_factor: float = 2.0,
-        retry_max: float | dt.timedelta = 30.0,
+        retry_max: Span = 30.0,
         clock: Callable[[], float] = monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
@@ -102,10 +98,7 @@ class DatagramSink(SocketSink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        if checked_size(max_datagram_bytes, "max_datagram_bytes") < _LEAST_DATAGRAM_BYTES:
-            msg = f"max_datagram_bytes={max_datagram_bytes!r} is below {_LEAST_DATAGRAM_BYTES}"
-            raise ValueError(msg)
-        self.max_datagram_bytes = max_datagram_bytes
+        self.max_datagram_bytes: int = checked_limit(max_datagram_bytes, "max_datagram_bytes")
         super().__init__(
             host,
             port,
@@ -173,7 +166,7 @@ class DatagramSink(SocketSink):
             except Exception:
                 pass
             except BaseException:
-                self._count_dropped("interrupted")
+                self._ledger.drop("interrupted")
                 raise
         self._handle_in_full(event)
 
@@ -183,28 +176,18 @@ class DatagramSink(SocketSink):
         Raises:
             PermanentDeliveryError: If it cannot be made short enough.
         """
-        data = self._datagram(self.codec.encode(event, self.render))
-        return data if len(data) <= self.max_datagram_bytes else self._shortened(event)
+        return super().make_frame(event)
 
-    def _frame_of(self, item: Encoded) -> bytes:
-        data = self._datagram(self.codec.encode_item(item))
-        return data if len(data) <= self.max_datagram_bytes else self._shortened(item.event)
+    def _frame(self, payload: bytes) -> bytes:
+        return pack_length(len(payload)) + payload if self.codec.length_in_datagrams else payload
+
+    @property
+    def _limit(self) -> int:
+        return self.max_datagram_bytes
 
     def _addresses(self) -> list[tuple[int, Any]]:
         found = super()._addresses()
         return self._after_refusals(found)
-
-    def _datagram(self, payload: bytes) -> bytes:
-        return pack_length(len(payload)) + payload if self.codec.length_in_datagrams else payload
-
-    def _shortened(self, event: dict[str, Any]) -> bytes:
-        data = shortened(
-            event, lambda short: self._datagram(self.codec.encode(short, self.render)), self.max_datagram_bytes
-        )
-        if data is None:
-            msg = f"the event cannot be made to fit into max_datagram_bytes={self.max_datagram_bytes}"
-            raise OversizeError(msg)
-        return data
 
     def send(self, data: bytes) -> None:
         """Send *data*, a datagram, on a new socket if it shows that the old one is of no more use.

@@ -21,6 +21,9 @@ _LENGTH = struct.Struct(">L")
 #: Bytes of the length before each frame: big-endian, unsigned, itself not counted.
 LENGTH_BYTES = _LENGTH.size
 
+#: How long a frame may be by default, at either end.
+MAX_FRAME_BYTES = 1024 * 1024
+
 #: Puts a payload's length before it.
 pack_length: Callable[[int], bytes] = _LENGTH.pack
 

@@ -20,15 +20,16 @@ from outfall.sinks.core.arguments import MAX_PORT, checked_choice, checked_count
 from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, report
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import PermanentDeliveryError
-from outfall.sinks.network.frames import LENGTH_BYTES, Codec, FrameError, JSONFrames, length_of
+from outfall.sinks.network.frames import LENGTH_BYTES, MAX_FRAME_BYTES, Codec, FrameError, JSONFrames, length_of
 
 if TYPE_CHECKING:
-    import datetime as dt
     import ssl
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from outfall.sinks.event.units import Size, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ class ListenerStats:
         connections: Connections that are open now.
         accepted: Connections accepted in all; 0 for datagrams.
         events: Events handed to the sinks.
-        rejected: Connections that were closed, and datagrams that were thrown away, by reason: ``garbage`` (no event),
-            ``oversize``, ``signature``, ``truncated`` (the peer was gone before its frame was whole), ``timeout`` (a
-            frame took too long), ``idle``, ``overload`` (too many connections, or too much in memory), ``tls`` (no
-            handshake).
+        rejected: Connections that were closed, and frames and datagrams that were thrown away, by reason: ``garbage``
+            (no event), ``oversize``, ``signature``, ``truncated`` (the peer was gone before its frame was whole),
+            ``timeout`` (a frame took too long), ``idle``, ``overload`` (too many connections, or too much in memory),
+            ``tls`` (no handshake).
         failed: How often a sink raised; a sink does so only with ``on_error="raise"``.
     """
 
@@ -58,12 +59,14 @@ class ListenerStats:
 class _Peer:
     """One connection."""
 
-    __slots__ = ("began", "buffer", "counted", "handshaking", "heard", "interest", "proven", "sock")
+    __slots__ = ("began", "buffer", "counted", "handshaking", "heard", "interest", "proven", "skipping", "sock")
 
     def __init__(self, sock: socket.socket, now: float, *, handshaking: bool) -> None:
         self.sock = sock
         #: What has come of a frame that is not whole.
         self.buffer = bytearray()
+        #: How many bytes more of a frame too large are to be thrown away.
+        self.skipping = 0
         #: How much of it is in the listener's total.
         self.counted = 0
         #: When this frame began; for the first one, when the connection did.
@@ -87,15 +90,17 @@ class SocketListener:
         kind: ``"stream"`` (default) for TCP and Unix stream sockets, ``"datagram"`` for UDP and Unix datagrams.
         codec: How an event is found in a frame. Default ``JSONFrames()``. Nothing is ever unpickled unless you name
             `PickleFrames`, which runs whatever code a peer sends.
-        max_frame_bytes: Length of a frame, or a datagram, above which it is refused. Default 1 MiB.
+        max_frame_bytes: Length of a frame, or a datagram, above which it is refused. Default 1 MiB. A frame too large
+            is read and thrown away, and those after it are taken; above 64 MiB it is no frame, and the connection is
+            closed.
         max_connections: How many may be open at once; what comes then is closed at once. Default 1 024. Mind the
             limit of open files that the process has.
         max_buffered_bytes: How much of frames that are not whole may be in memory for all connections together.
             Default 64 MiB. When there is more, the connection with most of it is closed.
-        frame_timeout: Seconds, or a timedelta, in which a frame that has begun must be whole, and a new connection
-            must have sent its first. Default 10.0.
-        idle_timeout: Seconds, or a timedelta, for which a connection may be silent between two frames. Default 3 600.
-            None for no limit.
+        frame_timeout: Seconds, a timedelta or text such as ``"2s"``, in which a frame that has begun must be whole, and
+            a new connection must have sent its first. Default 10.0.
+        idle_timeout: Seconds, a timedelta or text such as ``"2s"``, for which a connection may be silent between two
+            frames. Default 3 600. None for no limit.
         tls: An `ssl.SSLContext` made for servers, with a certificate, to encrypt with. Default None.
         on_error: What is told of a connection or datagram that was refused, of a sink that raised, and of the system's
             errors: a callable that gets a `SinkFailure`. Each reason is told at most once in 30 seconds. Default
@@ -107,9 +112,9 @@ class SocketListener:
         TypeError: If *address*, one of *sinks*, *codec* or *on_error* is of another type.
 
     One thread serves all connections, and calls the sinks in it: a slow sink slows all senders, whose timeouts then
-    run out. Put a background sink between where a target may be slow. Garbage, a signature that is not good, a frame
-    too large or not whole in time cost the connection that sent it, and are counted; the others are served. What is
-    counted as refused holds nothing of what was sent.
+    run out. Put a background sink between where a target may be slow. Garbage, a signature that is not good, or a
+    frame that is not whole in time cost the connection that sent it, a frame too large itself alone, and are counted;
+    the others are served. What is counted as refused holds nothing of what was sent.
 
     Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. A forked
     child has a listener that is not started, and leaves the parent's connections alone. At the exit of the process it
@@ -127,11 +132,11 @@ class SocketListener:
         *sinks: Sink,
         kind: Literal["stream", "datagram"] = "stream",
         codec: Codec | None = None,
-        max_frame_bytes: int = 1024 * 1024,
+        max_frame_bytes: Size = MAX_FRAME_BYTES,
         max_connections: int = 1024,
-        max_buffered_bytes: int = 64 * 1024 * 1024,
-        frame_timeout: float | dt.timedelta = 10.0,
-        idle_timeout: float | dt.timedelta | None = 3600.0,
+        max_buffered_bytes: Size = 64 * 1024 * 1024,
+        frame_timeout: Span = 10.0,
+        idle_timeout: Span | None = 3600.0,
         tls: ssl.SSLContext | None = None,
         on_error: Callable[[SinkFailure], object] = report,
         name: str | None = None,
@@ -227,6 +232,9 @@ class SocketListener:
             selector.register(bound, selectors.EVENT_READ)
             selector.register(wake[0], selectors.EVENT_READ)
             self._socket, self._selector, self._wake = bound, selector, wake
+            if self.kind == "datagram":
+                # One byte more than may come; what is not used of it is never in memory.
+                self._room = memoryview(bytearray(min(self.max_frame_bytes, _GREATEST_DATAGRAM) + LENGTH_BYTES + 1))
             # A daemon, since who forgets to stop it must be able to end the process; then `drain` stops it.
             self._thread = threading.Thread(target=self._run, name=f"outfall {self.name}", daemon=True)
             try:
@@ -443,11 +451,11 @@ class SocketListener:
         data = b"".join(chunks)
         if data:
             peer.heard = now
-            if not peer.buffer and peer.proven:
+            if peer.proven and not (peer.buffer or peer.skipping):
                 peer.began = now
             self._take(peer, data, now)
         if ended and peer.sock in self._peers:
-            if peer.buffer:
+            if peer.buffer or peer.skipping:
                 self._refuse(peer, "truncated", f"the peer was gone after {len(peer.buffer)} bytes of a frame")
             else:
                 self._drop(peer)
@@ -475,6 +483,14 @@ class SocketListener:
 
     def _take(self, peer: _Peer, data: bytes, now: float) -> None:
         """Hand on the whole frames in what came, and keep the rest."""
+        if peer.skipping:
+            skipped = min(peer.skipping, len(data))
+            peer.skipping -= skipped
+            if skipped == len(data):
+                return
+            data = data[skipped:]
+            peer.proven = True
+            peer.began = now
         before = len(peer.buffer)
         if before:
             peer.buffer += data
@@ -484,10 +500,19 @@ class SocketListener:
         at, end = 0, len(source)
         while end - at >= LENGTH_BYTES:
             length = length_of(source, at)
-            if length > self.max_frame_bytes:
-                self._refuse(peer, "oversize", f"a frame of {length} bytes was announced")
-                return
             stop = at + LENGTH_BYTES + length
+            if length > self.max_frame_bytes:
+                if length > _MOST_SKIPPED_BYTES:
+                    self._refuse(peer, "oversize", f"a frame of {length} bytes was announced")
+                    return
+                self._reject(
+                    "oversize", f"a frame of {length} bytes came, where max_frame_bytes={self.max_frame_bytes}"
+                )
+                peer.skipping = max(0, stop - end)
+                peer.proven = not peer.skipping
+                peer.began = now
+                at = min(stop, end)
+                continue
             if stop > end:
                 break
             try:
@@ -510,10 +535,9 @@ class SocketListener:
             self._refuse(greatest, "overload", f"{self._buffered} bytes of half frames are in memory")
 
     def _receive_datagrams(self, bound: socket.socket) -> None:
-        room = min(self.max_frame_bytes, _GREATEST_DATAGRAM) + LENGTH_BYTES + 1
         for _ in range(_DATAGRAMS_AT_ONCE):
             try:
-                data = bound.recv(room)
+                data = bytes(self._room[: bound.recv_into(self._room)])
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -551,7 +575,7 @@ class SocketListener:
     def _sweep(self, now: float) -> None:
         """Close the connections whose time is up."""
         for peer in list(self._peers.values()):
-            begun = bool(peer.buffer) or not peer.proven
+            begun = bool(peer.buffer or peer.skipping) or not peer.proven
             if begun and now - peer.began > self.frame_timeout:
                 self._refuse(peer, "timeout", f"a frame was not whole after {self.frame_timeout} s")
             elif not begun and self.idle_timeout is not None and now - peer.heard > self.idle_timeout:
@@ -633,7 +657,10 @@ _STOP_SECONDS = 5.0
 _BACKLOG = 1024
 _CHUNK_BYTES = 64 * 1024
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
-_GREATEST_DATAGRAM = 256 * 1024
+#: Linux limits one of a Unix socket by what it lets a socket send, which may be set to this and more.
+_GREATEST_DATAGRAM = 64 * 1024 * 1024
+#: A length beyond this is text, or a handshake of TLS, and no length.
+_MOST_SKIPPED_BYTES = 64 * 1024 * 1024
 _ACCEPTS_AT_ONCE = 128
 _DATAGRAMS_AT_ONCE = 256
 _ACCEPT_PAUSE_SECONDS = 0.1

@@ -24,29 +24,41 @@ from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.core.sink import OnError, Sink
-from outfall.sinks.errors import DeliveryError, ReentrantEventError, TemporaryDeliveryError, reason_of
+from outfall.sinks.errors import (
+    DeliveryError,
+    PausedDeliveryError,
+    ReentrantEventError,
+    TemporaryDeliveryError,
+    reason_of,
+)
 from outfall.sinks.event.depth import is_tracked, too_deep
+from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, NUMBERS
 from outfall.sinks.network.connection import (
+    MAX_READS,
     POLL,
     UNIX,
     OversizeError,
     await_socket,
+    await_verdict,
     checked_host,
+    checked_limit,
     checked_port,
     checked_tls,
+    heard_refusal,
+    is_refused_tls,
     waits_of,
     wants_read,
 )
-from outfall.sinks.network.frames import Codec, JSONFrames, pack_length
+from outfall.sinks.network.frames import LENGTH_BYTES, MAX_FRAME_BYTES, Codec, JSONFrames, pack_length
 
 if TYPE_CHECKING:
-    import datetime as dt
     import ssl
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from outfall.sinks.core.item import Encoded
+    from outfall.sinks.event.units import Size, Span
 
 
 #: What of a batch goes by one ``send``: a slow peer takes that much within any timeout that makes sense.
@@ -64,12 +76,15 @@ class SocketSink(ByteSink):
         port: TCP port, 1 to 65535, or None.
         codec: How an event becomes a frame. Default ``JSONFrames()``. `PickleFrames` for the standard library's
             receivers, `SignedFrames` for who must be sure of the sender.
+        max_frame_bytes: Size of a frame, without the four bytes of its length, above which the longest text fields are
+            shortened and the event gets ``"truncated": true``; if that is not enough, the largest fields are left out.
+            Default 1 MiB, which is what `SocketListener` takes by default; at least 512. Settable.
         tls: An `ssl.SSLContext` to encrypt with, which may hold a client certificate, or True for
             ``ssl.create_default_context()``. Default None: no encryption. The server's certificate has to name *host*,
             unless the context says otherwise.
-        timeout: Seconds, or a timedelta, that one connecting (to each address of the name) or one sending may take.
-            Default 1.0. The system's resolver of names keeps times of its own.
-        retry_start: Seconds, or a timedelta, to wait after a connection failed. Default 1.0.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that one connecting (to each address of the name) or one
+            sending may take. Default 1.0. The system's resolver of names keeps times of its own.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
         clock: What tells the time for these waits. Default `time.monotonic`; for tests.
@@ -82,12 +97,18 @@ class SocketSink(ByteSink):
         name: See `Sink`.
 
     Raises:
-        ValueError: If *port*, *timeout* or one of the retry arguments is out of range, or *tls* comes without a port.
+        ValueError: If *port*, *max_frame_bytes*, *timeout* or one of the retry arguments is out of range, or *tls*
+            comes without a port.
         TypeError: If *host*, *codec* or *tls* is of another type.
 
     It connects at the first event. When `handle` returns, the operating system has the whole frame; whether the peer
     has read it cannot be known, since nothing is acknowledged: what was on its way when a connection breaks is lost
     and counted as delivered. Where that matters put a spool and HTTP in its place.
+
+    With TLS 1.3 a server refuses a client's certificate after the handshake is over. So the first event waits for the
+    server's first word after it, for a tenth of a second and three times the handshake's time at most. Where the
+    refusal comes even later, what was sent before is counted as ``dropped["error"]`` after all, and told; what a
+    wrapper has counted as delivered is told.
 
     A connection that the peer has closed in the meantime is noticed before the next event is sent, and made anew. An
     event whose sending fails is sent once more after connecting again; a frame sent in part makes a connection
@@ -111,6 +132,8 @@ class SocketSink(ByteSink):
     _kind: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
     #: Whether the peer's end of a connection can be seen.
     _ends: ClassVar[bool] = True
+    #: The attribute that limits the size of an event.
+    _limited_by: ClassVar[str] = "max_frame_bytes"
     #: How many datagrams the peer's host has refused.
     _refusals = 0
     #: The class for whose methods the hot path stands in, and these methods: one that is overridden turns it off.
@@ -123,11 +146,12 @@ class SocketSink(ByteSink):
         port: int | None,
         *,
         codec: Codec | None = None,
+        max_frame_bytes: Size = MAX_FRAME_BYTES,
         tls: ssl.SSLContext | Literal[True] | None = None,
-        timeout: float | dt.timedelta = 1.0,
-        retry_start: float | dt.timedelta = 1.0,
+        timeout: Span = 1.0,
+        retry_start: Span = 1.0,
         retry_factor: float = 2.0,
-        retry_max: float | dt.timedelta = 30.0,
+        retry_max: Span = 30.0,
         clock: Callable[[], float] = monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
@@ -151,6 +175,7 @@ class SocketSink(ByteSink):
         #: What `socket.socket.connect` is given: (host, port), or a path.
         self.address: tuple[str, int] | str = self.host if self.port is None else (self.host, self.port)
         self._codec: Codec = JSONFrames() if codec is None else _checked_codec(codec)
+        self.max_frame_bytes: int = checked_limit(max_frame_bytes, "max_frame_bytes")
         self._tls = checked_tls(tls, self.port)
         self._waits = waits_of(self._tls is not None)
         #: Seconds; all of these may be set at any time.
@@ -166,6 +191,10 @@ class SocketSink(ByteSink):
         self._connected_at = 0.0
         #: How many connections in a row have ended soon after they were made.
         self._short_lived = 0
+        #: Whether the peer has shown that it accepts the connection, which with TLS 1.3 the handshake does not.
+        self._proven = True
+        #: What was sent before it has, and how many events had been delivered when the connection was made.
+        self._sent_unproven = self._delivered_before = 0
         super().__init__(
             renderer=renderer,
             encoding=encoding,
@@ -187,6 +216,8 @@ class SocketSink(ByteSink):
         #: Frames of events that came from a signal handler during a send of the same thread.
         self._interrupting: deque[bytes] = deque()
         self._given_up = False
+        #: What to tell of events that were counted as delivered, and how many they are.
+        self._refusals_untold: deque[tuple[Exception, int]] = deque()
         #: True if `_settle` has something to do.
         self._aftermath = False
 
@@ -218,6 +249,8 @@ class SocketSink(ByteSink):
                             self._ledger.filter()
                             return
                     data = dumps(event, None, OPTIONS)
+                    if len(data) > self.max_frame_bytes:
+                        raise LookupError
                     data = pack_length(len(data)) + data
                     # Taking the lock by hand: see WriteLock.
                     turn = self._turn
@@ -251,13 +284,13 @@ class SocketSink(ByteSink):
                     return
             except Exception as error:
                 if torn:
-                    self._count_dropped("error")
+                    self._ledger.drop("error")
                     self._apply_policy(error, event, 1)
                     if self._aftermath:
                         self._settle()
                     return
             except BaseException:
-                self._count_dropped("interrupted")
+                self._ledger.drop("interrupted")
                 raise
         self._handle_in_full(event)
 
@@ -309,6 +342,10 @@ class SocketSink(ByteSink):
         with self._ledger.lock:
             self._aftermath = bool(self._interrupting)
             untold, self._untold = self._untold, 0
+            refused = list(self._refusals_untold)
+            self._refusals_untold.clear()
+        for error, events in refused:
+            self._fail(error, None, events=events)
         if untold:
             told = TemporaryDeliveryError(f"there was no connection to {self._peer}")
             self._fail(told, None, events=untold, suppressed=untold - 1)
@@ -346,9 +383,10 @@ class SocketSink(ByteSink):
             timeout: Seconds to wait for a send in progress. None stands for `drain_timeout`, 5 s.
         """
         closed = super().close(timeout)
-        if self._untold:
+        refused = bool(self._refusals_untold)
+        if self._untold or refused:
             self._settle()
-        return closed
+        return closed and not refused
 
     def _take_untold(self) -> int:
         with self._ledger.lock:
@@ -378,8 +416,13 @@ class SocketSink(ByteSink):
                 if family != UNIX and self._kind == socket.SOCK_STREAM:
                     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                self._proven = True
                 if self._tls is not None:
+                    began = monotonic()
                     made = self._candidate = self._tls.wrap_socket(made, server_hostname=self.host)
+                    # A refusal takes one way there and back, of which the handshake has had at least one.
+                    patience = min(seconds, VERDICT_SECONDS + 3 * (monotonic() - began))
+                    self._proven = await_verdict(made, patience)
             except OSError as error:
                 made.close()
                 failure = error
@@ -419,6 +462,9 @@ class SocketSink(ByteSink):
             # UnicodeError is what a name no resolver may be asked for raises; it is a ValueError and told as it is.
             self._back_off()
             msg = f"no connection to {self._peer}: {describe(error)}"
+            if is_refused_tls(error):
+                msg = f"{msg}; check tls and the certificates of both sides"
+                raise PausedDeliveryError(msg, retry_after=self.retry_period) from None
             raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
         self.retry_time = None
         self._adopt(made)
@@ -428,6 +474,7 @@ class SocketSink(ByteSink):
         # Waiting is done by _transmit: a socket with a timeout asks the system before each send.
         made.settimeout(0)
         self._connected_at = self._clock()
+        self._sent_unproven, self._delivered_before = 0, self._ledger.delivered
         if self._ends and POLL is not None:
             poll = POLL()
             poll.register(made, select.POLLIN)
@@ -438,14 +485,31 @@ class SocketSink(ByteSink):
     def make_frame(self, event: dict[str, Any]) -> bytes:
         """Return the bytes to send for *event*: its length in four bytes, big-endian, and what the codec makes of it.
 
-        Called outside the sink's lock.
+        An event that is too large is shortened. Called outside the sink's lock.
+
+        Raises:
+            PermanentDeliveryError: If it cannot be made small enough.
         """
-        payload = self.codec.encode(event, self.render)
-        return pack_length(len(payload)) + payload
+        data = self._frame(self.codec.encode(event, self.render))
+        return data if len(data) <= self._limit else self._shortened(event)
 
     def _frame_of(self, item: Encoded) -> bytes:
-        payload = self.codec.encode_item(item)
+        data = self._frame(self.codec.encode_item(item))
+        return data if len(data) <= self._limit else self._shortened(item.event)
+
+    def _frame(self, payload: bytes) -> bytes:
         return pack_length(len(payload)) + payload
+
+    @property
+    def _limit(self) -> int:
+        return self.max_frame_bytes + LENGTH_BYTES
+
+    def _shortened(self, event: dict[str, Any]) -> bytes:
+        data = shortened(event, lambda short: self._frame(self.codec.encode(short, self.render)), self._limit)
+        if data is None:
+            msg = f"the event cannot be made to fit into {self._limited_by}={getattr(self, self._limited_by)}"
+            raise OversizeError(msg)
+        return data
 
     def send(self, data: bytes) -> None:
         """Send *data*, a frame, connecting first if need be, and once more if that fails.
@@ -543,7 +607,7 @@ class SocketSink(ByteSink):
             except Exception as error:
                 # It was counted as delivered when it came.
                 self._ledger.delivered -= 1
-                self._count_dropped(reason_of(error))
+                self._ledger.drop(reason_of(error))
                 self._untold += 1
                 self._aftermath = True
 
@@ -567,7 +631,10 @@ class SocketSink(ByteSink):
         usual = all(getattr(own, hook) is getattr(SocketSink, hook) for hook in ("write", "send", "_frame_of"))
         if not (usual and self._ends and type(self._codec) is JSONFrames):
             return self._emit_each(batch, lambda item: self.write(self._frame_of(item)))
-        frames = [pack_length(len(data)) + data for data in data_of(batch)]
+        payloads = data_of(batch)
+        if max(map(len, payloads), default=0) > self.max_frame_bytes:
+            return self._emit_each(batch, lambda item: self.write(self._frame_of(item)))
+        frames = [pack_length(len(data)) + data for data in payloads]
         first = size = 0
         with self._lock:
             for place, frame in enumerate(frames, 1):
@@ -601,6 +668,23 @@ class SocketSink(ByteSink):
             raise
         return None
 
+    def _note_refusal(self, error: BaseException) -> None:
+        """Count what was sent to a peer that has refused the connection with *error* as lost."""
+        if self._proven or not self._sent_unproven or not is_refused_tls(error):
+            return
+        # A wrapper has counted by itself what came in a batch: it is told, and our ledger is right.
+        with self._ledger.lock:
+            counted = min(self._ledger.delivered - self._delivered_before, self._sent_unproven)
+            self._ledger.delivered -= counted
+            self._ledger.dropped["error"] += counted
+        msg = (
+            f"{self._peer} has refused the connection after {self._sent_unproven} events were sent, which are lost: "
+            f"{describe(error)}; check tls and the certificates of both sides"
+        )
+        self._refusals_untold.append((PausedDeliveryError(msg), self._sent_unproven))
+        self._sent_unproven = 0
+        self._aftermath = True
+
     def _transmit(self, data: bytes) -> None:
         """Have the system take all of *data*, within the timeout; on failure some of it may have gone."""
         sock = self.sock
@@ -621,6 +705,8 @@ class SocketSink(ByteSink):
             # How much the system had taken is not known then.
             self._disconnect()
             raise
+        if not self._proven:
+            self._sent_unproven += 1
 
     def _transmit_rest(self, sock: socket.socket, data: bytes, sent: int, wait: BaseException | None) -> None:
         view = memoryview(data)
@@ -643,13 +729,14 @@ class SocketSink(ByteSink):
                     return False
             elif sock is None or not select.select([sock], [], [], 0)[0]:
                 return sock is None
-            # Bounded: a peer that floods us is none of ours.
-            for _ in range(_MAX_READS):
+            for _ in range(MAX_READS):
                 if sock is None or not sock.recv(65_536):
                     return True
         except self._waits:
+            self._proven = True  # it has sent what is for TLS alone
             return False
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self._note_refusal(error)
             return True
         return False
 
@@ -657,6 +744,10 @@ class SocketSink(ByteSink):
 
     def _lose_connection(self) -> None:
         """Let go of a connection that broke; from the third in a row that was short-lived, wait before the next."""
+        if not self._proven and self.sock is not None:
+            refusal = heard_refusal(self.sock)
+            if refusal is not None:
+                self._note_refusal(refusal)
         self._disconnect()
         self._forgive_if_it_lasted()
         self._short_lived += 1
@@ -695,10 +786,13 @@ class SocketSink(ByteSink):
             # what it has not read yet.
             self._has_ended()
             if self._tls is not None:
-                with contextlib.suppress(OSError, ValueError):
+                try:
                     sock.unwrap()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+                except (OSError, ValueError) as error:
+                    self._note_refusal(error)
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_WR)
+                # Not by the method of an SSLSocket, which forgets TLS and would give us the alert undeciphered.
+                socket.socket.shutdown(sock, socket.SHUT_WR)
             if self._tls is not None:
                 self._await_end(sock)
         self._disconnect()
@@ -715,8 +809,9 @@ class SocketSink(ByteSink):
                 if not sock.recv(65_536):
                     return
             except self._waits:
-                continue
-            except (OSError, ValueError):
+                self._proven = True
+            except (OSError, ValueError) as error:
+                self._note_refusal(error)
                 return
 
     def _give_up(self) -> None:
@@ -771,7 +866,9 @@ class _BackoffError(TemporaryDeliveryError):
 SocketSink._hot_class = SocketSink
 HAND_TAKEN.add(SocketSink.handle.__code__)
 
-_MAX_READS = 16
+#: How long a server may take, after a TLS handshake, to say that it accepts the client; and three times as long as the
+#: handshake took.
+VERDICT_SECONDS = 0.1
 #: Frames that follow one another more closely share one look: it takes a fifth of the time that sending does.
 LOOK_SECONDS = 0.000_05
 _SHORT_LIVED_ALLOWED = 2

@@ -22,9 +22,10 @@ from outfall.sinks.network.socket import SocketSink
 from outfall.sinks.system import rfc5424
 
 if TYPE_CHECKING:
-    import datetime as dt
     import ssl
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from outfall.sinks.event.units import Span
 
 
 class SysLogSink(SocketSink):
@@ -36,7 +37,8 @@ class SysLogSink(SocketSink):
         facility: One of `facility_names` or its number, 0 to 23. Default ``"user"``. Settable.
         socktype: ``socket.SOCK_DGRAM`` or ``socket.SOCK_STREAM``. Default None: UDP for an address (TCP with *tls*); at
             a path a datagram socket, and where that does not go a stream.
-        timeout: Seconds, or a timedelta, that one connecting or one sending may take. Default 1.0.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that one connecting or one sending may take. Default
+            1.0.
         format: ``"rfc3164"`` (default): what `logging.handlers.SysLogHandler` sends, ``<PRI>``, *ident* and the
             rendered event; the daemon adds time and host. ``"rfc5424"``: a header with time, host, program and process,
             the event's fields as structured data, and its message.
@@ -54,7 +56,7 @@ class SysLogSink(SocketSink):
             port registered for it is 6514.
         max_message_bytes: What a longer message is cut to. Default 8 192, which is what rsyslog takes by default; at
             least 480.
-        retry_start: Seconds, or a timedelta, to wait after a connection failed. Default 1.0.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
         clock: What tells the time for these waits. Default `time.monotonic`; for tests.
@@ -208,7 +210,7 @@ class SysLogSink(SocketSink):
         facility: str | int = "user",
         socktype: int | None = None,
         *,
-        timeout: float | dt.timedelta = 1.0,
+        timeout: Span = 1.0,
         format: Literal["rfc3164", "rfc5424"] = "rfc3164",  # noqa: A002 - what everybody calls it
         framing: Literal["octet", "lf", "nul"] | None = None,
         ident: str = "",
@@ -216,9 +218,9 @@ class SysLogSink(SocketSink):
         structured_data_id: str | None = None,
         tls: ssl.SSLContext | Literal[True] | None = None,
         max_message_bytes: int = 8192,
-        retry_start: float | dt.timedelta = 1.0,
+        retry_start: Span = 1.0,
         retry_factor: float = 2.0,
-        retry_max: float | dt.timedelta = 30.0,
+        retry_max: Span = 30.0,
         clock: Callable[[], float] = time.monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: str | float = NOTSET,

@@ -64,7 +64,8 @@ class Receiver:
     def _read(self, made):
         try:
             if self.context is not None:
-                made = self.context.wrap_socket(made, server_side=True)
+                made = self.context.wrap_socket(made, server_side=True, do_handshake_on_connect=False)
+                self._shake_hands(made)
                 self.certificates.append(made.getpeercert())
             self.connections.append(made)
             with made.makefile("rb") as stream:
@@ -83,6 +84,16 @@ class Receiver:
             self.endings.append(error)
         finally:
             made.close()
+
+    def _shake_hands(self, made):
+        try:
+            made.do_handshake()
+        except OSError:
+            # A reset, as for data that nobody has read, may overtake the alert.
+            made.shutdown(socket.SHUT_WR)
+            while made.recv(65_536):
+                pass
+            raise
 
     def hang_up(self):
         """Close all connections and go on listening."""

@@ -246,7 +246,7 @@ def test_who_speaks_no_tls_or_has_no_certificate_is_refused(contexts):
 
 BAD = {
     "garbage": [_frame(b"not json"), _frame(b"[]"), _frame(b""), _frame(pickle.dumps({"msg": "m"}, 1))],
-    "oversize": [struct.pack(">L", 1001), b"GET / HTTP/1.1\r\n\r\n", b"\xff\xff\xff\xff"],
+    "oversize": [struct.pack(">L", 64 * 1024 * 1024 + 1), b"GET / HTTP/1.1\r\n\r\n", b"\xff\xff\xff\xff"],
 }
 
 
@@ -278,6 +278,66 @@ def test_a_frame_may_be_as_large_as_said():
         until(lambda: len(here.sink.events) == 1)
         here.connect().sendall(_frame(payload + b" "))
         here.rejected(oversize=1)
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 400_000])
+@pytest.mark.parametrize("codec", [None, SignedFrames(KEY), PickleFrames()])
+def test_a_frame_too_large_costs_itself_alone(codec, pieces):
+    """However it is cut on its way, what comes before and after it on the connection arrives."""
+    large = {"max_frame_bytes": 1 << 30}
+    frames = [
+        SocketSink("localhost", 9, codec=codec, **large).make_frame({"event": "e", "number": number, "text": text})
+        for number, text in enumerate(["", "x" * 900_000, "", "x" * 1_500, "x" * 1_500, ""])
+    ]
+    stream = b"".join(frames)
+    with Listening(max_frame_bytes=1000, codec=codec) as here:
+        made = here.connect()
+        size = len(stream) if pieces == 1 else pieces
+        for at in range(0, len(stream), size):
+            made.sendall(stream[at : at + size])
+        until(lambda: len(here.sink.events) == 3)
+        assert [event["number"] for event in here.sink.events] == [0, 2, 5]
+        here.rejected(oversize=3)
+        assert here.listener.stats().connections == 1
+    assert "bytes came, where max_frame_bytes=1000" in str(here.failures[0].error)
+
+
+def test_a_frame_too_large_has_to_come_in_time():
+    """As any other; and one that is given up is counted."""
+    with Listening(max_frame_bytes=1000, frame_timeout=0.05) as here:
+        made = here.connect()
+        made.sendall(_good(1) + struct.pack(">L", 5000) + b"x")
+        assert _ended(made)
+        here.rejected(oversize=1, timeout=1)
+        until(lambda: len(here.sink.events) == 1)
+
+
+@pytest.mark.parametrize("kind", ["stream", "datagram"])
+@pytest.mark.parametrize("codec", [None, SignedFrames(KEY), PickleFrames(), SignedFrames(KEY, PickleFrames())])
+@pytest.mark.parametrize("batched", [False, True])
+def test_by_default_either_end_takes_what_the_other_sends(kind, codec, batched):
+    """An event of any size arrives, marked if it had to be shortened, and so do its neighbours."""
+    make = SocketSink if kind == "stream" else DatagramSink
+    with Listening(kind=kind, codec=codec) as here, make(*here.listener.address, codec=codec, on_error="raise") as sink:
+        events = [{"event": "e", "number": n, "text": "ü" * (600_000 if n == 5 else 10)} for n in range(10)]
+        if batched:
+            assert sink.emit_batch([sink.encode(event) for event in events]) is None
+        else:
+            for event in events:
+                sink.handle(event)
+        until(lambda: len(here.sink.events) == 10)
+        assert [event["number"] for event in here.sink.events] == list(range(10))
+        assert [event["number"] for event in here.sink.events if event.get("truncated")] == [5]
+        assert here.listener.stats().rejected == {}
+
+
+def test_a_unix_datagram_may_be_as_large_as_the_system_lets_it(tmp_path):
+    """The listener has room for it."""
+    path = tmp_path / "socket"
+    with Listening(path, kind="datagram") as here:
+        with DatagramSink(path, None, max_datagram_bytes=150_000, on_error="raise") as sink:
+            sink.handle({"event": "x" * 140_000})
+        until(lambda: here.sink.events == [{"event": "x" * 140_000}])
 
 
 def test_a_pickle_is_never_loaded_unless_the_caller_names_it(tmp_path):

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import select
 import signal
 import socket
@@ -21,19 +22,27 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outfall import DatagramSink, SocketSink
+from outfall import BackgroundSink, DatagramSink, SocketSink, SysLogSink
 from outfall.sinks.core.item import Encoded
-from outfall.sinks.errors import PermanentDeliveryError, SinkClosedError, TemporaryDeliveryError
+from outfall.sinks.errors import (
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    SinkClosedError,
+    TemporaryDeliveryError,
+)
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.network import connection as peer
 from outfall.sinks.network import socket as framed
+from outfall.sinks.network.connection import await_socket
 from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import in_fork, until
 from tests.sinks._wire import Clock, Receiver, free_port, has_ipv6
 
 KEY = b"0123456789abcdef"
+#: More than any event here has.
+LARGE = 100_000_000
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
 
 
@@ -412,6 +421,154 @@ def test_tls_with_a_client_certificate(authority, client_context):
         assert receiver.certificates[0]["subjectAltName"] == (("email", "shop@example.org"),)
 
 
+def _strict(authority):
+    """Return what a server encrypts with that takes no client but those with a certificate of an authority unknown."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    trustme.CA().configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _make_syslog(target, **options):
+    return SysLogSink(target, **options)
+
+
+def _make_socket(target, **options):
+    return SocketSink(*target, **options)
+
+
+class _Relay:
+    """A way to *far* on which what the server says after its handshake waits until it is let through."""
+
+    def __init__(self, far) -> None:
+        self.through = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._far = far
+        self.address = self._listener.getsockname()
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+
+    def _serve(self):
+        with self._listener.accept()[0] as near, socket.create_connection(self._far) as far:
+            answers = threading.Thread(target=self._pump, args=(far, near, True))
+            answers.start()
+            self._pump(near, far, False)
+            answers.join(60)
+
+    def _pump(self, source, target, held):
+        with contextlib.suppress(OSError):
+            # The record with which a server's handshake of TLS 1.3 ends is in what it sends first.
+            first = True
+            while data := source.recv(65_536):
+                if held and not first:
+                    self.through.wait(60)
+                first = False
+                target.sendall(data)
+            if held:
+                self.through.wait(60)
+            target.shutdown(socket.SHUT_WR)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.through.set()
+        self._listener.close()
+        self._threads[0].join(60)
+
+
+REFUSED = r"(?i)certificate|alert|unknown.ca"
+
+
+@pytest.mark.parametrize("make", [_make_socket, _make_syslog])
+@pytest.mark.parametrize("certificate", ["none", "of another authority"])
+def test_a_refused_client_certificate_loses_no_event_in_silence(authority, client_context, make, certificate):
+    """With TLS 1.3 the server refuses after the handshake: that is waited for before the first event is sent."""
+    if certificate != "none":
+        trustme.CA().issue_cert("shop@example.org").configure_cert(client_context)
+    failures = []
+    with (
+        Receiver(context=_strict(authority)) as receiver,
+        make(receiver.target, tls=client_context, timeout=10, on_error=failures.append) as sink,
+    ):
+        sink.handle({"event": 1})
+        sink.handle({"event": 2})
+        assert (sink.stats().delivered, dict(sink.stats().dropped)) == (0, {"error": 1, "backoff": 1})
+    assert type(failures[0].error) is PausedDeliveryError
+    assert re.search(REFUSED, str(failures[0].error))
+    assert "check tls" in str(failures[0].error)
+
+
+@pytest.mark.parametrize("make", [_make_socket, _make_syslog])
+def test_behind_a_thread_a_refused_certificate_keeps_the_events(authority, client_context, make):
+    """Nothing is called delivered; the report says why."""
+    failures = []
+    told = threading.Event()
+
+    def tell(failure):
+        failures.append(failure)
+        told.set()
+
+    with Receiver(context=_strict(authority)) as receiver:
+        sink = BackgroundSink(make(receiver.target, tls=client_context, timeout=10), on_error=tell)
+        sink.handle({"event": 1})
+        assert told.wait(60)
+        assert (sink.stats().delivered, sink.stats().pending) == (0, 1)
+        sink.close(0)
+    assert re.search(REFUSED, str(failures[0].error))
+
+
+@pytest.mark.parametrize("make", [_make_socket, _make_syslog])
+@pytest.mark.parametrize("ending", ["before close", "during close", "before the next event"])
+def test_a_refusal_that_comes_late_is_counted_and_told(authority, client_context, monkeypatch, make, ending):
+    """What went to a server that had not said yet that it takes the client is lost, once it says that it does not."""
+    failures = []
+    with (
+        Receiver(context=_strict(authority)) as receiver,
+        _Relay(receiver.target) as relay,
+        make(relay.address, tls=client_context, timeout=0.2, on_error=failures.append) as sink,
+    ):
+        sink.handle({"event": 1})
+        sink.handle({"event": 2})
+        assert sink.stats().delivered == 2
+        if ending == "during close":
+            # The last that close does is to wait for what the server says.
+            wait = sink._await_end
+
+            def wait_and_let_through(sock):
+                relay.through.set()
+                wait(sock)
+
+            monkeypatch.setattr(sink, "_await_end", wait_and_let_through)
+        else:
+            relay.through.set()
+            assert await_socket(sink.sock, 60, for_reading=True)
+        lost = 2
+        if ending == "before the next event":
+            sink.handle({"event": 3})  # nobody takes a second connection
+            lost = 3
+        else:
+            assert sink.close(60) is False
+        assert (sink.stats().delivered, dict(sink.stats().dropped)) == (0, {"error": lost})
+    assert sum(failure.events for failure in failures) == lost
+    assert any("after 2 events" in str(failure.error) for failure in failures)
+    assert any(re.search(REFUSED, str(failure.error)) for failure in failures)
+
+
+def test_a_tls_server_that_says_nothing_after_the_handshake_is_not_waited_for_long(server_context, client_context):
+    """As one without session tickets: it gets its events all the same."""
+    server_context.num_tickets = 0
+    with Receiver(context=server_context) as receiver:
+        with SocketSink(*receiver.target, tls=client_context, timeout=60) as sink:
+            began = time.monotonic()
+            sink.handle({"event": 1})
+            assert time.monotonic() - began < 30
+            assert _events(receiver, 1) == [{"event": 1}]
+        assert sink.stats().delivered == 1
+    server_context.num_tickets = 2
+
+
 def test_a_certificate_that_is_not_trusted_is_an_error(server_context):
     """tls=True trusts what the system trusts, which this authority is not; nothing is sent unencrypted."""
     failures = []
@@ -553,7 +710,8 @@ def test_a_peer_that_never_reads_costs_the_timeout_and_not_more():
     """The frame that does not fit is sent over a new connection; the torn one is closed, so no frame follows it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with SocketSink(*server.getsockname(), timeout=0.1, on_error=lambda failure: None) as sink:
+        options = {"timeout": 0.1, "max_frame_bytes": LARGE, "on_error": lambda failure: None}
+        with SocketSink(*server.getsockname(), **options) as sink:
             sink.handle({"event": 0})
             first, _ = server.accept()
             sink.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -568,7 +726,7 @@ def test_a_peer_that_never_reads_costs_the_timeout_and_not_more():
 
 def test_a_slow_peer_gets_whole_frames(receiver):
     """A frame that goes in parts arrives whole, on either path."""
-    with SocketSink(*receiver.target, timeout=30) as sink:
+    with SocketSink(*receiver.target, timeout=30, max_frame_bytes=LARGE) as sink:
         for number in range(4):
             sink.handle({"event": "x" * 9_000_000, "number": number})
             sink.handle(_plain({"event": "x" * 9_000_000, "number": number}))
@@ -593,7 +751,7 @@ def test_a_peer_that_resets_in_the_midst_of_a_frame(receiver):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with SocketSink(*server.getsockname(), timeout=10) as sink:
+        with SocketSink(*server.getsockname(), timeout=10, max_frame_bytes=LARGE) as sink:
             sink.handle({"event": "x" * 20_000_000})
             thread.join(20)
     assert len(received[0]) == 20_000_012
@@ -728,7 +886,7 @@ def test_without_poll_select_does(receiver, monkeypatch):
     """Windows has no poll; the hot path is off there, and everything works."""
     for module in (framed, peer):
         monkeypatch.setattr(module, "POLL", None)
-    with SocketSink(*receiver.target, timeout=30) as sink:
+    with SocketSink(*receiver.target, timeout=30, max_frame_bytes=LARGE) as sink:
         for number in range(3):
             sink.handle({"event": "x" * 5_000_000, "number": number})
         receiver.wait(3)
@@ -766,7 +924,7 @@ def test_an_event_from_a_signal_handler_comes_after_the_frame_it_interrupts(odd)
     """While a large frame waits for its reader, a signal handler logs: no frame lands within another."""
     make = _plain if odd else dict
     server = socket.create_server(("127.0.0.1", 0))
-    with SocketSink(*server.getsockname(), timeout=30) as sink:
+    with SocketSink(*server.getsockname(), timeout=30, max_frame_bytes=LARGE) as sink:
         sink.handle(make({"event": "first"}))
         made, _ = server.accept()
         before = signal.signal(signal.SIGUSR1, lambda *_: sink.handle({"event": "from the handler"}))
@@ -899,7 +1057,8 @@ def test_close_during_a_send_keeps_its_deadline(reads, odd):
     event = {"event": "x" * 30_000_000}
     with socket.create_server(("127.0.0.1", 0)) as server:
         timeout = 30 if reads else 0.1
-        sink = SocketSink(*server.getsockname(), timeout=timeout, on_error=lambda failure: None)
+        options = {"timeout": timeout, "max_frame_bytes": LARGE, "on_error": lambda failure: None}
+        sink = SocketSink(*server.getsockname(), **options)
         sink.handle({"event": 1})
         made, _ = server.accept()
         thread = threading.Thread(target=sink.handle, args=(_plain(event) if odd else event,))
@@ -948,6 +1107,9 @@ def test_a_sink_nobody_holds_closes_its_connection(receiver):
         ({"port": "514"}, ValueError),
         ({"port": True}, ValueError),
         ({"host": 17}, TypeError),
+        ({"host": ""}, ValueError),
+        ({"host": "logs.example.org:9020"}, ValueError),
+        ({"host": "[::1]:9020"}, ValueError),
         ({"timeout": -1}, ValueError),
         ({"timeout": float("nan")}, ValueError),
         ({"retry_start": None}, ValueError),
@@ -1218,6 +1380,25 @@ def test_a_datagram_has_a_least_size(size):
     """Below 512 bytes hardly an event fits."""
     with pytest.raises(ValueError, match=f"max_datagram_bytes={size!r}"):
         DatagramSink("localhost", 9, max_datagram_bytes=size)
+
+
+@pytest.mark.parametrize("size", [511, 0, -1, 2.5, True, "much", 1 << 32])
+def test_a_frame_has_a_least_and_a_greatest_size(size):
+    """The length before it has four bytes."""
+    with pytest.raises(ValueError, match=f"max_frame_bytes={size!r}"):
+        SocketSink("localhost", 9, max_frame_bytes=size)
+
+
+def test_sizes_and_spans_may_be_text():
+    """As people write them."""
+    assert SocketSink("localhost", 9, max_frame_bytes="2 MiB", timeout="1m", retry_max="1h").max_frame_bytes == 2097152
+    assert DatagramSink("localhost", 9, max_datagram_bytes="1 kB").max_datagram_bytes == 1000
+
+
+@pytest.mark.parametrize("host", ["::1", "fe80::1%eth0", "localhost", "10.0.0.1"])
+def test_an_address_with_colons_is_no_host_and_port(host):
+    """Only what has one colon, or brackets, is taken for the two."""
+    assert SocketSink(host, 9).host == host
 
 
 _VALUES = st.recursive(
