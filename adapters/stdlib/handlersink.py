@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from structlog import DropEvent
@@ -62,6 +63,12 @@ class HandlerSink(Sink):
         self.handler = handler
         self.naive_timestamps: NaiveTimestamps = checked_naive(naive_timestamps)
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+
+    @property
+    def keeps_in_memory(self) -> bool:
+        """True if the handler is one of the standard library's that do."""
+        handlers = sys.modules.get("logging.handlers")
+        return handlers is not None and isinstance(self.handler, (handlers.QueueHandler, handlers.MemoryHandler))
 
     def emit(self, event: dict[str, Any]) -> None:
         """Give *event* to the handler."""

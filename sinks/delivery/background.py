@@ -608,6 +608,11 @@ class BackgroundSink(DeferredSink):
         ) and not (self._processors or self._closed or self._reporting or self._inline)
         self._option = OPTIONS if usual and self._target.plain and not self._target.level else None
 
+    @property
+    def keeps_in_memory(self) -> bool:
+        """True: what its thread has not delivered yet."""
+        return True
+
     def _describe(self) -> str:
         return f"to {self._target!r}"
 

@@ -251,6 +251,11 @@ class BufferingSink(Sink):
             pending=pending,
         )
 
+    @property
+    def keeps_in_memory(self) -> bool:
+        """True: what is in the buffer."""
+        return True
+
     def _describe(self) -> str:
         return f"with {len(self._buffer)} of {self.capacity} events"
 

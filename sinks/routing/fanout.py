@@ -108,6 +108,11 @@ class _Router(Sink):
     def _prepare_reads_metadata(self) -> bool:
         return bool(self._processors) or any(sink._prepare_reads_metadata() for sink in self.sinks)
 
+    @property
+    def keeps_in_memory(self) -> bool:
+        """True if one of the sinks does."""
+        return any(sink.keeps_in_memory for sink in self.sinks)
+
     def _describe(self) -> str:
         return "to " + ", ".join(sink.name for sink in self.sinks)
 

@@ -106,21 +106,22 @@ class SpoolSink(DeferredSink):
 
     Raises:
         ValueError: If *max_bytes*, *on_full*, *block_timeout*, *fsync*, *fsync_interval*, *segment_bytes*, *batch_size*
-            or *linger* is not usable, or the platform has no ``flock(2)`` (Windows).
+            or *linger* is not usable, if *target* or a sink behind it only keeps what it is given (a background, a
+            buffer, a queue, another spool), or the platform has no ``flock(2)`` (Windows).
         TypeError: If *target* or *dead_letter* is no sink, *directory* no path, or *retry* no `RetryPolicy`.
 
-    The events of one process are delivered in order. What a dead process has left is adopted when the delivering thread
-    starts, and every minute as long as it runs; adopted events take turns with new ones. A kill at any instant loses
-    nothing that `handle` returned for, and repeats at most one batch, with the same events under the same key. A line
-    that is damaged is skipped and counted as ``dropped["corrupt"]``. If the directory is deleted or moved away, it is
-    made anew from what this process has open; what is lost is counted as ``dropped["lost"]``.
+    The events of one process are delivered in order. What a dead process has left is adopted when the sink is made, at
+    each `flush`, and every minute as long as the delivering thread runs; adopted and new events take turns. A kill
+    at any instant loses nothing that `handle` returned for, and repeats at most one batch, with the same events under
+    the same key. A line that is damaged is skipped and counted as ``dropped["corrupt"]``. If the directory is deleted
+    or moved away, it is made anew from what this process has open; what is lost is counted as ``dropped["lost"]``.
 
     `flush` and `close` deliver until their timeout. What is not delivered then stays on disk, counted as ``spooled``;
     that is no loss, so `close` returns True.
 
-    Safe from any thread and from signal handlers. The thread starts with the first event, or with `start`; it is a
-    daemon. A forked child has files and an account of its own, which begin with its first event. What the target's
-    delivery itself logs is dropped as ``reentrant``.
+    Safe from any thread and from signal handlers. The thread starts with the first event, with `start`, or with the
+    sink if there is something to adopt; it is a daemon. A forked child has files and an account of its own, which begin
+    with its first event. What the target's delivery itself logs is dropped as ``reentrant``.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class SpoolSink(DeferredSink):
         self._segment_bytes = checked_count(segment_bytes, "segment_bytes", "bytes")
         #: orjson's options where one call of it makes an event a line; None: the whole pipeline.
         self._option: int | None = None
+        _refuse_keepers(target)
         super().__init__(
             target,
             block_timeout=block_timeout,
@@ -171,8 +173,11 @@ class SpoolSink(DeferredSink):
         )
         try:
             os.makedirs(self.directory, exist_ok=True)
+            self._unadopted = self._depot.find_dead()
         except OSError as error:
             self._fail(error, None, events=0)
+        if self._unadopted:
+            self._rouse()
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
@@ -205,6 +210,8 @@ class SpoolSink(DeferredSink):
         self._own_due = 0.0
         self._chores_due = 0.0
         self._adopt_due = 0.0
+        #: Whether dead processes have left something that is not adopted yet, as far as is known.
+        self._unadopted = False
         #: What was last written down of the account.
         self._published: tuple[object, ...] = ()
         #: Events dropped before they were stored.
@@ -282,6 +289,29 @@ class SpoolSink(DeferredSink):
         """Start delivering what dead processes have left, without waiting for an event."""
         if not self._closed:
             self._rouse()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Deliver what this process has stored and what dead ones have left; return True when all of it is settled.
+
+        Args:
+            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+        """
+        deadline = monotonic() + self._seconds(timeout)
+        if not self._closed and not self._leaving:
+            self._seek(deadline)
+        return super().flush(max(0.0, deadline - monotonic()))
+
+    def _seek(self, deadline: float) -> None:
+        """Have the thread adopt what processes have left that died since it last looked."""
+        with contextlib.suppress(OSError):
+            if self._unadopted or not self._depot.find_dead():
+                return
+            if self._disk.acquire(timeout=max(0.0, deadline - monotonic())):
+                try:
+                    self._unadopted = True
+                    self._adopt_due = 0.0
+                finally:
+                    self._disk.release()
 
     def close(self, timeout: float | None = None) -> bool:
         """Deliver what can be delivered until the timeout, then close the target; idempotent.
@@ -494,7 +524,7 @@ class SpoolSink(DeferredSink):
         self._notify()
         if self._worker is None:
             return  # somebody does its work for as long as there is some
-        self._wait(_ADOPT_SECONDS)
+        self._wait(self._adopt_due - monotonic())
         self._resting = False
         if depot.awake:
             self._own_due = monotonic() + self._linger_seconds
@@ -517,8 +547,10 @@ class SpoolSink(DeferredSink):
             self._depot.check()
             self._publish()
         if now >= self._adopt_due:
-            self._adopt_due = now + _ADOPT_SECONDS
             self._depot.adopt()
+            # Somebody may have looked at one just then, and only so many are held at a time.
+            self._unadopted = self._depot.find_dead()
+            self._adopt_due = now + (_CHORE_SECONDS if self._unadopted else _ADOPT_SECONDS)
 
     def _publish(self) -> None:
         """Write the account down, for who looks from outside, if it has changed."""
@@ -574,7 +606,7 @@ class SpoolSink(DeferredSink):
         depot = self._depot
         if self._stopping:
             return depot.settled >= depot.stored  # closed: nothing is delivered any more
-        if self._worker is None and not depot.stored:
+        if self._worker is None and not depot.stored and not self._unadopted:
             return True
         with self._lock:
             if self._out.unsure:
@@ -610,7 +642,9 @@ class SpoolSink(DeferredSink):
     def _is_settled(self, mark: int) -> bool:
         depot = self._depot
         rests = self._resting and self._left == self._leaving
-        return depot.settled >= mark and not depot.adopted and (rests or depot.stored > mark)
+        # In this order: what is adopted is in `adopted` before it is said that nothing is left to be.
+        adopted = not self._unadopted and not depot.adopted
+        return depot.settled >= mark and adopted and (rests or depot.stored > mark)
 
     def _notify(self) -> None:
         if self._watchers:
@@ -720,6 +754,28 @@ class SpoolSink(DeferredSink):
 
 
 HAND_TAKEN.add(SpoolSink.handle.__code__)
+
+
+def _refuse_keepers(target: Sink) -> None:
+    """Raise if *target* only keeps what it is given, or a sink behind it does: the spool would forget it too early."""
+    inner = getattr(target, "target", None)
+    for sink in (*getattr(target, "sinks", ()), *([inner] if isinstance(inner, Sink) else [])):
+        _refuse_keepers(sink)
+    if not isinstance(target, Sink):
+        return
+    if isinstance(target, SpoolSink):
+        why = "is a spool itself: use it as it is, or put the spool around its target"
+    elif target.keeps_in_memory:
+        why = (
+            "keeps events in memory, where the end of the process loses them: put the spool around the sink that "
+            "delivers, SpoolSink(sink.target, directory), or give a collector's function the directory, as in "
+            "loki_sink(url, labels, spool=directory)"
+        )
+    else:
+        return
+    msg = f"target={target!r} {why}"
+    raise ValueError(msg)
+
 
 #: What counts as seconds in a timestamp.
 _SECONDS = 1e12

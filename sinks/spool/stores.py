@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from outfall.sinks.errors import SinkError
 from outfall.sinks.spool.cursor import sync_path
 from outfall.sinks.spool.segments import Appender
-from outfall.sinks.spool.store import Store, stores_in
+from outfall.sinks.spool.store import Store, is_alive, stores_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -355,6 +355,20 @@ class Depot:
             self.awake = False
             self.set_limit()
             return True
+
+    def find_dead(self) -> bool:
+        """Return True if some process has left something that nobody has taken over.
+
+        Raises:
+            OSError: If the directory cannot be read.
+        """
+        held = {store.path for store in list(self.adopted)}
+        for path in stores_in(self.directory):
+            if path not in held and path not in self._left_alone:
+                with contextlib.suppress(OSError):
+                    if not is_alive(path):
+                        return True
+        return False
 
     def adopt(self) -> None:
         """Take over what dead processes have left."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import logging.handlers
 import os
+import queue
 import shutil
 import signal
 import sys
@@ -23,15 +25,21 @@ from outfall import (
     BackgroundSink,
     BatchResult,
     CaptureSink,
+    FallbackSink,
     FanoutSink,
     FileSink,
+    HandlerSink,
+    MemorySink,
     PermanentDeliveryError,
+    QueueSink,
     RetryPolicy,
     Sink,
     SpoolSink,
     TemporaryDeliveryError,
+    loki_sink,
 )
 from outfall.sinks.spool import sink as spools
+from outfall.sinks.spool import stores
 from outfall.sinks.spool.store import stores_in
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import PATIENCE_SECONDS, check, events_of, in_fork, run, until
@@ -428,17 +436,52 @@ def test_with_raise_the_threads_failures_are_reported(spool, capfd):
         spool(directory=sink.directory + "2", max_bytes=10, on_error="raise").handle(event(1))
 
 
-@pytest.mark.parametrize("inner", ["fanout", "background"])
-def test_routers_may_be_targets(spool, inner):
+def test_routers_may_be_targets(spool):
     """Each child gets its events, and one that fails is tried again alone."""
     first, second = Target(), Target(TemporaryDeliveryError("away"))
-    target = FanoutSink(first, second) if inner == "fanout" else BackgroundSink(FanoutSink(first, second), retry=SOON)
-    sink = spool(target)
+    sink = spool(FanoutSink(first, second))
     for number in range(3):
         sink.handle(event(number))
     assert sink.flush(PATIENCE_SECONDS)
     sink.close()
     assert sorted(first.numbers) == sorted(second.numbers) == [0, 1, 2]
+
+
+class _Wrapper(Sink):
+    """A wrapper of somebody else's, which hands on."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.target = target
+
+
+@pytest.mark.parametrize(
+    "keeper",
+    [
+        lambda _: BackgroundSink(Target()),
+        lambda _: loki_sink("http://127.0.0.1:9", {"app": "shop"}),
+        lambda _: MemorySink(10, target=Target()),
+        lambda _: QueueSink(queue.SimpleQueue()),
+        lambda _: FanoutSink(Target(), BackgroundSink(Target())),
+        lambda _: FallbackSink(FanoutSink(Target(), MemorySink(10)), Target()),
+        lambda _: HandlerSink(logging.handlers.MemoryHandler(10)),
+        lambda _: HandlerSink(logging.handlers.QueueHandler(queue.SimpleQueue())),
+        lambda _: _Wrapper(BackgroundSink(Target())),
+        lambda path: SpoolSink(Target(), path),
+        lambda path: FanoutSink(Target(), SpoolSink(Target(), path)),
+    ],
+    ids=[
+        "background", "loki", "memory", "queue", "fanout", "routers", "memory handler", "queue handler", "wrapper",
+        "spool", "fanout to a spool",
+    ],
+)  # fmt: skip
+def test_a_target_that_only_keeps_events_is_refused(tmp_path, keeper):
+    """What it has taken would count as delivered, and be forgotten; the error says what to write."""
+    target = keeper(tmp_path / "inner")
+    with pytest.raises(ValueError, match="put the spool around"):
+        SpoolSink(target, tmp_path / "spool")
+    assert not (tmp_path / "spool").exists()
+    target.close(0)
 
 
 def test_it_may_stand_behind_a_router(spool, tmp_path):
@@ -846,6 +889,74 @@ def test_what_a_killed_process_left_is_adopted(spool, tmp_path):
     stats = sink.stats()
     assert (stats.accepted, stats.adopted, stats.delivered, stats.spooled) == (1, 10, 11, 0)
     assert_balanced(stats)
+
+
+def _threads():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("outfall SpoolSink")}
+
+
+def test_what_was_left_is_delivered_without_an_event(spool, tmp_path):
+    """A process that logs nothing delivers its predecessor's last words; flush says so when that is done."""
+    _die_with(tmp_path / "spool", range(10))
+    release = threading.Event()
+    sink = spool(Target(release))
+    assert not sink.flush(0.05)
+    until(lambda: sink.target.attempts)
+    release.set()
+    assert sink.flush(PATIENCE_SECONDS)
+    assert sink.target.numbers == list(range(10))
+    assert stores_in(sink.directory) == []
+    assert (sink.stats().accepted, sink.stats().adopted) == (0, 10)
+
+
+def test_where_there_is_nothing_to_adopt_no_thread_is_started(spool, tmp_path):
+    """Neither for an empty directory nor for what a running process has there; flush is done at once."""
+    before = _threads()
+    sink = spool()
+    assert sink.flush(0)
+    assert _threads() == before
+    sink.handle(event(1))
+    started = _threads()
+    assert len(started - before) == 1
+    second = spool()
+    assert second.flush(0)
+    assert _threads() == started
+    assert sink.flush(PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("has_logged", [False, True])
+def test_flush_says_the_truth_of_what_died_since(spool, tmp_path, has_logged):
+    """A process that dies after this one has looked is noticed by flush, and what it left is delivered by it."""
+    sink = spool()
+    if has_logged:
+        sink.handle(event(0))
+        assert sink.flush(PATIENCE_SECONDS)
+    _die_with(tmp_path / "spool", [1, 2])
+    assert sink.flush(PATIENCE_SECONDS)
+    assert sink.target.numbers == [*([0] if has_logged else []), 1, 2]
+
+
+def test_flush_waits_for_all_that_was_left_however_much_it_is(spool, tmp_path, monkeypatch):
+    """Only so many stores are held at a time; the others follow as soon as there is room for them."""
+    monkeypatch.setattr(stores, "_MOST_ADOPTED", 2)
+    monkeypatch.setattr(spools, "_CHORE_SECONDS", 0.01)
+    for number in range(5):
+        _die_with(tmp_path / "spool", [number])
+    sink = spool()
+    assert sink.flush(PATIENCE_SECONDS)
+    assert sorted(sink.target.numbers) == [0, 1, 2, 3, 4]
+
+
+def test_what_a_later_version_has_left_is_told_and_not_waited_for(spool, tmp_path):
+    """It is nothing to adopt."""
+    _die_with(tmp_path / "spool", [1])
+    [store] = stores_in(str(tmp_path / "spool"))
+    Path(store, "00000007.v99.ndjson").touch()
+    failures = []
+    sink = spool(on_error=failures.append)
+    assert sink.flush(PATIENCE_SECONDS)
+    assert [type(failure.error).__name__ for failure in failures] == ["NewerFormatError"]
+    assert sink.flush(0)
 
 
 def test_a_running_process_adopts_as_well(spool, tmp_path, monkeypatch):
