@@ -4,167 +4,77 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import math
-from dataclasses import replace
+import weakref
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.handlers.twin import Twin
-from outfall.sinks.core.sink import Sink
-from outfall.sinks.delivery.memory import BufferingSink, MemorySink
+from outfall.adapters.handlers.base import Account, Twin, account_of, untouched
 from outfall.sinks.event.levels import parse_level
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from outfall.sinks.core.ledger import SinkStats
 
+_BufferingHandler = logging.handlers.BufferingHandler
+_MemoryHandler = logging.handlers.MemoryHandler
 
-class _RecordsSink(BufferingSink):
-    """Keep account of the records in a handler's list, and have them in the sink's own buffer while it is flushed."""
 
-    #: As of `Lent`, which is for sinks that write bytes.
-    owner: Any = None
+class _Waiting(Account):
+    """The account of a handler in whose buffer records wait."""
 
-    #: The list.
-    waiting: list[Any]
+    def __init__(self, handler: logging.Handler) -> None:
+        self._handler = weakref.ref(handler)
+        super().__init__(type(handler).__name__)
 
-    def _fresh_state(self) -> None:
-        super()._fresh_state()
-        self.waiting = []
-
-    def keep(self, records: list[Any], record: logging.LogRecord) -> None:
-        """Append *record* to the handler's list."""
-        self.waiting = records
-        records.append(record)
-        self._taken += 1
-
-    def take(self, records: list[Any]) -> None:
-        """Take over what is in the list."""
-        self.waiting = records
-        self._buffer.extend(records)
-        records.clear()
-
-    def discard(self, records: list[Any], reason: str) -> None:
-        """Throw away what is in the list, and count it."""
-        self.take(records)
-        self._discard(reason)
-
-    def drain(self, timeout: float) -> None:
-        """Do nothing at exit: `logging.shutdown` closes the handler."""
+    def _stats(self) -> SinkStats:
+        waiting = getattr(self._handler(), "buffer", ())
+        return self._ledger.stats(self.name, pending=len(waiting))
 
     def after_fork(self) -> None:
         """Begin anew in a forked child; what was logged before is the parent's."""
-        self.waiting.clear()
+        waiting = getattr(self._handler(), "buffer", None)
+        if waiting is not None:
+            waiting.clear()
         super().after_fork()
 
-    def _stats(self) -> SinkStats:
-        stats = super()._stats()
-        waiting = len(self.waiting)
-        return replace(stats, delivered=stats.delivered - waiting, pending=stats.pending + waiting)
 
-
-class _HandingSink(_RecordsSink, MemorySink):
-    def hand_on(self, records: list[Any], handler: logging.Handler) -> None:
-        """Hand on what is in the list to *handler*; raise what it raised first, when all have been handed on."""
-        if self._handing is not None:
-            # The target has logged, in the midst of handing on: to be flushed with what comes next.
-            return
-        target = self._target
-        if not isinstance(target, _Target) or target.handler is not handler:
-            self._target = _Target(handler)
-        failures: list[BaseException] = []
-        self.take(records)
-        try:
-            # All, however many come meanwhile: they come into the list.
-            self._hand_on(math.inf, failures)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-        finally:
-            with self._left:
-                records[:0] = self._buffer
-                self._buffer.clear()
-        if failures:
-            first = failures[0]
-            failures.clear()
-            try:
-                raise first
-            finally:
-                # Its traceback holds this frame.
-                del first
-
-    def let_go(self) -> None:
-        """Forget the target."""
-        self._target = None
-
-
-class _Target(Sink):
-    """A handler as the target of a sink of records."""
-
-    def __init__(self, handler: logging.Handler) -> None:
-        super().__init__(on_error="raise", name=type(handler).__name__)
-        self.handler = handler
-
-    def deliver(self, event: Mapping[str, Any] | str | bytes | logging.LogRecord) -> None:
-        """Have the handler handle a record."""
-        if isinstance(event, logging.LogRecord):
-            self.handler.handle(event)
-            self._ledger.delivered += 1
-        else:
-            super().deliver(event)
-
-
-class BufferingHandler(Twin, logging.handlers.BufferingHandler):
-    """A drop-in twin of `logging.handlers.BufferingHandler`: keep records in a list, for subclasses that do more.
+class BufferingHandler(Twin, _BufferingHandler):
+    """A drop-in twin of `logging.handlers.BufferingHandler`: keep records in memory until there are many.
 
     Args:
         capacity: How many records make it flush.
 
     Attributes:
-        capacity: As above; read at each record.
+        capacity: As above; settable.
         buffer: The list of records. May be changed, and be another.
 
-    ``flush`` empties the buffer; a subclass overrides it to put the records somewhere before. ``shouldFlush`` may be
-    overridden too. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
+    ``flush`` empties the buffer; a subclass makes more of it. ``shouldFlush(record)`` may be overridden too, and is
+    called when *record* is in the buffer. A forked child begins with an empty buffer. Where else it differs from its
+    namesake on purpose: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#memoryhandler
     """
 
+    #: Whether records of the buffer are being handed on.
+    _handing = False
+
     def __init__(self, capacity: int) -> None:
-        Twin.__init__(self)
-        self.capacity = capacity
-        self.buffer: list[logging.LogRecord] = []
+        _BufferingHandler.__init__(self, capacity)
+        # Now, so that a child that is forked later knows what is the parent's.
+        account_of(self)
 
-    def make_sink(self) -> _RecordsSink:
-        """Return the sink, which keeps the ledger."""
-        sink = _RecordsSink(0, on_error="raise", name=type(self).__name__)
-        sink.flush_on_close = False
-        return sink
-
-    def shouldFlush(self, record: logging.LogRecord) -> bool:
-        """Return True if the buffer is up to capacity. Called when *record* is in it."""
-        return len(self.buffer) >= self.capacity
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Append *record* to the buffer, and flush it if ``shouldFlush`` says so."""
-        self.sink.keep(self.buffer, record)
-        if self.shouldFlush(record):
-            self.flush()
+    def _make_sink(self) -> Account:
+        return _Waiting(self)
 
     def flush(self) -> None:
         """Empty the buffer."""
-        with self.at_work() as sink:
-            sink.discard(self.buffer, "discarded")
-
-    def close(self) -> None:
-        """Flush, and close."""
+        self.acquire()
         try:
-            self.flush()
+            _discard(self)
         finally:
-            logging.Handler.close(self)
+            self.release()
 
 
-class MemoryHandler(BufferingHandler, logging.handlers.MemoryHandler):
+class MemoryHandler(BufferingHandler, _MemoryHandler):
     """A drop-in twin of `logging.handlers.MemoryHandler`: hand records on to another handler, many at once.
-
-    By a `MemorySink`.
 
     Args:
         capacity: How many records make it flush.
@@ -178,7 +88,7 @@ class MemoryHandler(BufferingHandler, logging.handlers.MemoryHandler):
         flushLevel: As above, a number.
         target: As above.
         flushOnClose: As above.
-        buffer: The list of records. May be changed, and be another.
+        buffer: The list of records. May be changed, and be another, of any kind.
 
     A record leaves the buffer as it is handed on, so a target that raises midway sees none twice; it gets the others,
     and then what it raised is raised. A forked child begins with an empty buffer. Where else it differs from its
@@ -200,31 +110,19 @@ class MemoryHandler(BufferingHandler, logging.handlers.MemoryHandler):
         self.target = target
         self.flushOnClose = flushOnClose
 
-    def make_sink(self) -> _RecordsSink:
-        """Return the sink."""
-        return _HandingSink(0, flush_on_close=False, on_error="raise", name=type(self).__name__)
-
-    def shouldFlush(self, record: logging.LogRecord) -> bool:
-        """Return True if the buffer is up to capacity, or *record* of the flush level or above."""
-        return len(self.buffer) >= self.capacity or record.levelno >= self.flushLevel
-
-    def setTarget(self, target: logging.Handler | None) -> None:
-        """Hand on to *target* from now on, beginning with the next flush."""
-        self.acquire()
-        try:
-            self.target = target
-        finally:
-            self.release()
-
     def flush(self) -> None:
         """Hand on all that is in the buffer; without a target it is kept.
 
         Raises:
             Exception: What the target's ``handle`` has raised first, when it has been given all.
         """
-        with self.at_work() as sink:
-            if self.target:
-                sink.hand_on(self.buffer, self.target)
+        self.acquire()
+        try:
+            # What the target logs itself goes with the next flush.
+            if self.target and not getattr(self, "_handing", False):
+                _hand_on(self)
+        finally:
+            self.release()
 
     def close(self) -> None:
         """Flush, unless *flushOnClose* is False; let go of the target and of what is left in the buffer."""
@@ -232,8 +130,53 @@ class MemoryHandler(BufferingHandler, logging.handlers.MemoryHandler):
             if self.flushOnClose:
                 self.flush()
         finally:
-            with self.at_work() as sink:
+            self.acquire()
+            try:
                 self.target = None
-                sink.let_go()
-                sink.discard(self.buffer, "closed" if self.flushOnClose else "discarded")
-                logging.Handler.close(self)
+                if not self.flushOnClose and untouched(self.flush, MemoryHandler.flush):
+                    _discard(self)
+                _BufferingHandler.close(self)
+            finally:
+                self.release()
+
+
+def _discard(handler: Any) -> None:
+    """Throw away what is in the buffer of *handler*, and count it."""
+    if handler.buffer:
+        account_of(handler)._ledger.drop("discarded", len(handler.buffer))
+    handler.buffer.clear()
+
+
+def _hand_on(handler: Any) -> None:
+    """Give each record in the buffer of *handler* to its target; raise what that raised first."""
+    account = account_of(handler)
+    waiting = list(handler.buffer)
+    handler.buffer.clear()
+    failures: list[Exception] = []
+    given = 0
+    handler._handing = True
+    try:
+        for record in waiting:
+            given += 1
+            try:
+                handler.target.handle(record)
+            except Exception as error:
+                failures.append(error)
+    except BaseException:
+        account._ledger.drop("interrupted")
+        given -= 1
+        came, rest = list(handler.buffer), waiting[given + 1 :]
+        handler.buffer.clear()
+        handler.buffer.extend([*rest, *came])
+        raise
+    finally:
+        handler._handing = False
+        account._ledger.delivered += given - len(failures)
+        if failures:
+            account._ledger.drop("error", len(failures))
+    if failures:
+        try:
+            raise failures[0]
+        finally:
+            # Their tracebacks hold this frame.
+            failures.clear()

@@ -6,34 +6,36 @@ import logging
 import logging.handlers
 from typing import Any
 
-from outfall.adapters.handlers.twin import Lent, Twin
+from outfall.adapters.handlers.base import Twin, account_of
 from outfall.sinks.errors import MissingDependencyError
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.system.eventlog import NTEventLogSink
 
+_NTEventLogHandler = logging.handlers.NTEventLogHandler
+
 
 class _Entry(TextEvent):
-    """The text of a record, and the record for the hooks."""
+    """The text of a record, and what the hooks need."""
 
-    __slots__ = ("record",)
+    __slots__ = ("handler", "record")
 
-    def __init__(self, text: str | bytes, record: logging.LogRecord) -> None:
-        super().__init__(text, record.levelno)
-        self.record = record
+    def __init__(self, handler: NTEventLogHandler, record: logging.LogRecord) -> None:
+        super().__init__(handler.format(record), record.levelno)
+        self.handler, self.record = handler, record
 
 
-class _EntriesSink(Lent, NTEventLogSink):
+class _EntriesSink(NTEventLogSink):
     def get_message_id(self, event: Any) -> int:
-        return self.owner.getMessageID(event.record)  # type: ignore[no-any-return]
+        return event.handler.getMessageID(event.record)  # type: ignore[no-any-return]
 
     def get_event_category(self, event: Any) -> int:
-        return self.owner.getEventCategory(event.record)  # type: ignore[no-any-return]
+        return event.handler.getEventCategory(event.record)  # type: ignore[no-any-return]
 
     def get_event_type(self, event: Any) -> int:
-        return self.owner.getEventType(event.record)  # type: ignore[no-any-return]
+        return event.handler.getEventType(event.record)  # type: ignore[no-any-return]
 
 
-class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
+class NTEventLogHandler(Twin, _NTEventLogHandler):
     """A drop-in twin of `logging.handlers.NTEventLogHandler`: report each record to the event log of Windows.
 
     By an `NTEventLogSink`, which needs pywin32. Without it this handler says so on stdout, once, and does nothing.
@@ -59,12 +61,12 @@ class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
     _welu: Any
 
     def __init__(self, appname: str, dllname: str | None = None, logtype: str = "Application") -> None:
-        Twin.__init__(self)
+        logging.Handler.__init__(self)
         self.appname = appname
         self.dllname: Any = dllname
         self.logtype = logtype
         try:
-            sink = self.sink
+            sink = account_of(self)
         except MissingDependencyError as error:
             print(f"{type(self).__name__} will log nothing: {error}")  # noqa: T201 - as its namesake does
             self._welu = None
@@ -74,39 +76,19 @@ class NTEventLogHandler(Twin, logging.handlers.NTEventLogHandler):
         self.deftype: int = sink.deftype
         self.typemap: dict[int, int] = sink.typemap
 
-    def make_sink(self) -> NTEventLogSink:
-        """Return the sink."""
+    def _make_sink(self) -> NTEventLogSink:
         return _EntriesSink(
             self.appname, self.dllname or None, self.logtype, on_error="raise", name=type(self).__name__
         )
-
-    def lend(self, sink: Any) -> None:
-        """Have *sink* report under the handler's name."""
-        sink.appname, sink._welu = self.appname, self._welu
-
-    def getMessageID(self, record: logging.LogRecord) -> int:
-        """Return the number of the message in the file *dllname*; 1 is the text itself in pywin32's."""
-        return 1
-
-    def getEventCategory(self, record: logging.LogRecord) -> int:
-        """Return the category of *record*; by default 0, which is none."""
-        return 0
-
-    def getEventType(self, record: logging.LogRecord) -> int:
-        """Return the type of *record*: what *typemap* has for its level, else *deftype*."""
-        return self.typemap.get(record.levelno, self.deftype)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Report *record*; a failure goes to ``handleError``."""
         if not self._welu:
             return
         try:
-            entry = _Entry(self.format(record), record)
-            with self.at_work() as sink:
-                sink.deliver(entry)
+            sink = account_of(self)
+            with sink._lock:
+                sink.appname, sink._welu = self.appname, self._welu
+                sink.deliver(_Entry(self, record))
         except Exception:
             self.handleError(record)
-
-    def close(self) -> None:
-        """Close the handler; the source stays registered, because the Event Viewer needs it."""
-        logging.Handler.close(self)

@@ -7,7 +7,7 @@ import logging.handlers
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
-from outfall.adapters.handlers.twin import Twin, is_own
+from outfall.adapters.handlers.base import Twin, account_of, untouched
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import ReentrantEventError
@@ -17,7 +17,6 @@ from outfall.sinks.http.endpoint import Endpoint
 from outfall.sinks.http.sink import HTTPSink
 
 if TYPE_CHECKING:
-    import http.client
     import ssl
     from collections.abc import Sequence
 
@@ -26,6 +25,11 @@ if TYPE_CHECKING:
 
 #: Those of `HTTPSink`, in seconds.
 _TIMEOUT = (3.05, 10.0)
+
+_HTTPHandler = logging.handlers.HTTPHandler
+
+#: Headers that `http.client` writes with the request line, and those that are counted here.
+_BY_PUTREQUEST = frozenset({"host", "accept-encoding", "content-length", "connection"})
 
 _MAX_BODY_BYTES = 1 << 40
 _MAX_ANSWER_BYTES = 65_536
@@ -48,7 +52,7 @@ class _Form(FormURLEncoded):
 
 
 class _FormsSink(HTTPSink):
-    #: As of `Lent`, which is for sinks that write bytes.
+    #: The handler that sends now.
     owner: Any = None
 
     _settings: tuple[Any, ...] = ()
@@ -70,10 +74,17 @@ class _FormsSink(HTTPSink):
             return self._encoded(event, event.form.encode("utf-8"))
         return super().encode(event)
 
-    def put(self, event: _FormEvent) -> None:
-        """Send *event*; raise if that failed, which the ledger knows then."""
+    def put(self, handler: HTTPHandler, event: _FormEvent) -> None:
+        """Send *event* as *handler* says; raise if that failed, which the ledger knows then."""
         try:
-            self.deliver(event)
+            # Around all: a copy of the handler has other attributes.
+            with self._lock:
+                before, self.owner = self.owner, handler
+                try:
+                    self.follow(handler)
+                    self.deliver(event)
+                finally:
+                    self.owner = before
         except ReentrantEventError:
             pass  # counted; what is logged while a record is sent would be sent for ever
         except Exception as error:
@@ -82,21 +93,33 @@ class _FormsSink(HTTPSink):
 
     def _exchange(self, url: str, headers: dict[str, str], data: bytes | None) -> Reply:
         owner = self.owner
-        if is_own(owner.getConnection, HTTPHandler.getConnection):
+        if untouched(owner.getConnection, _HTTPHandler.getConnection):
             return super()._exchange(url, headers, data)
+        from http.client import HTTPResponse
+
         from outfall.sinks.http.client import Reply
 
         parts = urlsplit(url)
-        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         with self._lock, delivering():
+            # The calls are those of the original: it may be any object that has these methods.
             connection = owner.getConnection(owner.host, owner.secure)
             try:
-                connection.request(self.method, target, body=data, headers=headers)
+                connection.putrequest(self.method, f"{parts.path}?{parts.query}" if parts.query else parts.path)
+                for name, value in headers.items():
+                    if name.lower() not in _BY_PUTREQUEST:
+                        connection.putheader(name, value)
+                if data is not None:
+                    connection.putheader("Content-length", str(len(data)))
+                connection.endheaders()
+                if data is not None:
+                    connection.send(data)
                 answer = connection.getresponse()
-                body = answer.read(_MAX_ANSWER_BYTES)
-                return Reply(answer.status, dict(answer.getheaders()), body, whole=True)
+                if not isinstance(answer, HTTPResponse):
+                    return Reply(getattr(answer, "status", 200), {}, b"", whole=True)
+                return Reply(answer.status, dict(answer.getheaders()), answer.read(_MAX_ANSWER_BYTES), whole=True)
             finally:
-                connection.close()
+                if hasattr(connection, "close"):
+                    connection.close()
 
 
 def _endpoint(
@@ -130,7 +153,7 @@ def _endpoint(
     )
 
 
-class HTTPHandler(Twin, logging.handlers.HTTPHandler):
+class HTTPHandler(Twin, _HTTPHandler):
     """A drop-in twin of `logging.handlers.HTTPHandler`: send each record to a web server, as a form, by an `HTTPSink`.
 
     Args:
@@ -158,32 +181,7 @@ class HTTPHandler(Twin, logging.handlers.HTTPHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#httphandler
     """
 
-    def __init__(
-        self,
-        host: str,
-        url: str,
-        method: str = "GET",
-        secure: bool = False,
-        credentials: tuple[str, str] | None = None,
-        context: ssl.SSLContext | None = None,
-    ) -> None:
-        Twin.__init__(self)
-        method = method.upper()
-        if method not in ("GET", "POST"):
-            msg = f"method={method!r} is neither GET nor POST"
-            raise ValueError(msg)
-        if context is not None and not secure:
-            msg = f"context={context!r}: with secure=False nothing is encrypted"
-            raise ValueError(msg)
-        self.host = host
-        self.url = url
-        self.method = method
-        self.secure = secure
-        self.credentials = credentials
-        self.context = context
-
-    def make_sink(self) -> HTTPSink:
-        """Return the sink."""
+    def _make_sink(self) -> HTTPSink:
         return _FormsSink(
             "http://localhost/",
             body=_Form(),
@@ -192,31 +190,16 @@ class HTTPHandler(Twin, logging.handlers.HTTPHandler):
             name=type(self).__name__,
         )
 
-    def mapLogRecord(self, record: logging.LogRecord) -> dict[str, Any]:
-        """Return what to send of *record*: by default all its attributes."""
-        return vars(record)
-
-    def getConnection(self, host: str, secure: bool) -> http.client.HTTPConnection:
-        """Return a connection to *host*, not yet connected.
-
-        Overridden, what it returns is used for each record, and closed then.
-        """
-        from http.client import HTTPConnection, HTTPSConnection
-
-        return HTTPSConnection(host, context=self.context) if secure else HTTPConnection(host)
-
     def emit(self, record: logging.LogRecord) -> None:
         """Send *record*; a failure goes to ``handleError``, and so does an answer other than 2xx."""
         try:
-            event = _FormEvent(urlencode(self.mapLogRecord(record)), record)
-            with self.at_work() as sink:
-                sink.follow(self)
-                sink.put(event)
+            account_of(self).put(self, _FormEvent(urlencode(self.mapLogRecord(record)), record))
         except Exception:
             self.handleError(record)
 
     def close(self) -> None:
         """Let go of the connection; the next record makes another."""
-        with self.at_work() as sink:
-            sink._drop_transport()
-            logging.Handler.close(self)
+        account = self._account
+        if account is not None:
+            account._drop_transport()
+        logging.Handler.close(self)

@@ -6,13 +6,15 @@ import logging
 import logging.handlers
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.handlers.twin import Twin
+from outfall.adapters.handlers.base import Twin, account_of
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.event.event import LevelledEvent
 from outfall.sinks.mail.smtp import SMTPSink
 
 if TYPE_CHECKING:
     import ssl
+
+_SMTPHandler = logging.handlers.SMTPHandler
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -28,9 +30,6 @@ class _Mail(LevelledEvent):
 
 
 class _MailSink(SMTPSink):
-    #: As of `Lent`, which is for sinks that write bytes.
-    owner: Any = None
-
     def emit(self, event: dict[str, Any]) -> None:
         """Send what the handler has made."""
         from outfall.sinks.mail.message import one_line
@@ -58,16 +57,19 @@ class _MailSink(SMTPSink):
             self._ssl_context = context
             self.secure = secure
 
-    def put(self, mail: _Mail) -> None:
-        """Send *mail*; raise if that failed, which the ledger knows then."""
+    def put(self, handler: SMTPHandler, mail: _Mail) -> None:
+        """Send *mail* as *handler* says; raise if that failed, which the ledger knows then."""
         try:
-            self.deliver(mail)
+            # Around both: a copy of the handler has other attributes.
+            with self._lock:
+                self.follow(handler)
+                self.deliver(mail)
         except Exception as error:
             self._ledger.last_error = describe(error)
             raise
 
 
-class SMTPHandler(Twin, logging.handlers.SMTPHandler):
+class SMTPHandler(Twin, _SMTPHandler):
     """A drop-in twin of `logging.handlers.SMTPHandler`: send each record as a mail, by an `SMTPSink`.
 
     Args:
@@ -98,50 +100,18 @@ class SMTPHandler(Twin, logging.handlers.SMTPHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#smtphandler
     """
 
-    mailhost: str
-    mailport: int | None
-    password: str
-
     ssl_context: ssl.SSLContext | None = None
 
-    def __init__(
-        self,
-        mailhost: str | tuple[str, int],
-        fromaddr: str,
-        toaddrs: str | list[str],
-        subject: str,
-        credentials: tuple[str, str] | None = None,
-        secure: tuple[()] | tuple[str] | tuple[str, str] | None = None,
-        timeout: float = _TIMEOUT_SECONDS,
-    ) -> None:
-        Twin.__init__(self)
-        self.mailhost, self.mailport = mailhost if isinstance(mailhost, (tuple, list)) else (mailhost, None)
-        self.username = None
-        if isinstance(credentials, (tuple, list)):
-            self.username, self.password = credentials
-        self.fromaddr = fromaddr
-        self.toaddrs: list[str] = [toaddrs] if isinstance(toaddrs, str) else toaddrs
-        self.subject = subject
-        self.secure = secure
-        self.timeout = timeout
-
-    def make_sink(self) -> SMTPSink:
-        """Return the sink."""
+    def _make_sink(self) -> SMTPSink:
         # As the original does it, credentials are sent in plain text if that is what is asked for.
         return _MailSink(
             "localhost", "root", "root", "", allow_insecure=True, on_error="raise", name=type(self).__name__
         )
 
-    def getSubject(self, record: logging.LogRecord) -> str:
-        """Return the subject for *record*."""
-        return self.subject
-
     def emit(self, record: logging.LogRecord) -> None:
         """Send *record*; a failure goes to ``handleError``."""
         try:
             mail = _Mail(self.getSubject(record), self.format(record), record.created)
-            with self.at_work() as sink:
-                sink.follow(self)
-                sink.put(mail)
+            account_of(self).put(self, mail)
         except Exception:
             self.handleError(record)

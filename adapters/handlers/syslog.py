@@ -1,73 +1,35 @@
 """The drop-in twin of the handler for syslog: `SysLogHandler`."""
 
-# Attributes of the original are properties here.
-# pyright: reportIncompatibleVariableOverride=false
-
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import logging.handlers
 import socket
+from time import monotonic
 from typing import Any
 
-from outfall.adapters.handlers.socket import HandlersSink
-from outfall.adapters.handlers.twin import Twin
+from outfall.adapters.handlers.base import Twin, account_of, count_failure
+from outfall.adapters.handlers.socket import is_usable, limit_sending, made_here, part, resolved
 from outfall.sinks.system.rfc5424 import without_controls
-from outfall.sinks.system.syslog import SysLogSink
+
+_SysLogHandler = logging.handlers.SysLogHandler
+
+#: Seconds between attempts to connect: the first wait, which doubles, and the longest.
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 
 
-class _MessagesSink(HandlersSink, SysLogSink):
-    def connect(self) -> None:
-        """Try to have a connection of the kind that the handler's attributes name."""
-        owner = self.owner
-        kind: socket.SocketKind | None = owner._asked
-        if kind is None and not isinstance(owner.address, str):
-            kind = socket.SOCK_DGRAM
-        self.socktype = kind
-        if kind is not None:
-            self._use(kind)
-        super().connect()
-
-    def _adopt(self, made: Any) -> None:
-        if isinstance(made, socket.socket):
-            self._use(made.type)
-        super()._adopt(made)
-
-    def _back_off(self) -> None:
-        # At a path there is an answer at once.
-        if self.port is not None:
-            super()._back_off()
-
-    def _ends_with_nul(self, *, datagram: bool) -> bool:
-        return False
-
-    def _framed(self, data: bytes) -> bytes:
-        """Return *data* with one end, for a stream, whose reader would take another in it for the next message's."""
-        if data.endswith(b"\0"):
-            return without_controls(data[:-1], controls=False) + b"\0"
-        return data.removesuffix(b"\n").replace(b"\n", b"\\n") + b"\n"
-
-    def _hand_over(self, foreign: Any, data: bytes) -> None:
-        owner = self.owner
-        if owner.unixsocket:
-            foreign.send(data)
-        elif owner.socktype == socket.SOCK_DGRAM:
-            foreign.sendto(data, owner.address)
-        else:
-            foreign.sendall(data)
-
-
-class SysLogHandler(Twin, logging.handlers.SysLogHandler):
+class SysLogHandler(Twin, _SysLogHandler):
     """A drop-in twin of `logging.handlers.SysLogHandler`: send each record to a syslog daemon.
-
-    By a `SysLogSink`.
 
     Args:
         address: ``(host, port)``, IPv4 or IPv6, or the path of a Unix socket. Default ``("localhost", 514)``.
         facility: One of ``facility_names`` or its number. Default ``LOG_USER``.
         socktype: ``socket.SOCK_DGRAM`` or ``socket.SOCK_STREAM``. Default None: datagrams, and at a path where that
             does not go a stream.
+        timeout: Seconds for connecting and for each sending. Default None: a second, on a socket that blocks. On every
+            version, as since Python 3.14.
 
     Attributes:
         address: As above; read for each datagram, and when a stream connects.
@@ -75,106 +37,226 @@ class SysLogHandler(Twin, logging.handlers.SysLogHandler):
         ident: What comes before each message. Default ``""``.
         append_nul: Whether a NUL ends each message. Default True.
         send_exc_info: Whether the text of exceptions is sent too. Default False. What Outfall adds.
-        socktype: The kind of socket that was asked for, else of the one there is.
+        socktype: The kind of socket that was asked for, or that was connected.
         socket: The socket, or None. Assign another to use it.
         unixsocket: True if the address is a path.
+        timeout: As above.
 
     A message is ``<PRI>``, ``ident`` and the formatted record, in UTF-8. ``createSocket`` is called at construction; it
-    is no error if nobody is there. ``createSocket``, ``encodePriority``, ``mapPriority`` and the maps may
-    be overridden. A forked child opens its own connection. Where it differs from its namesake on purpose:
-    :doc:`/explanation/handlers`.
+    is no error if nobody is there. A forked child opens its own connection when it sends; datagrams go over the socket
+    that the parent made. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#sysloghandler
     """
 
     #: Whether the text of exceptions is sent too; settable. What Outfall adds.
     send_exc_info: bool = False
+    timeout: float | None = None
+    socket: Any
+    socktype: Any
 
     def __init__(
         self,
         address: tuple[str, int] | str = ("localhost", logging.handlers.SYSLOG_UDP_PORT),
-        facility: str | int = logging.handlers.SysLogHandler.LOG_USER,
+        facility: str | int = _SysLogHandler.LOG_USER,
         socktype: socket.SocketKind | None = None,
+        timeout: float | None = None,
     ) -> None:
-        Twin.__init__(self)
+        logging.Handler.__init__(self)
         self.address = address
         self.facility: Any = facility
-        self._asked = socktype
-        self.unixsocket = isinstance(address, str)
-        self.createSocket()
+        self.socktype = socktype
+        self.timeout = timeout
+        self.socket = None
         # It may be there when the first record comes.
-        self.sink.retry_time = None
+        with contextlib.suppress(OSError):
+            self.createSocket()
 
-    def make_sink(self) -> HandlersSink:
-        """Return the sink."""
-        return _MessagesSink(on_error="raise", name=type(self).__name__)
-
-    def lend(self, sink: HandlersSink) -> None:
-        """Have *sink* go by the handler's address."""
-        sink.follow(self.address)
-
-    def sends_itself(self) -> bool:
-        """Return True if a subclass sends over the socket by a method of its own."""
-        return type(self).emit is not SysLogHandler.emit
-
-    @property
-    def socktype(self) -> Any:
-        """The kind of socket that was asked for, else the one there is, or None; settable."""
-        asked, sock = self._asked, self.sink.sock
-        if asked is None:
-            return sock.type if sock is not None else None if self.unixsocket else socket.SOCK_DGRAM
-        return asked
-
-    @socktype.setter
-    def socktype(self, socktype: socket.SocketKind | None) -> None:
-        self._asked = socktype
-
-    @property
-    def socket(self) -> Any:
-        """The socket, or None; settable."""
-        return self.sink.sock
-
-    @socket.setter
-    def socket(self, sock: Any) -> None:
-        with self.at_work() as sink:
-            sink.replace(sock)
+    def _connect_unixsocket(self, address: str) -> None:
+        asked = self.socktype
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM) if asked is None else (asked,):
+            self.socket = socket.socket(socket.AF_UNIX, kind)
+            self._limit(self.socket)
+            try:
+                self.socket.connect(address)
+            except OSError:
+                self.socket.close()
+                if kind == asked or kind == socket.SOCK_STREAM:
+                    raise
+            else:
+                self.socktype = kind
+                return
 
     def createSocket(self) -> None:
-        """Have a connection in ``socket``, if there can be one."""
-        self.unixsocket: bool = isinstance(self.address, str)
-        with self.at_work() as sink:
-            sink.connect()
-
-    def encodePriority(self, facility: int | str, priority: int | str) -> int:
-        """Return *facility* and *priority*, names or numbers, in one number.
+        """Have a connection in ``socket``, if there can be one.
 
         Raises:
-            KeyError: If a name is not known.
+            OSError: If none can be had at an address that is no path.
         """
-        high = self.facility_names[facility] if isinstance(facility, str) else facility
-        low = self.priority_names[priority] if isinstance(priority, str) else priority
-        return high << 3 | low
+        address = self.address
+        if isinstance(address, str):
+            self.unixsocket: bool = True
+            with contextlib.suppress(OSError):
+                self._connect_unixsocket(address)
+        else:
+            self.unixsocket = False
+            kind = socket.SOCK_DGRAM if self.socktype is None else self.socktype
+            self.socket, self.socktype = self._connected(*address, kind), kind
+        made_here(self)
 
-    def mapPriority(self, levelName: str) -> str:
-        """Return the name of the priority for a level's name: ``"warning"`` for one that ``priority_map`` lacks."""
-        return self.priority_map.get(levelName, "warning")
+    def _connected(self, host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+        failure: OSError | None = None
+        for family, kind_, proto, _, address in socket.getaddrinfo(host, port, 0, kind):
+            try:
+                made = socket.socket(family, kind_, proto)
+            except OSError as error:
+                failure = error
+                continue
+            try:
+                self._limit(made)
+                if kind == socket.SOCK_STREAM:
+                    made.connect(address)
+            except OSError as error:
+                made.close()
+                failure = error
+            else:
+                return made
+        try:
+            raise failure or OSError("getaddrinfo returns an empty list")
+        finally:
+            # Its traceback holds this frame.
+            del failure
+
+    def _limit(self, made: socket.socket) -> None:
+        if self.timeout:
+            made.settimeout(self.timeout)
+        else:
+            limit_sending(made)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send *record*."""
         try:
             shown = record
-            if not self.send_exc_info and (record.exc_info or record.exc_text):
+            if not getattr(self, "send_exc_info", False) and (record.exc_info or record.exc_text):
                 shown = copy.copy(record)
                 shown.exc_info = shown.exc_text = None
-            number = self.encodePriority(self.facility, self.mapPriority(record.levelname))
-            message = f"<{number}>{self.ident or ''}{self.format(shown)}{chr(0) if self.append_nul else ''}"
-            with self.at_work() as sink:
-                sink.put(message.encode("utf-8", "backslashreplace"))
+            message = self.format(shown)
+            if self.ident:
+                message = self.ident + message
+            if self.append_nul:
+                message += "\0"
+            priority = self.encodePriority(self.facility, self.mapPriority(record.levelname))
+            send(self, f"<{priority}>{message}".encode("utf-8", "backslashreplace"))
         except Exception:
             self.handleError(record)
 
     def close(self) -> None:
         """Close the socket."""
-        with self.at_work() as sink:
-            sink.rest()
+        self.acquire()
+        try:
+            sock = self.socket
+            if sock:
+                self.socket = None
+                part(sock)
             logging.Handler.close(self)
+        finally:
+            self.release()
+
+
+def send(handler: Any, message: bytes) -> None:
+    """Send *message*, which `SysLogHandler.emit` has made, and count it, whatever becomes of it.
+
+    Raises:
+        Exception: Whatever befell it.
+    """
+    reason = None
+    try:
+        if not handler.socket and _is_waiting(handler):
+            reason = "backoff"
+            kind, arguments = handler._failed[2:]
+            raise kind(*arguments)
+        _send_by_kind(handler, message)
+    except BaseException as error:
+        handler._resolved = None
+        if reason is None:
+            count_failure(handler, error)
+        else:
+            account_of(handler)._ledger.drop(reason)
+        raise
+    account_of(handler)._ledger.delivered += 1
+
+
+def _send_by_kind(handler: Any, message: bytes) -> None:
+    sock = handler.socket
+    if not sock:
+        _connect(handler)
+    kind = _kind_of(handler)
+    if _is_at_path(handler) and kind != socket.SOCK_STREAM:
+        try:
+            handler.socket.send(message)
+        except OSError:
+            handler.socket.close()
+            handler._connect_unixsocket(handler.address)
+            _put(handler, message)
+    elif kind == socket.SOCK_DGRAM:
+        handler.socket.sendto(message, resolved(handler, handler.socket))
+    else:
+        message = framed(message)
+        if sock and not is_usable(handler, sock):
+            _reconnect(handler)
+        try:
+            handler.socket.sendall(message)
+        except OSError:
+            _reconnect(handler)
+            _put(handler, message)
+
+
+def _put(handler: Any, message: bytes) -> None:
+    if _kind_of(handler) == socket.SOCK_STREAM:
+        handler.socket.sendall(framed(message))
+    else:
+        handler.socket.send(message)
+
+
+def _kind_of(handler: Any) -> Any:
+    """Return the kind of socket that *handler* has: that of one that a subclass made, whatever ``socktype`` says."""
+    sock = handler.socket
+    return sock.type if isinstance(sock, socket.socket) else handler.socktype
+
+
+def _is_at_path(handler: Any) -> bool:
+    # A createSocket of a subclass's own may leave the attribute out.
+    return getattr(handler, "unixsocket", isinstance(handler.address, str))
+
+
+def _reconnect(handler: Any) -> None:
+    handler.socket.close()
+    if _is_at_path(handler):
+        handler._connect_unixsocket(handler.address)
+        made_here(handler)
+    else:
+        handler.socket = None
+        _connect(handler)
+
+
+def _connect(handler: Any) -> None:
+    """Call ``createSocket``; where that fails over and over, the next attempts are farther and farther apart."""
+    wait = handler._failed[1] if getattr(handler, "_failed", None) else _FIRST_WAIT
+    try:
+        handler.createSocket()
+    except OSError as error:
+        handler._failed = monotonic() + wait, min(2 * wait, _LONGEST_WAIT), type(error), error.args
+        raise
+    handler._failed = None
+
+
+def _is_waiting(handler: Any) -> bool:
+    failed = getattr(handler, "_failed", None)
+    return failed is not None and monotonic() < failed[0]
+
+
+def framed(message: bytes) -> bytes:
+    """Return *message* with one end, for a stream, whose reader would take another in it for the next message's."""
+    if message.endswith(b"\0"):
+        return without_controls(message[:-1], controls=False) + b"\0"
+    return message.removesuffix(b"\n").replace(b"\n", b"\\n") + b"\n"

@@ -40,7 +40,7 @@ def record(message="hello", level=logging.ERROR):
 
 
 def test_same_names_order_and_defaults():
-    """The constructor and the methods have the parameters of the original, and nothing is left to it."""
+    """The constructor and the methods have the parameters of the original."""
     original, twin = logging.handlers.NTEventLogHandler, handlers.NTEventLogHandler
     assert issubclass(twin, original)
     for method, value in vars(original).items():
@@ -48,7 +48,6 @@ def test_same_names_order_and_defaults():
             ours = inspect.signature(getattr(twin, method)).parameters.values()
             theirs = inspect.signature(value).parameters.values()
             assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs], method
-            assert getattr(twin, method).__module__ == "outfall.adapters.handlers.eventlog"
 
 
 def test_the_source_is_registered(module, windows):
