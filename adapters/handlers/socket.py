@@ -82,9 +82,10 @@ def _has_ended(sock: Any) -> bool:
 def part(sock: Any) -> None:
     """Close *sock*; an encrypted connection is ended first, without which the peer may lose what came last."""
     with contextlib.suppress(OSError, ValueError):
-        if isinstance(sock, socket.socket) and hasattr(sock, "unwrap"):
+        unwrap = getattr(sock, "unwrap", None)
+        if unwrap is not None and isinstance(sock, socket.socket):
             sock.settimeout(SECONDS)
-            sock.unwrap()
+            unwrap()
     sock.close()
 
 
@@ -209,7 +210,8 @@ class DatagramHandler(SocketHandler, _DatagramHandler):
         try:
             if self.sock is None:
                 self.createSocket()
-            self.sock.sendto(s, resolved(self, self.sock))
+            sock: Any = self.sock
+            sock.sendto(s, resolved(self, sock))
         except BaseException as error:
             self._resolved: Any = None
             count_failure(self, error)
