@@ -10,14 +10,20 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.errors import SinkError
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 #: A cause that was reported is not reported again for this many seconds.
 REPORT_INTERVAL_SECONDS = 30.0
+
+#: With so many causes, those that are over are forgotten.
+_MAX_CAUSES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,8 @@ class SinkFailure:
         events: How many events were lost to it; 0 for a failure that cost none.
         time: When, in seconds since the epoch.
         suppressed: How many failures of the same cause were not told since the last one that was.
+        where: What tells the sink from its like: a path, a host and port. Default nothing.
+        number: Which sink of the process it is, so that two of one name are told apart. Default 0.
     """
 
     sink: str
@@ -38,6 +46,8 @@ class SinkFailure:
     events: int
     time: float
     suppressed: int = 0
+    where: str = ""
+    number: int = field(default=0, repr=False, compare=False)
 
 
 def describe(error: BaseException) -> str:
@@ -55,20 +65,56 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def place_of(error: BaseException) -> str:
+    """Return which function that a sink called has failed, such as ``" in redact (/app/log.py:12)"``.
+
+    Empty where it was none but the sink itself.
+    """
+    place = ""
+    inner: FrameType | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        frame, code = trace.tb_frame, trace.tb_frame.f_code
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == "outfall":
+            place, inner = "", frame
+        elif inner is not None and not place:
+            place = f" in {getattr(code, 'co_qualname', code.co_name)} ({code.co_filename}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    if inner is not None and not place:
+        # It could not even be called, or it is not written in Python.
+        called = next((inner.f_locals[name] for name in _CALLED if name in inner.f_locals), None)
+        source = getattr(called, "__code__", None)
+        if callable(called):
+            place = f" in {getattr(called, '__qualname__', type(called).__qualname__)}"
+            place += "" if source is None else f" ({source.co_filename}:{source.co_firstlineno})"
+    return place
+
+
+#: What the variables are called in which a sink holds a function that it is about to call.
+_CALLED = ("processor", "renderer", "namer", "rotator")
+
+
 class _Reports:
     """Which causes were reported when; one for the process."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.last: dict[tuple[str, type, object], tuple[float, int, int]] = {}
+        #: By name and place of the sink, its number, the type of the error and the system's number for it.
+        self.last: dict[tuple[str, int, type, object], tuple[float, int, int]] = {}
 
     def due(self, failure: SinkFailure, now: float) -> tuple[int, int] | None:
         """Return (suppressed reports, events lost in them) if *failure* is to be written, else None."""
         kind = type(failure.error)
         # By OSError's own attribute: a subclass's may raise, and others' errno may not even be hashable.
         errno = vars(OSError)["errno"].__get__(failure.error) if issubclass(kind, OSError) else None
-        cause = (failure.sink, kind, errno if isinstance(errno, int) else None)
+        cause = (_named(failure), failure.number, kind, errno if isinstance(errno, int) else None)
         with self.lock:
+            if len(self.last) >= _MAX_CAUSES:
+                self.last = {
+                    known: entry
+                    for known, entry in self.last.items()
+                    if entry[1] or now - entry[0] < REPORT_INTERVAL_SECONDS
+                }
             when, suppressed, events = self.last.get(cause, (-math.inf, 0, 0))
             if now - when < REPORT_INTERVAL_SECONDS:
                 self.last[cause] = (when, suppressed + 1 + failure.suppressed, events + failure.events)
@@ -79,7 +125,7 @@ class _Reports:
     def take_suppressed(self) -> list[tuple[str, str, int, int]]:
         """Return (sink, error's type, reports, events) of what was suppressed and not yet told, and forget it."""
         with self.lock:
-            left = [(c[0], c[1].__name__, s, e) for c, (_, s, e) in self.last.items() if s]
+            left = [(c[0], c[2].__name__, s, e) for c, (_, s, e) in self.last.items() if s]
             self.last.clear()
         return left
 
@@ -94,8 +140,9 @@ def report(failure: SinkFailure) -> None:
         failure: What happened, and to which sink.
 
     One line, at most once per cause (sink, type of error, errno) in 30 seconds; the next line of the same cause, or one
-    at exit, says how many were left out. `logging.raiseExceptions` = False silences it, as it does for handlers.
-    Never raises. Safe from any thread and after a fork.
+    at exit, says how many were left out. It names the sink by what tells it from its like, and a function of yours that
+    failed (a processor, a renderer, a namer …) by its file and line. `logging.raiseExceptions` = False silences it, as
+    it does for handlers. Never raises. Safe from any thread and after a fork.
     """
     if not logging.raiseExceptions:
         return
@@ -106,7 +153,12 @@ def report(failure: SinkFailure) -> None:
     suppressed += failure.suppressed
     lost = f"lost {_count(failure.events, 'event')}" if failure.events else "had a failure"
     more = f" (and {_count(suppressed, 'more failure')} before, {_count(events, 'event')})" if suppressed else ""
-    _write(f"outfall: {failure.sink} {lost}: {describe(failure.error)}{more}")
+    place = "" if isinstance(failure.error, (SinkError, OSError)) else place_of(failure.error)
+    _write(f"outfall: {_named(failure)} {lost}: {describe(failure.error)}{place}{more}")
+
+
+def _named(failure: SinkFailure) -> str:
+    return f"{failure.sink} {failure.where}" if failure.where else failure.sink
 
 
 def _report_suppressed() -> None:
@@ -191,11 +243,12 @@ _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
 
 
 def _stand_in(error: BaseException) -> SinkError:
+    place = place_of(error)
     trace = error.__traceback__
-    place = ""
-    while trace is not None:
+    while trace is not None and not place:
         code = trace.tb_frame.f_code
-        place = f" in {code.co_name} ({os.path.basename(code.co_filename)}:{trace.tb_lineno})"
+        if trace.tb_next is None:
+            place = f" in {code.co_name} ({code.co_filename}:{trace.tb_lineno})"
         trace = trace.tb_next
     return SinkError(f"{type(error).__name__}{place}; its message is left out, since it may repeat values of the event")
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from contextlib import nullcontext
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+#: Counts the sinks of the process.
+_numbers = itertools.count(1)
 
 #: What ``on_error`` takes.
 OnError = Union["Callable[[SinkFailure], object]", Literal["raise"]]
@@ -106,6 +110,7 @@ class Sink(Forwarding):
             raise ValueError(msg)
         self.on_error: OnError = on_error
         self.name: str = type(self).__name__ if name is None else str(name)
+        self._number = next(_numbers)
         self._closed = False
         self._close_result = True
         self._reporting = 0
@@ -389,6 +394,10 @@ class Sink(Forwarding):
         """Return what tells this sink from others of its class, for its repr."""
         return ""
 
+    def _where(self) -> str:
+        """Return what tells this sink from others of its class, for reports: it stays the same, and is no secret."""
+        return self._describe()
+
     def _reads_metadata(self) -> bool:
         """Return True if something here may look at an event's metadata keys, which are costly to take out again."""
         return True
@@ -522,7 +531,7 @@ class Sink(Forwarding):
         """Apply the error policy to *error*; the loss itself has been counted. Called without locks."""
         told = cleaned(error, event)
         self._ledger.last_error = describe(told)
-        failure = SinkFailure(self.name, told, events, time.time(), suppressed)
+        failure = self._failed_with(told, events, suppressed)
         with self._ledger.lock:
             self._reporting += 1
         self._changed()
@@ -547,7 +556,14 @@ class Sink(Forwarding):
             return
         told = cleaned(error, event)
         self._ledger.last_error = describe(told)
-        report(SinkFailure(self.name, told, events, time.time()))
+        report(self._failed_with(told, events))
+
+    def _failed_with(self, told: BaseException, events: int, suppressed: int = 0) -> SinkFailure:
+        try:
+            where = self._where()
+        except Exception:  # of a sink that was made half
+            where = ""
+        return SinkFailure(self.name, told, events, time.time(), suppressed, where, self._number)
 
     def _seconds(self, timeout: float | None) -> float:
         seconds = lifecycle.patience(self.drain_timeout) if timeout is None else timeout

@@ -259,6 +259,9 @@ class BufferingSink(Sink):
     def _describe(self) -> str:
         return f"with {len(self._buffer)} of {self.capacity} events"
 
+    def _where(self) -> str:
+        return ""
+
 
 class MemorySink(BufferingSink):
     """Keep events in memory, and hand them on to *target* when there are many, or one is important.
@@ -571,6 +574,9 @@ class MemorySink(BufferingSink):
         described = super()._describe()
         return described if self._target is None else f"{described} for {self._target.name}"
 
+    def _where(self) -> str:
+        return "" if self._target is None else f"for {self._target.name} {self._target._where()}".rstrip()
+
 
 def _checked_target(target: Sink | None) -> Sink | None:
     if target is not None and not isinstance(target, Sink):
@@ -616,6 +622,9 @@ class CaptureSink(Sink):
 
     def _describe(self) -> str:
         return f"with {len(self.events)} events"
+
+    def _where(self) -> str:
+        return ""
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, with no events."""

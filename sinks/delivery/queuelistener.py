@@ -605,7 +605,7 @@ class QueueListener:
     def _tell_of_sink(self, sink: Sink, error: Exception, events: int) -> None:
         if sink.on_error is not report and sink.on_error != "raise":
             sink._fail(error, None, events=events)
-        self._call_on_error(SinkFailure(sink.name, error, events, time.time()))
+        self._call_on_error(sink._failed_with(error, events))
 
     def _tell(self, error: Exception, item: object, events: int) -> None:
         told = cleaned(error, item)

@@ -626,7 +626,8 @@ class SocketListener:
             return
         self._told[cause] = now, 0
         try:
-            self.on_error(SinkFailure(self.name, error, 0, time.time(), suppressed))
+            where = f"{self.kind} {self.address!r}"
+            self.on_error(SinkFailure(self.name, error, 0, time.time(), suppressed, where))
         except Exception as raised:
             report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
 

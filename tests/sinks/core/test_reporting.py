@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from pathlib import Path
 
 import pytest
 
+from outfall import BackgroundSink, FanoutSink, FileSink, HTTPSink, RotatingFileSink, Sink
 from outfall.sinks.core import reporting as failures
 from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, describe, report
 from outfall.sinks.errors import PermanentDeliveryError, SinkError, TemporaryDeliveryError
+from tests.sinks._wire import free_port
 
 SECRET = "hunter2-s3cret"
 EVENT = {"event": "login failed", "password": SECRET, "level": "error", "logger": "app.login", "ok": True, "none": None}
@@ -91,14 +94,16 @@ def test_a_failure_cannot_be_changed():
     assert not hasattr(told, "__dict__")
 
 
-def test_a_failure_has_five_fields_and_suppressed_nothing_by_default():
-    """There is no field for the event."""
+def test_a_failure_has_no_field_for_the_event_and_suppressed_nothing_by_default():
+    """It tells which sink, which error, how many events, when."""
     assert [field.name for field in dataclasses.fields(SinkFailure)] == [
         "sink",
         "error",
         "events",
         "time",
         "suppressed",
+        "where",
+        "number",
     ]
     assert SinkFailure("S", ValueError(), 1, 2.0).suppressed == 0
 
@@ -414,11 +419,11 @@ def test_an_error_that_repeats_a_value_is_replaced(make):
 def test_the_stand_in_names_the_place():
     """Function, file and line are told in place of the message."""
 
-    def bad_processor():
+    def failing():
         raise ValueError(SECRET)
 
-    told = cleaned(raised(bad_processor), EVENT)
-    assert str(told).startswith("ValueError in bad_processor (test_reporting.py:")
+    told = cleaned(raised(failing), EVENT)
+    assert f"failing ({__file__}:" in str(told)
 
 
 class Account:
@@ -621,3 +626,134 @@ def test_without_an_event_the_error_is_told_as_it_is():
     """A flush has no event whose values could be repeated."""
     error = ValueError(SECRET)
     assert cleaned(error, None) is error
+
+
+# -- which sink, and which function
+
+
+def unreachable(port):
+    """Return an HTTPSink for a port of this machine."""
+    return HTTPSink(f"http://127.0.0.1:{port}/secret-path?key=secret-key")
+
+
+def test_each_sink_is_reported_by_what_tells_it_from_its_like(tmp_path, told):
+    """Two files and two servers that fail of one cause are four reports, each with a path or a host and port."""
+    ports = [free_port(), free_port()]
+    for port in ports:
+        unreachable(port).handle({"event": "x"})
+    for name in ("orders", "audit"):
+        FileSink(tmp_path / "missing" / f"{name}.jsonl").handle({"event": "x"})
+    lines = told()
+    assert len(lines) == 4
+    named = [*(f"127.0.0.1:{port}" for port in ports), "orders.jsonl", "audit.jsonl"]
+    for wanted, line in zip(named, lines, strict=True):
+        assert wanted in re.split(" lost | had ", line)[0]
+    assert "secret" not in "".join(lines)
+
+
+def test_sinks_that_nothing_tells_apart_are_reported_each(told):
+    """What one of them has failed of says nothing of the other, whatever they are called."""
+
+    class Failing(Sink):
+        def emit(self, event):
+            raise ConnectionError("gone")
+
+    sinks = [Failing(), Failing(), Failing(name="mine")]
+    for sink in sinks * 2:
+        sink.handle({"event": "x"})
+    assert told() == [
+        "outfall: Failing lost 1 event: ConnectionError: gone",
+        "outfall: Failing lost 1 event: ConnectionError: gone",
+        "outfall: mine lost 1 event: ConnectionError: gone",
+    ]
+
+
+def test_what_was_left_out_is_told_by_the_same_name(tmp_path, told):
+    """At exit too."""
+    sink = FileSink(tmp_path / "missing" / "a.jsonl")
+    for _ in range(2):
+        sink.handle({"event": "x"})
+    told()
+    failures._report_suppressed()
+    assert all("a.jsonl' had" in line for line in told())
+
+
+def test_what_is_remembered_of_sinks_that_are_no_more_has_a_bound(clock):
+    """A thousand sinks that failed once are forgotten when that is over."""
+    reports = failures._reports
+    for number in range(3_000):
+        clock.now += failures.REPORT_INTERVAL_SECONDS
+        reports.due(SinkFailure("S", ValueError(), 1, 0.0, number=number), clock.monotonic())
+    assert len(reports.last) <= 1_001
+
+
+def bad_processor(_logger, _name, event):
+    """Fail in a way that tells nothing."""
+    raise ValueError("bad")
+
+
+def repeating_processor(_logger, _name, event):
+    """Fail with a value of the event in the message."""
+    raise ValueError(event["event"])
+
+
+def failing_inside(_logger, _name, event):
+    """Fail in what it calls."""
+    return json.loads("{")
+
+
+def too_few(event):
+    """Take one argument where three come."""
+
+
+class Callable:
+    """A processor that is an object."""
+
+    def __call__(self, _logger, _name, event):
+        """Fail."""
+        raise KeyError("k")
+
+
+@pytest.mark.parametrize("place", ["processors", "renderer"])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (bad_processor, "bad_processor"),
+        (repeating_processor, "repeating_processor"),
+        (failing_inside, "failing_inside"),
+        (too_few, "too_few"),
+        (Callable(), "__call__"),
+        (lambda *_: 1 // 0, "<lambda>"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda sink: sink, BackgroundSink, FanoutSink])
+def test_a_function_of_the_user_s_that_fails_is_named(tmp_path, told, place, function, name, wrap):
+    """With its file and line, and without a value of the event."""
+    given = [function] if place == "processors" else function
+    sink = wrap(FileSink(tmp_path / "a", **{place: given}))
+    sink.handle({"event": "a secret of the user"})
+    sink.close()
+    line = told()[0]
+    assert re.search(rf" in (Callable\.)?{re.escape(name)} \({re.escape(__file__)}:\d+\)", line), line
+    assert "secret of" not in line
+
+
+@pytest.mark.parametrize("name", ["namer", "rotator"])
+def test_a_namer_or_rotator_that_fails_is_named(tmp_path, told, name):
+    """The event is written, and the report says what to mend."""
+
+    def naming_nothing(*_):
+        raise ValueError("no name")
+
+    sink = RotatingFileSink(tmp_path / "a", max_bytes=20, backup_count=2)
+    setattr(sink, name, naming_nothing)
+    for _ in range(2):
+        sink.handle({"event": "x" * 20})
+    sink.close()
+    assert any(f"naming_nothing ({__file__}:" in line for line in told())
+
+
+def test_a_failure_of_the_sink_s_own_names_no_function(tmp_path, told):
+    """There is none of the user's to mend."""
+    FileSink(tmp_path / "missing" / "a").handle({"event": "x"})
+    assert not any(".py:" in line for line in told())
