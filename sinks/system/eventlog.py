@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.bytesink import ByteSink
@@ -49,7 +50,7 @@ class NTEventLogSink(ByteSink):
         name: See `Sink`.
 
     Raises:
-        MissingDependencyError: If pywin32 is not installed.
+        MissingDependencyError: If pywin32 is not installed, as it cannot be but on Windows.
         ValueError: If *appname* or *logtype* is empty, or a level of *typemap* is none.
         Exception: What pywin32 raises when the source cannot be registered, unless access was denied.
 
@@ -200,4 +201,13 @@ def _imported(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         pass
+    if sys.platform != "win32":
+        raise _WindowsOnlyError(module, "windows")
     raise MissingDependencyError(module, "windows")
+
+
+class _WindowsOnlyError(MissingDependencyError):
+    """There is nothing to install here: pywin32 is for Windows alone."""
+
+    def __str__(self) -> str:
+        return f"NTEventLogSink works on Windows only, and this is {sys.platform}; SysLogSink is for other systems"

@@ -8,9 +8,9 @@ import socket
 import sys
 import time
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from outfall.sinks.core.arguments import checked_choice, checked_size
+from outfall.sinks.core.arguments import checked_choice
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
@@ -18,6 +18,7 @@ from outfall.sinks.event.event import TextEvent, message_key, timestamp_of
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
+from outfall.sinks.network.connection import checked_limit, host_and_port
 from outfall.sinks.network.socket import SocketSink
 from outfall.sinks.system import rfc5424
 
@@ -25,7 +26,39 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from outfall.sinks.event.units import Span
+    from outfall.sinks.event.units import Size, Span
+
+
+#: The facilities of `syslog.h`, in the order of their numbers.
+Facility = Literal[
+    "kern",
+    "user",
+    "mail",
+    "daemon",
+    "auth",
+    "syslog",
+    "lpr",
+    "news",
+    "uucp",
+    "cron",
+    "authpriv",
+    "ftp",
+    "ntp",
+    "security",
+    "console",
+    "solaris-cron",
+    "local0",
+    "local1",
+    "local2",
+    "local3",
+    "local4",
+    "local5",
+    "local6",
+    "local7",
+]
+
+#: The priorities, in the order of their numbers.
+_PRIORITY_NAMES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 
 
 class SysLogSink(SocketSink):
@@ -54,8 +87,8 @@ class SysLogSink(SocketSink):
             ``"outfall@32473"``, whose number is the one set aside for examples. RFC 5424 only.
         tls: An `ssl.SSLContext` to encrypt with, or True for ``ssl.create_default_context()``. Default None. The
             port registered for it is 6514.
-        max_message_bytes: What a longer message is cut to. Default 8 192, which is what rsyslog takes by default; at
-            least 480.
+        max_message_bytes: Size above which a message is shortened; at least 480. Default None: 2 048 over UDP, which
+            RFC 5424 asks every receiver to take, else 8 096, which is what rsyslogd takes unless it is set otherwise.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
@@ -108,83 +141,23 @@ class SysLogSink(SocketSink):
     6587 (TCP).
     """
 
-    LOG_EMERG: ClassVar[int] = 0
-    LOG_ALERT: ClassVar[int] = 1
-    LOG_CRIT: ClassVar[int] = 2
-    LOG_ERR: ClassVar[int] = 3
-    LOG_WARNING: ClassVar[int] = 4
-    LOG_NOTICE: ClassVar[int] = 5
-    LOG_INFO: ClassVar[int] = 6
-    LOG_DEBUG: ClassVar[int] = 7
-
-    LOG_KERN: ClassVar[int] = 0
-    LOG_USER: ClassVar[int] = 1
-    LOG_MAIL: ClassVar[int] = 2
-    LOG_DAEMON: ClassVar[int] = 3
-    LOG_AUTH: ClassVar[int] = 4
-    LOG_SYSLOG: ClassVar[int] = 5
-    LOG_LPR: ClassVar[int] = 6
-    LOG_NEWS: ClassVar[int] = 7
-    LOG_UUCP: ClassVar[int] = 8
-    LOG_CRON: ClassVar[int] = 9
-    LOG_AUTHPRIV: ClassVar[int] = 10
-    LOG_FTP: ClassVar[int] = 11
-    LOG_NTP: ClassVar[int] = 12
-    LOG_SECURITY: ClassVar[int] = 13
-    LOG_CONSOLE: ClassVar[int] = 14
-    LOG_SOLCRON: ClassVar[int] = 15
-    LOG_LOCAL0: ClassVar[int] = 16
-    LOG_LOCAL1: ClassVar[int] = 17
-    LOG_LOCAL2: ClassVar[int] = 18
-    LOG_LOCAL3: ClassVar[int] = 19
-    LOG_LOCAL4: ClassVar[int] = 20
-    LOG_LOCAL5: ClassVar[int] = 21
-    LOG_LOCAL6: ClassVar[int] = 22
-    LOG_LOCAL7: ClassVar[int] = 23
+    # The constants of `syslog.h`, as the handler has them.
+    LOG_EMERG, LOG_ALERT, LOG_CRIT, LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG = range(8)
+    LOG_KERN, LOG_USER, LOG_MAIL, LOG_DAEMON, LOG_AUTH, LOG_SYSLOG, LOG_LPR, LOG_NEWS = range(8)
+    LOG_UUCP, LOG_CRON, LOG_AUTHPRIV, LOG_FTP, LOG_NTP, LOG_SECURITY, LOG_CONSOLE, LOG_SOLCRON = range(8, 16)
+    LOG_LOCAL0, LOG_LOCAL1, LOG_LOCAL2, LOG_LOCAL3, LOG_LOCAL4, LOG_LOCAL5, LOG_LOCAL6, LOG_LOCAL7 = range(16, 24)
 
     #: Numbers of priorities (severities) by name.
     priority_names: ClassVar[Mapping[str, int]] = {
-        "emerg": LOG_EMERG,
+        **{name: number for number, name in enumerate(_PRIORITY_NAMES)},
         "panic": LOG_EMERG,
-        "alert": LOG_ALERT,
-        "crit": LOG_CRIT,
         "critical": LOG_CRIT,
-        "err": LOG_ERR,
         "error": LOG_ERR,
         "warn": LOG_WARNING,
-        "warning": LOG_WARNING,
-        "notice": LOG_NOTICE,
-        "info": LOG_INFO,
-        "debug": LOG_DEBUG,
     }
 
     #: Numbers of facilities by name.
-    facility_names: ClassVar[Mapping[str, int]] = {
-        "kern": LOG_KERN,
-        "user": LOG_USER,
-        "mail": LOG_MAIL,
-        "daemon": LOG_DAEMON,
-        "auth": LOG_AUTH,
-        "syslog": LOG_SYSLOG,
-        "lpr": LOG_LPR,
-        "news": LOG_NEWS,
-        "uucp": LOG_UUCP,
-        "cron": LOG_CRON,
-        "authpriv": LOG_AUTHPRIV,
-        "ftp": LOG_FTP,
-        "ntp": LOG_NTP,
-        "security": LOG_SECURITY,
-        "console": LOG_CONSOLE,
-        "solaris-cron": LOG_SOLCRON,
-        "local0": LOG_LOCAL0,
-        "local1": LOG_LOCAL1,
-        "local2": LOG_LOCAL2,
-        "local3": LOG_LOCAL3,
-        "local4": LOG_LOCAL4,
-        "local5": LOG_LOCAL5,
-        "local6": LOG_LOCAL6,
-        "local7": LOG_LOCAL7,
-    }
+    facility_names: ClassVar[Mapping[str, int]] = {name: number for number, name in enumerate(get_args(Facility))}
 
     #: Names of priorities by lower-case name of the level; what is not here goes by the level's number. A subclass may
     #: have its own.
@@ -207,7 +180,7 @@ class SysLogSink(SocketSink):
     def __init__(
         self,
         address: tuple[str, int] | Sequence[Any] | str | os.PathLike[str] = ("localhost", 514),
-        facility: str | int = "user",
+        facility: Facility | int = "user",
         socktype: int | None = None,
         *,
         timeout: Span = 1.0,
@@ -217,7 +190,7 @@ class SysLogSink(SocketSink):
         append_nul: bool | None = None,
         structured_data_id: str | None = None,
         tls: ssl.SSLContext | Literal[True] | None = None,
-        max_message_bytes: int = 8192,
+        max_message_bytes: Size | None = None,
         retry_start: Span = 1.0,
         retry_factor: float = 2.0,
         retry_max: Span = 30.0,
@@ -244,11 +217,11 @@ class SysLogSink(SocketSink):
         self.append_nul = append_nul
         #: Name of the element that has the fields.
         self.structured_data_id: str = _checked_id(structured_data_id, structured=format == "rfc5424")
-        #: What a longer message is cut to, in bytes.
-        self.max_message_bytes: int = checked_size(max_message_bytes, "max_message_bytes")
-        if max_message_bytes < _LEAST_MESSAGE_BYTES:
-            msg = f"max_message_bytes={max_message_bytes!r} is below {_LEAST_MESSAGE_BYTES}"
-            raise ValueError(msg)
+        if max_message_bytes is None:
+            by_udp = port is not None and self.socktype == socket.SOCK_DGRAM
+            max_message_bytes = _UDP_MESSAGE_BYTES if by_udp else _MESSAGE_BYTES
+        #: What a longer message is shortened to, in bytes.
+        self.max_message_bytes: int = checked_limit(max_message_bytes, "max_message_bytes", _LEAST_MESSAGE_BYTES)
         self._use(socket.SOCK_DGRAM if self.socktype is None else self.socktype)
         if renderer is None and format == "rfc5424":
             renderer = _text_of_event
@@ -540,8 +513,11 @@ class SysLogSink(SocketSink):
         return data if data[-1:] == b"\0" else data + b"\0"
 
 
-#: What every receiver of RFC 5424 has to take.
-_LEAST_MESSAGE_BYTES = 480
+#: What every receiver has to take and should take, by RFC 5424, section 6.1.
+_LEAST_MESSAGE_BYTES, _UDP_MESSAGE_BYTES = 480, 2048
+
+#: rsyslogd's ``maxMessageSize`` is 8 KiB by default, of which a message gets so much.
+_MESSAGE_BYTES = 8096
 
 #: The priorities of levels without a name of their own, by the least number.
 _PRIORITIES = ((50, "critical"), (40, "error"), (30, "warning"), (25, "notice"), (20, "info"))
@@ -571,7 +547,12 @@ def _number(value: str | int, names: Mapping[str, int], argument: str) -> int:
 
 def _checked_address(address: Sequence[Any] | str | os.PathLike[str]) -> tuple[str | os.PathLike[str], int | None]:
     if isinstance(address, (str, os.PathLike)):
-        if not os.fspath(address):
+        path = os.fsdecode(address)
+        parts = host_and_port(path)
+        if parts is not None:
+            msg = f"address={address!r} would be the path of a Unix socket; write address={parts!r}"
+            raise ValueError(msg)
+        if not path:
             msg = f"address={address!r} is not the path of a socket"
             raise ValueError(msg)
         return address, None

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from tests.sinks._processes import PATIENCE_SECONDS, until
 
 CONFIGURATION = """
-global(workDirectory="{directory}" maxMessageSize="64k" net.enableDNS="off"
+global(workDirectory="{directory}" {size} net.enableDNS="off"
        parser.escapeControlCharactersOnReceive="off" {defaults})
 module(load="imudp")
 module(load="imtcp" maxSessions="500" {driver})
@@ -49,15 +49,14 @@ input(type="imuxsock" socket="{directory}/datagram" useSpecialParser="off" parse
 class Rsyslogd:
     """One rsyslogd, started in the foreground and ended by its own process id."""
 
-    def __init__(self, program, directory, driver="", defaults="") -> None:
+    def __init__(self, program, directory, driver="", defaults="", size='maxMessageSize="64k"') -> None:
         self.program = program
         self.directory = directory
         self.output = directory / "out.jsonl"
         self.udp, self.tcp = _port_for_both(), _port_for_both()
         self.datagram, self.stream = str(directory / "datagram"), str(directory / "stream")
-        self.start(
-            CONFIGURATION.format(directory=directory, udp=self.udp, tcp=self.tcp, driver=driver, defaults=defaults)
-        )
+        ports = {"udp": self.udp, "tcp": self.tcp}
+        self.start(CONFIGURATION.format(directory=directory, driver=driver, defaults=defaults, size=size, **ports))
 
     def start(self, configuration=None, ready=None):
         """Start it, with another *configuration* if given, and return when it takes messages by all its inputs."""

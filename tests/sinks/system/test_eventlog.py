@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
 
 from outfall.sinks.errors import DeliveryError, MissingDependencyError
+from outfall.sinks.system import eventlog
 from outfall.sinks.system.eventlog import MAX_STRING_UNITS, NTEventLogSink
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.doubles.win32 import Windows, error
@@ -61,11 +63,19 @@ def test_the_source_is_registered_as_told(windows, tmp_path):
 
 @pytest.mark.parametrize("module", ["win32evtlog", "win32evtlogutil"])
 def test_without_pywin32_the_extra_is_named(windows, monkeypatch, module):
-    """A missing package is said at construction, with what to install."""
+    """On Windows: a missing package is said at construction, with what to install."""
+    monkeypatch.setattr(eventlog, "sys", types.SimpleNamespace(platform="win32"))
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=re.escape("outfall[windows]")) as caught:
         NTEventLogSink("shop")
     assert (caught.value.package, caught.value.extra) == (module, "windows")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="for other systems")
+def test_on_other_systems_nothing_is_to_be_installed():
+    """It says that it is for Windows, and what is for this system."""
+    with pytest.raises(MissingDependencyError, match=r"Windows only.*SysLogSink"):
+        NTEventLogSink("shop")
 
 
 def test_denied_access_to_the_registry_is_told_and_no_obstacle(windows):

@@ -176,6 +176,39 @@ def test_long_messages_arrive_cut(rsyslogd):
     assert message["msg"].strip("é") == ""
 
 
+@pytest.fixture(scope="module")
+def usual(require_service, tmp_path_factory):
+    """Give a daemon that takes messages of the size that it takes by default."""
+    with Rsyslogd(require_service("rsyslogd"), _directory(tmp_path_factory), size="") as daemon:
+        yield daemon
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("form", ["rfc3164", "rfc5424"])
+def test_the_longest_message_by_default_arrives_whole(usual, transport, form):
+    """One at the limit as it is, one over it shortened by the sink and by nobody else."""
+    app = f"whole{next(APPS)}"
+    with _sink(usual, transport, app, format=form) as sink:
+        assert sink.max_message_bytes == (2048 if transport == "udp" else 8096)
+        limit = sink._limit
+
+        def frame(length):
+            return sink.make_frame({"event": "x", "text": "y" * length, "z": "end", "timestamp": TIME})
+
+        length = limit - len(frame(0))
+        assert len(frame(length)) == limit
+        for each in (length, length + 1, length + 100_000):
+            sink.handle({"event": "x", "text": "y" * each, "z": "end", "timestamp": TIME})
+    messages = usual.wait(app, 3)
+    if form == "rfc5424":
+        events = [fields_of(message["sd"]) for message in messages]
+    else:
+        events = [json.loads(message["msg"]) for message in messages]
+    assert [event["z"] for event in events] == ["end"] * 3
+    assert [bool(event.get("truncated")) for event in events] == [False, True, True]
+    assert len(events[0]["text"]) == length
+
+
 def test_a_batch_arrives(rsyslogd):
     """Batch items arrive like events, with the time at which they were encoded."""
     app = f"batch{next(APPS)}"

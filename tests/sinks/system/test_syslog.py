@@ -738,8 +738,10 @@ def test_a_forked_child_has_its_own_socket_and_process_id(stream):
         ({"tls": True, "address": "/dev/log"}, "tls=True"),
         ({"tls": True, "socktype": DATAGRAM}, "tls=True"),
         ({"tls": "yes"}, "tls='yes'"),
+        ({"address": "localhost:514"}, "address=('localhost', 514)"),
+        ({"address": "[::1]:514"}, "address=('::1', 514)"),
         ({"max_message_bytes": 479}, "max_message_bytes=479"),
-        ({"max_message_bytes": "1k"}, "max_message_bytes='1k'"),
+        ({"max_message_bytes": "a lot"}, "max_message_bytes='a lot'"),
     ],
 )
 def test_misconfiguration_raises_and_names_the_argument(options, words):
@@ -753,5 +755,8 @@ def test_defaults():
     sink = SysLogSink()
     assert (sink.address, sink.facility, sink.socktype) == (("localhost", 514), 1, DATAGRAM)
     assert (sink.format, sink.framing, SysLogSink(format="rfc5424").framing) == ("rfc3164", "lf", "octet")
+    assert (sink.max_message_bytes, SysLogSink("/dev/log").max_message_bytes) == (2048, 8096)
+    assert SysLogSink(max_message_bytes="64 KiB").max_message_bytes == 65_536
     encrypted = SysLogSink(("localhost", 6514), tls=True)
+    assert encrypted.max_message_bytes == 8096
     assert (encrypted.socktype, encrypted.framing) == (STREAM, "octet")
