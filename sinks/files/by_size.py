@@ -127,20 +127,21 @@ class RotatingFileSink(BaseRotatingFileSink):
             name=name,
         )
 
-    _counts_size = True
+    counts_size = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")
 
     def _has_room(self, size: int) -> bool:
         # Attributes may be set at any time, so they are read at each event.
-        counted = self._size
+        file = self._file
+        counted = file.size
         if counted is not None:
             counted += size
             if counted <= self.max_bytes:
-                self._size = counted
+                file.size = counted
                 return True
         if self._rolls():
             return False
-        self._size = None  # not counted while nothing depends on it
+        file.size = None  # not counted while nothing depends on it
         return True
 
     def _is_bound_by_size(self) -> bool:
@@ -160,11 +161,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         size = self._current_size()
         if size + len(data) <= self.max_bytes:
             return False
-        # So it seems; the system knows what others have done to the file.
-        counted, self._size = size, None
-        size = self._current_size()
-        if size > counted:
-            self._notice_others("was appended to")
+        size = self._recounted_size()
         # A byte order mark that is yet to be written does not make an empty file one that has something in it.
         return size > len(self._prefix) and size + len(data) > self.max_bytes
 

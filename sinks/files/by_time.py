@@ -175,18 +175,20 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Return the end of the interval that *current_time* is in, both in epoch seconds."""
         return self._schedule.next_after(current_time, current_time if self._start is None else self._start)
 
-    _asks_for_room = True
+    counts_size = _asks_for_room = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")
 
     def _has_room(self, size: int) -> bool:
         if time.time() >= self.rollover_at:
             return False
-        if self._size is None:
+        file = self._file
+        counted = file.size
+        if counted is None:
             return not self.max_bytes
-        counted = self._size + size
+        counted += size
         if self.max_bytes and counted > self.max_bytes:
             return False
-        self._size = counted
+        file.size = counted
         return True
 
     def _append_shared(self, data: bytes) -> bool:
@@ -207,11 +209,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             return False
         if now < self.rollover_at and not (self.max_bytes and size + len(data) > self.max_bytes):
             return False
-        # So it seems; the system knows what others have done to the file.
-        counted, self._size = size, None
-        size = self._current_size()
-        if size > counted:
-            self._notice_others("was appended to")
+        size = self._recounted_size()
         return size > 0 and (now >= self.rollover_at or size + len(data) > self.max_bytes)
 
     def do_rollover(self) -> None:
@@ -262,11 +260,11 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         return self._schedule.text_of(self._start or 0.0)
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
+        super()._install(descriptor, prefix)
         if self._identity != self._installed:
             # Another file than before: the interval it is in has to be found out.
             self._installed = self._identity
             self._begin_again()
-        super()._install(descriptor, prefix)
 
     #: Device and inode of the file that `_start` is about.
     _installed: tuple[int, int] | None = None

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import flock
 from outfall.sinks.errors import SinkError
-from outfall.sinks.files.file import FileSink, checked_path
+from outfall.sinks.files.file import FileSink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from outfall.sinks.files.sharing import OpenFile
 
 #: How often what others may have moved away meanwhile is tried anew.
 OPEN_ATTEMPTS = 10
@@ -55,14 +57,8 @@ class SharedFileSink(FileSink):
             msg = f"multiprocess={multiprocess!r}: this platform has no flock()"
             raise ValueError(msg)
         self.multiprocess: bool = bool(multiprocess)
-        self._shared = self.multiprocess and (self._counts_size or self._asks_for_room)
-        path = checked_path(filename)
-        self._directory_lock = flock.DirectoryLock(os.path.dirname(path))
-        #: Size of the current file in bytes; None if it has to be asked of the system.
-        self._size: int | None = None
-        #: Device and inode of the current file.
-        self._identity: tuple[int, int] | None = None
-        #: Bytes of events that are counted in `_size` and not written yet.
+        self._shared = self.multiprocess and self.counts_size
+        #: Bytes of events that go to the file with the next write.
         self._unwritten = 0
         #: From when on an event has to look at the path, and when the last was written; the events that came since the
         #: last look, to be written again if the file turns out to have been deleted before them; those that have to be.
@@ -70,6 +66,30 @@ class SharedFileSink(FileSink):
         self._unlooked: list[bytes] = []
         self._regained: list[bytes] = []
         super().__init__(filename, *options, **named)
+
+    @property
+    def _size(self) -> int | None:
+        """Size of the current file in bytes, as all sinks of this process on it count it; None: ask the system."""
+        return self._file.size
+
+    @_size.setter
+    def _size(self, size: int | None) -> None:
+        self._file.size = size
+
+    @property
+    def _identity(self) -> tuple[int, int] | None:
+        """Device and inode of the current file."""
+        return self._file.identity
+
+    @property
+    def _directory_lock(self) -> flock.DirectoryLock:
+        """The lock between the processes that rotate the file."""
+        return self._place.directory_lock(self.base_filename)
+
+    def follow(self, file: OpenFile) -> None:
+        """Go on with *file* too; with *multiprocess* the next event looks for itself. See `FileSink`."""
+        if not self.multiprocess:
+            super().follow(file)
 
     def _catch_up(self) -> None:
         """Have the file open; where several processes write, find out which is the current one and how large it is."""
@@ -121,7 +141,8 @@ class SharedFileSink(FileSink):
         """Write what has to come before the next event, unless another process has done so."""
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(self._directory_lock)
+                if not self._place.rolling:  # then this process has it
+                    stack.enter_context(self._directory_lock)
             except Exception as error:
                 self._note(error)
             descriptor = self._parked_fd
@@ -133,24 +154,24 @@ class SharedFileSink(FileSink):
     def _append_shared(self, data: bytes) -> bool:
         # What is asked of the system before an event is whether others have moved the file away, and how large they
         # have made it; then whether one of them has died in the midst of its line.
-        descriptor = self._fd
+        descriptor, file = self._fd, self._file
         now = monotonic()
         looks = now >= self._look_due or now - self._wrote_at > _GAP_SECONDS
         if looks:
             state = _stat(self.base_filename)
-            if (state.st_dev, state.st_ino) != self._identity:
+            if (state.st_dev, state.st_ino) != file.identity:
                 return False
             size = state.st_size
             self._look_due = now + _LOOK_SECONDS
             self._unlooked.clear()
         else:
             size = _lseek(descriptor, 0, _SEEK_END)
-        if size != self._size and (not size or _pread(descriptor, 1, size - 1) != b"\n"):
+        if size != file.size and (not size or _pread(descriptor, 1, size - 1) != b"\n"):
             return False
         end = size + len(data)
         if end > self.max_bytes and self._is_bound_by_size():
             return False
-        self._size = end
+        file.size = end
         written = _os_write(descriptor, data)
         if written != len(data):
             self._finish(data, written, (len(data),))
@@ -159,8 +180,8 @@ class SharedFileSink(FileSink):
             self._unlooked += (data,)
         # And afterwards whether one did between the look and the write. Not if a signal handler has logged meanwhile:
         # it has looked itself.
-        if _lseek(descriptor, 0, _SEEK_CUR) != end and self._size == end:
-            self._size = None
+        if _lseek(descriptor, 0, _SEEK_CUR) != end and file.size == end:
+            file.size = None
             self._mend(data, len(data))
         self._wrote_at = monotonic()
         return True
@@ -245,17 +266,41 @@ class SharedFileSink(FileSink):
         raise NotImplementedError
 
     def _current_size(self) -> int:
-        """Return the size of the current file, with what the next write has to begin with."""
+        """Return the size of the current file, with what the next write begins with."""
         if self._fd == self._parked_fd:
             self._install(*self._open_file())
-        if self._size is None:
-            descriptor = self._parked_fd if self._prefix else self._fd
-            self._size = os.fstat(descriptor).st_size + len(self._prefix) + self._unwritten
-        return self._size
+        while (counted := self._file.size) is None:
+            file = self._file
+            file.size = self._size_of_open_file()
+            size, counted = self._size_of_open_file(), file.size
+            if counted is not None and size > counted:
+                file.size = None  # a signal handler has written between the look and the note
+        return counted + len(self._prefix) + self._unwritten
+
+    def _recounted_size(self) -> int:
+        """Return the size as the system knows it, whatever others have done to the file; tell of others who did."""
+        file = self._file
+        counted = file.size
+        if counted is None or self._fd == self._parked_fd:
+            return self._current_size()
+        size = self._size_of_open_file()
+        # A signal handler that has logged meanwhile has counted what it wrote, or gone on to another file.
+        if self._file is file and file.size == counted:
+            file.size = size
+            if size > counted:
+                self._notice_others("was appended to")
+        return self._current_size()
+
+    def _size_of_open_file(self) -> int:
+        descriptor = self._parked_fd if self._prefix else self._fd
+        return os.fstat(descriptor).st_size
+
+    def _notice_others(self, what: str) -> None:
+        """Tell once that another process writes to or rotates the file."""
+        raise NotImplementedError
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
         super()._install(descriptor, prefix)
-        self._size = None
         self._look_due = 0.0
 
     def _open_file(self) -> tuple[int, bytes]:
@@ -287,19 +332,16 @@ class SharedFileSink(FileSink):
                 os.close(descriptor)
         if not current:
             return None
-        self._identity = identity
         return descriptor, prefix
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, which shares the open file; see `FileSink`."""
-        self._directory_lock.after_fork()
         if self.multiprocess and self._regular:
             # The child opens the path itself. The parent's open file, were it kept, would keep the lock on it too, and
             # its offset would not tell where the last write went.
             for descriptor in {self._fd, self._parked_fd} - {_NOT_OPEN}:
                 os.close(descriptor)
             super()._install(_NOT_OPEN, b"")
-        self._size = None
         self._unwritten = 0
         self._unlooked.clear()
         self._regained.clear()

@@ -34,6 +34,7 @@ from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import LINE as _LINE
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, level_of, parse_level
+from outfall.sinks.files.sharing import OpenFile, place_of
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -98,9 +99,10 @@ class FileSink(ByteSink):
     on as soon as there is room. Half a line that a killed process left is ended before the first event is written. A
     pipe that is full makes `handle` wait for its reader, but `flush` and `close` no longer than their timeout.
 
-    Safe from any thread and from signal handlers; any number of processes may append to one file. A forked child goes
-    on with the same open file, and leaves what the parent had buffered to the parent. A named pipe without a reader
-    counts as a file that cannot be opened. On NFS, appends of several hosts may overwrite each other.
+    Safe from any thread and from signal handlers; any number of processes may append to one file. Sinks of one process
+    on one file, links to it included, take turns, and one that opens the path anew takes the others along. A forked
+    child goes on with the same open file, and leaves what the parent had buffered to the parent. A named pipe without a
+    reader counts as a file that cannot be opened. On NFS, appends of several hosts may overwrite each other.
 
     Source: `logging.FileHandler`; POSIX ``open(2)`` on O_APPEND.
     """
@@ -126,6 +128,9 @@ class FileSink(ByteSink):
     ) -> None:
         #: The absolute path, as text; frozen here, so that a later chdir does not move the file.
         self.base_filename: str = checked_path(filename)
+        self._place = place_of(self.base_filename)
+        #: The file that is open.
+        self._file = OpenFile(None, self._place)
         self.mode: str = _checked_mode(mode)
         self.delay: bool = bool(delay)
         self.permissions: int | None = _checked_permissions(permissions)
@@ -164,6 +169,7 @@ class FileSink(ByteSink):
             on_error=on_error,
             name=name,
         )
+        self._place.join(self)
         if not self.delay:
             try:
                 with self._lock:
@@ -175,12 +181,11 @@ class FileSink(ByteSink):
     _hot_class: ClassVar[type[FileSink]]
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "_put", "_write_whole")
     #: True if the size of the file is counted, and `_has_room` asked beyond the bound that a subclass has.
-    _counts_size = False
+    counts_size: ClassVar[bool] = False
     #: True if `_has_room` has to be asked before each write.
     _asks_for_room = False
     if TYPE_CHECKING:
         max_bytes: int
-        _size: int | None
     #: True if other processes rotate the file, and `_append_shared` has to do the write.
     _shared = False
 
@@ -243,9 +248,10 @@ class FileSink(ByteSink):
                         if express == 3:  # _DIRECT_WITH_LEVEL
                             pass
                         elif express < 5:  # _SIZED
-                            counted = self._size
+                            file = self._file
+                            counted = file.size
                             if counted is not None and counted + size <= self.max_bytes:
-                                self._size = counted + size
+                                file.size = counted + size
                             elif not self._has_room(size):
                                 raise LookupError
                         elif express == 6 or express == 8:
@@ -310,6 +316,8 @@ class FileSink(ByteSink):
             and renderer.is_plain
             and self._terminator == "\n"
             and not (self._processors or self._closed or self._reporting or self._may_block)
+            # Whoever counts the size of the same file has to know what is written to it.
+            and (self.counts_size or not self._place.counts_size)
         )
         highest = self._flush_level if self._buffer_limit else UNKNOWN
         self._passing_levels = frozenset(n for n, number in NUMBERS.items() if self._level <= number < highest)
@@ -321,7 +329,7 @@ class FileSink(ByteSink):
             self._express = _SHARED_WITH_LEVEL if self._level else _SHARED
         elif self._asks_for_room:
             self._express = _ASKING_WITH_LEVEL if self._level else _ASKING
-        elif self._counts_size:
+        elif self.counts_size:
             self._express = _SIZED_WITH_LEVEL if self._level else _SIZED
         else:
             self._express = _DIRECT_WITH_LEVEL if self._level else _DIRECT
@@ -391,13 +399,21 @@ class FileSink(ByteSink):
         self._mid_line = self._may_block
         try:
             self._write_or_reopen(data, ends)
+        except BaseException:
+            self._file.size = None
+            raise
         finally:
             self._mid_line = False
 
     def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
+        file = self._file
         try:
+            # Without a call in between, where a signal handler could go on to another file.
+            if file.size is not None:
+                file.size += len(data)
             written = _os_write(self._fd, data)
         except OSError as error:
+            file.size = None
             if self._may_block and isinstance(error, BlockingIOError):
                 self._finish(data, 0, ends)
                 return
@@ -410,6 +426,7 @@ class FileSink(ByteSink):
             self._mid_line = self._may_block
             try:
                 self._finish(prefix + data, 0, [len(prefix) + end for end in ends])
+                self._file.size = None
             except BaseException:
                 if prefix and not self._kept and self._fd != _NOT_OPEN:
                     done = min(self._torn, len(prefix))
@@ -579,6 +596,25 @@ class FileSink(ByteSink):
             lost = 0
 
     def _exchange(self) -> None:
+        """Go on with the file that is at the path now, and have the sinks follow that wrote to the same as this one."""
+        left = self._file
+        self._take_file_at_path()
+        for other in self._place.others(self):
+            if other._file is left:
+                other.follow(self._file)
+
+    def follow(self, file: OpenFile) -> None:
+        """Go on with *file* too, as another sink has done, if it is at this sink's path; called under the lock."""
+        with contextlib.suppress(OSError):
+            state = os.stat(self.base_filename)
+            if (state.st_dev, state.st_ino) == file.identity and self._fd != self._parked_fd:
+                FileSink._take_file_at_path(self)
+
+    def place_changed(self) -> None:
+        """Find out anew what other sinks on the file ask of this one."""
+        self._changed()
+
+    def _take_file_at_path(self) -> None:
         """Open the path and let its file take the place of the one that is open, under the same descriptor."""
         current = self._fd if self._fd != _NOT_OPEN else self._parked_fd
         opened, prefix = self._open_file()
@@ -592,6 +628,12 @@ class FileSink(ByteSink):
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
         """Write to *descriptor* from now on, *prefix* first: until then the hot path must not find it."""
+        if descriptor == _NOT_OPEN:
+            self._file = OpenFile(None, self._place)
+        else:
+            state = os.fstat(descriptor)
+            self._file = self._place.open_file((state.st_dev, state.st_ino))
+        self._file.size = None
         self._prefix = prefix
         self._fd, self._parked_fd = (_NOT_OPEN, descriptor) if prefix else (descriptor, _NOT_OPEN)
 
@@ -685,6 +727,7 @@ class FileSink(ByteSink):
     def _release(self) -> None:
         self._lost += self._drop_buffer()
         self._released = True
+        self._place.leave(self)
         self._fd, self._parked_fd, descriptors = _NOT_OPEN, _NOT_OPEN, (self._fd, self._parked_fd)
         for descriptor in descriptors:
             if descriptor != _NOT_OPEN:
@@ -692,6 +735,10 @@ class FileSink(ByteSink):
 
     def _describe(self) -> str:
         return repr(self.base_filename)
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        self._lock = self._place.lock()
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: the same open file, nothing of the parent's buffer."""

@@ -147,8 +147,6 @@ class BaseRotatingFileSink(SharedFileSink):
         self._told_others = False
         self._retry_at = 0.0
         self._backoff = _BACKOFF_SECONDS[0]
-        #: While files are being moved: what hooks and signal handlers log then must not move them too.
-        self._rolling = False
         path = checked_path(filename)
         # The compressor's own: no write waits while it waits for another process.
         self._compressor_lock = flock.DirectoryLock(os.path.dirname(path))
@@ -281,8 +279,6 @@ class BaseRotatingFileSink(SharedFileSink):
                     for _ in range(OPEN_ATTEMPTS):
                         if not (self._roll() and self._must_roll(event)):
                             break
-                if self._size is not None:
-                    self._size += end - start
                 group.append(end - begun)
                 start = end
                 self._unwritten = start - begun
@@ -369,7 +365,7 @@ class BaseRotatingFileSink(SharedFileSink):
 
     def _roll(self) -> bool:
         """Roll over, unless that has failed a short while ago; return True if others have begun the file there is."""
-        if self._rolling or monotonic() < self._retry_at:
+        if self._place.rolling or monotonic() < self._retry_at:
             return False
         try:
             with self.exclusively():
@@ -397,8 +393,8 @@ class BaseRotatingFileSink(SharedFileSink):
     def exclusively(self) -> Generator[None]:
         """Hold the sink's lock, and where several processes write also the one between them; for `do_rollover`."""
         with self._lock:
-            rolling = self._rolling
-            self._rolling = True
+            place = self._place
+            rolling, place.rolling = place.rolling, True
             try:
                 if self.multiprocess:
                     with self._directory_lock:
@@ -406,7 +402,7 @@ class BaseRotatingFileSink(SharedFileSink):
                 else:
                     yield
             finally:
-                self._rolling = rolling
+                place.rolling = rolling
 
     @contextlib.contextmanager
     def _beside_writes(self) -> Generator[None]:
@@ -422,7 +418,7 @@ class BaseRotatingFileSink(SharedFileSink):
     def _rollover(self) -> Generator[bool]:
         """Hold the locks for a rollover; give whether there is something to roll over: no empty or special file."""
         with self._lock:
-            by_hand = not self._rolling
+            by_hand = not self._place.rolling
             if by_hand:
                 if self._closed:
                     yield False
@@ -441,14 +437,17 @@ class BaseRotatingFileSink(SharedFileSink):
         current = identity_of(self.base_filename)
         if current == self._identity:
             return False
+        known = any(other._file.identity == current for other in self._place.others(self))
         self._move_on()
-        if current is not None:
+        if current is not None and not known:
             self._notice_others("was replaced")
         return True
 
     def _notice_others(self, what: str) -> None:
         """Tell once that another process writes to or rotates the file, which needs multiprocess=True."""
-        if not self.multiprocess and not self._told_others:
+        members = (self, *self._place.others(self))
+        aware = any(isinstance(sink, SharedFileSink) and sink.multiprocess for sink in members)
+        if not aware and not self._told_others:
             self._told_others = True
             warning = RuntimeWarning(
                 f"{self.base_filename!r} {what} by somebody else: several processes on one rotating file lose events "
@@ -464,6 +463,7 @@ class BaseRotatingFileSink(SharedFileSink):
         before = os.stat(self.base_filename)
         try:
             self.rotate(self.base_filename, dest)
+            self._moved = before.st_dev, before.st_ino
             self.begin_new_file()
         except BaseException:
             # Where all is still in its place, a copy, whole or half, would be made again and again with each attempt,
@@ -473,6 +473,11 @@ class BaseRotatingFileSink(SharedFileSink):
                 with contextlib.suppress(OSError):
                     os.unlink(dest)
             raise
+        finally:
+            self._moved = None
+
+    #: Device and inode of the file that was moved away last, until the new one is begun.
+    _moved: tuple[int, int] | None = None
 
     def begin_new_file(self) -> None:
         """Open the path anew after the file was moved away, and apply retention; for `do_rollover`.
@@ -483,12 +488,13 @@ class BaseRotatingFileSink(SharedFileSink):
             SinkError: If the file is still there, and not empty: a rotator has left it.
         """
         state = state_of(self.base_filename)
-        if state is not None and (state.st_dev, state.st_ino) == self._identity:
+        identity = None if state is None else (state.st_dev, state.st_ino)
+        if identity is not None and identity == (self._moved or self._identity):
             self._size = None
-            if state.st_size:
+            if state is not None and state.st_size:
                 msg = f"the rotator left {self.base_filename!r} where it was"
                 raise SinkError(msg)
-        else:
+        elif identity is None or identity != self._identity:  # else a signal handler's event has begun it
             self._exchange()
         try:
             self._tidy_up()
@@ -559,5 +565,4 @@ class BaseRotatingFileSink(SharedFileSink):
         self._compressor_lock.after_fork()
         if self._compressor is not None:
             self._compressor.after_fork()
-        self._rolling = False
         super().after_fork()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.files.copytruncate import Copy, Identity
+    from outfall.sinks.files.sharing import OpenFile
 
 # Looked up once: the hot path calls them for each event.
 _stat, _os_write = os.stat, os.write
@@ -405,6 +406,9 @@ class WatchedFileSink(FileSink):
             if self._status_of_path() is not None:
                 return
 
+    def follow(self, file: OpenFile) -> None:
+        """Do nothing: the next event looks for itself."""
+
     def _install(self, descriptor: int, prefix: bytes) -> None:
         super()._install(descriptor, prefix)
         status = os.fstat(descriptor)
@@ -415,8 +419,15 @@ class WatchedFileSink(FileSink):
     # -- what a rotator missed
 
     def _check_size(self, status: os.stat_result) -> None:
+        recent = self._recent
+        end = recent.end
+        if status.st_size < end and self._fd != _NOT_OPEN:
+            # Asked anew until no signal handler has written meanwhile: only then do the two belong together.
+            end = UNKNOWN
+            while end != recent.end:
+                end = recent.end
+                status = os.fstat(self._fd)
         size = status.st_size
-        end = self._recent.end
         if size == end:
             return
         if size < end and self._regular:

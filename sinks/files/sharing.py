@@ -1,0 +1,135 @@
+"""What the sinks of one process on one file have in common: `Place` and `OpenFile`.
+
+A configuration that is loaded again, a cell of a notebook that is run again, two modules that each open the
+application's log: then several sinks of one process write to one file, by one path, by links, or by both. They take
+turns in one lock, count the file's size together, and when one of them goes on to another file the others follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from _thread import RLock
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.core import lifecycle
+from outfall.sinks.core.flock import DirectoryLock
+from outfall.sinks.core.lock import WriteLock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from outfall.sinks.files.file import FileSink
+
+
+class OpenFile:
+    """A file that sinks of this process have open; touched under the lock of its `Place`."""
+
+    __slots__ = ("__weakref__", "identity", "place", "size")
+
+    def __init__(self, identity: tuple[int, int] | None, place: Place) -> None:
+        #: Device and inode.
+        self.identity = identity
+        self.place = place
+        #: Size in bytes as the sinks count it; None if the system has to be asked.
+        self.size: int | None = None
+
+
+class Place:
+    """Sinks of this process whose paths led to one file when they were made."""
+
+    def __init__(self) -> None:
+        #: True while files are being moved: what hooks and signal handlers log then must not move them too.
+        self.rolling = False
+        #: True if a sink counts the size of the file, and needs to know what the others write.
+        self.counts_size = False
+        self._members: tuple[weakref.ref[FileSink], ...] = ()
+        self._directory_locks: dict[str, DirectoryLock] = {}
+        self._process = 0
+        self._lock = WriteLock()
+
+    def lock(self) -> WriteLock:
+        """Return the lock in which all members take turns: in a forked child a fresh one."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._lock = WriteLock()
+            self.rolling = False
+            for lock in self._directory_locks.values():
+                lock.after_fork()
+        return self._lock
+
+    def directory_lock(self, path: str) -> DirectoryLock:
+        """Return the lock between processes on the directory of *path*; used under `lock`."""
+        directory = os.path.dirname(path)
+        made = self._directory_locks.get(directory)
+        return made or self._directory_locks.setdefault(directory, DirectoryLock(directory))
+
+    def join(self, sink: FileSink) -> None:
+        """Add *sink* to the members."""
+        with _guard:
+            self._members = (*(member for member in self._members if member() is not None), weakref.ref(sink))
+        self._tell()
+
+    def leave(self, sink: FileSink) -> None:
+        """Take *sink* out of the members; one that is none is ignored."""
+        with _guard:
+            before, self._members = self._members, tuple(m for m in self._members if m() not in (None, sink))
+        if before != self._members:
+            self._tell()
+
+    def others(self, sink: FileSink) -> Iterator[FileSink]:
+        """Give the members but *sink*."""
+        for member in self._members:
+            other = member()
+            if other is not None and other is not sink:
+                yield other
+
+    def open_file(self, identity: tuple[int, int] | None) -> OpenFile:
+        """Return the `OpenFile` of *identity*, the same for all members that have it open."""
+        with _guard:
+            found = _files.get(identity)
+            if found is None or found.place is not self:
+                found = _files[identity] = OpenFile(identity, self)
+            return found
+
+    def _tell(self) -> None:
+        members = [sink for member in self._members if (sink := member()) is not None]
+        counts_size = any(sink.counts_size for sink in members)
+        if counts_size != self.counts_size:
+            self.counts_size = counts_size
+            for sink in members:
+                sink.place_changed()
+
+
+def place_of(path: str) -> Place:
+    """Return the place for a new sink on *path*: that of the sinks on the same file, if there are any."""
+    real = os.path.realpath(path)
+    identity: tuple[int, int] | None = None
+    with contextlib.suppress(OSError):
+        state = os.stat(path)
+        identity = state.st_dev, state.st_ino
+    with _guard:
+        found = _places.get(real)
+        if found is None:
+            # By a hard link.
+            file = _files.get(identity)
+            found = _places[real] = Place() if file is None else file.place
+    return found
+
+
+#: By real path, and by device and inode. They live as long as the sinks that use them: a number that the system has
+#: given to another file is not found here.
+_places: weakref.WeakValueDictionary[str, Place] = weakref.WeakValueDictionary()
+_files: weakref.WeakValueDictionary[tuple[int, int] | None, OpenFile] = weakref.WeakValueDictionary()
+
+#: Around these, and the members of places. Re-entrant, for signal handlers that make sinks.
+_guard: Any = RLock()
+
+
+def _in_child() -> None:
+    global _guard  # noqa: PLW0603 - another thread of the parent may have held it
+    _guard = RLock()
+
+
+lifecycle.call_in_child(_in_child)
