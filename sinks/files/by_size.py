@@ -127,12 +127,12 @@ class RotatingFileSink(BaseRotatingFileSink):
             name=name,
         )
 
-    counts_size = True
+    _counts_size = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")
 
     def _has_room(self, size: int) -> bool:
         # Attributes may be set at any time, so they are read at each event.
-        file = self._file
+        file = self._shared_file
         counted = file.size
         if counted is not None:
             counted += size

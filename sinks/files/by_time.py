@@ -175,13 +175,13 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Return the end of the interval that *current_time* is in, both in epoch seconds."""
         return self._schedule.next_after(current_time, current_time if self._start is None else self._start)
 
-    counts_size = _asks_for_room = True
+    _counts_size = _asks_for_room = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")
 
     def _has_room(self, size: int) -> bool:
         if time.time() >= self.rollover_at:
             return False
-        file = self._file
+        file = self._shared_file
         counted = file.size
         if counted is None:
             return not self.max_bytes

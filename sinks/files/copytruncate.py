@@ -59,13 +59,19 @@ class RecentWrites:
         self.items.clear()
         self.room = self._limit
 
-    def add(self, data: bytes, ends: Sequence[int] = ()) -> None:
-        """Note that *data* was written at `end`; events end at *ends* in it, by default one at its end."""
-        if not self.end:
+    def add(self, data: bytes, ends: Sequence[int], at: int) -> None:
+        """Note that *data* was written at *at*, events ending at *ends* in it; forget all if `end` is no longer *at*.
+
+        A signal handler may have written before it or after it.
+        """
+        if not at:
             self.began_ns = time.time_ns()
         size = len(data)
         item = (data, ends) if len(ends) > 1 else data
-        # No call, and so no place for an interrupt, between these.
+        # No call, and so no place for a signal handler, between these.
+        if self.end != at:
+            self.restart(UNKNOWN)
+            return
         self.items += (item,)
         self.end += size
         self.room -= size

@@ -57,7 +57,7 @@ class SharedFileSink(FileSink):
             msg = f"multiprocess={multiprocess!r}: this platform has no flock()"
             raise ValueError(msg)
         self.multiprocess: bool = bool(multiprocess)
-        self._shared = self.multiprocess and self.counts_size
+        self._shared = self.multiprocess and self._counts_size
         #: Bytes of events that go to the file with the next write.
         self._unwritten = 0
         #: From when on an event has to look at the path, and when the last was written; the events that came since the
@@ -70,26 +70,26 @@ class SharedFileSink(FileSink):
     @property
     def _size(self) -> int | None:
         """Size of the current file in bytes, as all sinks of this process on it count it; None: ask the system."""
-        return self._file.size
+        return self._shared_file.size
 
     @_size.setter
     def _size(self, size: int | None) -> None:
-        self._file.size = size
+        self._shared_file.size = size
 
     @property
     def _identity(self) -> tuple[int, int] | None:
         """Device and inode of the current file."""
-        return self._file.identity
+        return self._shared_file.identity
 
     @property
     def _directory_lock(self) -> flock.DirectoryLock:
         """The lock between the processes that rotate the file."""
         return self._place.directory_lock(self.base_filename)
 
-    def follow(self, file: OpenFile) -> None:
+    def _follow(self, file: OpenFile) -> None:
         """Go on with *file* too; with *multiprocess* the next event looks for itself. See `FileSink`."""
         if not self.multiprocess:
-            super().follow(file)
+            super()._follow(file)
 
     def _catch_up(self) -> None:
         """Have the file open; where several processes write, find out which is the current one and how large it is."""
@@ -154,7 +154,7 @@ class SharedFileSink(FileSink):
     def _append_shared(self, data: bytes) -> bool:
         # What is asked of the system before an event is whether others have moved the file away, and how large they
         # have made it; then whether one of them has died in the midst of its line.
-        descriptor, file = self._fd, self._file
+        descriptor, file = self._fd, self._shared_file
         now = monotonic()
         looks = now >= self._look_due or now - self._wrote_at > _GAP_SECONDS
         if looks:
@@ -269,8 +269,8 @@ class SharedFileSink(FileSink):
         """Return the size of the current file, with what the next write begins with."""
         if self._fd == self._parked_fd:
             self._install(*self._open_file())
-        while (counted := self._file.size) is None:
-            file = self._file
+        while (counted := self._shared_file.size) is None:
+            file = self._shared_file
             file.size = self._size_of_open_file()
             size, counted = self._size_of_open_file(), file.size
             if counted is not None and size > counted:
@@ -279,13 +279,13 @@ class SharedFileSink(FileSink):
 
     def _recounted_size(self) -> int:
         """Return the size as the system knows it, whatever others have done to the file; tell of others who did."""
-        file = self._file
+        file = self._shared_file
         counted = file.size
         if counted is None or self._fd == self._parked_fd:
             return self._current_size()
         size = self._size_of_open_file()
         # A signal handler that has logged meanwhile has counted what it wrote, or gone on to another file.
-        if self._file is file and file.size == counted:
+        if self._shared_file is file and file.size == counted:
             file.size = size
             if size > counted:
                 self._notice_others("was appended to")

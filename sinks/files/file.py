@@ -130,7 +130,7 @@ class FileSink(ByteSink):
         self.base_filename: str = checked_path(filename)
         self._place = place_of(self.base_filename)
         #: The file that is open.
-        self._file = OpenFile(None, self._place)
+        self._shared_file = OpenFile()
         self.mode: str = _checked_mode(mode)
         self.delay: bool = bool(delay)
         self.permissions: int | None = _checked_permissions(permissions)
@@ -181,7 +181,7 @@ class FileSink(ByteSink):
     _hot_class: ClassVar[type[FileSink]]
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "_put", "_write_whole")
     #: True if the size of the file is counted, and `_has_room` asked beyond the bound that a subclass has.
-    counts_size: ClassVar[bool] = False
+    _counts_size: ClassVar[bool] = False
     #: True if `_has_room` has to be asked before each write.
     _asks_for_room = False
     if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class FileSink(ByteSink):
                         if express == 3:  # _DIRECT_WITH_LEVEL
                             pass
                         elif express < 5:  # _SIZED
-                            file = self._file
+                            file = self._shared_file
                             counted = file.size
                             if counted is not None and counted + size <= self.max_bytes:
                                 file.size = counted + size
@@ -317,7 +317,7 @@ class FileSink(ByteSink):
             and self._terminator == "\n"
             and not (self._processors or self._closed or self._reporting or self._may_block)
             # Whoever counts the size of the same file has to know what is written to it.
-            and (self.counts_size or not self._place.counts_size)
+            and (self._counts_size or not self._place.counts_size)
         )
         highest = self._flush_level if self._buffer_limit else UNKNOWN
         self._passing_levels = frozenset(n for n, number in NUMBERS.items() if self._level <= number < highest)
@@ -329,7 +329,7 @@ class FileSink(ByteSink):
             self._express = _SHARED_WITH_LEVEL if self._level else _SHARED
         elif self._asks_for_room:
             self._express = _ASKING_WITH_LEVEL if self._level else _ASKING
-        elif self.counts_size:
+        elif self._counts_size:
             self._express = _SIZED_WITH_LEVEL if self._level else _SIZED
         else:
             self._express = _DIRECT_WITH_LEVEL if self._level else _DIRECT
@@ -400,13 +400,13 @@ class FileSink(ByteSink):
         try:
             self._write_or_reopen(data, ends)
         except BaseException:
-            self._file.size = None
+            self._shared_file.size = None
             raise
         finally:
             self._mid_line = False
 
     def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
-        file = self._file
+        file = self._shared_file
         try:
             # Without a call in between, where a signal handler could go on to another file.
             if file.size is not None:
@@ -426,7 +426,7 @@ class FileSink(ByteSink):
             self._mid_line = self._may_block
             try:
                 self._finish(prefix + data, 0, [len(prefix) + end for end in ends])
-                self._file.size = None
+                self._shared_file.size = None
             except BaseException:
                 if prefix and not self._kept and self._fd != _NOT_OPEN:
                     done = min(self._torn, len(prefix))
@@ -597,22 +597,18 @@ class FileSink(ByteSink):
 
     def _exchange(self) -> None:
         """Go on with the file that is at the path now, and have the sinks follow that wrote to the same as this one."""
-        left = self._file
+        left = self._shared_file
         self._take_file_at_path()
         for other in self._place.others(self):
-            if other._file is left:
-                other.follow(self._file)
+            if other._shared_file is left:
+                other._follow(self._shared_file)
 
-    def follow(self, file: OpenFile) -> None:
+    def _follow(self, file: OpenFile) -> None:
         """Go on with *file* too, as another sink has done, if it is at this sink's path; called under the lock."""
         with contextlib.suppress(OSError):
             state = os.stat(self.base_filename)
             if (state.st_dev, state.st_ino) == file.identity and self._fd != self._parked_fd:
                 FileSink._take_file_at_path(self)
-
-    def place_changed(self) -> None:
-        """Find out anew what other sinks on the file ask of this one."""
-        self._changed()
 
     def _take_file_at_path(self) -> None:
         """Open the path and let its file take the place of the one that is open, under the same descriptor."""
@@ -629,11 +625,14 @@ class FileSink(ByteSink):
     def _install(self, descriptor: int, prefix: bytes) -> None:
         """Write to *descriptor* from now on, *prefix* first: until then the hot path must not find it."""
         if descriptor == _NOT_OPEN:
-            self._file = OpenFile(None, self._place)
+            self._shared_file = OpenFile()
         else:
             state = os.fstat(descriptor)
-            self._file = self._place.open_file((state.st_dev, state.st_ino))
-        self._file.size = None
+            identity = state.st_dev, state.st_ino
+            self._shared_file = self._place.file_of_others(self, identity) or OpenFile(identity)
+            # Again, since a signal handler may have opened it by another sink in between.
+            self._shared_file = self._place.file_of_others(self, identity) or self._shared_file
+        self._shared_file.size = None
         self._prefix = prefix
         self._fd, self._parked_fd = (_NOT_OPEN, descriptor) if prefix else (descriptor, _NOT_OPEN)
 

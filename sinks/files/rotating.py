@@ -437,7 +437,7 @@ class BaseRotatingFileSink(SharedFileSink):
         current = identity_of(self.base_filename)
         if current == self._identity:
             return False
-        known = any(other._file.identity == current for other in self._place.others(self))
+        known = any(other._shared_file.identity == current for other in self._place.others(self))
         self._move_on()
         if current is not None and not known:
             self._notice_others("was replaced")

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 
 class OpenFile:
-    """A file that sinks of this process have open; touched under the lock of its `Place`."""
+    """A file that sinks of this process have open; touched under the lock of their `Place`.
 
-    __slots__ = ("__weakref__", "identity", "place", "size")
+    Args:
+        identity: Device and inode; None while nothing is open.
+    """
 
-    def __init__(self, identity: tuple[int, int] | None, place: Place) -> None:
-        #: Device and inode.
+    __slots__ = ("identity", "size")
+
+    def __init__(self, identity: tuple[int, int] | None = None) -> None:
         self.identity = identity
-        self.place = place
         #: Size in bytes as the sinks count it; None if the system has to be asked.
         self.size: int | None = None
 
@@ -85,21 +87,22 @@ class Place:
             if other is not None and other is not sink:
                 yield other
 
-    def open_file(self, identity: tuple[int, int] | None) -> OpenFile:
-        """Return the `OpenFile` of *identity*, the same for all members that have it open."""
-        with _guard:
-            found = _files.get(identity)
-            if found is None or found.place is not self:
-                found = _files[identity] = OpenFile(identity, self)
-            return found
+    def file_of_others(self, sink: FileSink, identity: tuple[int, int]) -> OpenFile | None:
+        """Return the file of *identity* that a member but *sink* has open, or None."""
+        return next((o._shared_file for o in self.others(sink) if o._shared_file.identity == identity), None)
+
+    def has_open(self, identity: tuple[int, int]) -> bool:
+        """Return True if a member has the file of *identity* open."""
+        members = [member() for member in self._members]
+        return any(sink is not None and sink._shared_file.identity == identity for sink in members)
 
     def _tell(self) -> None:
         members = [sink for member in self._members if (sink := member()) is not None]
-        counts_size = any(sink.counts_size for sink in members)
+        counts_size = any(sink._counts_size for sink in members)
         if counts_size != self.counts_size:
             self.counts_size = counts_size
             for sink in members:
-                sink.place_changed()
+                sink._changed()
 
 
 def place_of(path: str) -> Place:
@@ -113,15 +116,13 @@ def place_of(path: str) -> Place:
         found = _places.get(real)
         if found is None:
             # By a hard link.
-            file = _files.get(identity)
-            found = _places[real] = Place() if file is None else file.place
+            places = (place for place in _places.values() if identity is not None and place.has_open(identity))
+            found = _places[real] = next(places, None) or Place()
     return found
 
 
-#: By real path, and by device and inode. They live as long as the sinks that use them: a number that the system has
-#: given to another file is not found here.
+#: By real path. They live as long as their members.
 _places: weakref.WeakValueDictionary[str, Place] = weakref.WeakValueDictionary()
-_files: weakref.WeakValueDictionary[tuple[int, int] | None, OpenFile] = weakref.WeakValueDictionary()
 
 #: Around these, and the members of places. Re-entrant, for signal handlers that make sinks.
 _guard: Any = RLock()

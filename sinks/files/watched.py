@@ -332,14 +332,12 @@ class WatchedFileSink(FileSink):
         if fresh:
             # Perhaps something had to be written first: a byte order mark, the end of half a line.
             with contextlib.suppress(OSError):
-                recent.restart(max(UNKNOWN, os.fstat(self._fd).st_size - len(data)))
-                if recent.end != UNKNOWN:
-                    recent.add(data, ends)
-        elif recent.end == end and end != UNKNOWN:
-            recent.add(data, ends)
-        else:
-            # A signal handler has written, before this or after it, or the file has been opened anew.
+                end = max(UNKNOWN, os.fstat(self._fd).st_size - len(data))
+                recent.restart(end)
+        if end == UNKNOWN:
             recent.restart(UNKNOWN)
+        else:
+            recent.add(data, ends, end)
 
     def _attend(self) -> None:
         """Call `reopen_if_needed`, the method that a subclass may have overridden, under the lock."""
@@ -406,7 +404,7 @@ class WatchedFileSink(FileSink):
             if self._status_of_path() is not None:
                 return
 
-    def follow(self, file: OpenFile) -> None:
+    def _follow(self, file: OpenFile) -> None:
         """Do nothing: the next event looks for itself."""
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
@@ -421,12 +419,13 @@ class WatchedFileSink(FileSink):
     def _check_size(self, status: os.stat_result) -> None:
         recent = self._recent
         end = recent.end
-        if status.st_size < end and self._fd != _NOT_OPEN:
+        descriptor = self._fd if self._fd != _NOT_OPEN else self._parked_fd
+        if status.st_size < end and descriptor != _NOT_OPEN:
             # Asked anew until no signal handler has written meanwhile: only then do the two belong together.
             end = UNKNOWN
             while end != recent.end:
                 end = recent.end
-                status = os.fstat(self._fd)
+                status = os.fstat(descriptor)
         size = status.st_size
         if size == end:
             return
@@ -465,7 +464,7 @@ class WatchedFileSink(FileSink):
             standing = []
         recent.restart(size - sum(map(len, standing)))
         for event in standing:
-            recent.add(event)
+            recent.add(event, (), recent.end)
         recent.began_ns = status.st_mtime_ns
         self._write_again(again)
 
@@ -526,10 +525,7 @@ class WatchedFileSink(FileSink):
             self._lose(len(events) - self._kept, error)
             self._kept = 0
         else:
-            if recent.end == end:
-                recent.add(data, ends)
-            else:
-                recent.restart(UNKNOWN)
+            recent.add(data, ends, end)
 
     def _lose(self, events: int, error: Exception | None = None) -> None:
         """Count *events* that had been delivered as lost, and have it told."""
