@@ -92,7 +92,7 @@ class WriteLock:
 
     def acquire(self, timeout: float = -1) -> bool:
         """Take the lock; return False if *timeout* seconds passed first (a negative one waits for ever)."""
-        return self._take(sys._getframe(1), None if timeout < 0 else time.monotonic() + timeout)
+        return self._take(sys._getframe(1), None if timeout < 0 else timeout)
 
     @property
     def nested(self) -> bool:
@@ -124,12 +124,13 @@ class WriteLock:
     ) -> None:
         self.release()
 
-    def _take(self, frame: FrameType, deadline: float | None) -> bool:
+    def _take(self, frame: FrameType, seconds: float | None) -> bool:
         reservation: tuple[int, FrameType] | None = None
         me = get_ident()
         turn = self.turn
         pauses = 0
-        patience = time.monotonic() + _PATIENCE_SECONDS
+        # The pauses are added up too: tests, and some debuggers, let the clock stand still.
+        began, paused = time.monotonic(), 0.0
         try:
             while True:
                 try:
@@ -149,24 +150,25 @@ class WriteLock:
                         continue
                     self._depth += 1
                     return True
-                now = time.monotonic()
-                late = deadline is not None and now >= deadline
+                waited = max(time.monotonic() - began, paused)
+                late = seconds is not None and waited >= seconds
                 # A look at the stack costs more than two yields, and mostly the turn is back by then.
                 if (late or pauses == _YIELDS) and self._taken_by_hand(frame):
                     self._borrowed, self._depth, self._owner, self._frame = True, 1, me, frame
                     return True
                 if late:
                     return False
-                if now >= patience and self._reserved is None:
+                if waited >= _PATIENCE_SECONDS and self._reserved is None:
                     reservation = self._reserved = (me, frame)
                     turn.__class__ = _ReservedTurn
                 pauses += 1
                 if pauses % _PAUSES_BETWEEN_LOOKS == 0:
                     self._take_from_the_dead()
+                pause = 0.000_05 if reservation is not None else min(0.000_05 * pauses, 0.001)
                 if pauses <= _YIELDS:
-                    time.sleep(0)
-                else:
-                    time.sleep(0.000_05 if reservation is not None else min(0.000_05 * pauses, 0.001))
+                    pause = 0.0
+                time.sleep(pause)
+                paused += pause
         finally:
             if reservation is not None and self._reserved is reservation:
                 self._reserved = None

@@ -140,6 +140,21 @@ def test_acquire_gives_up_when_its_time_is_over():
     assert _free(lock)
 
 
+def test_acquire_gives_up_where_the_clock_stands_still(monkeypatch):
+    """As it does in tests that freeze the time: the pauses themselves are counted."""
+    lock = WriteLock()
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(lock.acquire(0.05)))
+    instant = time.monotonic()
+    with lock, monkeypatch.context() as frozen:
+        frozen.setattr(time, "monotonic", lambda: instant)
+        thread.start()
+        # By C's own clock, which stands still for nobody.
+        thread.join(PATIENCE_SECONDS)
+    assert results == [False]
+    assert _free(lock)
+
+
 def test_acquire_waits_for_its_turn():
     """Without a timeout a waiting thread gets the lock when it is given back."""
     lock = WriteLock()
