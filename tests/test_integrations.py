@@ -330,7 +330,7 @@ def _redact(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any
 
 
 def _queued(sink: BackgroundSink) -> bytes:
-    return b"".join(item[0] if type(item) is tuple else item.data for item in sink._queue)
+    return repr(sink._buffer.items).encode()
 
 
 @pytest.mark.parametrize(

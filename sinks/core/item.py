@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Union, overload
 
 from outfall.sinks.event.event import timestamp_of
 from outfall.sinks.event.json import event_of
@@ -37,22 +37,31 @@ class Encoded:
         return event_of(self.data)
 
 
-#: What waits in a queue until somebody asks for the item: its data, its level, when it was handled, and whether its own
-#: timestamp has to be read first. The level is None where the data alone tells it, and so may the time be.
-Raw = tuple[bytes, float | None, float | None, bool]
+#: What waits in a queue until somebody asks for the item: its data alone, where that tells the rest; or its data, its
+#: level (None: in the data), when it was handled (None: now), and its own timestamp as the event has it (True: in the
+#: data; False: none).
+Raw = Union[bytes, "tuple[bytes, float | None, float | None, Any]"]
 
 
 def item_of(raw: Raw | Encoded) -> Encoded:
     """Return *raw* as an item, decoding it where its level or its time are only in its data."""
     if isinstance(raw, Encoded):
         return raw
-    data, level, stamp, dated = raw
-    if level is None or dated or stamp is None:
+    data, level, handled, stamp = (raw, None, None, True) if isinstance(raw, bytes) else raw
+    if level is None or stamp is True or (handled is None and stamp is False):
         event = Encoded(data, 0, 0).event
         level = level_of(event) if level is None else level
         when = timestamp_of(event)
-        stamp = when if when is not None else time.time() if stamp is None else stamp
-    return Encoded(data, level, stamp)
+    else:
+        when = None if stamp is False else timestamp_of({"timestamp": stamp})
+    if when is None:
+        when = time.time() if handled is None else handled
+    return Encoded(data, level, when)
+
+
+def data_in(raw: Raw | Encoded) -> bytes:
+    """Return the data of *raw*, without making an item of it."""
+    return raw if isinstance(raw, bytes) else raw[0] if isinstance(raw, tuple) else raw.data
 
 
 class Batch(Sequence[Encoded]):
@@ -87,7 +96,8 @@ class Batch(Sequence[Encoded]):
     def data(self) -> list[bytes]:
         """Each item's data, without making items; made once, and not to be changed."""
         if self._data is None:
-            self._data = [item[0] if type(item) is tuple else item.data for item in self._items]  # type: ignore[union-attr]
+            items = self._items
+            self._data = list(items) if set(map(type, items)) == {bytes} else list(map(data_in, items))  # type: ignore[arg-type]
         return self._data
 
     @property

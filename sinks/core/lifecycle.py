@@ -14,6 +14,8 @@ import weakref
 from _thread import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from outfall.sinks.core.clock import now
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -72,7 +74,7 @@ def patience(seconds: float) -> float:
     """Return how long who has *seconds* to wait may do so: once the process exits, not beyond what all sinks share."""
     if not _State.draining:
         return seconds
-    return min(seconds, max(_LEAST_SECONDS, _State.deadline - time.monotonic()))
+    return min(seconds, max(_LEAST_SECONDS, _State.deadline - now()))
 
 
 def join(participant: Participant) -> None:
@@ -104,7 +106,9 @@ def drain() -> None:
         BaseException: What the last of those sinks that raised has raised (one whose ``on_error`` is ``"raise"``),
             when all have been drained.
     """
-    begin = time.monotonic()
+    if not here[0]:
+        notice_fork()
+    begin = now()
     _State.draining = True
     deadline = _State.deadline = begin + max(0.0, EXIT_DEADLINE_SECONDS - _State.spent)
     # All threads at once, so that a target that is away costs the others no time. What others own goes last: it may be
@@ -113,7 +117,7 @@ def drain() -> None:
     failure: BaseException | None = None
     steps: tuple[Callable[[Participant], None], ...] = (
         lambda participant: participant.hasten(deadline),
-        lambda participant: participant.drain(max(0.0, deadline - time.monotonic())),
+        lambda participant: participant.drain(max(0.0, deadline - now())),
     )
     for step in steps:
         for participant in living:
@@ -121,7 +125,7 @@ def drain() -> None:
                 step(participant)
             except BaseException as error:
                 failure = error
-    _State.spent += time.monotonic() - begin
+    _State.spent += now() - begin
     for function in _at_end:
         function()
     if failure is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Union
 from structlog import DropEvent
 
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.forwarding import Forwarding, reads_data_alone
 from outfall.sinks.core.item import BatchResult, Encoded
 from outfall.sinks.core.ledger import Ledger, SinkStats
@@ -220,7 +221,7 @@ class Sink(Forwarding):
         if not lifecycle.here[0]:
             lifecycle.notice_fork()
         seconds = self._seconds(timeout)
-        deadline = time.monotonic() + seconds
+        deadline = now() + seconds
         if not self._lock.acquire(seconds):
             return False
         errors: list[Exception] = []
@@ -246,7 +247,7 @@ class Sink(Forwarding):
             timeout: Seconds, for locks too. None stands for `drain_timeout`, 5 s.
         """
         seconds = self._seconds(timeout)
-        deadline = time.monotonic() + seconds
+        deadline = now() + seconds
         if not self._begin_to_close():
             return self._close_result
         if not self._lock.acquire(seconds):

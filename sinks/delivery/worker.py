@@ -1,30 +1,42 @@
-"""Events that a thread of the sink's own delivers later: what `BackgroundSink` and `SpoolSink` have in common."""
+"""The thread that delivers for a sink, in batches: `Worker`, the one engine of all sinks that deliver later."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
-from queue import SimpleQueue
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from _thread import allocate_lock
+from queue import Empty, SimpleQueue
+from time import time
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from structlog import DropEvent
-
-from outfall.sinks.core.arguments import checked_count, checked_seconds
-from outfall.sinks.core.item import BatchResult, Encoded
-from outfall.sinks.core.lifecycle import here, notice_fork
+from outfall.sinks.core import lifecycle
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.ledger import Ledger, Outcome
 from outfall.sinks.core.reentrancy import delivering
-from outfall.sinks.core.sink import OnError, Sink
-from outfall.sinks.delivery.delivery import Delivery, RetryPolicy
-from outfall.sinks.errors import TemporaryDeliveryError
+from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
+from outfall.sinks.delivery.delivery import Delivery
+from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 
 if TYPE_CHECKING:
-    import datetime as dt
-    from collections.abc import Callable, Iterable, Sequence
+    import weakref
+    from collections.abc import Callable
 
-    from outfall.sinks.core.ledger import Outcome, SinkStats
+    from outfall.sinks.core.item import Batch
+    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.delivery import RetryPolicy
 
 #: What to do with an event that there is no room for.
 ON_FULL = ("block", "drop_newest", "drop_oldest")
+
+#: As the number of an event: none ever.
+NEVER = sys.maxsize
+
+#: How often a thread without work looks for some: an interrupt may come between an event and its waking the thread.
+_IDLE_SECONDS = 5.0
+
+#: Longer waits are too long for the system's clock.
+_LONGEST_WAIT_SECONDS = 86_400.0
 
 
 class FullError(TemporaryDeliveryError):
@@ -33,224 +45,433 @@ class FullError(TemporaryDeliveryError):
     dropped_as = "overflow"
 
 
-class DeferredSink(Sink):
-    """What `BackgroundSink` and `SpoolSink` have in common: events are kept, and a thread delivers them to *target*.
+class _Mark:
+    """A number of events that must be done before a flush returns."""
 
-    The arguments are described there.
+    __slots__ = ("number",)
 
-    Raises:
-        ValueError: If *block_timeout*, *batch_size* or *linger* is not usable.
-        TypeError: If *target* or *dead_letter* is no sink, or *retry* no `RetryPolicy`.
+    def __init__(self, number: int) -> None:
+        self.number = number
 
-    A generation is the life of one thread: it ends when the sink is closed, and with a fork. What a thread of an
-    earlier one still does to the target, and what the target answers it, changes nothing here.
+
+class Worker:
+    """A thread that takes batches from where events wait and delivers them to a target; and all who wait for it.
+
+    Events have numbers, in the order in which they came. `put`, `settled` and `done` say how many events ever came,
+    were settled, and belong to batches that are through. So what is pending is a difference, a flush waits for a
+    number, and nothing stands among the events for it.
+
+    A subclass says where events wait:
+
+    - `waiting` returns how many could be taken now, and `take` takes some of them: a batch, and whatever `finish` has
+      to know when the batch is through. Both are called under `lock`.
+    - Storing an event adds one to `put`; if the event's number is `wake_at` or above, `rouse` is called then. Code that
+      stores without `lock` compares with `limit` first, which `set_limit` keeps up to date: below it there is room, and
+      the thread need not be woken. The comparison and the additions must be free of calls, so that no thread and no
+      signal handler comes between them.
+
+    One worker lives as long as its thread. A forked child makes a new one, and so does nobody else: after `end` it
+    delivers nothing, and what a target answers then changes nothing.
+
+    The thread holds the sink weakly. A sink that nobody refers to any more calls `abandon`: what waits is delivered
+    within the exit's deadline, and the thread ends.
+
+    Args:
+        owner: The sink, held weakly; its ``_told(error, events)`` is called for each failure.
+        name: The sink's name, for the thread and for messages.
+        target: Where the batches go.
+        ledger: The sink's.
+        batch_size: How many events wake the thread at once.
+        linger: Seconds that the first event of a batch waits for more.
+        retry: See `Delivery`.
+        dead_letter: See `Delivery`.
+
+    `lock` is an RLock. Who waits holds nothing, so an interrupt may come at any moment of it.
     """
-
-    # A subclass says where events are kept, by _take, and what the thread does, by _work.
-
-    delivers_through_loggers = True
-    delivers_later = True
-    locks_emit = False
-    counts_batches = True
-
-    _generation = 0
 
     def __init__(
         self,
+        owner: weakref.ref[Any],
+        name: str,
         target: Sink,
+        ledger: Ledger,
         *,
-        block_timeout: float | dt.timedelta,
         batch_size: int,
-        linger: float | dt.timedelta,
+        linger: float,
         retry: RetryPolicy | None,
         dead_letter: Sink | None,
-        level: str | float,
-        processors: Iterable[Callable[[Any, str, Any], Any]],
-        on_error: OnError,
-        name: str | None,
     ) -> None:
-        if not isinstance(target, Sink):
-            msg = f"target={target!r} is not a Sink"
-            raise TypeError(msg)
-        self._target = target
-        self._block_seconds = checked_seconds(block_timeout, "block_timeout")
-        self._batch_size = checked_count(batch_size, "batch_size", "events")
-        self._linger_seconds = checked_seconds(linger, "linger")
-        self._retry = retry
-        self._dead_letter = dead_letter
-        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        target.surround(self)
-        self._changed()
-
-    def _fresh_state(self) -> None:
-        super()._fresh_state()
+        self.name = name
+        self.target = target
+        self.ledger = ledger
+        self.batch_size = batch_size
+        self.linger = linger
+        self.retry = retry
+        self.dead_letter = dead_letter
+        self.lock = threading.RLock()
+        self.put = self.settled = self.done = 0
+        #: The event of this number wakes the thread, and so does each behind it.
+        self.wake_at = 0
+        #: The first number for which an event has to look closer: the thread has to be woken, or there may be no room.
+        self.limit = 0
+        #: True once the process exits: each event is delivered in the thread that logs it.
+        self.inline = lifecycle.exiting()
+        #: No more events are taken; the thread stops when `urgent_until` has passed; it has nothing to do any more.
+        self.closed = self.stopping = self.ended = False
+        #: Until when somebody waits for the thread, by `now`.
+        self.urgent_until = 0.0
         #: What wakes the thread: the one queue whose put() may be called from a signal handler in the midst of itself.
-        self._wakeups: SimpleQueue[None] = SimpleQueue()
-        self._worker: threading.Thread | None = None
-        self._generation += 1
-        generation = self._generation
-        self._delivery = self._new_delivery(lambda seconds: self._pause(seconds, generation))
-        #: Until when flush or close waits for the thread, and whether it has to stop then; by the monotonic clock.
-        self._urgent_until = 0.0
-        self._stopping = False
-        #: True once somebody has waited for room in vain, until there is some.
-        self._impatient = False
+        self.wakeups: SimpleQueue[None] = SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self.delivery = self._new_delivery(self.pause)
+        self._owner = owner
+        #: True once the sink is gone, and what is told of failures then.
+        self._abandoned = False
+        self._on_error: Any = report
+        self._marks: list[_Mark] = []
+        self._bells: list[Any] = []
+        self._target_gone = False
 
     def _new_delivery(self, pause: Callable[[float], bool]) -> Delivery:
-        generation = self._generation
-
-        def tell(error: Exception, events: int) -> None:
-            if generation == self._generation:
-                self._told(error, events)
-
         return Delivery(
-            self._target,
-            retry=self._retry,
-            dead_letter=self._dead_letter,
-            settle=lambda outcome: self._settle(outcome, generation),
-            tell=tell,
+            self.target,
+            retry=self.retry,
+            dead_letter=self.dead_letter,
+            settle=self.settle,
+            tell=self.tell,
             pause=pause,
         )
 
-    # -- what a subclass implements
+    # -- where events wait: a subclass's
 
-    def _take(self, item: Encoded) -> None:
-        """Keep *item*, making room for it as the policy says.
-
-        Raises:
-            FullError: If there is none.
-        """
+    def waiting(self) -> int:
+        """Return how many events could be taken now. Called under the lock."""
         raise NotImplementedError
 
-    def _work(self, generation: int) -> None:
-        """Deliver what is kept until this *generation* ends, or the sink is closed; in the thread."""
+    def take(self) -> tuple[Batch, Any]:
+        """Take some of what waits, oldest first. Called under the lock, when something waits."""
         raise NotImplementedError
 
-    def _pause(self, seconds: float, generation: int) -> bool:
-        """Wait before the next attempt; return False if the delivery has to stop."""
-        raise NotImplementedError
+    def finish(self, batch: Batch, token: Any) -> None:
+        """Release what was taken by `take`: all of *batch* is settled."""
 
-    def _settle(self, outcome: Outcome, generation: int) -> None:
-        """Count what became of some events."""
-        raise NotImplementedError
+    def discard(self) -> None:
+        """Forget what waits: it has been counted as lost. Called under the lock."""
 
-    def _settle_all(self, deadline: float) -> bool:
-        """Wait until all that is kept now is settled; return False if *deadline* came first."""
-        raise NotImplementedError
+    def set_limit(self) -> None:
+        """Compute `limit`; called whenever something that it depends on has changed, under the lock or not."""
+        self.limit = -1 if self.closed or self.inline else self.wake_at
 
-    def _not_started(self) -> None:
-        """Have the next event try to start the thread again. Called under the lock."""
-        raise NotImplementedError
+    # -- waiting for the thread
 
-    # -- what applications call
+    def wait(self, seconds: float, done: Callable[[], bool]) -> None:
+        """Wait until *seconds* have passed or somebody has rung, unless *done* says that there is no need."""
+        bell = allocate_lock()
+        bell.acquire()
+        self._bells.append(bell)
+        try:
+            # Asked again now that whoever rings knows of this one.
+            if not done():
+                bell.acquire(timeout=min(max(0.0, seconds), _LONGEST_WAIT_SECONDS))
+        finally:
+            self._bells.remove(bell)
+
+    def ring(self) -> None:
+        """Wake all who `wait`."""
+        for bell in list(self._bells):
+            with contextlib.suppress(RuntimeError):
+                bell.release()
 
     @property
-    def target(self) -> Sink:
-        """Where the events go."""
-        return self._target
+    def blocked(self) -> int:
+        """How many wait."""
+        return len(self._bells)
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Have everything delivered that was accepted so far; return True when all of it is settled.
+    def settle_all(self, deadline: float) -> bool:
+        """Wait until all that has come is settled; return False if *deadline*, by `now`, comes first."""
+        if threading.current_thread() is self.thread:
+            return False  # called by the target, or by on_error: it would wait for itself
+        mark = _Mark(self.put)
+        if self.done >= mark.number:
+            return True
+        self._marks.append(mark)
+        try:
+            self.urgent_until = max(self.urgent_until, deadline)
+            self.rouse()
+            while self.done < mark.number and (left := deadline - now()) > 0:
+                self.wait(left, lambda: self.done >= mark.number)
+            return self.done >= mark.number
+        finally:
+            self._marks.remove(mark)
+            if not self._marks and not self.stopping:
+                self.urgent_until = 0.0
 
-        Args:
-            timeout: Seconds. None stands for `Sink.drain_timeout`, 5 s.
-        """
-        if not here[0]:
-            notice_fork()
-        deadline = monotonic() + self._seconds(timeout)
-        settled = self._settle_all(deadline)
-        flushed = self._target.flush(max(0.0, deadline - monotonic()))
-        return settled and flushed
-
-    # -- what the pipeline calls
-
-    def emit(self, event: dict[str, Any]) -> None:
-        """Keep one event."""
-        self._put(event)
-
-    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Keep each item; what there is no room for is left for a retry."""
-        for index, item in enumerate(batch):
-            try:
-                self._take(item)
-            except (TemporaryDeliveryError, OSError):
-                if index == 0:
-                    raise
-                return BatchResult(retry=range(index, len(batch)))
-        return None
-
-    def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item for the target, past the target's level and processors.
-
-        Raises:
-            DropEvent: If the target filters it.
-        """
-        item = self._target.make_item(event)
-        if item is None:
-            raise DropEvent
-        return item
-
-    def _put(self, event: dict[str, Any]) -> Exception | None:
-        self._take(self.encode(event))
-        return None
-
-    def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return what the target makes of it; see `Forwarding.restore_item`."""
-        return self._target.restore_item(data, level, time)
-
-    def _reads_metadata(self) -> bool:
-        return self._prepare_reads_metadata()
-
-    def _prepare_reads_metadata(self) -> bool:
-        return bool(self._processors) or self._target._prepare_reads_metadata()
+    def evicted(self, place: int, events: int) -> None:
+        """Count one event as gone that waited at *place* among so many. Called under the lock."""
+        number = self.put - events + place
+        self.settled += 1
+        self.done += 1
+        for mark in tuple(self._marks):
+            # One that came after a mark is not what that flush waits for.
+            mark.number += number >= mark.number
 
     # -- the thread
 
-    def _rouse(self) -> None:
-        """Have the thread look for work, starting it if it does not run; it may be that none can be started."""
-        if self._worker is not None:
-            self._wakeups.put(None)
-            return
-        with self._lock:
-            if self._worker is not None:
+    def rouse(self) -> None:
+        """Wake the thread, starting it if it does not run; deliver here if none can be started."""
+        if self.thread is None:
+            self._start()
+            if self.thread is None:
+                self.deliver_all_here()
+        else:
+            self.wakeups.put(None)
+
+    def _start(self) -> None:
+        with self.lock:
+            if self.thread is not None:
                 return
-            worker = threading.Thread(
-                target=self._run, args=(self._generation,), name=f"outfall {self.name}", daemon=True
-            )
+            made = threading.Thread(target=self._run, name=f"outfall {self.name}", daemon=True)
             # Said before it runs, so that an event from a signal handler does not start another.
-            self._worker = worker
+            self.thread = made
             try:
-                self._start(worker)
+                made.start()
             except BaseException as error:
                 # The interpreter is going down, or there are too many threads, or an interrupt came: the next event
-                # tries again. A thread that runs nevertheless finds here, under the lock, what it is.
-                if not worker.is_alive():
-                    self._worker = None
-                    self._not_started()
+                # tries again. A thread that runs nevertheless finds in _run, under the lock, what it is.
+                if not made.is_alive():
+                    self.thread = None
+                    self.wake_at = 0
+                    self.set_limit()
                 if not isinstance(error, RuntimeError):
                     raise
 
-    def _start(self, worker: threading.Thread) -> None:
-        worker.start()
-
-    def _run(self, generation: int) -> None:
-        with self._lock:
-            if self._worker is not threading.current_thread():
+    def _run(self) -> None:
+        with self.lock:
+            if self.thread is not threading.current_thread():
                 return
-        self._work(generation)
+        while (found := self._next()) is not None:
+            batch, token = found
+            try:
+                with delivering():
+                    left = self.delivery.deliver(batch)
+            except BaseException as error:
+                left = []
+                self._lose(batch, error)
+            if left:
+                break  # whoever has stopped the delivery counts them
+            self._finish(batch, token)
+        if self._abandoned:
+            self._give_up_abandoned()
+
+    def _finish(self, batch: Batch, token: Any) -> None:
+        events = len(batch)
+        with self.lock:
+            if self.ended:
+                return
+            self.finish(batch, token)
+            self.done += events
+        if self._bells:
+            self.ring()
+
+    def _next(self) -> tuple[Batch, Any] | None:
+        """Wait for events and take some; return None if there is nothing to do any more."""
+        due = float("inf")
+        while True:
+            self._forget_wakeups()
+            moment = now()
+            with self.lock:
+                if self.ended:
+                    return None
+                waits = self.waiting()
+                urgent = self.urgent_until > moment
+                if self._abandoned and not (waits and urgent):
+                    return None
+                if waits and (moment >= due or urgent or self._marks or waits >= self.batch_size):
+                    self.wake_at = NEVER
+                    self.set_limit()
+                    return self.take()
+                self.wake_at = self.put - waits + (self.batch_size - 1 if waits else 0)
+                self.set_limit()
+                # What came past the lock before the thread said that it is to be woken has not woken it.
+                if self.waiting() != waits:
+                    continue
+            if waits and due == float("inf"):
+                due = moment + self.linger
+            with contextlib.suppress(Empty):
+                self.wakeups.get(timeout=max(0.0, min(due - moment, _LONGEST_WAIT_SECONDS)) if waits else _IDLE_SECONDS)
+
+    def _forget_wakeups(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self.wakeups.get_nowait()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait before the next attempt, or less; return False if there is to be none."""
+        self._forget_wakeups()
+        urgent = self.urgent_until - now()
+        if self.ended or (self.stopping and urgent <= 0):
+            return False
+        if urgent > 0:
+            # Somebody waits for this: several attempts in the time that is left, instead of one too late.
+            seconds = min(seconds, urgent / 2)
+        with contextlib.suppress(Empty):
+            self.wakeups.get(timeout=min(seconds, _LONGEST_WAIT_SECONDS))
+        return not (self.ended or (self.stopping and self.urgent_until <= now()))
 
     def hasten(self, deadline: float) -> None:
-        """Have the thread linger no more, at exit; until *deadline* `Sink.drain` waits for it."""
-        if self._worker is not None and not self._closed:
-            self._urgent_until = max(self._urgent_until, deadline)
-            self._wakeups.put(None)
+        """Have the thread linger no more, since somebody waits for it until *deadline*."""
+        if self.thread is not None:
+            self.urgent_until = max(self.urgent_until, deadline)
+            self.wakeups.put(None)
 
     # -- counting and telling
 
-    def _told(self, error: Exception, events: int) -> None:
+    def settle(self, outcome: Outcome) -> None:
+        """Count what became of some events."""
+        events = outcome.events
+        with self.lock:
+            if self.ended:
+                return  # whoever has ended it has counted them
+            self.settled += events
+            self.ledger.settle(outcome)
+            self.set_limit()
+        if events and self._bells and self.should_ring():
+            self.ring()
+
+    def should_ring(self) -> bool:
+        """Return True if those who wait should look now, though the batch is not through."""
+        return bool(self._marks)
+
+    def tell(self, error: Exception, events: int) -> None:
+        """Tell the sink, or who is left of it, of *error* and of the events lost to it."""
+        if not self.ended:
+            self._tell(error, events)
+
+    def _tell(self, error: Exception, events: int) -> None:
+        owner = self._owner()
         # Not under the mark of a delivering thread: what on_error logs, other sinks may take.
         with delivering(value=False):
-            self._fail_unraised(error, None, events=events)
+            if owner is not None:
+                owner._told(error, events)
+            elif self._abandoned:
+                with contextlib.suppress(Exception):
+                    self._on_error(SinkFailure(self.name, cleaned(error, None), events, time()))
 
-    def _stats(self) -> SinkStats:
-        return self._ledger.stats(self.name, targets=(self._target.stats(),))
+    def _lose(self, batch: Batch, error: BaseException) -> None:
+        """Settle what is left of *batch*, whose delivery ended in a way that no delivery should."""
+        with self.lock:
+            lost = self.done + len(batch) - self.settled
+        self.settle(Outcome(dropped={"error": lost}))
+        self.tell(DeliveryError(describe(cleaned(error, None))), lost)
+
+    # -- the end
+
+    def close(self, deadline: float) -> tuple[bool, int, int]:
+        """Take nothing more, deliver until *deadline*, and end.
+
+        Returns:
+            Whether all was settled; how many events are lost with an attempt that is still running; how many others.
+        """
+        with self.lock:
+            self.closed = True
+            self.urgent_until = max(self.urgent_until, deadline)
+            self.stopping = True
+            self.set_limit()
+        self.ring()
+        settled = self.settle_all(deadline)
+        return settled, *self.end()
+
+    def end(self) -> tuple[int, int]:
+        """End at once; return how many events are lost with an attempt that is still running, and how many others."""
+        with self.lock:
+            self.closed = self.stopping = self.ended = True
+            self.set_limit()
+            lost, self.settled = self.put - self.settled, self.put
+            self.done = self.put
+            unconfirmed = min(lost, self.delivery.attempting)
+            self.discard()
+        self.wakeups.put(None)
+        self.ring()
+        return unconfirmed, lost - unconfirmed
+
+    def abandon(self, on_error: Any) -> None:
+        """Deliver what waits within the exit's deadline, and end: nobody refers to the sink any more.
+
+        Takes no lock and waits for nothing, for a finalizer.
+
+        Args:
+            on_error: What is told of failures from now on; what cannot be called stands for `report`.
+        """
+        self._on_error = on_error if callable(on_error) else report
+        self._abandoned = True
+        self.urgent_until = now() + lifecycle.EXIT_DEADLINE_SECONDS
+        self.closed = self.stopping = True
+        self.set_limit()
+        lifecycle.join(self)
+        self.wakeups.put(None)
+
+    def _give_up_abandoned(self) -> None:
+        unconfirmed, lost = self.end()
+        self.ledger.drop("closed", unconfirmed + lost)
+        if unconfirmed + lost:
+            told = DeliveryError("nobody refers to the sink any more, and its target takes nothing")
+            self._tell(told, unconfirmed + lost)
+        with contextlib.suppress(Exception):
+            self.target.flush(0)
+
+    # -- an abandoned one takes part in the process's life by itself, see outfall.sinks.core.lifecycle
+
+    delivers_later: ClassVar[bool] = True
+    has_owner = False
+
+    def drain(self, timeout: float) -> None:
+        """Wait until what an abandoned sink has left is delivered."""
+        self.settle_all(now() + timeout)
+
+    def after_fork(self) -> None:
+        """Deliver nothing in a forked child: what waits is the parent's."""
+        self.lock = threading.RLock()
+        self._abandoned = False
+        self.end()
+
+    # -- where there is no thread: at exit, or if none can be started
+
+    def deliver_here(self, batch: Batch) -> None:
+        """Deliver *batch*, a new event, in this thread, at the exit of the process.
+
+        Raises:
+            FullError: If the target does not take anything.
+        """
+        with self.lock:
+            # The other thread hangs, or it would have been done by the deadline; this one must not hang as well, or
+            # not more than once.
+            gone = self._target_gone or self.put > self.settled
+            events = 0 if gone else len(batch)
+            self.put += events
+        if gone:
+            msg = f"{self.name}: the process ends, and {self.target.name} does not take anything"
+            raise FullError(msg)
+        self._attempt(batch, None)
+
+    def deliver_all_here(self) -> None:
+        """Deliver all that waits in this thread, once."""
+        while True:
+            with self.lock:
+                if not self.waiting():
+                    return
+                batch, token = self.take()
+            self._attempt(batch, token)
+
+    def _attempt(self, batch: Batch, token: Any) -> None:
+        with delivering():
+            left = self._new_delivery(lambda _: False).deliver(batch)
+        lost = sum(map(len, left))
+        if lost:
+            self._target_gone = self.inline
+            self.settle(Outcome(dropped={"error": lost}))
+            self.tell(DeliveryError(f"{self.target.name} did not take what came at the end of the process"), lost)
+        events = len(batch)
+        with self.lock:
+            if token is not None:
+                self.finish(batch, token)
+            self.done += events

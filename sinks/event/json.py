@@ -38,8 +38,7 @@ def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
     Args:
         event: The event, or whatever a sink was given.
         level: The sink's level number. Where it is not 0, an event with a ``level_number`` is not plain.
-        option: orjson's options. Default `LINE`, which ends the line with ``"
-    "``.
+        option: orjson's options. Default `LINE`, which ends the line with ``"\n"``.
 
     Returns:
         The line; ``b""`` if *level* keeps the event out; None if it is not plain and has to take the pipeline.

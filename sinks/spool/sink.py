@@ -28,7 +28,7 @@ from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import cleaned, describe, report
 from outfall.sinks.core.sink import Sink
-from outfall.sinks.delivery.worker import ON_FULL, DeferredSink, FullError
+from outfall.sinks.delivery.deferred import ON_FULL, DeferredSink, FullError
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import LINE

@@ -194,11 +194,10 @@ def test_the_second_of_two_exit_hooks_has_what_the_first_has_left():
     """`multiprocessing` runs one before it waits for its children, and `atexit` another."""
     check(
         """
-        import types
         from outfall import Sink
         from outfall.sinks.core import lifecycle
         now = [1000.0]
-        lifecycle.time = types.SimpleNamespace(monotonic=lambda: now[0])
+        lifecycle.now = lambda: now[0]
         lifecycle.EXIT_DEADLINE_SECONDS = 0.5
         class Slow(Sink):
             def drain(self, timeout):

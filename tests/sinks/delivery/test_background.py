@@ -107,6 +107,11 @@ def feed(sink: Sink, count: int, start: int = 1, level: str = "info") -> None:
         sink.handle({"event": "x", "level": level, "n": number})
 
 
+def _threads(sink: Sink) -> list[threading.Thread]:
+    """Return the threads that deliver for *sink*, by its name."""
+    return [thread for thread in threading.enumerate() if thread.name == f"outfall {sink.name}"]
+
+
 # -- delivering
 
 
@@ -152,11 +157,10 @@ def test_a_full_batch_does_not_wait():
 
 def test_no_thread_before_the_first_event():
     """A sink that is only made costs no thread."""
-    with BackgroundSink(CaptureSink()) as sink:
-        assert sink._worker is None
+    with BackgroundSink(CaptureSink(), name="only made") as sink:
+        assert not _threads(sink)
         feed(sink, 1)
-        assert sink._worker is not None
-        assert sink._worker.daemon
+        assert [thread.daemon for thread in _threads(sink)] == [True]
 
 
 def test_usual_and_unusual_events_keep_their_order():
@@ -197,7 +201,7 @@ def test_the_target_s_chain_runs_in_the_caller_before_anything_is_stored(gate):
         with structlog.contextvars.bound_contextvars(request="r1"):
             sink.handle({"event": "x", "level": "info", "n": 1})
         sink.handle({"event": "x", "level": "debug", "n": 2})
-        assert b"correct horse" not in b"".join(item.data for item in sink._queue)
+        assert b"correct horse" not in repr(sink._buffer.items).encode()
         assert sink.stats().filtered == 1
         gate.opened.set()
         assert sink.flush()
@@ -361,7 +365,7 @@ def test_block_waits_for_room(gate):
     sink = stuck(gate, capacity=1, block_timeout=PATIENCE_SECONDS)
     thread = threading.Thread(target=feed, args=(sink, 1))
     thread.start()
-    until(lambda: sink._blocked)
+    until(lambda: sink._buffer.blocked)
     gate.opened.set()
     thread.join(PATIENCE_SECONDS)
     assert sink.close()
@@ -563,7 +567,7 @@ def test_flush_and_close_return_in_time_though_the_target_hangs(gate):
     assert sum(failure.events for failure in failures) == 11
     gate.opened.set()
     until(lambda: gate.events)
-    until(lambda: not any(thread is sink._worker for thread in threading.enumerate()))
+    until(lambda: not _threads(sink))
     assert_balanced(sink.stats())
     assert sink.stats().delivered == 0
 
@@ -574,7 +578,7 @@ def test_close_ends_a_flush_that_waits(gate):
     results: list[bool] = []
     flushing = threading.Thread(target=lambda: results.append(sink.flush(600)))
     flushing.start()
-    until(lambda: sink._marks)
+    until(lambda: sink._buffer.blocked)
     assert not sink.close(0.1)
     flushing.join(PATIENCE_SECONDS)
     assert results == [True]
@@ -612,7 +616,7 @@ def test_events_that_come_during_close_are_counted(gate):
     sink = stuck(gate, capacity=1, block_timeout=PATIENCE_SECONDS, on_error=lambda _: None)
     blocked = threading.Thread(target=feed, args=(sink, 1))
     blocked.start()
-    until(lambda: sink._blocked)
+    until(lambda: sink._buffer.blocked)
     closing = threading.Thread(target=sink.close, args=(PATIENCE_SECONDS,))
     closing.start()
     until(lambda: sink.closed)
@@ -627,10 +631,11 @@ def test_events_that_come_during_close_are_counted(gate):
 
 def test_close_ends_the_thread():
     """Whoever makes many sinks does not gather threads, nor do children that have closed theirs."""
-    sinks = [BackgroundSink(CaptureSink()) for _ in range(5)]
+    sinks = [BackgroundSink(CaptureSink(), name=f"one of five, {number}") for number in range(5)]
     for sink in sinks:
         feed(sink, 1)
-    workers = [sink._worker for sink in sinks]
+    workers = [thread for sink in sinks for thread in _threads(sink)]
+    assert len(workers) == 5
     assert all(sink.close() for sink in sinks)
     for worker in workers:
         worker.join(PATIENCE_SECONDS)
