@@ -149,31 +149,31 @@ def _discard(handler: Any) -> None:
 
 def _hand_on(handler: Any) -> None:
     """Give each record in the buffer of *handler* to its target; raise what that raised first."""
-    account = account_of(handler)
+    ledger = account_of(handler)._ledger
     waiting = list(handler.buffer)
     handler.buffer.clear()
+    rest = iter(waiting)
     failures: list[Exception] = []
-    given = 0
     handler._handing = True
     try:
-        for record in waiting:
-            given += 1
+        for record in rest:
             try:
                 handler.target.handle(record)
             except Exception as error:
                 failures.append(error)
     except BaseException:
-        account._ledger.drop("interrupted")
-        given -= 1
-        came, rest = list(handler.buffer), waiting[given + 1 :]
+        kept = list(rest)
+        ledger.drop("interrupted")
+        ledger.delivered -= len(kept) + 1
+        kept += handler.buffer
         handler.buffer.clear()
-        handler.buffer.extend([*rest, *came])
+        handler.buffer.extend(kept)
         raise
     finally:
         handler._handing = False
-        account._ledger.delivered += given - len(failures)
+        ledger.delivered += len(waiting) - len(failures)
         if failures:
-            account._ledger.drop("error", len(failures))
+            ledger.drop("error", len(failures))
     if failures:
         try:
             raise failures[0]

@@ -7,16 +7,14 @@ import logging
 import logging.handlers
 import threading
 import time
-from queue import Full, Queue, SimpleQueue
-from typing import TYPE_CHECKING, Any
+import weakref
+from queue import Empty, Full, Queue
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from outfall.adapters.handlers.twin import Twin, is_own
+from outfall.adapters.handlers.base import Account, Twin, account_of, untouched
 from outfall.sinks.core import lifecycle
-from outfall.sinks.core.reentrancy import thread
 from outfall.sinks.core.reporting import SinkFailure, report
-from outfall.sinks.delivery.queue import QueueSink
-from outfall.sinks.delivery.queuelistener import _MARK, listener_of
-from outfall.sinks.delivery.queuelistener import QueueListener as SinksListener
+from outfall.sinks.delivery.queuelistener import renew
 from outfall.sinks.errors import DeliveryError
 
 if TYPE_CHECKING:
@@ -24,39 +22,38 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-#: Queues that nothing but this process reads, and in order.
-_FOR_THREADS = (Queue, SimpleQueue)
+_QueueHandler = logging.handlers.QueueHandler
+_QueueListener = logging.handlers.QueueListener
 
-#: How often the end of other queues is looked for at exit, and how often it has to be seen: what a thread has just
-#: taken out, or not yet put in, is nowhere.
+#: How often the end of a queue is looked for at exit, and how often it has to be seen: what a thread has just taken
+#: out, or not yet put in, is nowhere.
 _LOOK_SECONDS = 0.005
 _LOOKS = 3
 
+#: After so many items in a row that cannot be read it is rather the queue that is broken.
+_GARBAGE_IN_A_ROW = 100
 
-class _ItemsSink(QueueSink):
-    #: As of `Lent`, which is for sinks that write bytes.
-    owner: Any = None
-
-    def put(self, queue: Any, item: Any) -> None:
-        """Put *item* into *queue*, and count it; what the queue raises is raised."""
-        if queue is not self._queue:
-            self.queue = queue
-        try:
-            self._put_now(item)
-        except BaseException as error:
-            full = isinstance(error, Full)
-            self._count_dropped("full" if full else "error" if isinstance(error, Exception) else "interrupted")
-            raise
-        self._ledger.delivered += 1
-        if lifecycle.exiting():
-            listener = listener_of(queue)
-            if isinstance(listener, _Reader) and not (self._listener_gone or listener.delivers_in_this_thread):
-                # In vain once is enough.
-                self._listener_gone = not listener.empty(lifecycle.patience(self.drain_timeout))
+#: The listeners that have been started, by the identity of their queue.
+_listeners: weakref.WeakValueDictionary[int, QueueListener] = weakref.WeakValueDictionary()
 
 
-class QueueHandler(Twin, logging.handlers.QueueHandler):
-    """A drop-in twin of `logging.handlers.QueueHandler`: put each record into a queue, by a `QueueSink`.
+class _Putting(Account):
+    """The account of a handler whose records go into a queue."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        self._handler = weakref.ref(handler)
+        #: True once a listener was waited for in vain.
+        self.listener_hangs = False
+        super().__init__(type(handler).__name__)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: what was in a queue for threads is the parent's."""
+        renew(getattr(self._handler(), "queue", None))
+        super().after_fork()
+
+
+class QueueHandler(Twin, _QueueHandler):
+    """A drop-in twin of `logging.handlers.QueueHandler`: put each record into a queue.
 
     Args:
         queue: Anything with ``put_nowait``.
@@ -72,16 +69,16 @@ class QueueHandler(Twin, logging.handlers.QueueHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#queuehandler
     """
 
-    listener: Any
+    listener: Any = None
 
     def __init__(self, queue: Any) -> None:
-        Twin.__init__(self)
-        self.queue = queue
+        _QueueHandler.__init__(self, queue)
         self.listener = None
+        # Now, so that a child that is forked later knows what is the parent's.
+        account_of(self)
 
-    def make_sink(self) -> QueueSink:
-        """Return the sink."""
-        return _ItemsSink(self.queue, on_error="raise", name=type(self).__name__)
+    def _make_sink(self) -> Account:
+        return _Putting(self)
 
     def prepare(self, record: logging.LogRecord) -> Any:
         """Return what to put into the queue for *record*."""
@@ -101,77 +98,94 @@ class QueueHandler(Twin, logging.handlers.QueueHandler):
         Raises:
             queue.Full: If there is no room.
         """
-        self.sink.put(self.queue, record)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Put *record* into the queue; a failure goes to ``handleError``."""
+        account = account_of(self)
+        queue: Any = self.queue
         try:
-            self.enqueue(self.prepare(record))
-        except Exception:
-            self.handleError(record)
+            queue.put_nowait(record)
+        except BaseException as error:
+            full = isinstance(error, Full)
+            account._ledger.drop("full" if full else "error" if isinstance(error, Exception) else "interrupted")
+            raise
+        account._ledger.delivered += 1
+        if lifecycle.exiting():
+            _await_listener(account, queue)
 
 
-class _Reader(SinksListener):
-    """Reads a queue for a `QueueListener`, whose hooks count."""
+def _await_listener(account: Any, queue: Any) -> None:
+    """Wait until the listener of *queue* has handled what is in it: at exit nobody may come after."""
+    listener = _listeners.get(id(queue))
+    if listener is None or listener.queue is not queue or getattr(account, "listener_hangs", False):
+        return
+    if listener._thread is not threading.current_thread():
+        # In vain once is enough.
+        account.listener_hangs = not listener._exit.await_end(lifecycle.patience(account.drain_timeout))
 
-    def __init__(self, queue: Any, name: str) -> None:
-        #: The listener, while it is started.
-        self.owner: Any = None
-        super().__init__(queue, name=name)
 
-    def _fresh_state(self) -> None:
-        super()._fresh_state()
-        #: True while a record has been taken out of the queue and is not yet handled.
-        self._busy = False
+class _Exit:
+    """What a listener has to do with forks and the exit of the process."""
 
-    def dequeue(self, block: bool) -> Any:
-        item = self.owner.dequeue(block)
-        self._busy = True
-        return item
+    delivers_later: ClassVar[bool] = True
 
-    def enqueue_sentinel(self) -> None:
-        self.owner.enqueue_sentinel()
+    @property
+    def has_owner(self) -> bool:
+        """Nobody drains it but the exit itself."""
+        return False
 
-    def _take(self, run: Any, item: Any) -> None:
-        # The mark of a thread that delivers is not for handlers: theirs is to deliver what comes here.
-        thread.delivering = False
-        if item.__class__ is bytes and item.startswith(_MARK):
-            super()._take(run, item)
-            return
-        try:
-            self.owner.handle(item)
-            self._delivered += 1
-        except Exception as error:
-            self._drop("error")
-            self._tell(error, item, 1)
-        finally:
-            self._busy = False
-            self._task_done()
+    def __init__(self, listener: QueueListener) -> None:
+        self._listener = weakref.ref(listener)
+        lifecycle.join(self)
+        # Before multiprocessing closes its queues.
+        lifecycle.arm()
 
-    def empty(self, timeout: float) -> bool:
+    def await_end(self, timeout: float) -> bool:
         """Wait until all that is in the queue has been handled; return False if that takes too long."""
-        if not self.running:
+        listener = self._listener()
+        if listener is None:
             return True
-        if type(self.queue) in _FOR_THREADS and is_own(self.owner.dequeue, QueueListener.dequeue):
-            return self.flush(timeout)
-        # Nothing is put into it: others may read it as well, or an override may want to know what it reads.
         deadline = time.monotonic() + timeout
-        is_empty = getattr(self.queue, "empty", None)
         looks = 0
-        while is_empty is not None and self.running and looks < _LOOKS:
-            looks = 0 if self._busy or not is_empty() else looks + 1
+        while looks < _LOOKS:
+            thread = listener._thread
+            if thread is None or not thread.is_alive():
+                return True
+            looks = looks + 1 if _is_idle(listener) else 0
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_LOOK_SECONDS)
         return True
 
+    def hasten(self, deadline: float) -> None:
+        """Do nothing: the thread does not linger."""
+
     def drain(self, timeout: float) -> None:
         """Have what is in the queue handled, at exit; it goes on, since other exit hooks still log."""
-        if not self.empty(timeout):
-            self._tell(DeliveryError("the process ends before all that is in the queue was handled"), None, 0)
+        listener = self._listener()
+        if listener is not None and not self.await_end(timeout):
+            _tell(listener, DeliveryError("the process ends before all that is in the queue was handled"), 0)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: not started, and a queue for threads is empty."""
+        listener = self._listener()
+        if listener is not None:
+            renew(listener.queue)
+            listener._thread = None
+            listener._busy = False
 
 
-class QueueListener(logging.handlers.QueueListener):
+def _is_idle(listener: Any) -> bool:
+    queue = listener.queue
+    if isinstance(queue, Queue):
+        # What was taken out counts until task_done.
+        return not queue.unfinished_tasks
+    is_empty = getattr(queue, "empty", None)
+    return not listener._busy and (is_empty is None or is_empty())
+
+
+def _tell(listener: Any, error: Exception, events: int) -> None:
+    report(SinkFailure(type(listener).__name__, error, events, time.time()))
+
+
+class QueueListener(_QueueListener):
     """A drop-in twin of `logging.handlers.QueueListener`: take records out of a queue and hand them to handlers.
 
     Args:
@@ -180,16 +194,16 @@ class QueueListener(logging.handlers.QueueListener):
         respect_handler_level: Whether a handler's level applies.
 
     Attributes:
-        queue: As above; read at ``start``.
+        queue: As above.
         handlers: As above, a tuple; read for each record, like the next one.
         respect_handler_level: As above.
 
     One thread reads and handles. A handler that raises keeps nothing from the others, and does not end the thread: its
-    ``handleError`` is told. ``start`` and ``stop`` may be called again, and do nothing where there is nothing to do. At
-    exit what is in the queue is handed on, within the deadline that all sinks share. A context manager, too. Where else
-    it differs from its namesake on purpose: :doc:`/explanation/handlers`.
+    ``handleError`` is told. ``stop`` may be called when it has not been started. At exit what is in the queue is handed
+    on, within the deadline that all sinks share. A context manager, too. Where else it differs from its namesake on
+    purpose: :doc:`/explanation/handlers`.
 
-    What may be overridden: ``dequeue``, ``prepare``, ``handle``, ``enqueue_sentinel``, ``_sentinel``.
+    What may be overridden: ``dequeue``, ``prepare``, ``handle``, ``enqueue_sentinel``, ``_sentinel``, ``_monitor``.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#queuelistener
     """
@@ -198,64 +212,86 @@ class QueueListener(logging.handlers.QueueListener):
 
     #: What ends the reading.
     _sentinel: Any = None
-
-    def __init__(self, queue: Any, *handlers: logging.Handler, respect_handler_level: bool = False) -> None:
-        self.queue = queue
-        self.handlers = handlers
-        self.respect_handler_level = respect_handler_level
-        self._thread: threading.Thread | None = None
-        self._reader = _Reader(queue, type(self).__name__)
-
-    def dequeue(self, block: bool) -> Any:
-        """Return the next record, waiting for one if *block* is true.
-
-        Raises:
-            queue.Empty: If there is none, and *block* is false.
-        """
-        return self.queue.get(block)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    #: True while a record has been taken out of the queue and is not yet handled.
+    _busy = False
+    _exit: Any = None
 
     def start(self) -> None:
-        """Begin to read the queue, in a daemon thread. Does nothing if that has begun."""
-        reader = self._reader
-        reader.owner = self
-        if not reader.running:
-            reader.queue = self.queue
-            reader._sentinel = self._sentinel
-        reader.start()
-        run = reader._run
-        self._thread = None if run is None else run.threads[0]
+        """Begin to read the queue, in a daemon thread.
 
-    def prepare(self, record: Any) -> Any:
-        """Return what to hand on for *record*, by default itself."""
-        return record
+        Raises:
+            RuntimeError: If that has begun; on every version, as since Python 3.14.
+        """
+        thread = getattr(self, "_thread", None)
+        if thread is not None and thread.is_alive():
+            msg = "Listener already started"
+            raise RuntimeError(msg)
+        if self._exit is None:
+            self._exit = _Exit(self)
+        _listeners[id(self.queue)] = self
+        _QueueListener.start(self)
 
     def handle(self, record: Any) -> None:
         """Give *record*, prepared, to each handler; a handler that raises is told so by its own ``handleError``."""
         record = self.prepare(record)
+        respect = self.respect_handler_level
         for handler in self.handlers:
-            if self.respect_handler_level and record.levelno < handler.level:
+            if respect and record.levelno < handler.level:
                 continue
             try:
                 handler.handle(record)
             except Exception as error:
-                self._tell(handler, record, error)
+                try:
+                    handler.handleError(record)
+                except Exception:
+                    report(SinkFailure(type(handler).__name__, error, 1, time.time()))
 
-    def _tell(self, handler: Any, record: Any, error: Exception) -> None:
-        try:
-            handler.handleError(record)
-        except Exception:
-            report(SinkFailure(type(handler).__name__, error, 1, time.time()))
-
-    def enqueue_sentinel(self) -> None:
-        """Put into the queue what ends the reading."""
-        self.queue.put_nowait(self._sentinel)
+    def _monitor(self) -> None:
+        queue: Any = self.queue
+        task_done = getattr(queue, "task_done", _nothing)
+        direct = untouched(self.dequeue, _QueueListener.dequeue)
+        failures = 0
+        while True:
+            try:
+                record = self.queue.get(True) if direct else self.dequeue(True)  # type: ignore[call-arg]
+                self._busy = True
+            except Empty:  # of an override that does not wait for ever
+                continue
+            except Exception as error:
+                failures += 1
+                if not _is_garbage(error) or failures > _GARBAGE_IN_A_ROW:
+                    _tell_unless_closed(self, error)
+                    return
+                _tell(self, error, 1)
+                task_done()
+                continue
+            failures = 0
+            if record is self._sentinel:
+                self._busy = False
+                task_done()
+                return
+            try:
+                self.handle(record)
+            except Exception as error:
+                _tell(self, error, 1)
+            self._busy = False
+            task_done()
 
     def stop(self) -> None:
         """Hand on what is in the queue, however long that takes, and end the thread."""
-        self._reader.stop(threading.TIMEOUT_MAX / 2)
-        if not self._reader.running:
-            # Kept until here: a listener that nobody stops goes on, though nobody else holds it.
-            self._reader.owner = self._thread = None
+        thread = getattr(self, "_thread", None)
+        if thread is None:
+            return
+        while thread.is_alive():
+            try:
+                self.enqueue_sentinel()
+            except Full:
+                time.sleep(_LOOK_SECONDS)
+            else:
+                break
+        if thread is not threading.current_thread():
+            thread.join()
+        self._thread = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -268,3 +304,19 @@ class QueueListener(logging.handlers.QueueListener):
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _nothing() -> None:
+    """Stand in for the ``task_done`` of a queue that has none."""
+
+
+def _is_garbage(error: Exception) -> bool:
+    """Return True if *error* is about an item that was there; else it is the queue that is closed or gone."""
+    return not isinstance(error, (OSError, EOFError, ValueError)) and type(error).__name__ != "ShutDown"
+
+
+def _tell_unless_closed(listener: Any, error: Exception) -> None:
+    """Tell why the reading ends, unless somebody has closed the queue, as happens at exit."""
+    closed = getattr(getattr(listener.queue, "_reader", None), "closed", False) or type(error).__name__ == "ShutDown"
+    if not closed:
+        _tell(listener, error, 0)

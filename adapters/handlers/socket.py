@@ -216,7 +216,8 @@ class DatagramHandler(SocketHandler, _DatagramHandler):
             self._resolved: Any = None
             count_failure(self, error)
             raise
-        account_of(self)._ledger.delivered += 1
+        account = getattr(self, "_account", None) or account_of(self)
+        account._ledger.delivered += 1
 
 
 def resolved(handler: Any, sock: Any) -> Any:

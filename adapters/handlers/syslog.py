@@ -16,6 +16,8 @@ from outfall.sinks.system.rfc5424 import without_controls
 
 _SysLogHandler = logging.handlers.SysLogHandler
 
+_STREAM = socket.SOCK_STREAM
+
 #: Seconds between attempts to connect: the first wait, which doubles, and the longest.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 
@@ -137,7 +139,7 @@ class SysLogHandler(Twin, _SysLogHandler):
         """Send *record*."""
         try:
             shown = record
-            if not getattr(self, "send_exc_info", False) and (record.exc_info or record.exc_text):
+            if (record.exc_info or record.exc_text) and not getattr(self, "send_exc_info", False):
                 shown = copy.copy(record)
                 shown.exc_info = shown.exc_text = None
             message = self.format(shown)
@@ -171,11 +173,28 @@ def send(handler: Any, message: bytes) -> None:
     """
     reason = None
     try:
-        if not handler.socket and _is_waiting(handler):
-            reason = "backoff"
-            kind, arguments = handler._failed[2:]
-            raise kind(*arguments)
-        _send_by_kind(handler, message)
+        sock = handler.socket
+        if not sock:
+            if _is_waiting(handler):
+                reason = "backoff"
+                kind, arguments = handler._failed[2:]
+                raise kind(*arguments)
+            _connect(handler)
+            sock = handler.socket
+        kind = handler.socktype
+        if kind is None and isinstance(sock, socket.socket):
+            # That of one that a subclass made may be nowhere but there.
+            kind = sock.type
+        if kind == _STREAM:
+            _send_over_stream(handler, sock, framed(message))
+        elif _is_at_path(handler):
+            try:
+                sock.send(message)
+            except OSError:
+                _reconnect(handler)
+                _put(handler, message)
+        else:
+            sock.sendto(message, resolved(handler, sock))
     except BaseException as error:
         handler._resolved = None
         if reason is None:
@@ -183,45 +202,25 @@ def send(handler: Any, message: bytes) -> None:
         else:
             account_of(handler)._ledger.drop(reason)
         raise
-    account_of(handler)._ledger.delivered += 1
+    account = getattr(handler, "_account", None) or account_of(handler)
+    account._ledger.delivered += 1
 
 
-def _send_by_kind(handler: Any, message: bytes) -> None:
-    sock = handler.socket
-    if not sock:
-        _connect(handler)
-    kind = _kind_of(handler)
-    if _is_at_path(handler) and kind != socket.SOCK_STREAM:
-        try:
-            handler.socket.send(message)
-        except OSError:
-            handler.socket.close()
-            handler._connect_unixsocket(handler.address)
-            _put(handler, message)
-    elif kind == socket.SOCK_DGRAM:
-        handler.socket.sendto(message, resolved(handler, handler.socket))
-    else:
-        message = framed(message)
-        if sock and not is_usable(handler, sock):
-            _reconnect(handler)
-        try:
-            handler.socket.sendall(message)
-        except OSError:
-            _reconnect(handler)
-            _put(handler, message)
+def _send_over_stream(handler: Any, sock: Any, message: bytes) -> None:
+    if sock and not is_usable(handler, sock):
+        _reconnect(handler)
+    try:
+        handler.socket.sendall(message)
+    except OSError:
+        _reconnect(handler)
+        handler.socket.sendall(message)
 
 
 def _put(handler: Any, message: bytes) -> None:
-    if _kind_of(handler) == socket.SOCK_STREAM:
+    if handler.socktype == _STREAM:
         handler.socket.sendall(framed(message))
     else:
         handler.socket.send(message)
-
-
-def _kind_of(handler: Any) -> Any:
-    """Return the kind of socket that *handler* has: that of one that a subclass made, whatever ``socktype`` says."""
-    sock = handler.socket
-    return sock.type if isinstance(sock, socket.socket) else handler.socktype
 
 
 def _is_at_path(handler: Any) -> bool:
