@@ -2,285 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import encodings.idna  # noqa: F401 - what the first name of a host would import, in a thread that a fork may interrupt  # pyright: ignore[reportUnusedImport]
-import errno
 import http.client
-import io
 import os
-import queue
 import socket
 import ssl
-from collections import deque
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import requests
-import requests.adapters
-import urllib3.connection
-import urllib3.connectionpool
 import urllib3.exceptions
-import urllib3.util.connection
 
 from outfall.sinks.errors import LOST_ATTEMPTS, DeliveryError, PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks.http.deadlines import Adapter, Exchange, abandon_pools, keep_body, read_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-#: What is written to an encrypted connection at once: a TLS record.
-_RECORD_BYTES = 16_384
-
-_READ_BYTES = 65_536
-
-#: A timeout of nothing would be a socket that does not wait at all.
-_LEAST_SECONDS = 0.001
-
-
-class _Exchange:
-    """One request under way: the time it has, and what is known of its connection.
-
-    Args:
-        connect_seconds: For connecting, in all.
-        total_seconds: For everything else.
-    """
-
-    __slots__ = ("connect_seconds", "connected", "due", "fresh", "received", "total_seconds")
-
-    def __init__(self, connect_seconds: float, total_seconds: float) -> None:
-        self.connect_seconds = connect_seconds
-        self.total_seconds = total_seconds
-        #: When it has to be over, by the monotonic clock.
-        self.due = monotonic() + connect_seconds + total_seconds
-        #: True once a connection was made for it; else one that was there is used.
-        self.fresh = False
-        #: True once there is a connection to send by.
-        self.connected = False
-        #: True once a byte of an answer has come.
-        self.received = False
-
-    def begin_to_send(self) -> None:
-        """Note that there is a connection, so that connecting has had its time."""
-        if not self.connected:
-            self.connected = True
-            self.due = min(self.due, monotonic() + self.total_seconds)
-
-    def left(self) -> float:
-        """Return the seconds left.
-
-        Raises:
-            TimeoutError: If none are.
-        """
-        left = self.due - monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
-
-
-class _State:
-    """What an adapter and its connections share."""
-
-    def __init__(self) -> None:
-        #: What is under way.
-        self.exchange = _Exchange(0, 0)
-        #: The connections that are open, and their descriptors.
-        self.connections: dict[_Paced, int] = {}
-
-
-# -- connections that keep an exchange's time. requests' own timeout begins anew with each byte that comes.
-
-
-class _PacedReader(io.RawIOBase):
-    """The answer, read in the time that the exchange has left."""
-
-    def __init__(self, sock: Any, exchange: _Exchange) -> None:
-        self._sock = sock
-        self._exchange = exchange
-        self._raw = sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._exchange.left())
-        size: int | None = self._raw.readinto(buffer)
-        if size:
-            self._exchange.received = True
-        return size
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _PacedSocket:
-    """What `http.client.HTTPResponse` is given for a socket."""
-
-    def __init__(self, sock: Any, exchange: _Exchange) -> None:
-        self._sock = sock
-        self._exchange = exchange
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_PacedReader(self._sock, self._exchange))
-
-
-class _Paced(urllib3.connection.HTTPConnection):
-    """A connection that keeps the time of the exchange that it is used for."""
-
-    #: Of the adapter that it belongs to.
-    state: _State
-
-    def _new_conn(self) -> socket.socket:
-        exchange = self.state.exchange
-        try:
-            made = self._connect(exchange)
-        except OSError as error:
-            msg = "not connected"
-            raise urllib3.exceptions.NewConnectionError(self, msg) from error
-        exchange.fresh = True
-        self.state.connections[self] = made.fileno()
-        return made
-
-    def _connect(self, exchange: _Exchange) -> socket.socket:
-        """Try each address of the name; each has its share of the time that is left for all."""
-        deadline = min(monotonic() + exchange.connect_seconds, exchange.due)
-        host = str(getattr(self, "_dns_host", self.host)).strip("[]")
-        family = urllib3.util.connection.allowed_gai_family()
-        addresses = socket.getaddrinfo(host, self.port, family, socket.SOCK_STREAM)
-        failure: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        for index, (kind, _, protocol, _, address) in enumerate(addresses):
-            made = socket.socket(kind, socket.SOCK_STREAM, protocol)
-            try:
-                for option in self.socket_options or ():
-                    made.setsockopt(*option)
-                share = (deadline - monotonic()) / (len(addresses) - index)
-                made.settimeout(max(share, _LEAST_SECONDS))
-                made.connect(address)
-                # The rest of it is for TLS, whose handshake keeps the socket's timeout as a whole.
-                made.settimeout(max(deadline - monotonic(), _LEAST_SECONDS))
-            except BaseException as error:
-                made.close()
-                if not isinstance(error, OSError):
-                    raise
-                failure = error
-            else:
-                return made
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback holds this frame
-
-    def send(self, data: Any) -> None:
-        """Send *data* in the time that is left, also if the peer takes it byte by byte."""
-        if self.sock is None:
-            self.connect()
-        exchange = self.state.exchange
-        exchange.begin_to_send()
-        sock: Any = self.sock
-        if type(sock) is socket.socket:
-            sock.settimeout(exchange.left())
-            sock.sendall(data)  # as a whole within the timeout, which that of an encrypted socket is not
-            return
-        view = memoryview(data)
-        for start in range(0, len(view), _RECORD_BYTES):
-            sock.settimeout(exchange.left())
-            sock.sendall(view[start : start + _RECORD_BYTES])
-
-    def response_class(self, sock: Any, *args: Any, **options: Any) -> http.client.HTTPResponse:  # type: ignore[override]
-        """Return a response that is read in time; `http.client` calls this to make one."""
-        paced: Any = _PacedSocket(sock, self.state.exchange)
-        return http.client.HTTPResponse(paced, *args, **options)
-
-    def close(self) -> None:
-        # First, so that a child that is forked in between does not close a descriptor that is somebody else's by then.
-        self.state.connections.pop(self, None)
-        super().close()
-
-
-# To http.client response_class is a variable.
-class _PacedTLS(_Paced, urllib3.connection.HTTPSConnection):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """The same, encrypted."""
-
-
-class _Slots:
-    """The free connections of a pool. A queue's lock might be held by another thread when the process forks."""
-
-    def __init__(self, maxsize: int) -> None:
-        self._maxsize = maxsize
-        self._free: deque[Any] = deque()
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        try:
-            return self._free.pop()
-        except IndexError:
-            raise queue.Empty from None
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if len(self._free) >= self._maxsize:
-            raise queue.Full
-        self._free.append(item)
-
-    def qsize(self) -> int:
-        return len(self._free)
-
-
-class _Pool(urllib3.connectionpool.HTTPConnectionPool):
-    QueueCls: Any = _Slots
-
-
-class _PoolTLS(urllib3.connectionpool.HTTPSConnectionPool):
-    QueueCls: Any = _Slots
-
-    def _validate_conn(self, conn: Any) -> None:
-        # Without the warning at each request: verify=False is said on purpose.
-        if conn.sock is None:
-            conn.connect()
-
-
-class _Adapter(requests.adapters.HTTPAdapter):
-    """requests' adapter with connections that keep their time.
-
-    Args:
-        context: What to encrypt with, instead of what *verify* and *cert* say; or None.
-    """
-
-    def __init__(self, context: ssl.SSLContext | None) -> None:
-        self._context = context
-        self.state = _State()
-        state = {"state": self.state}
-        self._pools: dict[str, Any] = {
-            "http": type("_Pool", (_Pool,), {"ConnectionCls": type("_Paced", (_Paced,), state)}),
-            "https": type("_PoolTLS", (_PoolTLS,), {"ConnectionCls": type("_PacedTLS", (_PacedTLS,), state)}),
-        }
-        super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = self._pools
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **options)
-        if not proxy.lower().startswith("socks"):  # whose connections are of another class
-            manager.pool_classes_by_scheme = self._pools
-        return manager
-
-    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
-        host, keywords = super().build_connection_pool_key_attributes(request, verify, cert)
-        if self._context is None:
-            return host, keywords
-        # Nothing else: with authorities beside it they would be loaded into the user's own context.
-        # Its mode is said, too: urllib3 before 2.0 would set another one.
-        own: dict[str, Any] = {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
-        if not self._context.check_hostname:
-            own["assert_hostname"] = False
-        return host, own
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        if self._context is None:
-            super().cert_verify(conn, url, verify, cert)
-
-
-# -- what the sink uses
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +60,7 @@ class Transport:
         proxies: Mapping[str, str] | None,
     ) -> None:
         self._peer = peer
-        self._adapter = _Adapter(context) if session is None else None
+        self._adapter = Adapter(context) if session is None else None
         self._session = session if session is not None else requests.Session()
         if self._adapter is not None:
             self._session.mount("http://", self._adapter)
@@ -367,7 +104,7 @@ class Transport:
 
         What is raised names the peer and what happened, and nothing of URL, headers or body.
         """
-        exchange = _Exchange(*timeout)
+        exchange = Exchange(*timeout)
         while True:
             stale = self._used and not exchange.fresh
             try:
@@ -378,6 +115,8 @@ class Transport:
                 _forget_frames(error)
             else:
                 self._used = True
+                if exchange.cut and self._adapter is not None:
+                    self._adapter.disconnect()
                 return reply
             # Not true of the second attempt, so there is no third.
             self._used = False
@@ -391,7 +130,7 @@ class Transport:
 
     def _exchange(
         self,
-        exchange: _Exchange,
+        exchange: Exchange,
         method: str,
         url: str,
         headers: Mapping[str, str],
@@ -439,9 +178,7 @@ class Transport:
         def keep(response: requests.Response, **_: Any) -> None:
             reply = _read(response, limit_bytes)
             read[id(response)] = response, reply
-            # So that nobody reads it without a limit: the session itself does for redirects.
-            response._content = reply.body
-            response._content_consumed = True
+            keep_body(response, reply.body)
 
         hooks = session.hooks.get("response") or []
         response = session.request(
@@ -468,39 +205,25 @@ class Transport:
     def abort(self) -> None:
         """End a request that is under way in another thread, if the connection is one of ours."""
         self._aborted = True
-        for connection in list(self._adapter.state.connections) if self._adapter is not None else []:
-            sock = connection.sock
-            if isinstance(sock, socket.socket):
-                with contextlib.suppress(OSError):
-                    # Not the encrypted socket's own, which would take its state away from under the thread that reads.
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        if self._adapter is not None:
+            self._adapter.abort()
 
     def close(self) -> None:
         """Close the connections, if the session is ours."""
         if self._adapter is not None:
             self._session.close()
-            # Those of a pool that is no garbage yet, which that leaves open.
-            for connection in list(self._adapter.state.connections):
-                connection.close()
+            self._adapter.disconnect()
 
     def abandon(self) -> None:
         """Let go, in a forked child, of the parent's connections, without a word to the peer."""
         if self._adapter is None:
-            _abandon_pools(self._session)
-            return
-        for connection, descriptor in list(self._adapter.state.connections.items()):
-            sock = connection.sock
-            with contextlib.suppress(OSError):
-                if isinstance(sock, socket.socket):
-                    sock.detach()
-            # By its number: within a handshake the socket is nobody's yet.
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        self._adapter.state.connections.clear()
+            abandon_pools(self._session)
+        else:
+            self._adapter.abandon()
 
     # -- what failures mean
 
-    def _translated(self, error: Exception, exchange: _Exchange, timeout: tuple[float, float]) -> DeliveryError:
+    def _translated(self, error: Exception, exchange: Exchange, timeout: tuple[float, float]) -> DeliveryError:
         if isinstance(error, _UNUSABLE):
             return PausedDeliveryError(f"no request to {self._peer} can be made: {type(error).__name__}")
         if not isinstance(error, _TRANSPORTS):
@@ -517,6 +240,8 @@ class Transport:
             what = f"was lost: {_told(root)}"
         else:
             what = f"could not be reached: {_told(root)}"
+        if _refuses_tls(root):
+            return PausedDeliveryError(f"{self._peer} {what}")
         halve_after = None
         if connected and not by_proxy:
             halve_after = 1 if isinstance(root, TimeoutError) else LOST_ATTEMPTS
@@ -537,43 +262,13 @@ _UNUSABLE = (
 _TRANSPORTS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
-#: Pools of forked parents: one that is garbage is closed, and takes a lock for that, which may be held for ever.
-_abandoned: list[Any] = []
-
-
-def _abandon_pools(session: requests.Session) -> None:
-    """Give a user's session fresh connections in a forked child, as if it had been pickled."""
-    for adapter in session.adapters.values():
-        if isinstance(adapter, requests.adapters.HTTPAdapter):
-            _abandoned.append((adapter.poolmanager, adapter.proxy_manager))
-            adapter.__setstate__(adapter.__getstate__())
-
-
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
 def _read(response: requests.Response, limit_bytes: int) -> Reply:
-    """Return *response* with what comes of its body; leave the connection fit for the next request, or closed."""
-    parts: list[bytes] = []
-    size = 0
-    whole = False
-    read: Callable[..., bytes] = response.raw.read
-    # urllib3's, http.client's and the system's: the status is known all the same.
-    with contextlib.suppress(Exception):
-        try:
-            while size <= limit_bytes:
-                part = read(min(_READ_BYTES, limit_bytes + 1 - size), decode_content=True)
-                if not part:
-                    # urllib3 before 2.0 raises nothing for a body that is cut.
-                    whole = not response.raw.length_remaining
-                    break
-                parts.append(part)
-                size += len(part)
-        finally:
-            if not whole:
-                response.close()
-    return Reply(response.status_code, response.headers, b"".join(parts)[:limit_bytes], whole)
+    body, whole = read_body(response, limit_bytes)
+    return Reply(response.status_code, response.headers, body, whole)
 
 
 #: What the others wrap an error in; some of them are errors of the system by their class.
@@ -585,12 +280,13 @@ def _root(error: BaseException) -> BaseException:
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, (OSError, http.client.HTTPException)) and not isinstance(error, _WRAPPERS):
+        by_socks = getattr(error, "socket_err", None)  # PySocks' own way of saying what an error is about
+        if isinstance(error, (OSError, http.client.HTTPException)) and not (by_socks or isinstance(error, _WRAPPERS)):
             return error
         inner = next(
             (
                 found
-                for found in (error.__cause__, getattr(error, "reason", None), *error.args, error.__context__)
+                for found in (by_socks, error.__cause__, getattr(error, "reason", None), *error.args, error.__context__)
                 if isinstance(found, BaseException)
             ),
             None,
@@ -613,7 +309,10 @@ def _told(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not good: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or type(error).__name__}"
+        reason = error.reason or type(error).__name__
+        _, alert, words = reason.partition("_ALERT_")
+        # An alert is what the peer says: TLSV1_ALERT_UNKNOWN_CA is about the client's certificate.
+        return f"TLS alert: {words.lower().replace('_', ' ')}" if alert else f"TLS: {reason}"
     if isinstance(error, http.client.RemoteDisconnected):
         return "it hung up without an answer"
     if isinstance(error, http.client.HTTPException):
@@ -626,6 +325,30 @@ def _told(error: BaseException) -> str:
         status = str(error)[26:29]
         return f"the tunnel was refused with {status}" if status.isdigit() else "the tunnel was refused"
     return type(error).__name__
+
+
+def _refuses_tls(error: BaseException) -> bool:
+    """Return True if one end does not take the other's certificate, or one of them does not speak this kind of TLS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return True
+    reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
+    return isinstance(reason, str) and any(words in reason for words in _REFUSALS)
+
+
+#: In the names that OpenSSL has for what went wrong: what stays so until somebody changes something.
+_REFUSALS = (
+    "CERTIFICATE",
+    "UNKNOWN_CA",
+    "ACCESS_DENIED",
+    "HANDSHAKE_FAILURE",
+    "PROTOCOL_VERSION",
+    "UNSUPPORTED_PROTOCOL",
+    "UNRECOGNIZED_NAME",
+    "INSUFFICIENT_SECURITY",
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "NO_SHARED_CIPHER",
+)
 
 
 def _has_ended(error: BaseException) -> bool:
