@@ -186,13 +186,14 @@ class SinkLoggerFactory:
 
     def __call__(self, *args: Any) -> SinkLogger:
         """Return a logger named by the first of *args*, else by the calling module."""
-        return SinkLogger(self.sink, str(args[0]) if args else _calling_module())
+        return SinkLogger(self.sink, str(args[0]) if args else calling_module())
 
     def __repr__(self) -> str:
         return f"SinkLoggerFactory({self.sink!r})"
 
 
-def _calling_module() -> str:
+def calling_module() -> str:
+    """Return the name of the module whose code calls, past structlog and this package."""
     frame = sys._getframe(2)
     while frame.f_back is not None:
         module = str(frame.f_globals.get("__name__") or "?")

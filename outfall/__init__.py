@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         otlp_sink,
         splunk_sink,
     )
+    from outfall.adapters.setup import Setup, close_all, configure, get_logger, open_sinks
     from outfall.adapters.stdlib.handlersink import HandlerSink
     from outfall.adapters.stdlib.sinkhandler import SinkHandler
     from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
+    from outfall.adapters.urls import open_sink
     from outfall.sinks.core.bytesink import ByteSink
     from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.ledger import SinkStats
@@ -70,6 +72,12 @@ else:
     # Importing everything takes longer than structlog does, and most programs use two or three sinks (PEP 562). Type
     # checkers read the imports above, since with this function in sight they would take any misspelt name.
     _MODULES = {
+        "open_sink": "adapters.urls",
+        "open_sinks": "adapters.setup",
+        "get_logger": "adapters.setup",
+        "configure": "adapters.setup",
+        "close_all": "adapters.setup",
+        "Setup": "adapters.setup",
         "BackgroundSink": "sinks.delivery.background",
         "BaseRotatingFileSink": "sinks.files.rotating",
         "BatchResult": "sinks.core.item",
@@ -204,6 +212,7 @@ __all__ = [
     "RetryPolicy",
     "RotatingFileSink",
     "SMTPSink",
+    "Setup",
     "SignedFrames",
     "Sink",
     "SinkClosedError",
@@ -226,10 +235,15 @@ __all__ = [
     "TimedRotatingFileSink",
     "TokenOptions",
     "WatchedFileSink",
+    "close_all",
+    "configure",
     "datadog_sink",
     "elasticsearch_sink",
     "gelf_sink",
+    "get_logger",
     "loki_sink",
+    "open_sink",
+    "open_sinks",
     "opensearch_sink",
     "otlp_sink",
     "report",

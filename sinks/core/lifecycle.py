@@ -82,7 +82,8 @@ def join(participant: Participant) -> None:
     _participants.add(weakref.ref(participant, _participants.discard))
 
 
-def _living() -> list[Any]:
+def participants() -> list[Any]:
+    """Return what takes part and is alive: sinks, listeners."""
     return [participant for reference in list(_participants) if (participant := reference()) is not None]
 
 
@@ -113,7 +114,7 @@ def drain() -> None:
     deadline = _State.deadline = begin + max(0.0, EXIT_DEADLINE_SECONDS - _State.spent)
     # All threads at once, so that a target that is away costs the others no time. What others own goes last: it may be
     # in the hands of its owner's thread.
-    living = sorted(_living(), key=lambda participant: (participant.has_owner, participant.delivers_later))
+    living = sorted(participants(), key=lambda participant: (participant.has_owner, participant.delivers_later))
     failure: BaseException | None = None
     steps: tuple[Callable[[Participant], None], ...] = (
         lambda participant: participant.hasten(deadline),
@@ -195,7 +196,7 @@ def _after_fork_in_child() -> None:
 
 def _tell_all() -> None:
     failure: Exception | None = None
-    for participant in _living():
+    for participant in participants():
         try:
             participant.after_fork()
         except Exception as error:

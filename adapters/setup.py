@@ -1,0 +1,492 @@
+"""The usual set-up in one call: `configure`, `get_logger`, and what belongs to them.
+
+structlog's loggers and `logging` both write to one outlet that stays the same for the life of the process. A `Setup`
+says where the outlet leads. Another call of `configure` puts another `Setup` in its place, for bound loggers too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+import structlog
+from structlog.contextvars import get_contextvars
+
+from outfall.adapters.stdlib.sinkhandler import SinkHandler
+from outfall.adapters.structlog import SinkLoggerFactory, calling_module
+from outfall.sinks.core.lifecycle import participants
+from outfall.sinks.core.sink import Sink
+from outfall.sinks.errors import SinkClosedError
+from outfall.sinks.event.event import TextEvent
+from outfall.sinks.event.levels import Level, level_of, parse_level
+from outfall.sinks.files.console import StreamKind, console_renderer, streams_of
+from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.stream import StreamSink
+from outfall.sinks.routing.fanout import FanoutSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from outfall.sinks.core.ledger import SinkStats
+
+#: What `configure` takes for a sink: one that is made, the path of a file of JSON lines, or a URL for `open_sink`.
+Destination = Union[Sink, str, "os.PathLike[str]"]
+
+#: How long a set-up that is replaced is waited for, in seconds: for events in flight, and for its sinks to close.
+REPLACE_SECONDS = 5.0
+
+#: The name of the logger of what nobody caught.
+_UNCAUGHT = "outfall.uncaught"
+
+
+class _Root(FanoutSink):
+    """What a set-up does with an event before its sinks get it: level by logger, context, processors."""
+
+    def __init__(self, *sinks: Sink, level: float, levels: Mapping[str, float], **options: Any) -> None:
+        super().__init__(*sinks, **options)
+        self._threshold = level
+        self._levels = dict(levels)
+        #: The threshold of each logger that has been seen.
+        self._known: dict[Any, float] = {}
+
+    def handle(self, event: Any) -> None:
+        """Take one event, unless its logger's level keeps it out, with the context of the calling thread or task."""
+        if isinstance(event, dict):
+            if level_of(event) < self.threshold_of(event.get("logger")):
+                self._ledger.filter()
+                return
+            context = get_contextvars()
+            if context and not isinstance(event, TextEvent):
+                event = {**context, **event}
+        super().handle(event)
+
+    def threshold_of(self, logger: Any) -> float:
+        """Return the level below which events of the *logger* of that name are filtered."""
+        known = self._known.get(logger) if isinstance(logger, str) else self._threshold
+        if known is None:
+            known, name = self._threshold, logger
+            while name:
+                if name in self._levels:
+                    known = self._levels[name]
+                    break
+                name = name.rpartition(".")[0]
+            if len(self._known) < _MAX_KNOWN_LOGGERS:
+                self._known[logger] = known
+        return known
+
+
+_MAX_KNOWN_LOGGERS = 10_000
+
+
+class _Outlet(Sink):
+    """Where all loggers write to, whatever set-up is in force."""
+
+    delivers_through_loggers = False
+    locks_emit = False
+
+    def __init__(self) -> None:
+        super().__init__(name="outfall.configure")
+        self.setup: Setup | None = None
+
+    def handle(self, event: Any) -> None:
+        """Hand *event* to the set-up in force."""
+        while (setup := self.setup) is not None:
+            setup._active.append(None)
+            try:
+                # A set-up that was replaced in between may be about to close its sinks.
+                if setup is self.setup:
+                    setup._root.handle(event)
+                    return
+            finally:
+                setup._active.pop()
+        super().handle(event)
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Refuse *event*: there is no set-up."""
+        msg = "the set-up was closed: call outfall.configure() again"
+        raise SinkClosedError(msg)
+
+    def _reads_metadata(self) -> bool:
+        setup = self.setup
+        return setup is not None and setup._root._reads_metadata()
+
+
+class Setup:
+    """What `configure` has set up: its sinks, their ledgers, and the way back.
+
+    As a context manager it puts back what was there before: structlog's configuration, handlers and levels of
+    `logging`, hooks, and the set-up that it replaced, whose files and connections are opened again.
+    """
+
+    def __init__(
+        self,
+        destinations: tuple[Destination, ...],
+        console: Callable[[], Sink] | None,
+        root: Callable[[tuple[Sink, ...]], _Root],
+    ) -> None:
+        self._destinations = destinations
+        self._console = console
+        self._make_root = root
+        #: One item for each event that is being handed on.
+        self._active: deque[None] = deque()
+        self._undo: list[Callable[[], None]] = []
+        self._replaced: Setup | None = None
+        self._open()
+
+    def _open(self) -> None:
+        """Make the sinks that this set-up owns, and what leads to all.
+
+        Raises:
+            Exception: If one cannot be made; those made so far are closed.
+        """
+        self._owned: list[Sink] = []
+        sinks: list[Sink] = []
+        try:
+            for destination in self._destinations:
+                made = _opened(destination)
+                if made is not destination:
+                    self._owned.append(made)
+                sinks.append(made)
+            if self._console is not None:
+                sinks.append(self._console())
+                self._owned.append(sinks[-1])
+            self._root = self._make_root(tuple(sinks))
+        except BaseException:
+            for sink in self._owned:
+                sink.close(0)
+            raise
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """The sinks that events go to, the console's last."""
+        return self._root.sinks
+
+    def stats(self) -> SinkStats:
+        """Return one ledger for the set-up; ``targets`` has those of the sinks.
+
+        ``filtered`` counts what a level or one of the ``processors`` kept out.
+        """
+        return self._root.stats()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Put back what was there before, and close the sinks that `configure` has opened.
+
+        Args:
+            timeout: Seconds. Default None: 5.
+
+        Returns False if a sink had to give something up. Does nothing, and returns True, if this set-up was closed or
+        is replaced by another. Sinks that were given are flushed and left open.
+        """
+        with _lock:
+            if _outlet.setup is not self:
+                return True
+            while self._undo:
+                self._undo.pop()()
+            replaced, self._replaced = self._replaced, None
+            if replaced is not None:
+                replaced._open()
+            _outlet.setup = replaced
+        return self._end(REPLACE_SECONDS if timeout is None else timeout)
+
+    def _end(self, seconds: float) -> bool:
+        """Wait for events in flight, and close what is owned."""
+        deadline = time.monotonic() + seconds
+        while self._active and time.monotonic() < deadline:
+            time.sleep(0.001)
+        done = True
+        for sink in self._root.sinks:
+            end = sink.close if sink in self._owned else sink.flush
+            done = end(max(0.0, deadline - time.monotonic())) and done
+        return done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "" if _outlet.setup is self else " (not in force)"
+        return f"<Setup to {', '.join(sink.name for sink in self.sinks)}{state}>"
+
+
+#: Around changes of what is set up; never held while an event is handed on.
+_lock = threading.RLock()
+_outlet = _Outlet()
+
+
+def configure(
+    *sinks: Destination,
+    console: Literal["auto"] | bool = "auto",
+    console_level: Level | None = None,
+    level: Level = "info",
+    levels: Mapping[str, Level] | None = None,
+    stdlib: bool = True,
+    processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+    captures_warnings: bool = True,
+    excepthook: bool = False,
+    env: bool = False,
+) -> Setup:
+    """Set up structlog and `logging`, so that the events of both go to the same *sinks* in one shape.
+
+    Each event has its ``level``, its ``logger`` (the calling module where it has no name), its ``timestamp`` in UTC,
+    the context variables bound by `structlog.contextvars`, and its exception. Files and collectors get JSON whatever
+    the console shows.
+
+    Args:
+        *sinks: Sinks, paths of files to append JSON lines to, or URLs for `open_sink` (a text with ``://``, or that
+            begins with a scheme such as ``file:``). The set-up opens and closes what is a path or a URL.
+        console: ``"auto"`` (default) writes to stderr: text for people on a terminal, with colours unless ``NO_COLOR``
+            is set; JSON lines elsewhere, or coloured text if ``FORCE_COLOR`` is set; nothing if one of *sinks* writes
+            to stderr or stdout itself. True: text for people anywhere. False: no console.
+        console_level: The console's own level. Default None: that of the set-up.
+        level: Events below it are filtered: a name in any case, or a number. Default ``"info"``.
+        levels: Levels for loggers by name, and for those below them: ``{"urllib3": "warning"}``. For structlog's
+            loggers and `logging`'s alike. Default none.
+        stdlib: Whether `logging`'s root logger writes to the sinks too. Its plain stream handlers, such as
+            `logging.basicConfig` makes, are taken away; others stay. Default True.
+        processors: structlog processors for events of both kinds, after level, logger, time and context variables. What
+            one drops is counted as filtered. Default none.
+        captures_warnings: Whether Python's warnings come as events of the logger ``py.warnings``; only with *stdlib*.
+            Default True.
+        excepthook: Whether an exception that nobody catches, in the main thread, in another or in a place where Python
+            cannot raise it, becomes an event. The exit status stays. Default False.
+        env: Whether ``OUTFALL_SINKS`` (URLs and paths between blanks) adds sinks, and ``OUTFALL_LEVEL`` sets *level*.
+            Default False.
+
+    Returns:
+        The `Setup`, with its sinks and their ledgers. As a context manager it puts back what was there before.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has no meaning. Nothing has changed then.
+
+    Call it again at any time, under load too: the new set-up is in place first, events in flight are waited for (5 s at
+    most), then the sinks that the old one had opened are closed. Safe from any thread.
+    """
+    destinations = tuple(sinks)
+    if env:
+        destinations += tuple(os.environ.get("OUTFALL_SINKS", "").split())
+        level = os.environ.get("OUTFALL_LEVEL") or level  # type: ignore[assignment]
+    for destination in destinations:
+        _check_destination(destination)
+    number = parse_level(level, "level")
+    by_logger = {name: parse_level(each, f"levels[{name!r}]") for name, each in _checked_levels(levels).items()}
+    console_number = None if console_level is None else parse_level(console_level, "console_level")
+    if console not in ("auto", True, False):
+        msg = f"console={console!r} is none of 'auto', True, False"
+        raise ValueError(msg)
+    chain = tuple(processors) if not callable(processors) else (processors,)
+
+    def make_root(made: tuple[Sink, ...]) -> _Root:
+        return _Root(*made, level=number, levels=by_logger, processors=chain, name="outfall")
+
+    given = [destination for destination in destinations if isinstance(destination, Sink)]
+    shown = console is True or (console == "auto" and not any(_writes_to_console(sink) for sink in given))
+    if not shown and not destinations:
+        msg = "no sink is given, and console=False: events would go nowhere"
+        raise ValueError(msg)
+    style: StreamKind = "text" if console is True else "auto"
+    with _lock:
+        setup = Setup(destinations, (lambda: _console(style, console_number)) if shown else None, make_root)
+        if shown and console == "auto" and any(_writes_to_console(sink) for sink in setup.sinks[:-1]):
+            # One that a URL has opened writes there itself.
+            setup._root.sinks[-1].close(0)
+            setup._owned.pop()
+            setup._console = None
+            setup._root = make_root(setup._root.sinks[:-1])
+        replaced = _outlet.setup
+        setup._replaced = replaced
+        _put_in_place(setup, number, by_logger, stdlib=stdlib, warnings=stdlib and captures_warnings, hooks=excepthook)
+        _outlet.setup = setup
+    if replaced is not None:
+        replaced._end(REPLACE_SECONDS)
+    return setup
+
+
+def get_logger(name: str | None = None, **context: Any) -> Any:
+    """Return a structlog logger.
+
+    Args:
+        name: The ``logger`` of its events. Default None: the calling module's name.
+        **context: Fields to bind to it.
+    """
+    return structlog.get_logger(calling_module() if name is None else name, **context)
+
+
+def open_sinks() -> tuple[Sink, ...]:
+    """Return the sinks of the process that are open and have no other sink around them."""
+    return tuple(
+        sink
+        for sink in participants()
+        if isinstance(sink, Sink) and not (sink.closed or sink.has_owner or isinstance(sink, (_Outlet, _Root)))
+    )
+
+
+def close_all(timeout: float | None = None) -> bool:
+    """Close every open sink within *timeout* seconds; return False if one had to give something up.
+
+    Args:
+        timeout: Seconds for all together. Default None: 5.
+    """
+    deadline = time.monotonic() + (REPLACE_SECONDS if timeout is None else timeout)
+    done = [sink.close(max(0.0, deadline - time.monotonic())) for sink in open_sinks()]
+    return all(done)
+
+
+# -- destinations
+
+
+def _opened(destination: Destination) -> Sink:
+    if isinstance(destination, Sink):
+        return destination
+    if isinstance(destination, str) and _is_url(destination):
+        from outfall.adapters.urls import open_sink
+
+        return open_sink(destination)
+    return FileSink(destination)
+
+
+def _is_url(text: str) -> bool:
+    from outfall.adapters.urls import is_url
+
+    return is_url(text)
+
+
+def _check_destination(destination: Any) -> None:
+    if isinstance(destination, (Sink, str, os.PathLike)):
+        return
+    if isinstance(destination, type) and issubclass(destination, Sink):
+        msg = f"sinks: {destination.__name__} is a class: give a sink, {destination.__name__}(…)"
+    else:
+        msg = f"sinks: {destination!r} is neither a sink, nor a path, nor a URL"
+    raise TypeError(msg)
+
+
+def _checked_levels(levels: Any) -> Mapping[str, Any]:
+    if levels is None:
+        return {}
+    if not isinstance(levels, Mapping) or not all(isinstance(name, str) for name in levels):
+        msg = f"levels={levels!r} is not a mapping from names of loggers to levels"
+        raise TypeError(msg)
+    return levels
+
+
+def _writes_to_console(sink: Sink) -> bool:
+    """Return True if *sink*, or one behind it, writes to stderr or stdout."""
+    shown = {id(stream) for stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__) if stream is not None}
+    return any(id(stream) in shown or id(getattr(stream, "buffer", None)) in shown for stream in streams_of(sink))
+
+
+def _console(style: StreamKind, level: float | None) -> Sink:
+    renderer = console_renderer(sys.stderr, style)
+    return StreamSink(renderer=renderer, level=0 if level is None else level, name="console")
+
+
+# -- structlog, logging, hooks
+
+
+def _put_in_place(
+    setup: Setup, number: float, levels: Mapping[str, float], *, stdlib: bool, warnings: bool, hooks: bool
+) -> None:
+    """Lead structlog, logging, warnings and hooks to the outlet, and note in *setup* how to undo it."""
+    undo = setup._undo
+    configured = structlog.is_configured()
+    before = structlog.get_config()
+    undo.append(lambda: structlog.configure(**before) if configured else structlog.reset_defaults())
+    structlog.configure(
+        processors=[],
+        # The outlet filters, so that loggers bound before follow another set-up's levels.
+        wrapper_class=structlog.make_filtering_bound_logger(0),
+        logger_factory=SinkLoggerFactory(_outlet),
+        context_class=dict,
+        cache_logger_on_first_use=False,
+    )
+    if stdlib:
+        _put_in_logging(undo, number, levels)
+    if warnings:
+        captured = getattr(logging, "_warnings_showwarning", None) is not None
+        logging.captureWarnings(capture=True)
+        undo.append(lambda: logging.captureWarnings(capture=captured))
+    if hooks:
+        _put_in_hooks(undo)
+
+
+def _put_in_logging(undo: list[Callable[[], None]], number: float, levels: Mapping[str, float]) -> None:
+    root = logging.getLogger()
+    handlers, root_level = root.handlers[:], root.level
+
+    def restore() -> None:
+        root.handlers[:] = handlers
+        root.setLevel(root_level)
+
+    undo.append(restore)
+    kept = [each for each in handlers if type(each) is not logging.StreamHandler and not _leads_here(each)]
+    root.handlers[:] = [*kept, _OutletHandler(_outlet)]
+    root.setLevel(int(number))
+    for name, level in levels.items():
+        logger = logging.getLogger(name)
+        undo.append(lambda logger=logger, level=logger.level: logger.setLevel(level))  # type: ignore[misc]
+        logger.setLevel(int(level))
+
+
+class _OutletHandler(SinkHandler):
+    """The handler on the root logger. `logging.config` closes handlers; the sinks behind this one stay open."""
+
+    def close(self) -> None:
+        """Do nothing to the sinks."""
+
+
+def _leads_here(handler: logging.Handler) -> bool:
+    return isinstance(handler, _OutletHandler)
+
+
+def _put_in_hooks(undo: list[Callable[[], None]]) -> None:
+    """Make an event of what nobody catches. What another program's hook does with it, it does as well."""
+    main, in_thread, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
+
+    def restore() -> None:
+        sys.excepthook, threading.excepthook, sys.unraisablehook = main, in_thread, unraisable
+
+    undo.append(restore)
+
+    def log(message: str, level: str, error: BaseException | None, **fields: Any) -> None:
+        from outfall.sinks.event.record import utc_text
+
+        event = {"event": message, "level": level, "logger": _UNCAUGHT, "timestamp": utc_text(time.time())}
+        _outlet.handle(event | fields | ({} if error is None else {"exc_info": error}))
+
+    def on_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            main(kind, error, traceback)
+            return
+        log("uncaught exception", "critical", error)
+        if main is not sys.__excepthook__:
+            main(kind, error, traceback)
+
+    def on_thread(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_type is SystemExit:
+            return
+        name = None if arguments.thread is None else arguments.thread.name
+        log("uncaught exception in a thread", "critical", arguments.exc_value, thread_name=name)
+        if in_thread is not threading.__excepthook__:
+            in_thread(arguments)
+
+    def on_unraisable(arguments: sys.UnraisableHookArgs) -> None:
+        where = arguments.err_msg or "exception ignored in"
+        log("unraisable exception", "error", arguments.exc_value, where=f"{where} {type(arguments.object).__name__}")
+        if unraisable is not sys.__unraisablehook__:
+            unraisable(arguments)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = on_uncaught, on_thread, on_unraisable

@@ -1,0 +1,81 @@
+"""Consoles: text for people on a terminal, JSON lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+import structlog
+
+from outfall.sinks.event.json import OrjsonRenderer, event_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from outfall.sinks.core.sink import Sink
+
+#: ``"auto"``: text on a terminal and JSON elsewhere. ``"text"``: text anywhere.
+StreamKind = Literal["auto", "text"]
+
+
+def console_renderer(stream: Any, kind: StreamKind) -> Callable[[Any, str, Any], str | bytes]:
+    """Return what renders events for *stream*: coloured text, plain text, or JSON.
+
+    A terminal gets colours unless the variable ``NO_COLOR`` is set to anything. ``FORCE_COLOR``, set to anything, asks
+    for coloured text anywhere.
+
+    Source: https://no-color.org and https://force-color.org
+    """
+    terminal = _is_terminal(stream)
+    forced = bool(os.environ.get("FORCE_COLOR"))
+    colors = not os.environ.get("NO_COLOR") and (terminal or forced)
+    if kind == "text" or terminal or colors:
+        return PeopleRenderer(colors=colors)
+    return OrjsonRenderer()
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError, OSError):  # a stream of one's own, or a closed one
+        return False
+
+
+class PeopleRenderer:
+    """Render an event for people, by `structlog.dev.ConsoleRenderer`, without the local variables of a traceback.
+
+    An event that structlog cannot render, whatever is in it, is rendered as what its JSON holds.
+
+    Args:
+        colors: Whether to colour it.
+    """
+
+    def __init__(self, *, colors: bool) -> None:
+        self.colors: bool = colors
+        self._render: Any = structlog.dev.ConsoleRenderer(
+            colors=colors, exception_formatter=structlog.dev.plain_traceback
+        )
+
+    def __call__(self, logger: Any, name: str, event: Any) -> str:
+        """Return *event* as text."""
+        try:
+            return str(self._render(logger, name, dict(event)))
+        except Exception:
+            plain = event_of(_json.render(event))
+            return str(self._render(logger, name, {str(key): value for key, value in plain.items()}))
+
+    def __repr__(self) -> str:
+        return f"PeopleRenderer(colors={self.colors})"
+
+
+def streams_of(sink: Sink) -> Iterator[Any]:
+    """Give the streams that *sink* and the sinks behind it write to."""
+    stream = getattr(sink, "stream", None)
+    if stream is not None:
+        yield stream
+    inner = getattr(sink, "target", None)
+    for behind in (*getattr(sink, "sinks", ()), *(() if inner is None else (inner,))):
+        yield from streams_of(behind)
+
+
+_json = OrjsonRenderer()

@@ -1,0 +1,244 @@
+"""A sink in one string."""
+
+from __future__ import annotations
+
+import json
+import socket
+from importlib import metadata
+
+import pytest
+
+import outfall
+from outfall.adapters.urls import is_url, open_sink, parameters_of, schemes
+from tests.sinks._http import Server
+
+
+@pytest.fixture
+def opened():
+    """Give a function that opens a URL, and close what it has opened."""
+    sinks = []
+
+    def make(url, **options):
+        sinks.append(open_sink(url, **options))
+        return sinks[-1]
+
+    yield make
+    for sink in sinks:
+        sink.close(1)
+
+
+@pytest.mark.parametrize(
+    ("query", "kind"),
+    [
+        ("", outfall.FileSink),
+        ("?buffer_bytes=64KiB", outfall.FileSink),
+        ("?max_bytes=50MB&backup_count=5", outfall.RotatingFileSink),
+        ("?max_bytes=50MB&compression=gzip", outfall.RotatingFileSink),
+        ("?when=midnight", outfall.TimedRotatingFileSink),
+        ("?max_age=10%20days", outfall.TimedRotatingFileSink),
+        ("?when=h&max_bytes=1MB", outfall.TimedRotatingFileSink),
+    ],
+)
+def test_a_file_is_plain_or_rotates_as_the_options_say(query, kind, opened, tmp_path):
+    """By size, by time, or not at all."""
+    sink = opened(f"file:{tmp_path}/app.jsonl{query}")
+    sink.handle({"event": "x"})
+    assert sink.flush()
+    assert type(sink) is kind
+    assert json.loads((tmp_path / "app.jsonl").read_text()) == {"event": "x"}
+
+
+def test_options_become_values_of_the_parameters(opened, tmp_path):
+    """Sizes, spans, whole numbers, truth, permissions and levels."""
+    sink = opened(
+        f"file:///{tmp_path}/a.jsonl?max_bytes=1.5MB&backup_count=7&permissions=640&level=WARN&delay=true&name=audit"
+    )
+    assert (sink.max_bytes, sink.backup_count, sink.permissions) == (1_500_000, 7, 0o640)
+    assert (sink.level, sink.delay, sink.name) == (30, True, "audit")
+
+
+def test_a_path_is_decoded_once(opened, tmp_path):
+    """A percent sign in a name is written as %25; `..` is what the system makes of it."""
+    (tmp_path / "d").mkdir()
+    opened(f"file:{tmp_path}/d/../a%20b%2541.jsonl").handle({"event": "x"})
+    assert (tmp_path / "a b%41.jsonl").exists()
+
+
+def test_a_relative_path_is_relative_to_the_working_directory(opened, tmp_path, monkeypatch):
+    """As with FileSink itself."""
+    monkeypatch.chdir(tmp_path)
+    opened("file:app.jsonl").handle({"event": "x"})
+    assert (tmp_path / "app.jsonl").exists()
+
+
+def test_console_and_nowhere(opened, capsys):
+    """stderr, stdout and null take no path."""
+    opened("stdout:").handle({"event": "x"})
+    opened("null:").handle({"event": "y"})
+    assert capsys.readouterr().out == '{"event":"x"}\n'
+    with pytest.raises(ValueError, match="stderr: nothing may stand"):
+        open_sink("stderr://host")
+
+
+def test_a_target_over_a_network_is_behind_a_thread(opened):
+    """With the thread's options in the same query, unless background=false leaves it out."""
+    with Server() as server:
+        url = server.url.replace("http://", "http://ann:secret@")
+        sink = opened(f"{url}?linger=0&capacity=50&timeout=3,10&query.api=v2&headers.X-Team=a%2Bb&body=json")
+        assert isinstance(sink, outfall.BackgroundSink)
+        sink.handle({"event": "x"})
+        assert sink.flush(10)
+        [request] = server.requests
+        assert request.target.endswith("?api=v2")
+        assert request.headers["X-Team"] == "a+b"
+        assert request.headers["Authorization"].startswith("Basic ")
+        assert "secret" not in repr(sink)
+        assert isinstance(opened(f"{server.url}?background=false"), outfall.HTTPSink)
+
+
+def test_a_spool_takes_the_place_of_the_thread(opened, tmp_path):
+    """Its own options have `spool.` before them; level and name are the outermost sink's."""
+    with Server() as server:
+        sink = opened(f"{server.url}?spool={tmp_path}/spool&spool.max_bytes=1GB&level=error&name=audit&spool.linger=0")
+        assert isinstance(sink, outfall.SpoolSink)
+        assert (sink.name, sink.level, sink.target.level) == ("audit", 40, 0)
+        sink.handle({"event": "x", "level": "error"})
+        sink.handle({"event": "y", "level": "info"})
+        assert sink.flush(10)
+        assert [json.loads(request.raw_body) for request in server.requests] == [{"event": "x", "level": "error"}]
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("loki+http://127.0.0.1:9?labels.app=shop", "LokiStreams"),
+        ("otlp+http://127.0.0.1:9?resource.service.name=shop", "OTLPLogs"),
+        ("elasticsearch+http://127.0.0.1:9?index=logs", "ElasticsearchBulk"),
+        ("opensearch+http://127.0.0.1:9?index=logs", "ElasticsearchBulk"),
+        ("gelf+http://127.0.0.1:9", "GELFMessage"),
+    ],
+)
+def test_a_collector_has_a_scheme(url, body, opened):
+    """Each with its own parameters, its token from the environment, and those of what is around it."""
+    sink = opened(f"{url}{'&' if '?' in url else '?'}batch_size=10&linger=1s")
+    assert isinstance(sink, outfall.BackgroundSink)
+    assert body in repr(sink)
+    assert body in repr(opened(f"{url}{'&' if '?' in url else '?'}background=false"))
+
+
+def test_a_token_comes_from_the_environment(opened, monkeypatch):
+    """It stands in no URL, no repr and no report."""
+    monkeypatch.setenv("SPLUNK_TOKEN", "sesame-open")
+    sink = opened("splunk+http://127.0.0.1:9?token_env=SPLUNK_TOKEN")
+    assert "sesame" not in repr(sink)
+    with pytest.raises(ValueError, match="token_env='NO_SUCH_VARIABLE'"):
+        open_sink("splunk+http://127.0.0.1:9?token_env=NO_SUCH_VARIABLE")
+
+
+def test_a_syslog_daemon_has_a_host_or_a_path(opened, tmp_path):
+    """Over UDP unless the scheme says otherwise; a path is not behind a thread."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(tmp_path / "log"))
+        daemon.settimeout(5)
+        sink = opened(f"syslog://{tmp_path}/log?facility=local3")
+        sink.handle({"event": "x", "level": "error"})
+        assert daemon.recv(1_000).startswith(b"<155>")
+    assert isinstance(sink, outfall.SysLogSink)
+    assert "127.0.0.1:6514" in repr(opened("syslog+tls://127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("flie:app.jsonl", "'flie' is not known: did you mean 'file'"),
+        ("app.jsonl", "has no scheme: write file:app.jsonl"),
+        (r"C:\logs\app.jsonl", "begins with a drive"),
+        ("file:", "has no path"),
+        ("file://elsewhere/app.jsonl", "a file on another host"),
+        ("file:a?max_byte=3", "no option 'max_byte': did you mean 'max_bytes'"),
+        ("file:a?max_bytes=3&max_bytes=4", "'max_bytes' is given twice"),
+        ("file:a?max_bytes", "'max_bytes' has no value"),
+        ("file:a?max_bytes=many", "max_bytes='many'"),
+        ("file:a?backup_count=many", "backup_count='many' is not a whole number"),
+        ("file:a?delay=perhaps", "delay='perhaps' is neither true nor false"),
+        ("file:a?renderer=json", "renderer: such a value cannot stand in a URL"),
+        ("file:a?filename=/etc/passwd", "no option 'filename'"),
+        ("file:a#b", "'#' has no meaning"),
+        ("tcp://127.0.0.1", "has no port"),
+        ("tcp://:9", "has no host"),
+        ("tcp://127.0.0.1:99999", "host or port"),
+        ("smtp://127.0.0.1?fromaddr=a@example.org", "'toaddrs' is missing"),
+        ("elasticsearch+http://127.0.0.1:9", "'index' is missing"),
+        ("http://127.0.0.1:9?body=xml", "body='xml' is none of"),
+        ("http://127.0.0.1:9?spool=d&background=true", "leave background= out"),
+        ("loki+http://127.0.0.1:9?api_key=x", "no option 'api_key'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(url, message):
+    """The message names the option and what would be right."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        open_sink(url)
+    assert message in str(caught.value)
+
+
+def test_no_secret_is_repeated_in_an_error():
+    """Neither the password of a URL that cannot be used nor a value of an option that is not known."""
+    for url in ("http://ann:sesame@127.0.0.1:99999", "http://ann:sesame@127.0.0.1:9?nothing=sesame", "x@sesame"):
+        with pytest.raises(ValueError, match=r".") as caught:
+            open_sink(url)
+        assert "sesame" not in str(caught.value)
+
+
+def test_an_encoded_separator_is_part_of_the_value(opened, tmp_path):
+    """No value can bring an option of its own."""
+    sink = opened(f"file:{tmp_path}/a.jsonl?name=x%26level%3Derror")
+    assert (sink.name, sink.level) == ("x&level=error", 0)
+
+
+def test_options_may_be_python_values(opened, tmp_path):
+    """What a URL cannot hold is an argument; one that is in both is given twice."""
+    sink = opened(f"file:{tmp_path}/a.jsonl", processors=[lambda _logger, _name, event: event | {"more": 1}])
+    sink.handle({"event": "x"})
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == {"event": "x", "more": 1}
+    with pytest.raises(ValueError, match="'level' is given twice"):
+        open_sink(f"file:{tmp_path}/a.jsonl?level=info", level="info")
+
+
+def test_a_plug_in_has_a_scheme(monkeypatch, opened):
+    """An entry point's callable gets the URL and the options, and returns a sink."""
+    entry = metadata.EntryPoint("memo", "tests.adapters.test_urls:made_by_plugin", "outfall.sinks")
+    monkeypatch.setattr(metadata, "entry_points", lambda *, group: [entry] if group == "outfall.sinks" else [])
+    assert opened("memo:there", name="n").name == "memo:there n"
+    assert is_url("memo:there")
+    assert schemes()["memo"] == "by tests.adapters.test_urls:made_by_plugin"
+
+
+def made_by_plugin(url, name):
+    """Be what an entry point names."""
+    return outfall.CaptureSink(name=f"{url} {name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file:app.jsonl", True),
+        ("stderr:", True),
+        ("future+https://host", True),
+        ("app.jsonl", False),
+        ("/var/log/app.jsonl", False),
+        (r"C:\logs\app.jsonl", False),
+        ("c:app.jsonl", False),
+        ("12:30.jsonl", False),
+        ("notes: today.jsonl", False),
+    ],
+)
+def test_a_url_is_told_from_a_path(text, expected):
+    """By two slashes or a known scheme; one letter and a colon is a drive."""
+    assert is_url(text) is expected
+
+
+def test_every_parameter_that_a_url_can_hold_is_accepted_by_name():
+    """The registry and the signatures of the sinks are one."""
+    for scheme in schemes():
+        names = parameters_of(scheme)
+        assert {"level", "name"} <= names.keys(), scheme
