@@ -282,7 +282,7 @@ def _whole(name: str, text: str, annotation: str) -> Any:
             return int(text.removeprefix("0o"), 8)
     elif re.fullmatch(r"[+-]?[0-9]+", text):
         return int(text)
-    elif name.endswith("bytes") or "str" in annotation:
+    elif name.endswith("bytes") or not re.fullmatch(r"int( \| None)?", annotation):
         return text
     msg = f"{name}={text!r} is not a whole number"
     raise ValueError(msg)

@@ -90,8 +90,8 @@ def test_a_target_over_a_network_is_behind_a_thread(opened):
         assert sink.flush(10)
         [request] = server.requests
         assert request.target.endswith("?api=v2")
-        assert request.headers["X-Team"] == "a+b"
-        assert request.headers["Authorization"].startswith("Basic ")
+        assert request.headers["x-team"] == "a+b"
+        assert request.headers["authorization"].startswith("Basic ")
         assert "secret" not in repr(sink)
         assert isinstance(opened(f"{server.url}?background=false"), outfall.HTTPSink)
 
