@@ -17,14 +17,9 @@ PARALLEL = ["-n", "auto", "--dist", "worksteal", "--ignore=tests/packaging/test_
 
 
 def run_suite(session: nox.Session) -> None:
-    """Run the suite; what fails gets a second try, as in .ci/run, whose reason holds here too."""
-    # In each session's own cache: what failed on one Python is not what failed on the next.
-    pytest = ["python", "-m", "pytest", *PARALLEL, "-o", f"cache_dir={session.virtualenv.location}/.pytest_cache"]
-    try:
-        session.run(*pytest, *session.posargs)
-    except nox.command.CommandFailed:
-        session.warn("A second try, for what failed.")
-        session.run(*pytest, "--last-failed", *session.posargs)
+    """Run the suite, with a cache for each session: what failed on one Python is not what failed on the next."""
+    cache = f"cache_dir={session.virtualenv.location}/.pytest_cache"
+    session.run("python", "-m", "pytest", *PARALLEL, "-o", cache, *session.posargs)
 
 
 @nox.session(python=PYTHONS)

@@ -92,15 +92,6 @@ def running(where: Path, *arguments: str, group: bool = False, **env: str) -> It
         child.wait(PATIENCE_SECONDS)
 
 
-def whole(path: Path) -> list[dict[str, Any]]:
-    """Return the events in a file that may still be written to, or may not be there yet."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return [orjson.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-
-
 def free_port() -> int:
     """Return a port of loopback that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -170,12 +161,19 @@ worker_max_tasks_per_child = 2
         """
 import shop
 import structlog
+from celery import signals
 from outfall import BackgroundSink, SinkLoggerFactory
 
 shop.sink = BackgroundSink(shop.sink, linger=600)
 structlog.configure(logger_factory=SinkLoggerFactory(shop.sink))
 shop.log = structlog.get_logger("shop")
 app = shop.app
+
+
+@signals.task_postrun.connect
+def tick(**_):
+    with open("done", "a") as done:
+        done.write("a task\\n")
 """
     )
     (tmp_path / "ask.py").write_text(
@@ -201,12 +199,18 @@ def test_celerys_worker_processes_bind_the_task_and_lose_nothing_at_their_end(ce
     options = ["--pool=prefork", "--concurrency=2", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     with running(where, "-m", "celery", "-A", "buffering", "worker", *options, group=True) as worker:
 
-        def delivered() -> list[dict[str, Any]]:
+        def all_done() -> bool:
             assert worker.poll() is None, "it has ended"
-            return [event for event in whole(where / "shop.jsonl") if event["event"] == "delivered"]
+            done = where / "done"
+            return done.exists() and done.read_bytes().count(b"\n") == 9
 
-        until(lambda: len(delivered()) >= 8)
-        events = sorted(delivered(), key=lambda event: event["order"])
+        until(all_done)
+        # After two tasks each process ends. Nine leave one that goes on, and any of them may be its first: only at the
+        # worker's end all processes have ended.
+        worker.terminate()
+        assert worker.wait(PATIENCE_SECONDS) == 0
+    delivered = [event for event in events_of(where / "shop.jsonl") if event["event"] == "delivered"]
+    events = sorted(delivered, key=lambda event: event["order"])
     assert [(event["order"], event["request_id"], event["task"]) for event in events] == [
         (order, f"r-{order}", "shop.deliver") for order in range(8)
     ]
