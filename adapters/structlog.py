@@ -48,10 +48,7 @@ class SinkLogger:
     disabled = False
 
     def __init__(self, sink: Sink, name: str = "root") -> None:
-        if not isinstance(sink, Sink):
-            msg = f"sink={sink!r} is not a Sink"
-            raise TypeError(msg)
-        self._sink = sink
+        self._sink = _checked(sink)
         self.name: str = name
 
     @property
@@ -85,6 +82,8 @@ class SinkLogger:
         # Made for this call, here or by the chain, so that fields may go into it. Text keeps its level aside.
         if isinstance(event, TextEvent):
             event.carried_level = number
+            if not self._sink._text_seen:
+                self._sink.look_at_text(event, sys._getframe(1))
         else:
             if "level" not in event:
                 event["level"] = method_name
@@ -179,10 +178,7 @@ class SinkLoggerFactory:
     """
 
     def __init__(self, sink: Sink) -> None:
-        if not isinstance(sink, Sink):
-            msg = f"sink={sink!r} is not a Sink"
-            raise TypeError(msg)
-        self.sink = sink
+        self.sink = _checked(sink)
 
     def __call__(self, *args: Any) -> SinkLogger:
         """Return a logger named by the first of *args*, else by the calling module."""
@@ -190,6 +186,20 @@ class SinkLoggerFactory:
 
     def __repr__(self) -> str:
         return f"SinkLoggerFactory({self.sink!r})"
+
+
+def _checked(sink: Sink) -> Sink:
+    """Return *sink*.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(sink, Sink):
+        msg = f"sink={sink!r} is not a Sink"
+        if isinstance(sink, type) and issubclass(sink, Sink):
+            msg = f"sink={sink.__name__} is not a Sink but a class; write {sink.__name__}(…)"
+        raise TypeError(msg)
+    return sink
 
 
 def calling_module() -> str:
@@ -214,9 +224,7 @@ def tee(sink: Sink) -> Callable[[Any, str, Any], Any]:
 
     A missing ``level`` is taken from the method's name for filtering; it is not written into the event.
     """
-    if not isinstance(sink, Sink):
-        msg = f"sink={sink!r} is not a Sink"
-        raise TypeError(msg)
+    _checked(sink)
 
     def tee_processor(_logger: Any, method_name: str, event_dict: Any) -> Any:
         try:

@@ -45,6 +45,8 @@ class HandlerSink(Sink):
     ``handleError``; such an event counts as delivered here.
     """
 
+    shows_people = True
+
     locks_emit = False
 
     def __init__(

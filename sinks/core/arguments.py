@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from outfall.sinks.event.units import Size, Span, bytes_of, seconds_of
 
@@ -51,9 +52,68 @@ def checked_choice(choice: _Choice, argument: str, choices: tuple[_Choice, ...])
         ValueError: If it is none.
     """
     if choice not in choices:
-        msg = f"{argument}={choice!r} is none of {', '.join(map(repr, choices))}"
+        near = nearest(choice, choices)
+        meant = f"; did you mean {near!r}?" if near else ""
+        msg = f"{argument}={choice!r} is none of {', '.join(map(repr, choices))}{meant}"
         raise ValueError(msg)
     return choice
+
+
+def checked_functions(functions: Iterable[Any], argument: str, what: str) -> tuple[Any, ...]:
+    """Return *functions*, each of which is *what*, as a tuple.
+
+    Raises:
+        TypeError: If they are no sequence, or one of them is a class or cannot be called.
+    """
+    if callable(functions) or isinstance(functions, str) or not isinstance(functions, Iterable):
+        msg = f"{argument}={_shown(functions)} is no sequence: write {argument}=[{_shown(functions)}]"
+        raise TypeError(msg)
+    return tuple(checked_function(function, argument, what) for function in functions)
+
+
+def checked_function(function: Any, argument: str, what: str) -> Any:
+    """Return *function*, which is *what*.
+
+    Raises:
+        TypeError: If it is a class, of which one has to be made, or cannot be called.
+    """
+    if isinstance(function, type):
+        msg = f"{argument}={function.__name__} is a class; write {function.__name__}(…)"
+        raise TypeError(msg)
+    if not callable(function):
+        msg = f"{argument}={function!r} is not callable; {what} is needed"
+        raise TypeError(msg)
+    return function
+
+
+def _shown(value: Any) -> str:
+    return str(value.__name__) if hasattr(value, "__name__") else repr(value)
+
+
+def nearest(name: object, names: Iterable[str]) -> str | None:
+    """Return that of *names* which *name* was probably meant to be, or None."""
+    import difflib
+
+    plain = {known.replace("_", "").lower(): known for known in names}
+    wanted = str(name).replace("_", "").lower()
+    found = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.75)
+    return plain[found[0]] if found else None
+
+
+def unknown_argument(owner: str, name: str, value: object, names: Iterable[str], hint: str = "") -> TypeError:
+    """Return the error for an argument *name* that *owner* does not have: the nearest of *names* is named.
+
+    Args:
+        owner: What was called.
+        name: The argument.
+        value: Its value. It is shown only if it is a number, since it may be a secret.
+        names: The arguments that *owner* has.
+        hint: What to say if none of them is near.
+    """
+    given = f"{name}={value!r}" if isinstance(value, (int, float)) else f"{name}=…"
+    near = nearest(name, names)
+    meant = f"; did you mean {near}=?" if near else hint
+    return TypeError(f"{owner} has no argument {name}: {given}{meant}")
 
 
 def checked_seconds(duration: Span, argument: str) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from outfall.sinks.core.arguments import checked_function
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, Encoded, data_of
 from outfall.sinks.core.reporting import report
@@ -108,10 +109,7 @@ class ByteSink(Sink):
 
     @renderer.setter
     def renderer(self, renderer: Callable[[Any, str, Any], str | bytes]) -> None:
-        if not callable(renderer):
-            msg = f"renderer={renderer!r} is not callable: a structlog renderer is needed"
-            raise TypeError(msg)
-        self._renderer = renderer
+        self._renderer = checked_function(renderer, "renderer", "a renderer of structlog")
         self._changed()
 
     def render(self, event: dict[str, Any]) -> bytes:

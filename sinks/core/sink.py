@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import logging
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Union
 from structlog import DropEvent
 
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.arguments import checked_functions, unknown_argument
+from outfall.sinks.core.chain import goes_on, meant_for_people
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.forwarding import Forwarding, reads_data_alone
 from outfall.sinks.core.item import BatchResult, Encoded
@@ -27,6 +31,7 @@ from outfall.sinks.errors import (
     PermanentDeliveryError,
     ReentrantEventError,
     SinkClosedError,
+    SinkError,
     TemporaryDeliveryError,
     reason_of,
 )
@@ -36,9 +41,11 @@ from outfall.sinks.event.levels import NOTSET, level_name, level_of, parse_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from typing_extensions import Self
+
+_MISSING: Any = object()
 
 #: Counts the sinks of the process.
 _numbers = itertools.count(1)
@@ -47,7 +54,32 @@ _numbers = itertools.count(1)
 OnError = Union["Callable[[SinkFailure], object]", Literal["raise"]]
 
 
-class Sink(Forwarding):
+class _Guarded:
+    """What refuses wrong use of a sink's class.
+
+    A class of its own, since `inspect.signature` takes a ``__new__`` before the ``__init__`` beside it.
+    """
+
+    if not TYPE_CHECKING:  # so that checkers see the signatures, and no name that is not there
+
+        def __new__(cls, *_args: Any, **kwargs: Any) -> Self:
+            """Refuse keyword arguments that the class does not have, and name the nearest that it has."""
+            if kwargs:
+                known = cls.parameters()
+                for name in () if _takes_others(cls) else kwargs:
+                    if name not in known:
+                        raise unknown_argument(cls.__name__, name, kwargs[name], known, _elsewhere(cls, name))
+            return super().__new__(cls)
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in ("formatter", "setFormatter", "createLock"):
+                msg = f"{type(self).__name__} is a sink and no handler of logging: write SinkHandler(sink)"
+            else:
+                msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(msg)
+
+
+class Sink(_Guarded, Forwarding):
     """Somewhere to put event dicts.
 
     Applications call `handle`, or put the sink last in a structlog processor chain. Who writes a sink implements
@@ -88,9 +120,29 @@ class Sink(Forwarding):
     #: True in sinks that keep what `emit_batch` gives them (buffers, spools), and so count it themselves.
     counts_batches: ClassVar[bool] = False
 
+    #: True in sinks that people look at, and in those that only hand on: text for people is right there.
+    shows_people: ClassVar[bool] = False
+
     #: What ``flush`` and ``close`` take for *timeout* None, in seconds; `logging.shutdown` passes none. Settable. Once
     #: the process exits it is no more than what is left of the time that the exit gives all sinks together.
     drain_timeout: float = 5.0
+
+    @classmethod
+    def parameters(cls) -> Mapping[str, inspect.Parameter]:
+        """Return the parameters of the class by name, with their defaults, those that it passes on included."""
+        known: dict[str, inspect.Parameter] = {}
+        for each in cls.__mro__:
+            if "__init__" not in vars(each):
+                continue
+            passes_on = False
+            for name, parameter in list(_signature(each).parameters.items())[1:]:
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    passes_on = True
+                elif parameter.kind is not parameter.VAR_POSITIONAL:
+                    known.setdefault(name, parameter)
+            if not passes_on or each is Sink:
+                break
+        return known
 
     def __init__(
         self,
@@ -99,12 +151,16 @@ class Sink(Forwarding):
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        given: dict[str, Any] = dict(unknown)
+        for argument, value in given.items():  # of a class that passes on what it is given
+            raise unknown_argument(type(self).__name__, argument, value, self.parameters())
         self._level = parse_level(level)
-        self._processors = tuple(processors)
+        self._processors = checked_functions(processors, "processors", "(logger, method_name, event_dict) -> event")
         for processor in self._processors:
-            if not callable(processor):
-                msg = f"processors={processor!r}: a processor is a callable (logger, method_name, event_dict)"
+            if isinstance(processor, Sink):
+                msg = f"processors: {processor!r} is a sink, which ends a chain; write tee(sink), or use a FanoutSink"
                 raise TypeError(msg)
         if not (callable(on_error) or on_error == "raise"):
             msg = f"on_error={on_error!r} is neither a callable nor 'raise'"
@@ -112,6 +168,10 @@ class Sink(Forwarding):
         self.on_error: OnError = on_error
         self.name: str = type(self).__name__ if name is None else str(name)
         self._number = next(_numbers)
+        #: Whether the chain of processors around it has been looked at: at the first event, and at the first text.
+        self._chain_seen = self._text_seen = False
+        #: Whether it has been found within a chain: then every chain that comes is looked at.
+        self._within_chains = False
         self._closed = False
         self._close_result = True
         self._reporting = 0
@@ -192,14 +252,17 @@ class Sink(Forwarding):
             thread.settled = failure
             raise failure
 
-    def __call__(self, logger: object, method_name: str, event_dict: Any) -> NoReturn:
-        """Be the last processor of a structlog chain: `handle` the event, then end the chain.
+    def __call__(self, logger: object = None, method_name: str = "", event_dict: Any = _MISSING) -> Any:
+        """Be a processor of structlog: `handle` the event, then end the chain, or pass the event on if it goes on.
 
-        A missing ``level`` is taken from *method_name* for filtering; it is not written into the event.
+        Whether there are processors behind this one is looked at when the first event comes. A missing ``level`` is
+        taken from *method_name* for filtering; it is not written into the event.
 
         Raises:
-            DropEvent: Always, so that structlog calls nothing further.
+            DropEvent: As the last of its chain, so that structlog calls nothing further.
+            TypeError: If it is called as a factory of loggers.
         """
+        goes_on = not self._chain_seen and self._is_passed_by(event_dict, sys._getframe(1))
         if type(event_dict) is dict and "level" in event_dict:
             self.handle(event_dict)
         else:
@@ -207,8 +270,31 @@ class Sink(Forwarding):
                 event = as_event(event_dict, method_name)
             except TypeError:
                 event = event_dict  # handle() counts and reports it
+            if not self._text_seen and isinstance(event, TextEvent):
+                self.look_at_text(event, sys._getframe(1))
             self.handle(event)
+        if goes_on:
+            return event_dict
         raise DropEvent
+
+    def _is_passed_by(self, event_dict: Any, frame: FrameType) -> bool:
+        """Return True if the chain that *frame* runs goes on behind this sink; then it is asked again each time."""
+        if event_dict is _MISSING:
+            msg = f"{type(self).__name__} makes no loggers: write logger_factory=SinkLoggerFactory(sink)"
+            raise TypeError(msg)
+        passed_by = goes_on(self, frame)
+        if passed_by:
+            self._within_chains = True
+        elif passed_by is False:
+            self._chain_seen = not self._within_chains
+        return bool(passed_by)
+
+    def look_at_text(self, event: TextEvent, frame: FrameType) -> None:
+        """Tell, once, if the first text that a chain has rendered is for people, and this sink keeps or sends it."""
+        self._text_seen = True
+        wrong = None if self.shows_people else meant_for_people(event.raw, frame)
+        if wrong is not None:
+            self._fail_unraised(SinkError(wrong), None)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Put out what waits; return True when everything accepted so far is settled (delivered, dropped …).
@@ -443,8 +529,7 @@ class Sink(Forwarding):
                 # What a delivery logs while everything is being closed is no event that somebody expects anywhere.
                 msg = f"{self.name}: the event was logged while delivering another"
                 raise ReentrantEventError(msg)
-            msg = f"{self.name} is closed"
-            raise SinkClosedError(msg)
+            raise self._closed_error()
         if self._reporting and self in thread.reporting:
             msg = f"{self.name}: the event was logged by its own on_error"
             raise ReentrantEventError(msg)
@@ -483,8 +568,11 @@ class Sink(Forwarding):
     def _check_open(self) -> None:
         # Asked again under the lock: close() may have come between.
         if self._closed:
-            msg = f"{self.name} is closed"
-            raise SinkClosedError(msg)
+            raise self._closed_error()
+
+    def _closed_error(self) -> SinkClosedError:
+        where = self._where()
+        return SinkClosedError(f"{self.name} {where} is closed" if where else f"{self.name} is closed")
 
     def _emit_each(self, batch: Sequence[Encoded], emit: Callable[[Encoded], None]) -> BatchResult | None:
         rejected: dict[int, str] = {}
@@ -593,3 +681,30 @@ class Sink(Forwarding):
         self._fresh_state()
         self._reporting = 0
         self._changed()
+
+
+def _signature(cls: type) -> inspect.Signature:
+    return inspect.signature(vars(cls)["__init__"])
+
+
+def _takes_others(cls: type[Sink]) -> bool:
+    """Return True if a class that is not of this package takes whatever it is given, and may know more than it says."""
+    return any(
+        "__init__" in vars(each)
+        and each.__module__.partition(".")[0] != "outfall"
+        and any(given.kind is given.VAR_KEYWORD for given in _signature(each).parameters.values())
+        for each in cls.__mro__[: cls.__mro__.index(Sink)]
+    )
+
+
+def _elsewhere(cls: type[Sink], name: str) -> str:
+    """Return a hint if another sink of this package, of a like name, has the argument that *cls* has not."""
+    facade = sys.modules["outfall"]
+    for other in facade.__all__:
+        if other != cls.__name__ and other.endswith(cls.__name__):
+            found = getattr(facade, other)
+            plain = {known.replace("_", ""): known for known in found.parameters()}
+            same = plain.get(name.replace("_", "").lower())
+            if same is not None:
+                return f"; {other} has {same}="
+    return ""

@@ -599,6 +599,8 @@ class CaptureSink(Sink):
     Safe from any thread. A forked child begins with none. `close` keeps them.
     """
 
+    shows_people = True
+
     def __init__(
         self,
         *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import math
 import sys
 import time
@@ -105,6 +106,8 @@ def as_event(given: object, method_name: str | None = None) -> dict[str, Any]:
         return _event_of_logging_call(args, kwargs, method_name) if args else as_event(dict(kwargs), method_name)
     else:
         msg = f"an event is a dict, not {type(given).__name__}"
+        if isinstance(given, logging.LogRecord):
+            msg += ": a sink is no handler of logging, write addHandler(SinkHandler(sink))"
         raise TypeError(msg)
     return _levelled(event, level)
 

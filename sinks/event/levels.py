@@ -99,10 +99,14 @@ def parse_level(level: str | float, argument: str = "level") -> float:
     if isinstance(level, str):
         number = _number_of_name(level)
         if number is None:
+            import difflib
+
             known = ", ".join(_CANONICAL)
+            near = difflib.get_close_matches(level.strip().lower(), [*_CANONICAL, *_ALIASES], n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
             msg = (
                 f"{argument}={level!r} is not a known level; use a number, one of {known}, "
-                "or a name registered with logging.addLevelName"
+                f"or a name registered with logging.addLevelName{meant}"
             )
             raise ValueError(msg)
         return number

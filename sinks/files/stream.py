@@ -72,6 +72,8 @@ class StreamSink(ByteSink):
     Source: `logging.StreamHandler`.
     """
 
+    shows_people = True
+
     def __init__(
         self,
         stream: Any = None,
@@ -539,6 +541,8 @@ class NullSink(Sink):
 
     Source: `logging.NullHandler`.
     """
+
+    shows_people = True
 
     def emit(self, event: dict[str, Any]) -> None:
         """Do nothing with *event*."""

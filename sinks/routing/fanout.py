@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -24,13 +25,15 @@ from outfall.sinks.event.levels import NOTSET
 from outfall.sinks.routing.parts import Answer, Routed, key_for, offer, restored, routed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from outfall.sinks.core.ledger import SinkStats
 
 
 class _Router(Sink):
     """What `FanoutSink` and `FallbackSink` have in common."""
+
+    shows_people = True
 
     #: The key under which a batch item's data holds what the sinks want.
     _kind: ClassVar[str]
@@ -49,6 +52,8 @@ class _Router(Sink):
         for sink in sinks:
             if not isinstance(sink, Sink):
                 msg = f"sinks: {sink!r} is not a Sink"
+                if isinstance(sink, Iterable) and not isinstance(sink, (str, bytes)):
+                    msg += f"; give the sinks one by one: {type(self).__name__}(*sinks)"
                 raise TypeError(msg)
         if len({id(sink) for sink in sinks}) < len(sinks):
             msg = f"sinks={sinks!r}: the same sink comes twice"

@@ -122,7 +122,8 @@ DEFAULTS_THAT_DIFFER = {
 
 
 def _parameters(sink):
-    return {name: each for name, each in inspect.signature(sink.__init__).parameters.items() if name != "self"}
+    given = inspect.signature(sink.__init__).parameters.items()
+    return {name: each for name, each in given if name != "self" and each.kind is not each.VAR_KEYWORD}
 
 
 @pytest.mark.parametrize("sink", SINKS, ids=lambda sink: sink.__name__)

@@ -96,7 +96,7 @@ def test_denied_access_is_no_error_to_raise(windows, capfd):
     """With on_error="raise" it is reported: the source may well be there."""
     windows.registry_error = error(5, "RegCreateKey", "Access is denied.")
     NTEventLogSink("shop", on_error="raise", name="raised").close()
-    assert "raised had a failure" in capfd.readouterr().err
+    assert "raised 'shop' in Application had a failure" in capfd.readouterr().err
 
 
 def test_another_failure_to_register_is_raised(windows):
