@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import (
     SPAN_DIGITS,
@@ -23,7 +24,6 @@ from outfall.sinks.errors import OversizeDeliveryError
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.event.fit import shortened
-from outfall.sinks.http.bodies import BodyFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,7 +47,7 @@ _OWN = ("service", "hostname", "ddsource", "ddtags")
 _SPAN_IDS = 2**64
 
 
-class DatadogLogs(BodyFormat):
+class DatadogLogs(CollectorFormat):
     """Events as logs of Datadog's API, version 2: an array of objects.
 
     ==========================  =====================================================================================
@@ -121,6 +121,8 @@ class DatadogLogs(BodyFormat):
         message = event.pop(message_key(event), None)
         if message is not None:
             made["message"] = text_of(message)
+        elif "message" in event:  # which the intake wants to be text
+            del event["message"]
         made["timestamp"] = utc_text(take_time(item, event))
         made["status"] = take_level(item, event) or "notice"
         logger = event.pop("logger", None)
@@ -195,4 +197,5 @@ def datadog_sink(
     options.setdefault("name", "datadog")
     options.setdefault("compression", "gzip")
     options.setdefault("max_body_bytes", MAX_BODY_BYTES)
-    return shipped(with_path(where, "/api/v2/logs"), body, options, spool=spool, headers={"DD-API-KEY": key})
+    target = with_path(where, "/api/v2/logs", also=("/v1/input",), others=("/api/v2/series", "/api/v1/series"))
+    return shipped(datadog_sink, target, body, options, spool=spool, headers={"DD-API-KEY": key})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-import orjson
-
+from outfall.adapters.collectors.answers import CollectorFormat, not_the_collector, parsed
 from outfall.adapters.collectors.factory import shipped, with_path, with_query
 from outfall.adapters.collectors.fields import (
     SPAN_DIGITS,
@@ -21,10 +20,9 @@ from outfall.adapters.collectors.fields import (
     utc_text,
 )
 from outfall.sinks.core.item import Batch, BatchResult
-from outfall.sinks.errors import TemporaryDeliveryError
+from outfall.sinks.errors import PausedDeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
-from outfall.sinks.http.bodies import BodyFormat
 
 if TYPE_CHECKING:
     import os
@@ -35,12 +33,49 @@ if TYPE_CHECKING:
     from outfall.adapters.collectors.factory import TokenOptions
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.core.sink import Sink
+    from outfall.sinks.errors import DeliveryError
 
 _ECS_VERSION = "8.11.0"
-_CREATED, _CONFLICT, _TOO_MANY, _SERVER_ERROR = range(200, 300), 409, 429, 500
+_CREATED, _REFUSED, _CONFLICT, _TOO_MANY, _SERVER_ERROR = range(200, 300), 400, 409, 429, 500
+
+#: What a document is refused with for its own sake: it is malformed, or too large. All other statuses (403 of a full
+#: disk, 404 of a missing index, 429 …) speak of the cluster.
+_OF_A_DOCUMENT = frozenset({_REFUSED, 413})
+
+#: Types of errors that speak of the cluster whatever the status.
+_OF_THE_CLUSTER = frozenset(
+    {
+        "cluster_block_exception",
+        "index_closed_exception",
+        "index_not_found_exception",
+        "invalid_index_name_exception",
+        "process_cluster_event_timeout_exception",
+        "security_exception",
+        "unavailable_shards_exception",
+        "validation_exception",
+    }
+)
+
+#: Types that may speak of the document or of the index: its number of fields is used up, its pipeline is not there.
+_DOUBTFUL = frozenset({"illegal_argument_exception"})
+
+_HINTS: dict[int | str, str] = {
+    "cluster_block_exception": "its disk may be nearly full, or the index is set to read only",
+    "index_closed_exception": "the index is closed",
+    "index_not_found_exception": "the index is not there, and is not made by itself",
+    "invalid_index_name_exception": "the name of the index cannot be one",
+    "validation_exception": "the cluster may have as many shards as it is allowed",
+    401: "the credentials are missing or wrong",
+    403: "the credentials do not allow it",
+    404: "the index is not there, and is not made by itself",
+}
+
+#: What the names of indexes and data streams cannot have.
+_NOT_IN_A_NAME = frozenset('\\/*?"<>|,#: \t\n\r')
+_MAX_NAME_BYTES = 255
 
 
-class ElasticsearchBulk(BodyFormat):
+class ElasticsearchBulk(CollectorFormat):
     """Events as documents of Elasticsearch's and OpenSearch's bulk API: a line with the action, a line with the event.
 
     The action is ``create``, the one that data streams take. The index or data stream stands in the URL,
@@ -64,8 +99,9 @@ class ElasticsearchBulk(BodyFormat):
             is sent again, since the answer was lost, is in the index once. False lets the server choose, which costs it
             less.
 
-    Each document has an answer of its own: refused with 429 or 5xx it is tried again, refused otherwise it is rejected,
-    and an id that is there already (409) was delivered before.
+    Each document has an answer of its own. 400 and 413 speak of the document, which is rejected; a type of error that
+    speaks of the cluster, such as ``index_closed_exception``, and all other statuses (403 of a full disk, 404 of a
+    missing index, 429, 5xx …) do not, and it is tried again. An id that is there already (409) was delivered before.
 
     Source: https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bulk,
     https://docs.opensearch.org/latest/api-reference/document-apis/bulk/ and
@@ -111,34 +147,67 @@ class ElasticsearchBulk(BodyFormat):
         """Return which documents are to be tried again, and which were refused.
 
         Raises:
-            TemporaryDeliveryError: If the answer is none of the bulk API.
+            PausedDeliveryError: If all documents are refused for a reason that is none of theirs, or the answer is none
+                of the bulk API.
+            TemporaryDeliveryError: If all are to be tried again.
         """
-        failure = None
+        super().read(response_status, response_headers, response_body, batch)
+        answer = parsed(response_body)
         statuses: list[tuple[int, str]] = []
         try:
-            answer = orjson.loads(response_body)
             statuses = [_status(item) for item in answer["items"]] if answer["errors"] else []
+            known = len(statuses) >= len(batch) or not answer["errors"]
         except (ValueError, TypeError, KeyError, AttributeError):
-            # A proxy's page, for one. It is not known which documents are in the index.
-            failure = TemporaryDeliveryError(f"the answer, {response_status}, is none of the bulk API")
-        if failure is not None:
-            raise failure
+            known = False
+        if not known:
+            # It is not known which documents are in the index.
+            raise not_the_collector(response_status)
         retry: list[int] = []
         rejected: dict[int, str] = {}
+        # A reason that every document meets is none of theirs, if it may be either.
+        common = len(batch) > 1 and set(statuses) <= {(_REFUSED, kind) for kind in _DOUBTFUL}
         for index, (status, kind) in enumerate(statuses[: len(batch)]):
-            if status == _TOO_MANY or status >= _SERVER_ERROR:
+            if status in _CREATED or status == _CONFLICT:
+                continue
+            if common or status not in _OF_A_DOCUMENT or kind in _OF_THE_CLUSTER:
                 retry.append(index)
-            elif status not in _CREATED and status != _CONFLICT:
+            else:
                 # The reason that comes with it has values of the event in it.
                 rejected[index] = f"the server refused the document: {status} {kind}".rstrip()
+        if len(retry) == len(batch):
+            raise _of_all(*statuses[0])
         return BatchResult(retry=retry, rejected=rejected) if retry or rejected else None
+
+    def refusal(
+        self,
+        response_status: int,
+        response_headers: Mapping[str, str],
+        response_body: bytes,
+    ) -> DeliveryError | None:
+        """Return a pause for a request that is refused as a whole for a reason that is none of an event's."""
+        if response_status != _REFUSED:
+            return None
+        try:
+            kind = parsed(response_body)["error"]["type"]
+        except (TypeError, KeyError):
+            return None
+        return _of_all(response_status, kind) if kind in _OF_THE_CLUSTER or kind in _DOUBTFUL else None
 
 
 def _status(item: Mapping[str, Any]) -> tuple[int, str]:
     [result] = item.values()
     error = result.get("error")
     kind = error.get("type") if isinstance(error, dict) else None
-    return int(result["status"]), kind if isinstance(kind, str) else ""
+    return int(result["status"]), kind if isinstance(kind, str) and kind.isidentifier() else ""
+
+
+def _of_all(status: int, kind: str) -> TemporaryDeliveryError:
+    """Return the failure of a request of which no document was taken."""
+    told = f"the server takes no document at present: {status} {kind}".rstrip()
+    if (status == _TOO_MANY or status >= _SERVER_ERROR) and kind not in _OF_THE_CLUSTER:
+        return TemporaryDeliveryError(told)
+    hint = _HINTS.get(kind) or _HINTS.get(status, "look at the index, and what the credentials allow")
+    return PausedDeliveryError(f"{told}; {hint}")
 
 
 def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +267,7 @@ def elasticsearch_sink(
         scheme, options["token"] = "ApiKey", api_key
     options.setdefault("name", "elasticsearch")
     body = ElasticsearchBulk(ecs=ecs, document_ids=document_ids)
-    return shipped(_bulk_url(url, index), body, options, spool=spool, token_scheme=scheme)
+    return shipped(elasticsearch_sink, _bulk_url(url, index), body, options, spool=spool, token_scheme=scheme)
 
 
 def opensearch_sink(
@@ -228,13 +297,41 @@ def opensearch_sink(
     """
     options.setdefault("name", "opensearch")
     body = ElasticsearchBulk(ecs=ecs, document_ids=document_ids)
-    return shipped(_bulk_url(url, index), body, options, spool=spool)
+    return shipped(opensearch_sink, _bulk_url(url, index), body, options, spool=spool)
 
 
 def _bulk_url(url: str, index: str) -> str:
-    if not isinstance(index, str) or not index.strip():
-        msg = f"index={index!r} is not the name of an index"
-        raise ValueError(msg)
+    _check_index(index)
+    path = f"/{quote(index, safe='')}/_bulk"
+    try:
+        own = urlsplit(url).path.rstrip("/")
+    except (ValueError, AttributeError):
+        own = ""
+    if own.endswith("/_bulk") and not own.endswith(path):
+        before, _, other = own.removesuffix("/_bulk").rpartition("/")
+        if other and unquote(other) != index:
+            msg = f"url: it has the path of the bulk API for another index than index={index!r}; leave the path out"
+            raise ValueError(msg)
+        url = urlunsplit(urlsplit(url)._replace(path=before))
     # Without the reason of an error, which has values of the event in it.
-    wanted = "filter_path=errors,items.*.status,items.*.error.type"
-    return with_query(with_path(url, f"/{quote(index, safe='')}/_bulk"), wanted)
+    return with_query(with_path(url, path), "filter_path=errors,items.*.status,items.*.error.type")
+
+
+def _check_index(index: Any) -> None:
+    """Refuse the name of an index or a data stream that no cluster takes; it resolves ``<…{now/d}>`` by itself."""
+    wrong = None
+    if not isinstance(index, str) or not index.strip():
+        wrong = "it is empty" if isinstance(index, str) else "it is no text"
+    elif index.startswith("<") and index.endswith(">"):
+        pass
+    elif index != index.lower():
+        wrong = f"it has capital letters; {index.lower()!r} has none"
+    elif found := sorted(_NOT_IN_A_NAME.intersection(index)):
+        wrong = f"it has {found[0]!r} in it"
+    elif index[0] in "-_+" or index in {".", ".."} or index.startswith(".ds-"):
+        wrong = "it begins with '-', '_', '+' or '.ds-', or is '.' or '..'"
+    elif len(index.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+        wrong = f"it has more than {_MAX_NAME_BYTES} bytes"
+    if wrong is not None:
+        msg = f"index={index!r} is not the name of an index: {wrong}"
+        raise ValueError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
@@ -76,6 +77,7 @@ _OUTER = frozenset({"level", "processors", "on_error", "name"})
 
 
 def shipped(
+    factory: Callable[..., Sink],
     url: str,
     body: BodyFormat,
     options: Mapping[str, Any],
@@ -87,39 +89,89 @@ def shipped(
     """Return an `HTTPSink` for *url* in a `BackgroundSink`, or in a `SpoolSink` if *spool* names a directory.
 
     Args:
+        factory: The function that was called, for what is said about its arguments.
         url: Where to.
         body: The format.
         options: `SinkOptions`, divided between the two.
         spool: The directory, or None.
         headers: The collector's; those in *options* win.
         token_scheme: What stands before a token.
+
+    Raises:
+        TypeError: If none of the sinks has an option of a name in *options*.
     """
+    outer_class = BackgroundSink if spool is None else SpoolSink
+    _refuse_unknown(factory, outer_class, options)
     inner = {name: value for name, value in options.items() if name in _INNER}
     outer = {name: value for name, value in options.items() if name not in _INNER}
     inner["headers"] = {**(headers or {}), **(inner.get("headers") or {})}
     target = HTTPSink(url, body=body, token_scheme=token_scheme, name=options.get("name"), **inner)
-    if spool is None:
-        return BackgroundSink(target, **outer)
-    return SpoolSink(target, spool, **outer)
+    return BackgroundSink(target, **outer) if spool is None else SpoolSink(target, spool, **outer)
 
 
 _INNER = frozenset(HTTPSink.__init__.__kwdefaults__ or ()) - _OUTER
 
 
-def with_path(url: str, path: str, *, only_without: bool = False) -> str:
-    """Return *url* with *path* at the end of its own, unless it is there; what is no URL is left as it is.
+def _refuse_unknown(factory: Callable[..., Sink], outer: type[Sink], options: Mapping[str, Any]) -> None:
+    """Refuse an option that nobody has, and name the nearest that somebody has."""
+    own = {name for name, each in inspect.signature(factory).parameters.items() if each.kind is not each.VAR_KEYWORD}
+    known = own | (_INNER - {"method", "body", "token_scheme", "clock"}) | _options_of(outer)
+    for name in options:
+        if name in known or name in _INNER:
+            continue
+        msg = f"{factory.__name__}() has no argument {name!r}"
+        if name in _options_of(SpoolSink):
+            msg += ", unless spool= names a directory"
+        elif name in _options_of(BackgroundSink):
+            msg += " with spool=, where events wait on disk"
+        else:
+            import difflib
+
+            near = difflib.get_close_matches(name, sorted(known), 1)
+            msg += f"; do you mean {near[0]!r}?" if near else ""
+        raise TypeError(msg)
+
+
+def _options_of(sink: type[Sink]) -> set[str]:
+    return {name for name, each in inspect.signature(sink).parameters.items() if each.kind is each.KEYWORD_ONLY}
+
+
+def with_path(
+    url: str, path: str, *, also: tuple[str, ...] = (), others: tuple[str, ...] = (), only_without: bool = False
+) -> str:
+    """Return *url* with the path that the collector takes events at; what is no URL is left as it is.
+
+    It is added to the URL's own, unless that ends in it, or in one of *also*; a part of it that is there is completed.
+    A slash at the end goes.
 
     Args:
         url: The URL.
         path: With a slash before it.
-        only_without: True to leave a URL that has a path alone.
+        also: Other paths of the collector that take the same.
+        others: Paths of the collector that take something else.
+        only_without: True to leave a URL that has any other path alone.
+
+    Raises:
+        ValueError: If the URL's path is one of *others*.
     """
     try:
         parts = urlsplit(url)
     except (ValueError, AttributeError):
         return url  # HTTPSink says so, without repeating a secret in it
     own = parts.path.rstrip("/")
-    return url if own.endswith(path) or (only_without and own) else urlunsplit(parts._replace(path=own + path))
+    for other in others:
+        if own.endswith(other):
+            msg = f"url: its path, …{other}, is not the one that takes events, …{path}; leave it out"
+            raise ValueError(msg)
+    if not own.endswith((path, *also)):
+        if own and only_without:
+            return url
+        segments = path.split("/")
+        # One segment alone may be the prefix of somebody's gateway.
+        begun = ["/".join(segments[:count]) for count in range(len(segments) - 1, 2, -1)]
+        found = next((each for each in begun if own.endswith(each)), "")
+        own = own.removesuffix(found) + path
+    return urlunsplit(parts._replace(path=own))
 
 
 def with_query(url: str, query: str) -> str:

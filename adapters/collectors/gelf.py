@@ -6,6 +6,7 @@ import re
 import socket
 from typing import TYPE_CHECKING, Any
 
+from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import (
     beside,
@@ -17,7 +18,6 @@ from outfall.adapters.collectors.fields import (
 )
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import MESSAGE, TYPE, take_failure
-from outfall.sinks.http.bodies import BodyFormat
 
 if TYPE_CHECKING:
     import os
@@ -33,7 +33,7 @@ _UNFIT = re.compile(r"[^\w.\-]", re.ASCII)
 _LARGEST = 2**63
 
 
-class GELFMessage(BodyFormat):
+class GELFMessage(CollectorFormat):
     """An event as a message of the Graylog Extended Log Format, version 1.1; one event a request.
 
     ==========================  =====================================================================================
@@ -132,4 +132,6 @@ def gelf_sink(
         TypeError: The same.
     """
     options.setdefault("name", "graylog")
-    return shipped(with_path(url, "/gelf", only_without=True), GELFMessage(host, bulk=bulk), options, spool=spool)
+    return shipped(
+        gelf_sink, with_path(url, "/gelf", only_without=True), GELFMessage(host, bulk=bulk), options, spool=spool
+    )

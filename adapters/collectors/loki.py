@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import dump, found_at, nanoseconds, paths_of, text_of
 from outfall.sinks.errors import PausedDeliveryError
 from outfall.sinks.event.levels import level_name
-from outfall.sinks.http.bodies import BodyFormat
 
 if TYPE_CHECKING:
     import os
@@ -26,11 +26,14 @@ _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _UNFIT = re.compile(r"[^a-zA-Z0-9_]")
 #: Loki's own limit, as it is set where nobody changed it.
 _MAX_LABEL_BYTES = 2048
+#: Another path that takes the same, and such as take something else.
+_PATHS = ("/api/prom/push",)
+_OTHER_PATHS = tuple(f"/loki/api/v1/{each}" for each in ("query", "query_range", "labels", "series", "tail", "delete"))
 #: With this status Loki refuses everything for a while, though it looks like success.
 _BLOCKED = 260
 
 
-class LokiStreams(BodyFormat):
+class LokiStreams(CollectorFormat):
     """Events as lines of Loki's streams: each line is the event as JSON.
 
     A stream is what has the same labels. Loki keeps an index of streams, so labels are for what has few values, and
@@ -120,12 +123,12 @@ class LokiStreams(BodyFormat):
         """Find out whether Loki is told to take nothing at present.
 
         Raises:
-            PausedDeliveryError: If it is (``block_ingestion_until``).
+            PausedDeliveryError: If it is (``block_ingestion_until``), or the answer is a page of HTML.
         """
         if response_status == _BLOCKED:
             msg = f"Loki takes nothing at present (status {_BLOCKED}, block_ingestion_until)"
             raise PausedDeliveryError(msg)
-        return None
+        return super().read(response_status, response_headers, response_body, batch)
 
 
 def _line(item: Encoded) -> str:
@@ -185,4 +188,5 @@ def loki_sink(
     body = LokiStreams(labels, label_fields=label_fields, structured_metadata=structured_metadata)
     options.setdefault("name", "loki")
     headers = {} if tenant is None else {"X-Scope-OrgID": tenant}
-    return shipped(with_path(url, "/loki/api/v1/push"), body, options, spool=spool, headers=headers)
+    target = with_path(url, "/loki/api/v1/push", also=_PATHS, others=_OTHER_PATHS)
+    return shipped(loki_sink, target, body, options, spool=spool, headers=headers)

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import orjson
 
+from outfall.adapters.collectors.answers import CollectorFormat, parsed
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import (
     SPAN_DIGITS,
@@ -24,7 +25,6 @@ from outfall.adapters.collectors.fields import (
 from outfall.sinks.core.item import BatchResult
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
-from outfall.sinks.http.bodies import BodyFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from outfall.sinks.core.sink import Sink
 
 _DEFAULT_ENDPOINT, _PATH = "http://localhost:4318", "/v1/logs"
+_OTHER_PATHS = ("/v1/traces", "/v1/metrics", "/v1development/profiles")
 _CONNECT_SECONDS = 3.05
 
 _MAX_FLAGS = 2**32 - 1
@@ -60,7 +61,7 @@ _CALLSITE: dict[str, tuple[str, type]] = {
 }
 
 
-class OTLPLogs(BodyFormat):
+class OTLPLogs(CollectorFormat):
     """Events as log records of the OpenTelemetry protocol, OTLP/HTTP with JSON.
 
     ==========================  =====================================================================================
@@ -98,14 +99,7 @@ class OTLPLogs(BodyFormat):
 
     def __init__(self, resource: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        if resource is not None and not isinstance(resource, Mapping):
-            msg = f"resource={resource!r} is not a mapping of attributes"
-            raise TypeError(msg)
-        for name in resource or {}:
-            if not isinstance(name, str):
-                msg = f"resource={resource!r}: the name {name!r} is not text"
-                raise TypeError(msg)
-        self.resource: Mapping[str, Any] = dict(resource or {})
+        self.resource: Mapping[str, Any] = _checked_resource(resource)
         self._resource = orjson.Fragment(dump({"attributes": _key_values(self.resource)}))
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
@@ -138,9 +132,14 @@ class OTLPLogs(BodyFormat):
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Return how many records the collector refused, if it did."""
+        """Return how many records the collector refused, if it did.
+
+        Raises:
+            PausedDeliveryError: If the answer is a page of HTML.
+        """
+        super().read(response_status, response_headers, response_body, batch)
         try:
-            rejected = int(orjson.loads(response_body)["partialSuccess"]["rejectedLogRecords"])
+            rejected = int(parsed(response_body)["partialSuccess"]["rejectedLogRecords"])
         except (ValueError, TypeError, KeyError):
             return None
         if rejected <= 0:
@@ -149,6 +148,19 @@ class OTLPLogs(BodyFormat):
             # Then it is known which.
             return BatchResult(rejected=dict.fromkeys(range(len(batch)), "the collector refused the whole batch"))
         return BatchResult(rejected_unknown=rejected)
+
+
+def _checked_resource(resource: Any) -> dict[str, Any]:
+    if resource is None:
+        return {}
+    if not isinstance(resource, Mapping):
+        msg = f"resource={resource!r} is not a mapping of attributes, such as {{'service.name': 'shop'}}"
+        raise TypeError(msg)
+    for name in resource:
+        if not isinstance(name, str):
+            msg = f"resource={resource!r}: the name {name!r} is not text"
+            raise TypeError(msg)
+    return dict(resource)
 
 
 def _record(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
@@ -275,12 +287,13 @@ def otlp_sink(
     https://opentelemetry.io/docs/languages/sdk-configuration/otlp-exporter/ and
     https://opentelemetry.io/docs/specs/otel/resource/sdk/
     """
-    url = _endpoint_of_environment() if endpoint is None else with_path(endpoint, _PATH)
+    own = _checked_resource(resource)
+    url = _endpoint_of_environment() if endpoint is None else with_path(endpoint, _PATH, others=_OTHER_PATHS)
     given = _options_of_environment()
     headers = given.pop("headers", {})
     options.setdefault("name", "otlp")
     return shipped(
-        url, OTLPLogs(_resource_of_environment() | dict(resource or {})), given | options, spool=spool, headers=headers
+        otlp_sink, url, OTLPLogs(_resource_of_environment() | own), given | options, spool=spool, headers=headers
     )
 
 

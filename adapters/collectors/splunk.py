@@ -5,12 +5,11 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-import orjson
-
+from outfall.adapters.collectors.answers import CollectorFormat, not_the_collector, parsed
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import dump, found_at, nanoseconds, paths_of, text_of
-from outfall.sinks.errors import PausedDeliveryError
-from outfall.sinks.http.bodies import BodyFormat
+from outfall.sinks.errors import PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError
+from outfall.sinks.http.answers import title_of
 
 if TYPE_CHECKING:
     import os
@@ -19,15 +18,36 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from outfall.adapters.collectors.factory import SinkOptions
-    from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.sink import Sink
     from outfall.sinks.errors import DeliveryError
 
 _BAD_REQUEST = 400
 
-#: Answers with status 400 that have nothing to do with the events: the index, the channel or the way of the token is
-#: wrong, and every event would meet them.
-_SETTINGS = {
+#: Other paths that take the same, and such as take something else.
+_PATHS = ("/services/collector", "/services/collector/event/1.0")
+_OTHER_PATHS = tuple(
+    f"/services/collector/{each}"
+    for each in ("raw", "raw/1.0", "mint", "mint/1.0", "ack", "health", "health/1.0", "s2s", "validate")
+)
+
+_SUCCESS = 0
+
+#: The codes of answers that speak of an event.
+_OF_AN_EVENT = {
+    6: "invalid data format",
+    12: "the event field is required",
+    13: "the event field is blank",
+    15: "the indexed fields cannot be taken",
+}
+
+#: The codes that speak of the index, the channel or the token: every event would meet them.
+_OF_THE_SET_UP = {
+    1: "token disabled",
+    2: "token is required",
+    3: "invalid authorization",
+    4: "invalid token",
+    5: "no data",
     7: "incorrect index",
     10: "data channel is missing",
     11: "invalid data channel",
@@ -35,8 +55,11 @@ _SETTINGS = {
     16: "query string authorization is not enabled",
 }
 
+#: The codes of a state that passes.
+_OF_A_MOMENT = {8: "internal server error", 9: "server is busy", 23: "server is shutting down"}
 
-class SplunkEvents(BodyFormat):
+
+class SplunkEvents(CollectorFormat):
     """Events for Splunk's HTTP Event Collector (HEC): ``time``, ``event``, ``fields`` and where they come from.
 
     ``event`` is the event as JSON; ``time`` has its time in seconds, with microseconds.
@@ -54,9 +77,9 @@ class SplunkEvents(BodyFormat):
     Raises:
         TypeError: If *indexed_fields* is one text.
 
-    Answers that say that index, channel or token are set up wrong (codes 7, 10, 11, 14, 16) pause the delivery and keep
-    the events, though their status is 400. Other answers with 400 say that an event is wrong; the number of the first
-    is told, but not what became of those before it, so that these may come twice.
+    Success is code 0. Codes that say that an event is wrong (6, 12, 13, 15) refuse it, once it is found; the number of
+    the first is told, but not what became of those before it, so that these may come twice. All others, and 400 without
+    a code, pause the delivery and keep the events, whatever the status; so does 2xx without code 0.
 
     Source: https://help.splunk.com/splunk-enterprise/get-data-in/collect-http-event-data/format-events-for-http-event-collector
     and https://docs.splunk.com/Documentation/Splunk/9.1.1/Data/TroubleshootHTTPEventCollector
@@ -96,21 +119,50 @@ class SplunkEvents(BodyFormat):
         made = b'{"time":%d.%06d,"event":%b%b' % (seconds, rest, data, self._constants)
         return made + (b',"fields":%b}' % dump(fields) if fields else b"}")
 
+    def read(
+        self,
+        response_status: int,
+        response_headers: Mapping[str, str],
+        response_body: bytes,
+        batch: Sequence[Encoded],
+    ) -> BatchResult | None:
+        """Make sure that the answer has code 0.
+
+        Raises:
+            DeliveryError: If it has not: what its code says.
+        """
+        super().read(response_status, response_headers, response_body, batch)
+        code = _code(response_body)
+        if code != _SUCCESS:
+            raise not_the_collector(response_status) if code is None else _failure(code)
+        return None
+
     def refusal(
         self,
         response_status: int,
         response_headers: Mapping[str, str],
         response_body: bytes,
     ) -> DeliveryError | None:
-        """Return a pause for codes that blame the set-up; None for all others, whose status says enough."""
+        """Return what the code of an answer with 400 says; None for all others, whose status says enough."""
         if response_status != _BAD_REQUEST:
             return None
-        try:
-            code = orjson.loads(response_body)["code"]
-        except (ValueError, TypeError, KeyError):
-            return None
-        told = _SETTINGS.get(code) if isinstance(code, int) else None
-        return None if told is None else PausedDeliveryError(f"Splunk's event collector: {told} (code {code})")
+        code = _code(response_body)
+        return not_the_collector(_BAD_REQUEST, title_of(response_body)) if code is None else _failure(code)
+
+
+def _code(body: bytes) -> int | None:
+    answer = parsed(body)
+    code = answer.get("code") if isinstance(answer, dict) else None
+    return code if isinstance(code, int) else None
+
+
+def _failure(code: int) -> DeliveryError:
+    told = f"Splunk's event collector: {{}} (code {code})"
+    if code in _OF_AN_EVENT:
+        return PermanentDeliveryError(told.format(_OF_AN_EVENT[code]))
+    if code in _OF_A_MOMENT:
+        return TemporaryDeliveryError(told.format(_OF_A_MOMENT[code]))
+    return PausedDeliveryError(told.format(_OF_THE_SET_UP.get(code, "it takes nothing")))
 
 
 def splunk_sink(
@@ -154,5 +206,8 @@ def splunk_sink(
         channel=channel,
     )
     options.setdefault("name", "splunk")
-    target = with_path(url, "/services/collector/event")
-    return shipped(target, body, {**options, "token": token}, spool=spool, token_scheme="Splunk")
+    if token is None:  # pyright: ignore[reportUnnecessaryComparison]
+        msg = "token=None: the collector takes nothing without a token"
+        raise TypeError(msg)
+    target = with_path(url, "/services/collector/event", also=_PATHS, others=_OTHER_PATHS)
+    return shipped(splunk_sink, target, body, {**options, "token": token}, spool=spool, token_scheme="Splunk")

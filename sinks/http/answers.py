@@ -128,6 +128,12 @@ def is_page(headers: Mapping[str, str], body: bytes) -> bool:
     return bool(body.strip()) and ("html" in kind or _PAGE.match(body[:_MAX_LOOKED_AT]) is not None)
 
 
+def title_of(body: bytes) -> str:
+    """Return the title of a page of HTML, as it is in it; empty if it has none."""
+    title = _TITLE.search(body[:_MAX_LOOKED_AT].decode("utf-8", "replace"))
+    return html.unescape(title[1]) if title else ""
+
+
 def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
     """Return what ``Retry-After`` says (RFC 9110, 10.2.3) in seconds, from 0 to an hour; None if it says nothing.
 
@@ -197,15 +203,13 @@ def quote(body: bytes, headers: Mapping[str, str], secrets: Iterable[str], event
         secrets: Texts that must not be repeated.
         events: The events that were sent.
     """
-    text = body[:_MAX_LOOKED_AT].decode("utf-8", "replace")
     if is_page(headers, body):
-        title = _TITLE.search(text)
-        said = clean(html.unescape(title[1]), secrets, events) if title else ""
+        said = clean(title_of(body), secrets, events)
         return f"a page, “{said}”" if said else "a page of HTML"
     kind = (header(headers, "content-type") or "text/plain").lower()
     if not ("json" in kind or kind.startswith("text/")) or body.lstrip()[:1] == b"<":
         return ""
-    return clean(text, secrets, events)
+    return clean(body[:_MAX_LOOKED_AT].decode("utf-8", "replace"), secrets, events)
 
 
 def clean(text: str, secrets: Iterable[str], events: Iterable[object]) -> str:

@@ -21,7 +21,13 @@ from outfall.adapters.collectors.loki import LokiStreams
 from outfall.adapters.collectors.otlp import OTLPLogs
 from outfall.adapters.collectors.splunk import SplunkEvents
 from outfall.sinks.core.item import Batch, BatchResult, Encoded
-from outfall.sinks.errors import OversizeDeliveryError, PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks.errors import (
+    DeliveryError,
+    OversizeDeliveryError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    TemporaryDeliveryError,
+)
 from outfall.sinks.event.exceptions import failure_of
 from tests.adapters._collectors import (
     Refused,
@@ -554,8 +560,72 @@ def test_elasticsearch_success():
 )
 def test_elasticsearch_answers_that_are_none(body):
     """What does not say what became of the documents is no success; they are sent again."""
-    with pytest.raises(TemporaryDeliveryError, match="200"):
+    with pytest.raises(PausedDeliveryError, match="200"):
         ElasticsearchBulk().read(200, {}, body, encoded(EVENT))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (403, "cluster_block_exception"),
+        (429, "cluster_block_exception"),
+        (401, "security_exception"),
+        (403, "security_exception"),
+        (404, "index_not_found_exception"),
+        (400, "index_closed_exception"),
+        (400, "invalid_index_name_exception"),
+        (400, "validation_exception"),
+        (405, "method_not_allowed"),
+        (418, ""),
+    ],
+)
+def test_elasticsearch_statuses_that_speak_of_the_cluster(status, kind):
+    """They refuse no document: if all have one, the delivery pauses and says why; if some, those are tried again."""
+    items = encoded(EVENT, EVENT, EVENT)
+    with pytest.raises(PausedDeliveryError, match=f"{status} {kind}".strip()):
+        ElasticsearchBulk().read(200, {}, _bulk(status, status, status, kind=kind), items)
+    with pytest.raises(PausedDeliveryError):
+        ElasticsearchBulk().read(200, {}, _bulk(status, kind=kind), items[:1])
+    result = ElasticsearchBulk().read(200, {}, _bulk(201, status, status, kind=kind), items)
+    assert (result.retry, result.rejected) == ([1, 2], {})
+
+
+def test_elasticsearch_that_is_busy_passes():
+    """If all documents are to be tried again, the status is told."""
+    with pytest.raises(TemporaryDeliveryError, match="429 es_rejected_execution_exception") as caught:
+        ElasticsearchBulk().read(
+            200, {}, _bulk(429, 503, kind="es_rejected_execution_exception"), encoded(EVENT, EVENT)
+        )
+    assert type(caught.value) is TemporaryDeliveryError
+
+
+def test_elasticsearch_reason_that_every_document_meets():
+    """An illegal argument may be the document's or the index's: one that all have is the index's."""
+    items = encoded(EVENT, EVENT)
+    with pytest.raises(PausedDeliveryError, match="illegal_argument_exception"):
+        ElasticsearchBulk().read(200, {}, _bulk(400, 400, kind="illegal_argument_exception"), items)
+    result = ElasticsearchBulk().read(200, {}, _bulk(400, 201, kind="illegal_argument_exception"), items)
+    assert (result.retry, list(result.rejected)) == ([], [0])
+    result = ElasticsearchBulk().read(200, {}, _bulk(400, kind="illegal_argument_exception"), items[:1])
+    assert list(result.rejected) == [0]
+
+
+@pytest.mark.parametrize("kind", ["invalid_index_name_exception", "illegal_argument_exception", "security_exception"])
+def test_elasticsearch_requests_that_are_refused_as_a_whole(kind):
+    """They pause, though the status is 400; by other errors and statuses it is as for any server."""
+    body = json.dumps({"error": {"type": kind, "reason": "of the secret abc"}, "status": 400}).encode()
+    failure = ElasticsearchBulk().refusal(400, {}, body)
+    assert type(failure) is PausedDeliveryError
+    assert "abc" not in str(failure)
+    assert ElasticsearchBulk().refusal(503, {}, body) is None
+    for other in (b'{"error":{"type":"parse_exception"}}', b'{"error":"x"}', b"<html>", b"[]"):
+        assert ElasticsearchBulk().refusal(400, {}, other) is None
+
+
+def test_elasticsearch_answers_that_leave_documents_out():
+    """It is not known what became of them."""
+    with pytest.raises(PausedDeliveryError, match="something else"):
+        ElasticsearchBulk().read(200, {}, _bulk(201, 400), encoded(EVENT, EVENT, EVENT))
 
 
 def test_elasticsearch_errors_without_a_type():
@@ -604,22 +674,71 @@ def test_splunk_takes_no_empty_event():
     assert (event["event"], event["time"]) == ("{}", 1.000005)
 
 
-@pytest.mark.parametrize("code", [7, 10, 11, 14, 16])
-def test_splunk_set_up_wrong_is_no_fault_of_the_events(code):
-    """An index, a channel or a token that is wrong pauses, though the status is 400."""
-    failure = SplunkEvents().refusal(400, {}, b'{"text":"of the secret abc","code":%d}' % code)
-    assert isinstance(failure, PausedDeliveryError)
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 7, 10, 11, 14, 16, 99])
+@pytest.mark.parametrize("status", [200, 400])
+def test_splunk_set_up_wrong_is_no_fault_of_the_events(status, code):
+    """An index, a channel or a token that is wrong pauses, whatever the status."""
+    failure = _splunk(status, b'{"text":"of the secret abc","code":%d}' % code)
+    assert type(failure) is PausedDeliveryError
     assert f"code {code}" in str(failure)
     assert "abc" not in str(failure)
 
 
+@pytest.mark.parametrize("code", [6, 12, 13, 15])
+@pytest.mark.parametrize("status", [200, 400])
+def test_splunk_codes_that_speak_of_an_event(status, code):
+    """They refuse it."""
+    failure = _splunk(status, b'{"text":"of the secret abc","code":%d,"invalid-event-number":0}' % code)
+    assert type(failure) is PermanentDeliveryError
+    assert "abc" not in str(failure)
+
+
+@pytest.mark.parametrize("code", [8, 9, 23])
+@pytest.mark.parametrize("status", [200, 400])
+def test_splunk_that_is_busy(status, code):
+    """Passes."""
+    assert type(_splunk(status, b'{"text":"Server is busy","code":%d}' % code)) is TemporaryDeliveryError
+
+
+@pytest.mark.parametrize("body", [b'{"code":"7"}', b"<html>", b"[]", b"{}", b"", b"OK"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_splunk_answers_without_a_code(status, body):
+    """Are somebody else's."""
+    assert type(_splunk(status, body)) is PausedDeliveryError
+
+
+def _splunk(status, body):
+    """Return the failure that an answer is."""
+    if status == 400:
+        return SplunkEvents().refusal(400, {}, body)
+    with pytest.raises(DeliveryError) as caught:
+        SplunkEvents().read(status, {}, body, encoded(EVENT))
+    return caught.value
+
+
+def test_splunk_success():
+    """Is code 0; of other statuses than 2xx and 400 the status says enough."""
+    assert SplunkEvents().read(200, {}, b'{"text":"Success","code":0,"ackId":7}', encoded(EVENT)) is None
+    assert SplunkEvents().refusal(503, {}, b'{"code":9}') is None
+
+
+# -- Answers of somebody else
+
+
 @pytest.mark.parametrize(
-    ("status", "body"),
-    [(400, b'{"code":6}'), (400, b'{"code":"7"}'), (400, b"<html>"), (400, b"[]"), (400, b"{}"), (503, b'{"code":7}')],
+    "format_",
+    [OTLPLogs(), LokiStreams(), ElasticsearchBulk(), SplunkEvents(), DatadogLogs(), GELFMessage()],
+    ids=lambda format_: type(format_).__name__,
 )
-def test_splunk_answers_that_mean_what_their_status_says(status, body):
-    """All others."""
-    assert SplunkEvents().refusal(status, {}, body) is None
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_a_page_is_no_success(format_, status):
+    """A login page, say, is the set-up's fault, told with its title; no event is delivered by it."""
+    page = b"<!DOCTYPE html>\n<html><head><title>Sign in to the shop</title></head></html>"
+    for headers in ({"content-type": "text/html; charset=utf-8"}, {}):
+        with pytest.raises(PausedDeliveryError, match="not the collector's but a page, “Sign in to the shop”"):
+            format_.read(status, headers, page, encoded(EVENT))
+    with pytest.raises(PausedDeliveryError, match="not the collector's but"):
+        format_.read(status, {"Content-Type": "text/html"}, b"<p>hello", encoded(EVENT))
 
 
 # -- Datadog

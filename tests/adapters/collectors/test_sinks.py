@@ -87,7 +87,6 @@ def test_otlp_sink_delivers():
 def test_otlp_sink_adds_the_path(path):
     """Unless it is there."""
     with OTLPCollector() as collector:
-        collector.path = "/v1/logs/" if path.endswith("logs/") else "/v1/logs"
         assert ship(otlp_sink(collector.url + path), EVENT).delivered == 1
 
 
@@ -298,12 +297,56 @@ def test_opensearch_sink_delivers():
         assert ship(elasticsearch_sink(collector.url, "logs-shop-default", token="t"), EVENT).delivered == 1
 
 
+def test_elasticsearch_that_is_blocked_keeps_the_events():
+    """A full disk refuses every document with 403; they arrive once there is room, and the report says what it is."""
+    with ElasticsearchCollector() as collector, CaptureSink() as dead:
+        collector.statuses = [403] * 6
+        sink = opensearch_sink(collector.url, "logs-shop-default", **AT_ONCE, dead_letter=dead)
+        stats = ship(sink, EVENT, EVENT, EVENT)
+        assert (stats.delivered, stats.dead_lettered, stats.dropped) == (3, 0, {})
+        assert len(collector.received) == 3
+        assert "403 some_exception" in stats.last_error
+
+
 @pytest.mark.parametrize("factory", [elasticsearch_sink, opensearch_sink])
-@pytest.mark.parametrize("index", ["", " ", None])
-def test_an_index_has_a_name(factory, index):
-    """At construction."""
-    with pytest.raises(ValueError, match="index="):
+@pytest.mark.parametrize(
+    "index",
+    [
+        *(
+            "",
+            " ",
+            None,
+            5,
+            "Logs",
+            "logs-Shop",
+            "logs shop",
+            "a/b",
+            "a\\b",
+            "a*",
+            "a?",
+            'a"',
+            "a,b",
+            "a#b",
+            "a:b",
+            "a|b",
+        ),
+        *("-logs", "_logs", "+logs", ".", "..", ".ds-logs", "<logs", "logs>", "a" * 256, "ä" * 128, "logs\n"),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused(factory, index):
+    """At construction, with what is wrong with it."""
+    with pytest.raises(ValueError, match=r"index=.* is not the name of an index: "):
         factory("http://localhost", index)
+
+
+@pytest.mark.parametrize(
+    "index", ["logs-shop-default", "a", ".hidden", "logs+1", "ä" * 127, "<Logs-{now/d}>", "a.b_c-1"]
+)
+def test_an_index_that_can_be(index):
+    """Nothing else is refused."""
+    assert elasticsearch_sink("http://localhost", index)._target.url.endswith(
+        "/_bulk?filter_path=errors,items.*.status,items.*.error.type"
+    )
 
 
 def test_elasticsearch_has_one_credential():
@@ -515,6 +558,101 @@ def test_an_option_that_nobody_has_is_refused(name):
     """A misspelt one is not ignored."""
     with pytest.raises(TypeError, match="capcity"):
         FACTORIES[name]("http://127.0.0.1:9", capcity=7)
+
+
+@pytest.mark.parametrize(
+    ("factory", "given", "near"),
+    [
+        (lambda **given: elasticsearch_sink("http://h", "logs", **given), "apikey", "'api_key'"),
+        (lambda **given: loki_sink("http://h", **given), "label", "'labels'"),
+        (lambda **given: splunk_sink("http://h", "t", **given), "source_type", "'sourcetype'"),
+        (lambda **given: otlp_sink("http://h", **given), "resources", "'resource'"),
+        (lambda **given: datadog_sink("k", **given), "tag", "'tags'"),
+        (lambda **given: gelf_sink("http://h", **given), "batchsize", "'batch_size'"),
+        (lambda **given: gelf_sink("http://h", **given), "fsync", "unless spool= names a directory"),
+        (lambda **given: gelf_sink("http://h", spool="unused", **given), "capacity", "with spool="),
+    ],
+)
+def test_the_nearest_option_is_named(factory, given, near):
+    """For one that nobody has, and one that goes with another sink."""
+    with pytest.raises(TypeError, match=rf"_sink\(\) has no argument '{given}'.*{near}"):
+        factory(**{given: "x"})
+
+
+def test_misconfiguration_is_told_at_once(monkeypatch):
+    """By argument and value."""
+    with pytest.raises(TypeError, match="token=None"):
+        splunk_sink("http://localhost", None)
+    for resource in (["a"], "a", 5):
+        with pytest.raises(TypeError, match=r"resource=.* is not a mapping"):
+            otlp_sink("http://localhost", resource=resource)
+
+
+#: URLs by the collector, and the paths that requests go to.
+PATHS = {
+    ("splunk", ""): "/services/collector/event",
+    ("splunk", "/"): "/services/collector/event",
+    ("splunk", "/services/collector"): "/services/collector",
+    ("splunk", "/services/collector/"): "/services/collector",
+    ("splunk", "/services/collector/event/"): "/services/collector/event",
+    ("splunk", "/services/collector/event/1.0"): "/services/collector/event/1.0",
+    ("splunk", "/gateway/services/collector"): "/gateway/services/collector",
+    ("splunk", "/gateway"): "/gateway/services/collector/event",
+    ("loki", "/loki/api/v1/push/"): "/loki/api/v1/push",
+    ("loki", "/loki/api/v1"): "/loki/api/v1/push",
+    ("loki", "/api/prom/push"): "/api/prom/push",
+    ("loki", "/loki"): "/loki/loki/api/v1/push",
+    ("otlp", "/v1/logs/"): "/v1/logs",
+    ("otlp", "/otlp"): "/otlp/v1/logs",
+    ("datadog", "/api/v2/logs/"): "/api/v2/logs",
+    ("datadog", "/api/v2"): "/api/v2/logs",
+    ("datadog", "/v1/input"): "/v1/input",
+    ("elasticsearch", "/_bulk"): "/logs-shop-default/_bulk",
+    ("elasticsearch", "/logs-shop-default/_bulk"): "/logs-shop-default/_bulk",
+    ("opensearch", "/logs-shop-default/_bulk/"): "/logs-shop-default/_bulk",
+    ("graylog", "/gelf/"): "/gelf",
+    ("graylog", ""): "/gelf",
+    ("graylog", "/in"): "/in",
+}
+
+
+@pytest.mark.parametrize(("name", "path"), PATHS)
+def test_documented_paths_are_used_as_they_are(name, path):
+    """With a slash at the end, in a short form, of another version, begun, or left out; a query stays."""
+    with COLLECTORS[name]() as collector:
+        collector.path = PATHS[name, path]
+        ship(FACTORIES[name](f"{collector.url}{path}?a=b"), EVENT)
+        assert collector.requests[0].query["a"] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("splunk", "/services/collector/raw"),
+        ("splunk", "/services/collector/raw/1.0/"),
+        ("splunk", "/services/collector/health"),
+        ("loki", "/loki/api/v1/query_range"),
+        ("otlp", "/v1/traces"),
+        ("datadog", "/api/v2/series"),
+        ("elasticsearch", "/other/_bulk"),
+    ],
+)
+def test_paths_that_take_something_else_are_refused(name, path):
+    """At construction, not by the server at each request; no secret of the URL is told."""
+    with pytest.raises(ValueError, match="url: it") as caught:
+        FACTORIES[name](f"http://u:sesame@127.0.0.1:9{path}?key=sesame")
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_login_page_delivers_nothing(name):
+    """It comes with status 200; the events are kept, and arrive once it is gone."""
+    page = Answer(200, "<html><title>Sign in</title>", {"Content-Type": "text/html"})
+    with COLLECTORS[name]() as collector:
+        collector.answers += [page] * 3
+        stats = ship(FACTORIES[name](collector.url, **AT_ONCE), EVENT, EVENT)
+        assert (stats.delivered, len(collector.received), stats.dropped) == (2, 2, {})
+        assert "a page, “Sign in”" in stats.last_error
 
 
 @pytest.mark.parametrize("name", FACTORIES)
