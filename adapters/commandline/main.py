@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import os
 import signal
-import sys
+import threading
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import orjson
-
+from outfall.adapters import collectors
 from outfall.adapters.commandline import redelivery
-from outfall.adapters.commandline.terminal import complain, counted, moment, pretty, say, size
+from outfall.adapters.commandline.terminal import complain, counted, moment, pretty, say, say_json, silence, size
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.item import item_of
 from outfall.sinks.errors import SinkError
-from outfall.sinks.files.file import FileSink
+from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.http.bodies import NDJSON, BodyFormat, JSONArray, JSONObject
+from outfall.sinks.http.sink import HTTPSink
 from outfall.sinks.spool import status as spoolstatus
 from outfall.sinks.spool.lines import raw_of
 from outfall.sinks.spool.status import SpoolStatus, StoreStatus
@@ -28,14 +29,28 @@ if TYPE_CHECKING:
 
     from outfall.adapters.commandline.redelivery import Account
     from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.sink import Sink
 
 #: Exit codes. 2 is argparse's, for what it cannot parse.
 DONE, NOT_ALL_DELIVERED, UNUSABLE = 0, 1, 2
 
 _BODIES: dict[str, Callable[[], BodyFormat]] = {"ndjson": NDJSON, "array": JSONArray, "object": JSONObject}
 
+_COLLECTORS: dict[str, Callable[..., Any]] = {
+    "loki": collectors.loki_sink,
+    "otlp": collectors.otlp_sink,
+    "elasticsearch": collectors.elasticsearch_sink,
+    "opensearch": collectors.opensearch_sink,
+    "splunk": collectors.splunk_sink,
+    "datadog": collectors.datadog_sink,
+    "gelf": collectors.gelf_sink,
+}
+
+#: What a collector's secret is called, if not ``token``.
+_SECRETS = {"datadog": "api_key", "elasticsearch": "api_key"}
+
 _EXIT_CODES = (
-    "exit codes: 0 all is done; 1 something was left or refused; 2 the arguments cannot be used; 130 interrupted"
+    "exit codes: 0 all is done; 1 something was left or refused; 2 the arguments cannot be used; 130, 143 interrupted"
 )
 
 
@@ -47,18 +62,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with *arguments*, those of the process by default; return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
+        with _signals():
+            code: int = options.run(options)
     except _UsageError as error:
         complain(f"{error}")
         return UNUSABLE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         complain("interrupted; what was not delivered is where it was")
-        return 128 + signal.SIGINT
+        return 128 + redelivery.number_of(interrupt)
     except BrokenPipeError:
-        # Whoever read the output has seen enough; the interpreter must not complain at its own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough.
+        silence()
         return DONE
+    except OSError as error:
+        silence()
+        complain(f"{error.filename!r}: {error.strerror}" if error.filename else error.strerror or f"{error}")
+        return NOT_ALL_DELIVERED
     return code
+
+
+@contextlib.contextmanager
+def _signals() -> Generator[None]:
+    """Have signals that ask a process to end raise `redelivery.Interrupted`, so that it says how far it came."""
+
+    def end(number: int, _frame: object) -> NoReturn:
+        raise redelivery.Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 # -- the arguments
@@ -80,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         "status",
         help="how many events wait, of which process, and since when",
         description="Show what waits in the spool. Nothing is changed, and running processes are not disturbed.",
-        epilog="exit codes: 0 it was read; 1 a part of it cannot be read; 2 there is no such directory",
+        epilog="exit codes: 0 it was read; 1 a part of it cannot be read; 2 there is no spool in that directory",
     )
     _add_directory(status)
     status.add_argument("--json", action="store_true", help="write one JSON object instead of text")
@@ -101,7 +142,8 @@ def _parser() -> argparse.ArgumentParser:
         help="deliver what processes that run no more have left",
         description=(
             "Deliver the events of processes that run no more, in order, and remove them once they are delivered. "
-            "What running processes have is theirs to deliver, and left alone."
+            "What running processes have is theirs to deliver, and left alone. An event that the server refuses stops "
+            "it, unless it is said where such events go."
         ),
         epilog=_EXIT_CODES,
     )
@@ -121,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "files", nargs="+", metavar="FILE", help="a file with one JSON object in each line; - for stdin"
     )
+    replay.add_argument(
+        "--text", action="store_true", help="send a line that is no JSON object as an event's text; else it is left out"
+    )
     _add_delivery(replay)
     replay.set_defaults(run=_replay)
     return parser
@@ -131,18 +176,30 @@ def _add_directory(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_delivery(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", required=True, metavar="URL", help="where to send the events, http:// or https://")
+    parser.add_argument(
+        "--to", required=True, metavar="URL", help="where to send the events, http:// or https://, or as loki+https://"
+    )
     parser.add_argument(
         "--body",
-        choices=sorted(_BODIES),
-        default="ndjson",
-        help="what a request holds: lines of JSON (default), an array, or one object for each event",
+        choices=[*_BODIES, *_COLLECTORS],
+        metavar="FORMAT",
+        help=(
+            f"what a request holds: {', '.join(_BODIES)} (lines of JSON, the default; an array; one object for each),"
+            f" or what a collector takes, whose usual path is added to the URL: {', '.join(_COLLECTORS)}"
+        ),
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one of the collector's, such as labels.app=shop, index=logs, resource.service.name=shop; may be repeated",
     )
     parser.add_argument(
         "--header", action="append", default=[], metavar="'NAME: VALUE'", help="one more header; may be repeated"
     )
     parser.add_argument(
-        "--token-env", metavar="VARIABLE", help="the environment variable that holds a bearer token to send"
+        "--token-env", metavar="VARIABLE", help="the environment variable that holds the token or API key to send"
     )
     parser.add_argument("--batch-size", type=_count, default=500, metavar="N", help="events in a request (default 500)")
     parser.add_argument(
@@ -152,9 +209,11 @@ def _add_delivery(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="give up when nothing was delivered for so long (default 60)",
     )
-    parser.add_argument(
-        "--dead-letters", metavar="FILE", help="append events that the server refuses to FILE, instead of dropping them"
+    refused = parser.add_mutually_exclusive_group()
+    refused.add_argument(
+        "--dead-letters", metavar="FILE", help="append events that the server refuses to FILE, and go on"
     )
+    refused.add_argument("--discard-refused", action="store_true", help="drop events that the server refuses; go on")
     parser.add_argument("--allow-insecure", action="store_true", help="send credentials over plain http:// too")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
@@ -188,6 +247,8 @@ def _read_status(directory: str) -> SpoolStatus:
     try:
         return SpoolStatus.read(directory)
     except FileNotFoundError:
+        if os.path.isdir(directory):
+            _unusable(f"there is no spool in {directory!r}; give the directory that SpoolSink was made with")
         _unusable(f"there is no directory {directory!r}; give the one that SpoolSink was made with")
     except OSError as error:
         _unusable(f"{directory!r} cannot be read: {error.strerror}")
@@ -202,13 +263,13 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         stores = [{name: getattr(store, name) for name in StoreStatus.__slots__} for store in status.stores]
         fields = {
-            "directory": status.directory,
+            "directory": os.fsencode(status.directory).decode("utf-8", "replace"),
             "events": status.events,
             "bytes": status.bytes,
             "oldest": status.oldest,
             "stores": stores,
         }
-        say(orjson.dumps(fields).decode())
+        say_json(OrjsonRenderer().render(fields))
     else:
         _print_status(status)
     return NOT_ALL_DELIVERED if any(store.problem for store in status.stores) else DONE
@@ -254,7 +315,10 @@ def _show(options: argparse.Namespace) -> int:
             if left == 0:
                 return DONE
             left = None if left is None else left - 1
-            say(item.data.decode("utf-8", "backslashreplace").rstrip("\n") if options.json else pretty(item))
+            if options.json:
+                say_json(redelivery.as_event(item).data)
+            else:
+                say(pretty(item))
     for store in status.stores:
         if store.problem is not None:
             complain(f"{store.name} cannot be read: {store.problem}")
@@ -279,7 +343,8 @@ def _items_of(path: str) -> Iterator[Encoded | None]:
 # -- delivering
 
 
-def _target(options: argparse.Namespace) -> redelivery.EventTarget:
+def _target(options: argparse.Namespace) -> Sink:
+    """Return the sink that sends: what *options* say of it."""
     headers: dict[str, str] = {}
     for header in options.header:
         name, colon, value = header.partition(":")
@@ -291,47 +356,77 @@ def _target(options: argparse.Namespace) -> redelivery.EventTarget:
         token = os.environ.get(options.token_env)
         if not token:
             _unusable(f"--token-env {options.token_env}: there is no such environment variable, or it is empty")
+    kind, plus, url = options.to.partition("+")
+    if not plus or kind not in _COLLECTORS:
+        kind, url = options.body or "ndjson", options.to
+    elif options.body not in (None, kind):
+        _unusable(f"--body {options.body}: --to says {kind}")
+    given: dict[str, Any] = {"headers": headers or None, "allow_insecure": options.allow_insecure}
     try:
-        return redelivery.EventTarget(
-            options.to,
-            body=_BODIES[options.body](),
-            headers=headers or None,
-            token=token,
-            allow_insecure=options.allow_insecure,
-        )
+        if kind in _BODIES:
+            if options.option:
+                _unusable(f"--option {options.option[0]!r}: it is for a collector; say which one by --body")
+            return HTTPSink(url, body=_BODIES[kind](), token=token, **given)
+        if token is not None:
+            given[_SECRETS.get(kind, "token")] = token
+        given["endpoint" if kind == "otlp" else "url"] = url
+        made = _COLLECTORS[kind](**_collector_options(kind, options.option), **given)
     except (ValueError, TypeError) as error:
-        _unusable(f"--to: {error}")
+        _unusable(f"--to: {error}" if kind in _BODIES else f"--to, --body {kind}, --option: {error}")
+    target: Sink = made.target  # without the thread around it
+    return target
+
+
+def _collector_options(kind: str, given: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a collector's function from ``NAME=VALUE`` and ``NAME.KEY=VALUE``."""
+    parameters = inspect.signature(_COLLECTORS[kind]).parameters
+    usable = [name for name in parameters if name not in ("url", "endpoint", "spool", "options", "token", "api_key")]
+    made: dict[str, Any] = {}
+    for option in given:
+        name, equals, value = option.partition("=")
+        name, dot, key = name.partition(".")
+        if not equals or name not in usable:
+            _unusable(f"--option {option!r}: {kind} has NAME=VALUE of {', '.join(usable) or 'none'}")
+        wanted = str(parameters[name].annotation)
+        if dot:
+            made.setdefault(name, {})[key] = value
+        elif "bool" in wanted:
+            made[name] = value.lower() in ("true", "yes", "1")
+        else:
+            made[name] = value.split(",") if "Iterable" in wanted else value
+    for name in usable:
+        if name not in made and parameters[name].default is inspect.Parameter.empty:
+            _unusable(f"--body {kind} needs --option {name}=…")
+    return made
 
 
 @contextlib.contextmanager
-def _letters(options: argparse.Namespace) -> Generator[FileSink | None]:
+def _guard(options: argparse.Namespace) -> Generator[redelivery.Guard]:
+    """Give what sends, with what was said of refused events; the file for them is open before anything is sent."""
+    target = _target(options)
     if options.dead_letters is None:
-        yield None
+        yield redelivery.Guard(target, "discard" if options.discard_refused else "keep")
         return
-    try:
-        # Opened before anything is sent: what is refused must have a place to go to.
-        with open(options.dead_letters, "ab"):
-            pass
-    except OSError as error:
-        _unusable(f"--dead-letters {options.dead_letters!r} cannot be written: {error.strerror}")
-    with FileSink(options.dead_letters) as sink:
-        yield sink
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(options.dead_letters, "ab", buffering=0))
+        except OSError as error:
+            _unusable(f"--dead-letters {options.dead_letters!r} cannot be written: {error.strerror}")
+        yield redelivery.Guard(target, file)
 
 
 def _drain(options: argparse.Namespace) -> int:
     status = _read_status(options.directory)
-    target = _target(options)
-    with _letters(options) as letters:
+    with _guard(options) as target:
         account = redelivery.drain(
             target,
             options.directory,
             waiting=sum(store.events for store in status.stores if not store.alive),
             batch_size=options.batch_size,
             patience=options.patience,
-            letters=letters,
             quiet=options.quiet,
         )
-    code = _conclude(account)
+    code = _conclude(account, options)
     running = sum(store.events for store in status.stores if store.alive)
     if running:
         say(f"{counted(running, 'event')} of running processes left to them")
@@ -350,27 +445,39 @@ def _replay(options: argparse.Namespace) -> int:
                     pass
             except OSError as error:
                 _unusable(f"{name!r} cannot be read: {error.strerror}")
-    target = _target(options)
-    with _letters(options) as letters:
+    with _guard(options) as target:
         account = redelivery.replay(
             target,
             options.files,
             batch_size=options.batch_size,
             patience=options.patience,
-            letters=letters,
+            text=options.text,
             quiet=options.quiet,
         )
-    return _conclude(account)
+    return _conclude(account, options)
 
 
-def _conclude(account: Account) -> int:
+def _conclude(account: Account, options: argparse.Namespace) -> int:
+    """Say how far it came; return the exit code."""
     parts = [f"{counted(account.delivered, 'event')} delivered"]
     if account.refused:
-        parts.append(f"{account.refused:,} refused, and written to the dead letters")
+        where = "discarded" if options.discard_refused else "written to the dead letters"
+        parts.append(f"{account.refused:,} refused, and {where}")
+    if account.left_out:
+        parts.append(f"{counted(account.left_out, 'line')} left out")
     parts += [f"{events:,} lost ({reason})" for reason, events in sorted(account.dropped.items())]
     if account.left:
         parts.append(f"{account.left:,} left where they were")
-    say(", ".join(parts))
+    if account.place and (account.left or account.interrupted):
+        parts.append(f"stopped at {account.place}")
+    if account.interrupted:
+        complain(f"interrupted: {', '.join(parts)}")
+        return 128 + account.interrupted
+    try:
+        say(", ".join(parts))
+    except OSError:
+        silence()  # what it came to is the exit code all the same
     if account.left:
-        complain(f"given up, since nothing more was taken; {account.last_error or 'there was no answer'}")
-    return NOT_ALL_DELIVERED if account.refused or account.dropped or account.left else DONE
+        complain(f"stopped: {account.last_error or 'nothing more was taken, and there was no answer'}")
+    failed = account.refused or account.dropped or account.left or account.left_out
+    return NOT_ALL_DELIVERED if failed else DONE

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import orjson
 
-from outfall.adapters.commandline.terminal import complain, counted, progress
-from outfall.sinks.core.item import Batch, Encoded, item_of
-from outfall.sinks.core.reporting import describe
+from outfall.adapters.commandline.terminal import complain, counted, line_ranges, progress
+from outfall.sinks.core.item import Batch, BatchResult, Encoded, data_of, item_of
+from outfall.sinks.core.reporting import cleaned, describe
+from outfall.sinks.core.sink import Sink
 from outfall.sinks.delivery.delivery import Delivery, RetryPolicy
-from outfall.sinks.event.jsonable import cut
-from outfall.sinks.http.sink import HTTPSink
+from outfall.sinks.errors import DeliveryError, PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks.event.json import OrjsonRenderer, loads
 from outfall.sinks.spool.lines import raw_of
 from outfall.sinks.spool.sink import SpoolSink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import BinaryIO
 
     from outfall.sinks.core.ledger import Outcome
     from outfall.sinks.core.reporting import SinkFailure
-    from outfall.sinks.files.file import FileSink
 
 #: Who waits at a terminal does not want to wait for longer between two attempts.
 _RETRY = RetryPolicy(max_seconds=5.0, pause_max_seconds=5.0)
 
 #: How long what was sent may take, after nothing more is waited for.
 _CLOSE_SECONDS = 1.0
+
+#: So many events may be refused before one was taken; more, and the fault is hardly theirs.
+_MOST_AT_FIRST = 2
 
 
 @dataclass
@@ -41,74 +47,208 @@ class Account:
 
     Args:
         delivered: How many the server has taken.
-        refused: How many went to the dead letters.
-        dropped: How many were lost, by reason.
+        refused: How many it refused that were written to the dead letters, or discarded.
+        left_out: How many lines hold no event.
         left: How many are where they were.
-        last_error: What kept them there, or "".
+        place: Where in the files it stopped, in words, or "".
+        last_error: What kept events where they are, or "".
+        interrupted: The number of the signal that ended it, 0 if none did.
     """
 
     delivered: int = 0
     refused: int = 0
-    dropped: dict[str, int] = field(default_factory=dict[str, int])
+    left_out: int = 0
     left: int = 0
+    place: str = ""
     last_error: str = ""
-
-    def drop(self, reason: str, events: int = 1) -> None:
-        """Count *events* as lost."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + events
+    interrupted: int = 0
+    dropped: dict[str, int] = field(default_factory=dict[str, int])
 
 
-class EventTarget(HTTPSink):
-    """Sends what is in a spool as events, whatever the sink was for which it was stored."""
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the process to end.
+
+    Args:
+        number: Its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class Guard(Sink):
+    """Between the delivery and *target*: what is refused goes where the user said, or stays where it is.
+
+    Args:
+        target: The sink that sends. It is closed with this one.
+        refused: What becomes of refused events: ``"keep"`` (everything stops at the first), ``"discard"``, or a file
+            that they are appended to.
+
+    If the first events that were sent are all refused, everything stops whatever *refused* says: then it is the
+    address, the credentials or the format that is wrong.
+    """
+
+    delivers_through_loggers = True
+    locks_emit = False
+
+    def __init__(self, target: Sink, refused: Literal["keep", "discard"] | BinaryIO) -> None:
+        super().__init__(name=target.name)
+        self._to = target
+        self._refused = refused
+        #: How many events the target has taken, and refused.
+        self.taken: int = 0
+        self.refused: int = 0
+        #: Why everything stops, or "".
+        self.stopped: str = ""
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return the item as that of an event."""
+        """Return the item as that of an event, whatever the sink was for which it was stored."""
         return as_event(Encoded(data, level, time))
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Have the target send *batch*, and see to what it refuses.
+
+        Raises:
+            PausedDeliveryError: If everything stops.
+            Exception: What the target raises of a state that passes, or of more than one event.
+        """
+        if self.stopped:
+            raise PausedDeliveryError(self.stopped)
+        try:
+            result = self._to.emit_batch(batch) or BatchResult()
+        except PausedDeliveryError as error:
+            self._stop(f"{error}")
+        except (TemporaryDeliveryError, OSError):
+            raise
+        except Exception as error:
+            if len(batch) > 1:
+                raise  # it is halved until the one to blame is found
+            told = error if isinstance(error, DeliveryError) else cleaned(error, batch[0].event)
+            result = BatchResult(rejected={0: f"{told}"})
+        number = len(result.rejected) + result.rejected_unknown
+        taken = len(batch) - len(result.retry) - number
+        left = sorted(result.retry)
+        if number:
+            # Where it is not said which, all are taken for refused.
+            reasons = dict(result.rejected) or dict.fromkeys(range(len(batch)), "it was not said which")
+            stays = self._stay(number, next(iter(reasons.values())), taken)
+            if stays and (not taken or result.rejected_unknown):
+                raise PausedDeliveryError(self.stopped)
+            if stays:
+                left = sorted({*left, *reasons})
+            else:
+                self._set_aside([batch[index] for index in reasons])
+                self.refused += number
+        self.taken += taken
+        return BatchResult(left, retry_after=result.retry_after) if left else None
+
+    def _stay(self, number: int, reason: str, taken: int) -> bool:
+        """Return True, and stop everything, if so many refused events have to stay where they are."""
+        at_first = not self.taken and not taken and self.refused + number > _MOST_AT_FIRST
+        if not at_first and self._refused != "keep":
+            return False
+        self.stopped = f"{counted(number, 'event')} refused: {reason}"
+        if not at_first:
+            self.stopped += "; say where such events go: --dead-letters FILE or --discard-refused"
+        return True
+
+    def _set_aside(self, items: Sequence[Encoded]) -> None:
+        if self._refused in ("keep", "discard"):
+            return
+        file: Any = self._refused
+        try:
+            rest = b"".join(data + b"\n" for data in data_of(items))
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            self._stop(f"the dead letters cannot be written: {error.strerror}")
+
+    def _stop(self, why: str) -> NoReturn:
+        self.stopped = why
+        raise PausedDeliveryError(why) from None
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Close the target too."""
+        super().close(timeout)
+        return self._to.close(timeout)
 
 
 def as_event(item: Encoded) -> Encoded:
-    """Return *item* with data that is a JSON object: text becomes ``{"event": text}``.
+    """Return *item* with data that is a JSON object, as it stands if it is one: text becomes ``{"event": text}``.
 
     What was stored for a router is taken as the first of its sinks would have had it.
     """
-    try:
-        decoded: object = orjson.loads(item.data)
-    except ValueError:
-        decoded = None
-    if not isinstance(decoded, dict):
-        return Encoded(orjson.dumps(item.event), item.level, item.time)
-    if len(decoded) == 1:
-        for kind in ("fanout", "fallback"):
-            parts = decoded.get(kind)
-            for part in parts if isinstance(parts, list) else ():
-                if isinstance(part, dict) and isinstance(part.get("event"), dict):
-                    return Encoded(orjson.dumps(cut(part["event"])), item.level, item.time)
-                if isinstance(part, dict) and isinstance(part.get("text"), str):
-                    return as_event(Encoded(str.encode(part["text"]), item.level, item.time))
     text = item.data.strip()
-    # As a byte sink may have rendered it, with an end to its line and perhaps in several lines.
-    return Encoded(orjson.dumps(cut(decoded)) if b"\n" in text or b"\r" in text else text, item.level, item.time)
+    if not _is_object(text):
+        return Encoded(_json.render(item.event), item.level, item.time)
+    for kind in (b'{"fanout":', b'{"fallback":'):
+        if text.startswith(kind):
+            part = _first_part(text)
+            if part is not None:
+                return as_event(Encoded(part, item.level, item.time))
+    # A line break within JSON is white space: in a text it is escaped.
+    return Encoded(text.replace(b"\r", b" ").replace(b"\n", b" "), item.level, item.time)
 
 
-def drain(
-    target: EventTarget,
-    directory: str,
-    *,
-    waiting: int,
-    batch_size: int,
-    patience: float,
-    letters: FileSink | None,
-    quiet: bool,
-) -> Account:
-    """Deliver what dead processes have left in the spool, until all is done or nothing was taken for *patience*.
+_json = OrjsonRenderer()
+
+
+def _first_part(envelope: bytes) -> bytes | None:
+    """Return what a router's first sink has of an event, in the *envelope* a router stores; None if it is none."""
+    try:
+        decoded = loads(envelope)
+    except (ValueError, RecursionError):
+        return None
+    [parts, *others] = decoded.values()
+    for part in parts if isinstance(parts, list) and not others else ():
+        if isinstance(part, dict) and isinstance(part.get("event"), dict):
+            return _json.render(part["event"])
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            return str.encode(part["text"])
+    return None
+
+
+def _is_object(text: bytes) -> bool:
+    """Return True if *text* is a JSON object as some renderer writes one: with NaN, or deeper than can be read."""
+    if text[:1] != b"{" or text[-1:] != b"}":
+        return False
+    try:
+        orjson.loads(text)
+    except ValueError:
+        try:
+            json.loads(text)
+        except ValueError:
+            return False
+        except RecursionError:
+            pass
+    return True
+
+
+def _item_in(line: bytes, *, text: bool) -> Encoded | None:
+    """Return the event that a *line* of a file holds, to be sent as it stands; None if it holds none.
+
+    Args:
+        line: The line, or one of a spool's segments.
+        text: Whether a line that is no JSON object is an event's text.
+    """
+    raw = raw_of(line)
+    if raw is not None:
+        return as_event(item_of(raw))
+    if _is_object(line):
+        return item_of((line, None, None, False))
+    return as_event(item_of((line, None, None, False))) if text else None
+
+
+def drain(target: Guard, directory: str, *, waiting: int, batch_size: int, patience: float, quiet: bool) -> Account:
+    """Deliver what dead processes have left in the spool, until all is done or the target refuses.
 
     Args:
         target: Where to; it is closed.
         directory: The spool's.
         waiting: About how many events there are, for the progress.
         batch_size: Events in a request.
-        patience: In seconds.
-        letters: What gets the events that are refused, or None.
+        patience: For how many seconds it goes on without anything being taken.
         quiet: Whether no progress is shown.
     """
     account = Account()
@@ -118,12 +258,11 @@ def drain(
         if failure.events:
             complain(f"{counted(failure.events, 'event')} lost: {account.last_error}")
 
-    sink = SpoolSink(target, directory, batch_size=batch_size, retry=_RETRY, dead_letter=letters, on_error=told)
-    sink.start()
+    sink = SpoolSink(target, directory, batch_size=batch_size, retry=_RETRY, on_error=told)
     last, since = -1, time.monotonic()
     with progress(waiting, quiet=quiet) as show:
         try:
-            while not sink.flush(_FLUSH_SECONDS):
+            while not target.stopped and not sink.flush(_FLUSH_SECONDS):
                 stats = sink.stats()
                 done = stats.adopted - stats.spooled
                 show(done, max(waiting, stats.adopted))
@@ -131,39 +270,38 @@ def drain(
                     last, since = done, time.monotonic()
                 elif time.monotonic() - since > patience:
                     break
+        except KeyboardInterrupt as interrupt:
+            account.interrupted = number_of(interrupt)
         finally:
             sink.close(_CLOSE_SECONDS)
         stats = sink.stats()
         show(stats.adopted - stats.spooled, max(waiting, stats.adopted))
-    account.delivered, account.refused, account.left = stats.delivered, stats.dead_lettered, stats.spooled
+    account.delivered, account.refused, account.left = target.taken, target.refused, stats.spooled
     account.dropped = dict(stats.dropped)
+    account.last_error = target.stopped or account.last_error
     return account
 
 
 _FLUSH_SECONDS = 0.2
 
 
+def number_of(interrupt: KeyboardInterrupt) -> int:
+    """Return the number of the signal that *interrupt* came from."""
+    return interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+
+
 def replay(
-    target: EventTarget,
-    names: Sequence[str],
-    *,
-    batch_size: int,
-    patience: float,
-    letters: FileSink | None,
-    quiet: bool,
+    target: Guard, names: Sequence[str], *, batch_size: int, patience: float, text: bool, quiet: bool
 ) -> Account:
-    """Send the events in files of JSON lines, until all is done or nothing was taken for *patience* seconds.
+    """Send the events in files of JSON lines, until all is done or the target refuses.
 
     Args:
         target: Where to; it is closed.
         names: The files; ``"-"`` stands for stdin.
         batch_size: Events in a request.
-        patience: In seconds.
-        letters: What gets the events that are refused, or None.
+        patience: For how many seconds it goes on without anything being taken.
+        text: Whether a line that is no JSON object is an event's text; else it is left out, and named.
         quiet: Whether no progress is shown.
-
-    Raises:
-        OSError: If a file cannot be read.
     """
     account = Account()
     taken_at = [time.monotonic()]
@@ -171,10 +309,8 @@ def replay(
     def settle(outcome: Outcome) -> None:
         if outcome.events:
             taken_at[0] = time.monotonic()
-        account.delivered += outcome.delivered
-        account.refused += outcome.dead_lettered
         for reason, events in outcome.dropped.items():
-            account.drop(reason, events)
+            account.dropped[reason] = account.dropped.get(reason, 0) + events
 
     def tell(error: Exception, events: int) -> None:
         account.last_error = describe(error)
@@ -183,42 +319,67 @@ def replay(
 
     def pause(seconds: float) -> bool:
         left = taken_at[0] + patience - time.monotonic()
+        if target.stopped:
+            return False
         time.sleep(max(0.0, min(seconds, left)))
         return left > 0
 
-    delivery = Delivery(target, retry=_RETRY, dead_letter=letters, settle=settle, tell=tell, pause=pause)
+    delivery = Delivery(target, retry=_RETRY, settle=settle, tell=tell, pause=pause)
     total = sum(os.path.getsize(name) for name in names if name != "-")
     try:
         with progress(total, quiet=quiet, unit="bytes") as show:
-            for batch, read in _batches(names, batch_size, account):
+            for batch, place, read in _batches(names, batch_size, account, text=text):
+                account.place = account.place if account.left else place
                 account.left += len(batch) if account.left else sum(map(len, delivery.deliver(batch)))
                 show(read, max(total, read))
+        account.place = account.place if account.left else ""
+    except KeyboardInterrupt as interrupt:
+        account.interrupted = number_of(interrupt)
+    except OSError as error:
+        account.left = account.left or 1
+        account.last_error = f"{error.filename or 'a file'}: {error.strerror}"
     finally:
         target.close(_CLOSE_SECONDS)
+    account.delivered, account.refused = target.taken, target.refused
+    account.last_error = target.stopped or account.last_error
     return account
 
 
-def _batches(names: Sequence[str], batch_size: int, account: Account) -> Iterator[tuple[Batch, int]]:
-    """Give the events of the files in batches, and how many bytes have been read so far."""
+def _batches(
+    names: Sequence[str], batch_size: int, account: Account, *, text: bool
+) -> Iterator[tuple[Batch, str, int]]:
+    """Give the events of the files in batches, where each begins, and how many bytes have been read so far."""
     read = 0
     for name in names:
         items: list[Encoded] = []
-        begun = read
+        begun, first, number = read, 1, 0
+        left_out: list[int] = []
+        told = "stdin" if name == "-" else repr(name)
         with contextlib.ExitStack() as stack:
             # As it was given: a Path would make another text of it.
             file: Any = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+            stack.callback(_name_lines, told, left_out)
             for line in file:
+                number += 1
                 read += len(line)
-                raw = raw_of(line.strip())
-                if raw is not None:
-                    items.append(as_event(item_of(raw)))
-                elif line.strip():
-                    account.drop("no JSON object")
+                stripped = line.strip()
+                item = _item_in(stripped, text=text) if stripped else None
+                if item is not None:
+                    items.append(item)
+                elif stripped:
+                    left_out.append(number)
+                    account.left_out += 1
                 if len(items) == batch_size:
-                    yield Batch(items, _key(name, begun, items)), read
-                    items, begun = [], read
-        if items:
-            yield Batch(items, _key(name, begun, items)), read
+                    yield Batch(items, _key(name, begun, items)), f"line {first} of {told}", read
+                    items, begun, first = [], read, number + 1
+            if items:
+                yield Batch(items, _key(name, begun, items)), f"line {first} of {told}", read
+
+
+def _name_lines(name: str, numbers: list[int]) -> None:
+    if numbers:
+        told = "hold no JSON object and were left out" if len(numbers) > 1 else "holds no JSON object and was left out"
+        complain(f"{name}: {line_ranges(numbers)} {told}; --text sends such a line as an event's text")
 
 
 def _key(name: str, start: int, items: Sequence[Encoded]) -> str:

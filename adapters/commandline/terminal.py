@@ -1,9 +1,11 @@
-"""What the command line shows to people: numbers, moments, events, and how far it is."""
+"""What the command line writes: lines for people, JSON for programs, and how far it is."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
@@ -19,6 +21,56 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import Encoded
 
 
+def say(text: str) -> None:
+    """Write *text* to stdout as a line for people: what could command a terminal is escaped.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    _write(sys.stdout, text)
+
+
+def complain(text: str) -> None:
+    """Write *text* to stderr, as what the command line has to say of a failure; never raises."""
+    with contextlib.suppress(OSError, ValueError):
+        _write(sys.stderr, f"outfall: {text}")
+
+
+def say_json(data: bytes) -> None:
+    """Write *data*, JSON in UTF-8, to stdout as one line of UTF-8, whatever the terminal's encoding is.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    # JSON may hold these as they are; a terminal would obey them.
+    text = re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", data.decode("utf-8", "replace"))
+    stream: TextIO | None = sys.stdout
+    if stream is not None:
+        stream.flush()
+        stream.buffer.write(f"{text}\n".encode("utf-8", "replace"))
+        stream.flush()
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is not None:  # as it is where the descriptor was closed
+        encoding = stream.encoding or "utf-8"
+        stream.write(f"{escaped(text)}\n".encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+
+
+def silence() -> None:
+    """Let the interpreter's last flush of stdout go nowhere, after it has failed once."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def escaped(text: str) -> str:
+    """Return *text* with escapes in the place of what cannot be seen and what commands a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def pretty(item: Encoded) -> str:
     """Return an event as a line for people: time, level, message, and the other fields."""
     event = item.event
@@ -26,22 +78,22 @@ def pretty(item: Encoded) -> str:
     fields = {key: value for key, value in event.items() if key not in {"timestamp", "level", message}}
     told = " ".join(f"{key}={_short(value)}" for key, value in fields.items())
     level = level_name(item.level) if item.level < float("inf") else str(event.get("level"))
-    return f"{moment(item.time)} {level:<8} {_escaped(str(event.get(message, '')))}{'  ' if told else ''}{told}"
+    return f"{moment(item.time)} {level:<8} {event.get(message, '')}{'  ' if told else ''}{told}"
 
 
 def _short(value: object) -> str:
-    return _escaped(value) if isinstance(value, str) and value and " " not in value else orjson.dumps(value).decode()
-
-
-def _escaped(text: str) -> str:
-    # A terminal would obey what an event may hold.
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if isinstance(value, str) and value and " " not in value:
+        return value
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # an integer beyond 64 bits, for one
+        return str(value)
 
 
 @contextlib.contextmanager
 def progress(total: int, *, quiet: bool, unit: str = "events") -> Generator[Callable[[int, int], None]]:
     """Show how far it is on stderr: a bar, with rich on a terminal; else a line now and then. Give what tells it."""
-    if quiet:
+    if quiet or sys.stderr is None:
         yield lambda _done, _total: None
         return
     if sys.stderr.isatty():
@@ -55,34 +107,24 @@ def progress(total: int, *, quiet: bool, unit: str = "events") -> Generator[Call
                 task = bar.add_task("delivering", total=total)
                 yield lambda done, total: bar.update(task, completed=done, total=total)
             return
-    yield _Lines(sys.stderr, unit)
+    yield _Lines(unit)
 
 
 class _Lines:
     """Progress as lines of text, one every few seconds."""
 
-    def __init__(self, stream: TextIO, unit: str) -> None:
-        self._stream = stream
+    def __init__(self, unit: str) -> None:
         self._unit = unit
         self._due = time.monotonic() + _LINE_SECONDS
 
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _LINE_SECONDS
-            print(f"{done} of {total} {self._unit}", file=self._stream, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it: no reason to stop
+                _write(sys.stderr, f"{done} of {total} {self._unit}")
 
 
 _LINE_SECONDS = 5.0
-
-
-def complain(text: str) -> None:
-    """Write *text* to stderr, as what the command line has to say of a failure."""
-    print(f"outfall: {text}", file=sys.stderr, flush=True)  # noqa: T201 - it is a command line
-
-
-def say(text: str) -> None:
-    """Write *text* to stdout."""
-    print(text, flush=True)  # noqa: T201 - it is a command line
 
 
 def counted(number: int, noun: str) -> str:
@@ -105,3 +147,18 @@ def moment(seconds: float) -> str:
         return dt.datetime.fromtimestamp(seconds, tz=dt.timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
     except (OverflowError, ValueError, OSError, TypeError):
         return "an unknown time"
+
+
+def line_ranges(numbers: list[int], most: int = 20) -> str:
+    """Return ascending line *numbers* in words, such as ``"lines 2 to 4 and 9"``; *most* ranges at most."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    told = [f"{first}" if first == last else f"{first} to {last}" for first, last in ranges[:most]]
+    left = sum(last - first + 1 for first, last in ranges[most:])
+    told += [f"{left:,} more"] if left else []
+    text = ", ".join(told[:-1]) + (" and " if len(told) > 1 else "") + told[-1]
+    return f"line {text}" if len(numbers) == 1 else f"lines {text}"

@@ -34,6 +34,7 @@ from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import LINE
 from outfall.sinks.event.levels import NOTSET, NUMBERS
 from outfall.sinks.spool.lines import line_of
+from outfall.sinks.spool.store import mark
 from outfall.sinks.spool.stores import NO_ROOM, Depot
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ class SpoolSink(DeferredSink):
         #: orjson's options where one call of it makes an event a line; None: the whole pipeline.
         self._option: int | None = None
         _refuse_keepers(target)
+        if os.path.isfile(self.directory):
+            msg = f"directory={directory!r} is a file; a spool is a directory"
+            raise ValueError(msg)
         super().__init__(
             target,
             block_timeout=block_timeout,
@@ -172,7 +176,7 @@ class SpoolSink(DeferredSink):
             name=name,
         )
         try:
-            os.makedirs(self.directory, exist_ok=True)
+            mark(self.directory)
             self._unadopted = self._depot.find_dead()
         except OSError as error:
             self._fail(error, None, events=0)

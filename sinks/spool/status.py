@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,7 +14,7 @@ from outfall.sinks.errors import SinkError
 from outfall.sinks.spool import cursor as cursors
 from outfall.sinks.spool.lines import raw_of
 from outfall.sinks.spool.segments import Reader, Segment, count_lines, segments_in
-from outfall.sinks.spool.store import LEDGER_NAME, is_alive, owner_of, stores_in
+from outfall.sinks.spool.store import LEDGER_NAME, is_alive, is_spool, owner_of, stores_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,13 @@ class SpoolStatus:
         """Return the status of the spool in *directory*. Reads as much as there is on disk.
 
         Raises:
-            OSError: If there is no such directory, or it may not be read.
+            FileNotFoundError: If there is no such directory, or no spool in it.
+            OSError: If it may not be read.
         """
         path = os.fsdecode(directory)
         os.listdir(path)
+        if not is_spool(path):
+            raise FileNotFoundError(errno.ENOENT, "there is no spool in it", path)
         stores = [status for store in stores_in(path) if (status := _status_of(store)) is not None]
         return cls(path, tuple(stores))
 

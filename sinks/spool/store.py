@@ -28,6 +28,9 @@ _NAME = re.compile(r"(\d{19,20})-(\d{1,10})-([0-9a-f]{8})")
 #: What a store's owner writes down of its account, for who looks from outside.
 LEDGER_NAME = "status.json"
 
+#: An empty file that says what the directory is while no store is in it.
+MARK = ".outfall-spool"
+
 _NOT_OPEN = -1
 
 _CHUNK_BYTES = 512 * 1024
@@ -109,7 +112,7 @@ class Store:
         Raises:
             OSError: If that cannot be done.
         """
-        os.makedirs(directory, exist_ok=True)
+        mark(directory)
         while True:
             # By time first, so that names sort by age; the rest only has to be nobody else's.
             name = f"{time.time_ns():020}-{os.getpid()}-{os.urandom(4).hex()}"
@@ -483,6 +486,22 @@ class Store:
                     os.unlink(self._path(name))
             os.rmdir(self.path)
         self.release()
+
+
+def mark(directory: str) -> None:
+    """Make *directory* if it is missing, and mark it as a spool's.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    os.makedirs(directory, exist_ok=True)
+    with contextlib.suppress(OSError):  # there may be no room; who finds stores there knows it by them
+        os.close(os.open(os.path.join(directory, MARK), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+
+
+def is_spool(directory: str) -> bool:
+    """Return True if *directory* is a spool's, be it that nothing is in it now."""
+    return bool(stores_in(directory)) or os.path.exists(os.path.join(directory, MARK))
 
 
 def stores_in(directory: str) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ from outfall import CaptureSink, FanoutSink, FileSink, SpoolSink, TemporaryDeliv
 from outfall.adapters.commandline import main as commandline
 from outfall.adapters.commandline import redelivery, terminal
 from outfall.adapters.commandline.main import main
+from outfall.sinks.spool.store import stores_in
 from outfall.sinks.testing import FailingSink
 from tests.sinks._http import Answer, Server
 from tests.sinks._processes import ROOT, in_fork
@@ -81,7 +85,8 @@ def test_status_says_what_waits(capsys, spool):
 
 
 def test_status_of_an_empty_spool(capsys, tmp_path):
-    """Nothing waits."""
+    """Nothing waits, and it is a spool's directory all the same."""
+    SpoolSink(CaptureSink(), tmp_path).close()
     assert _run(capsys, "spool", "status", tmp_path) == (0, f"{tmp_path}: 0 events in 0 bytes wait\n", "")
 
 
@@ -112,7 +117,7 @@ def test_status_as_json(capsys, spool):
 
 def test_status_tells_what_it_cannot_read(capsys, spool):
     """A later version's files make it end with 1."""
-    [store] = spool.iterdir()
+    [store] = map(Path, stores_in(str(spool)))
     (store / "00000009.v2.ndjson").touch()
     code, out, _ = _run(capsys, "spool", "status", spool)
     assert code == 1
@@ -193,7 +198,7 @@ def test_drain_delivers_what_was_left(capsys, spool, server):
     code, out, err = _run(capsys, "spool", "drain", spool, "--to", server.url)
     assert (code, out, err) == (0, "3 events delivered\n", "")
     assert _numbers(server) == [0, 1, 2]
-    assert list(spool.iterdir()) == []
+    assert stores_in(str(spool)) == []
     assert server.requests[0].headers["content-type"] == "application/x-ndjson"
     assert _run(capsys, "spool", "drain", spool, "--to", server.url)[:2] == (0, "0 events delivered\n")
 
@@ -247,14 +252,14 @@ def test_drain_gives_up_when_nobody_answers(capsys, spool, server):
     server.default = 503
     code, out, err = _run(capsys, "spool", "drain", spool, "--to", server.url, "--patience", "0")
     assert (code, out) == (1, "0 events delivered, 3 left where they were\n")
-    assert err.startswith("outfall: given up, since nothing more was taken; TemporaryDeliveryError: ")
+    assert err.startswith("outfall: stopped: TemporaryDeliveryError: ")
     assert "503" in err
     server.default = 200
     assert _run(capsys, "spool", "drain", spool, "--to", server.url)[:2] == (0, "3 events delivered\n")
 
 
 def test_drain_sets_refused_events_aside(capsys, spool, server, tmp_path):
-    """With --dead-letters they are in that file; without it they are lost, and that is said."""
+    """With --dead-letters they are in that file, with --discard-refused nowhere; without they stay, and stop it."""
     server.default = lambda request: 400 if any(each["n"] == 1 for each in request.lines) else 200
     letters = tmp_path / "letters.jsonl"
     code, out, _ = _run(capsys, "spool", "drain", spool, "--to", server.url, "--dead-letters", letters)
@@ -262,13 +267,18 @@ def test_drain_sets_refused_events_aside(capsys, spool, server, tmp_path):
     assert [json.loads(line) for line in letters.read_text().splitlines()] == [event(1)]
     _left_behind(spool, event(1))
     code, out, err = _run(capsys, "spool", "drain", spool, "--to", server.url)
-    assert (code, out) == (1, "0 events delivered, 1 lost (rejected)\n")
-    assert err.startswith("outfall: 1 event lost: PermanentDeliveryError")
+    assert (code, out) == (1, "0 events delivered, 1 left where they were\n")
+    [line] = err.splitlines()
+    assert line.startswith("outfall: stopped: 1 event refused: 127.0.0.1:")
+    assert line.endswith("answered 400; say where such events go: --dead-letters FILE or --discard-refused")
+    code, out, err = _run(capsys, "spool", "drain", spool, "--to", server.url, "--discard-refused")
+    assert (code, out, err) == (1, "0 events delivered, 1 refused, and discarded\n", "")
+    assert stores_in(str(spool)) == []
 
 
 def test_drain_tells_of_stores_of_a_later_version(capsys, spool, server):
     """They are left alone, and it ends with 1."""
-    [store] = spool.iterdir()
+    [store] = map(Path, stores_in(str(spool)))
     (store / "00000009.v2.ndjson").touch()
     code, out, err = _run(capsys, "spool", "drain", spool, "--to", server.url)
     assert (code, out) == (1, "0 events delivered\n")
@@ -297,10 +307,135 @@ def test_arguments_that_cannot_be_used(capsys, spool, options, message):
     assert (code, out) == (2, "")
     assert message in err
     assert "secret" not in err
-    assert list(spool.iterdir())
+    assert stores_in(str(spool))
+
+
+REFUSALS = {
+    "page": Answer(400, "<html><title>No client certificate</title>", {"Content-Type": "text/html"}),
+    "json": Answer(400, {"message": "unexpected format"}),
+    **{str(status): Answer(status) for status in (401, 403, 404, 405, 411, 413, 415, 422, 431)},
+}
+
+
+@pytest.mark.parametrize("where", [[], ["--dead-letters", "letters.jsonl"], ["--discard-refused"]])
+@pytest.mark.parametrize("answer", REFUSALS.values(), ids=REFUSALS)
+def test_a_server_that_refuses_everything_costs_no_event(capsys, tmp_path, monkeypatch, server, answer, where):
+    """It stops after a few requests, says once what the server said, and all is where it was."""
+    monkeypatch.chdir(tmp_path)
+    _left_behind(tmp_path / "spool", *map(event, range(200)))
+    server.default = answer
+    code, out, err = _run(capsys, "spool", "drain", tmp_path / "spool", "--to", server.url, *where)
+    assert code == 1
+    assert ", 200 left where they were" in out or (where and "left where they were" in out)
+    [line] = err.splitlines()
+    assert str(answer.status) in line
+    assert len(server.requests) < 20
+    assert _run(capsys, "spool", "status", tmp_path / "spool")[1].startswith(f"{tmp_path}/spool: 200 events")
+    server.default = 200
+    assert _run(capsys, "spool", "drain", tmp_path / "spool", "--to", server.url)[0] == 0
+
+
+def test_dead_letters_that_cannot_be_written_stop_it(capsys, spool, server):
+    """A full disk is no reason to lose what was to be saved."""
+    server.default = lambda request: 400 if any(each["n"] == 1 for each in request.lines) else 200
+    code, out, err = _run(capsys, "spool", "drain", spool, "--to", server.url, "--dead-letters", "/dev/full")
+    assert (code, "refused" in out) == (1, False)
+    assert "the dead letters cannot be written: No space left on device" in err
+    assert json.dumps(event(1), separators=(",", ":")) in _run(capsys, "spool", "show", spool, "--json")[1]
+
+
+COLLECTORS = {
+    "loki": (["--option", "labels.app=shop"], "/loki/api/v1/push", 204, ""),
+    "otlp": (["--option", "resource.service.name=shop"], "/v1/logs", 200, {}),
+    "elasticsearch": (
+        ["--option", "index=logs"],
+        "/logs/_bulk?filter_path=errors,items.*.status,items.*.error.type",
+        200,
+        {"errors": False, "items": [{"create": {"status": 201}}] * 3},
+    ),
+    "splunk": (["--token-env", "TOKEN"], "/services/collector/event", 200, {"text": "Success", "code": 0}),
+    "datadog": (["--token-env", "TOKEN", "--option", "tags=env:a,team:b"], "/api/v2/logs", 202, {}),
+    "gelf": (["--option", "host=web-1"], "/gelf", 202, ""),
+}
+
+
+@pytest.mark.parametrize("kind", COLLECTORS)
+@pytest.mark.parametrize("command", ["drain", "replay"])
+def test_each_collector_gets_its_own_format(capsys, spool, tmp_path, server, monkeypatch, kind, command):
+    """At its usual path, with its own options and its own way to show a token."""
+    monkeypatch.setenv("TOKEN", "tok-123")
+    options, path, status, said = COLLECTORS[kind]
+    server.default = Answer(status, said, {"Content-Type": "application/json"})
+    file = tmp_path / "events.jsonl"
+    file.write_text("".join(json.dumps(event(n)) + "\n" for n in range(3)))
+    source = ["spool", "drain", spool] if command == "drain" else ["replay", file]
+    code, out, err = _run(capsys, *source, "--to", f"{kind}+{server.url}", *options)
+    assert (code, out, err) == (0, "3 events delivered\n", "")
+    assert {request.target for request in server.requests} == {path}
+    bodies = b"".join(request.body for request in server.requests)
+    assert all(f"event {n}".encode() in bodies for n in range(3))
+    shown = {"splunk": "Splunk tok-123", "datadog": None}.get(kind)
+    assert server.requests[0].headers.get("authorization") == shown
+    if kind == "datadog":
+        assert server.requests[0].headers["dd-api-key"] == "tok-123"
+    if kind == "loki":
+        assert b'"app":"shop"' in bodies
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "elasticsearch+http://127.0.0.1:9"], "--body elasticsearch needs --option index=…"),
+        (
+            ["--to", "loki+http://127.0.0.1:9", "--option", "lables.app=x"],
+            "loki has NAME=VALUE of labels, ",
+        ),
+        (["--to", "http://127.0.0.1:9/", "--option", "labels.app=x"], "it is for a collector; say which one by --body"),
+        (["--to", "loki+http://127.0.0.1:9", "--body", "gelf"], "--body gelf: --to says loki"),
+        (["--to", "splunk+http://127.0.0.1:9"], "token"),
+        (["--to", "http://127.0.0.1:9/", "--discard-refused", "--dead-letters", "x"], "not allowed with"),
+    ],
+)
+def test_options_of_a_collector_that_cannot_be_used(capsys, spool, options, message):
+    """They end with 2 and say what is missing."""
+    code, out, err = _run(capsys, "spool", "drain", spool, *options)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize("command", [["status"], ["show"], ["drain", "--to", "http://127.0.0.1:9/"]])
+def test_a_directory_without_a_spool(capsys, tmp_path, command):
+    """A typo in a path is no empty spool, be something in that directory or nothing."""
+    for _ in range(2):
+        code, out, err = _run(capsys, "spool", *command, tmp_path)
+        assert (code, out) == (2, "")
+        assert err == (f"outfall: there is no spool in '{tmp_path}'; give the directory that SpoolSink was made with\n")
+        (tmp_path / "letter.txt").touch()
 
 
 # -- replay
+
+
+LINES = {
+    "long": b'{"event":"e","value":1' + b"0" * 400 + b"}",
+    "beyond 64 bits": b'{"event":"e","value":[18446744073709551616,-18446744073709551616]}',
+    "not a number": b'{"event": "e", "value": NaN, "other": [Infinity, -Infinity]}',
+    "surrogates": b'{"event": "e", "value": "\\ud800"}',
+    "deep": b'{"event":"e","value":' + b"[" * 3000 + b"]" * 3000 + b"}",
+    "twice": b'{"event":"e","value":1,"value":2}',
+    "digits": b'{"event":"e","value":1.00000000000000000001e-400}',
+    "own key": b'{"event":"e","$outfall":2}',
+    "a router's name": b'{"fanout":[1]}',
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_replay_sends_what_a_renderer_wrote_as_it_stands(capsys, tmp_path, server, line):
+    """Byte for byte, though orjson may not read it."""
+    path = tmp_path / "1.jsonl"
+    path.write_bytes(line + b"\n" + json.dumps(event(1)).encode() + b"\n")
+    assert _run(capsys, "replay", path, "--to", server.url) == (0, "2 events delivered\n", "")
+    assert b"".join(request.body for request in server.requests).splitlines()[0] == line
 
 
 def test_replay_sends_what_is_in_files(capsys, tmp_path, server):
@@ -338,9 +473,19 @@ def test_replay_tells_of_lines_that_are_no_events(capsys, tmp_path, server):
     """They are counted, the others sent, and it ends with 1."""
     path = tmp_path / "1.jsonl"
     path.write_text(json.dumps(event(1)) + "\ngarbage\n[1]\n" + json.dumps(event(2)) + "\n")
-    code, out, _ = _run(capsys, "replay", path, "--to", server.url)
-    assert (code, out) == (1, "2 events delivered, 2 lost (no JSON object)\n")
+    code, out, err = _run(capsys, "replay", path, "--to", server.url)
+    assert (code, out) == (1, "2 events delivered, 2 lines left out\n")
+    assert err == (
+        f"outfall: '{path}': lines 2 to 3 hold no JSON object and were left out; "
+        "--text sends such a line as an event's text\n"
+    )
     assert _numbers(server) == [1, 2]
+    server.requests.clear()
+    assert _run(capsys, "replay", path, "--to", server.url, "--text") == (0, "4 events delivered\n", "")
+    assert [each for request in server.requests for each in request.lines][1:3] == [
+        {"event": "garbage"},
+        {"event": "[1]"},
+    ]
 
 
 def test_replay_tries_again_and_sets_aside(capsys, tmp_path, server):
@@ -353,8 +498,11 @@ def test_replay_tries_again_and_sets_aside(capsys, tmp_path, server):
     assert (code, out) == (1, "2 events delivered, 1 refused, and written to the dead letters\n")
     assert [json.loads(line)["n"] for line in letters.read_text().splitlines()] == [1]
     code, out, err = _run(capsys, "replay", letters, "--to", server.url)
-    assert (code, out) == (1, "0 events delivered, 1 lost (rejected)\n")
-    assert "1 event lost" in err
+    assert (code, out) == (
+        1,
+        f"0 events delivered, 1 left where they were, stopped at line 1 of '{letters}'\n",
+    )
+    assert "1 event refused" in err
 
 
 def test_replay_gives_up_when_nobody_answers(capsys, tmp_path, server):
@@ -363,8 +511,11 @@ def test_replay_gives_up_when_nobody_answers(capsys, tmp_path, server):
     path = tmp_path / "1.jsonl"
     path.write_text("".join(json.dumps(event(n)) + "\n" for n in range(5)))
     code, out, err = _run(capsys, "replay", path, "--to", server.url, "--patience", "0", "--batch-size", 2)
-    assert (code, out) == (1, "0 events delivered, 5 left where they were\n")
-    assert "given up" in err
+    assert (code, out) == (
+        1,
+        f"0 events delivered, 5 left where they were, stopped at line 1 of '{path}'\n",
+    )
+    assert "answered 503" in err
     assert len(server.requests) == 1
 
 
@@ -375,6 +526,129 @@ def test_replay_of_a_file_that_is_not_there(capsys, tmp_path, server):
     assert code == 2
     assert f"outfall: '{tmp_path}/nowhere' cannot be read: No such file or directory" in err
     assert server.requests == []
+
+
+# -- how it writes, and how it ends
+
+
+def _command(*arguments, **options):
+    """Run the command line as a process of its own."""
+    environment = {**os.environ, **options.pop("env", {})}
+    command = [sys.executable, "-m", "outfall", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, timeout=60, check=False, **options)
+
+
+@pytest.mark.parametrize("env", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}])
+def test_json_is_utf_8_whatever_the_terminal(tmp_path, env):
+    """For people what cannot be written is escaped; JSON is UTF-8."""
+    _left_behind(tmp_path / "spoöl", event(1, user="Zoë", sign="\x9b2J"))
+    done = _command("spool", "show", tmp_path / "spoöl", "--json", capture_output=True, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "Zoë".encode() in done.stdout
+    assert b"\\u009b2J" in done.stdout
+    assert json.loads(done.stdout) == event(1, user="Zoë", sign="\x9b2J")
+    done = _command("spool", "status", tmp_path / "spoöl", "--json", capture_output=True, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["directory"] == f"{tmp_path}/spoöl"
+    for action in ("show", "status"):
+        done = _command("spool", action, tmp_path / "spoöl", capture_output=True, env=env)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"spo" in done.stdout or b"Zo" in done.stdout
+
+
+def test_text_is_shown_as_json_too(capsys, tmp_path):
+    """What a renderer made is an event with that text, as it is sent."""
+    _left_behind(tmp_path / "s", "plain \x1b[2J text")
+    code, out, _ = _run(capsys, "spool", "show", tmp_path / "s", "--json")
+    assert (code, json.loads(out)) == (0, {"event": "plain \x1b[2J text"})
+
+
+def test_nothing_shown_to_people_commands_the_terminal(capsys, tmp_path):
+    """Neither a key, nor a level, a file's name or an error in an account."""
+    directory = tmp_path / "\x1b[2J"
+    sink = SpoolSink(CaptureSink(), directory, linger=0)
+    sink.handle(event(1))
+    assert sink.flush(60)
+    sink._ledger.last_error = "OSError: \x1b[2J"
+    sink.handle({**event(2, **{"\x1b]0;k": "\x07"}), "level": "\x1b[1m"})
+    assert sink.flush(60)
+    _left_behind(directory, {**event(2, **{"\x1b]0;k": "\x07"}), "level": "\x1b[1m"})
+    for action in ("status", "show"):
+        code, out, err = _run(capsys, "spool", action, directory)
+        assert code == 0
+        assert not set(out + err) & {"\x1b", "\x07"}
+    _, _, err = _run(capsys, "replay", tmp_path / "\x1b[2Jx", "--to", "http://127.0.0.1:9/")
+    assert "\x1b" not in err
+    sink.close()
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(spool, stream):
+    """A full disk behind stdout is told; one behind stderr changes nothing."""
+    with open("/dev/full", "wb") as full:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+        done = _command("spool", "status", spool, **streams)
+    if stream == "stdout":
+        assert (done.returncode, done.stderr) == (1, b"outfall: No space left on device\n")
+    else:
+        assert (done.returncode, b"3 events" in done.stdout) == (0, True)
+
+
+def test_a_reader_of_the_output_that_is_gone_stops_no_delivery(spool, server):
+    """What is delivered is delivered, and the exit code is that of the work."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = _command("spool", "drain", spool, "--to", server.url, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert _numbers(server) == [0, 1, 2]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_file_that_may_not_be_read_is_one_line(capsys, spool):
+    """As any other user finds it."""
+    [path] = spool.rglob("*.ndjson")
+    path.chmod(0)
+    code, _, err = _run(capsys, "spool", "show", spool)
+    assert (code, len(err.splitlines())) == (1, 1)
+
+
+def test_an_error_of_the_system_is_one_line(capsys, spool, server, monkeypatch):
+    """With the file it is about, wherever it comes from."""
+
+    def fail(*_args, **_kwargs):
+        raise OSError(errno.EIO, "Input/output error", "/dev/sdz")
+
+    monkeypatch.setattr(redelivery, "drain", fail)
+    code, out, err = _run(capsys, "spool", "drain", spool, "--to", server.url)
+    assert (code, out, err) == (1, "", "outfall: '/dev/sdz': Input/output error\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["drain", "replay"])
+def test_a_signal_ends_it_and_it_says_how_far_it_came(spool, tmp_path, command, number):
+    """The exit code is the shell's for that signal; what was delivered is told, and for files where to go on."""
+    hangs = threading.Event()
+
+    def answer(request):
+        if request.lines[0]["n"] == 2:
+            hangs.set()
+            return Answer(503)
+        return 200
+
+    path = tmp_path / "1.jsonl"
+    path.write_text("".join(json.dumps(event(n)) + "\n" for n in range(3)))
+    source = ["spool", "drain", spool] if command == "drain" else ["replay", path]
+    with Server() as made:
+        made.default = answer
+        arguments = [sys.executable, "-m", "outfall", *map(str, source), "--to", made.url, "--batch-size", "1"]
+        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert hangs.wait(60)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + number, "")
+    left = ", 1 left where they were" if command == "drain" else f", stopped at line 3 of '{path}'"
+    assert err == f"outfall: interrupted: 2 events delivered{left}\n"
 
 
 # -- the rest
@@ -406,7 +680,7 @@ def test_without_a_command_it_says_which_there_are(capsys):
 
 
 def test_an_interrupt_ends_it_in_order(capsys, spool, server, monkeypatch):
-    """With 130, as shells expect, and the events are kept."""
+    """With 130, as shells expect, and it says how far it came."""
 
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
@@ -414,7 +688,7 @@ def test_an_interrupt_ends_it_in_order(capsys, spool, server, monkeypatch):
     monkeypatch.setattr(redelivery.SpoolSink, "flush", interrupt)
     code, _, err = _run(capsys, "spool", "drain", spool, "--to", server.url)
     assert code == 130
-    assert "interrupted; what was not delivered is where it was" in err
+    assert err == "outfall: interrupted: 3 events delivered\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(spool):
@@ -494,3 +768,10 @@ def test_sizes_and_moments_are_for_people():
     assert terminal.moment(1e300) == "an unknown time"
     assert terminal.counted(1, "event") == "1 event"
     assert terminal.counted(12345, "event") == "12,345 events"
+
+
+def test_lines_are_named_in_ranges():
+    """So many at most."""
+    assert terminal.line_ranges([7]) == "line 7"
+    assert terminal.line_ranges([1, 2, 3, 9]) == "lines 1 to 3 and 9"
+    assert terminal.line_ranges([1, 3, 5, 6, 8], most=2) == "lines 1, 3 and 3 more"

@@ -259,7 +259,8 @@ GATEWAYS = {
     "page": Answer(400, "<html><title>400 No client certificate</title>", {"Content-Type": "text/html"}),
     "text": Answer(400, "Client sent an HTTP request to an HTTPS server.\n"),
     "json": Answer(400, {"message": "No required SSL certificate was sent"}),
-    "empty": Answer(422),
+    "empty": Answer(400),
+    "422": Answer(422, "<html><title>Not now</title>", {"Content-Type": "text/html"}),
     **{str(status): Answer(status) for status in (411, 421, 426, 431)},
 }
 

@@ -30,8 +30,11 @@ def _left_behind(directory, *numbers, **options):
     sink.close(0)
 
 
-def test_an_empty_directory_has_nothing(tmp_path):
-    """No stores, no events."""
+def test_a_spool_with_nothing_in_it(tmp_path):
+    """No stores, no events; a directory that no spool has used is an error."""
+    with pytest.raises(FileNotFoundError, match="there is no spool in it"):
+        SpoolStatus.read(tmp_path)
+    SpoolSink(CaptureSink(), tmp_path).close()
     status = SpoolStatus.read(tmp_path)
     assert (status.stores, status.events, status.bytes, status.oldest) == ((), 0, 0, None)
     assert status.directory == str(tmp_path)
