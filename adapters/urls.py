@@ -318,7 +318,7 @@ _CONVERTERS: tuple[tuple[str, Callable[[str, str, str], Any]], ...] = (
     (r"\bSink\b", lambda _name, text, _annotation: open_sink(text)),
     (r"tuple\[", _pair),
     (r"(Iterable|Collection|Sequence|list)\[str", lambda _name, text, _annotation: text.split(",")),
-    (r"\bstr\b|PathLike|Literal|\bLevel\b|NaiveTimestamps", lambda _name, text, _annotation: text),
+    (r"\bstr\b|PathLike|Literal|\b(Level|Mode|When|Method)\b|NaiveTimestamps", lambda _name, text, _annotation: text),
 )
 
 

@@ -106,7 +106,8 @@ _TYPES = {
     "NoReturn": "typing.NoReturn",
     "ExcInfo": "sys.exc_info",
     "Fields": "outfall.Projection",
-    "OnError": "outfall.sinks.core.sink.OnError",
+    "OnError": "outfall.OnError",
+    "Level": "outfall.Level",
     "ReadableBuffer": "collections.abc.Buffer",
 }
 

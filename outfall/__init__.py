@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.ledger import SinkStats
     from outfall.sinks.core.reporting import SinkFailure, report
-    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.core.sink import OnError, Sink
     from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.delivery.delivery import RetryPolicy
     from outfall.sinks.delivery.memory import BufferingSink, CaptureSink, MemorySink
@@ -50,17 +50,19 @@ if TYPE_CHECKING:
     )
     from outfall.sinks.event.fields import Constant, Projection
     from outfall.sinks.event.json import OrjsonRenderer
+    from outfall.sinks.event.jsonable import plain
+    from outfall.sinks.event.levels import Level
     from outfall.sinks.files.by_size import RotatingFileSink
     from outfall.sinks.files.by_time import TimedRotatingFileSink
     from outfall.sinks.files.file import FileSink
-    from outfall.sinks.files.rotating import BaseRotatingFileSink
+    from outfall.sinks.files.rotating import BaseRotatingFileSink, RotatedFile
     from outfall.sinks.files.stream import NullSink, StreamSink
     from outfall.sinks.files.watched import WatchedFileSink
     from outfall.sinks.http.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
     from outfall.sinks.http.sink import HTTPSink
     from outfall.sinks.mail.smtp import SMTPSink
     from outfall.sinks.network.datagram import DatagramSink
-    from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
+    from outfall.sinks.network.frames import Codec, FrameError, JSONFrames, PickleFrames, SignedFrames
     from outfall.sinks.network.listener import ListenerStats, SocketListener
     from outfall.sinks.network.socket import SocketSink
     from outfall.sinks.routing.fanout import FallbackSink, FanoutSink
@@ -72,12 +74,6 @@ else:
     # Importing everything takes longer than structlog does, and most programs use two or three sinks (PEP 562). Type
     # checkers read the imports above, since with this function in sight they would take any misspelt name.
     _MODULES = {
-        "open_sink": "adapters.urls",
-        "open_sinks": "adapters.setup",
-        "get_logger": "adapters.setup",
-        "configure": "adapters.setup",
-        "close_all": "adapters.setup",
-        "Setup": "adapters.setup",
         "BackgroundSink": "sinks.delivery.background",
         "BaseRotatingFileSink": "sinks.files.rotating",
         "BatchResult": "sinks.core.item",
@@ -85,6 +81,7 @@ else:
         "BufferingSink": "sinks.delivery.memory",
         "ByteSink": "sinks.core.bytesink",
         "CaptureSink": "sinks.delivery.memory",
+        "Codec": "sinks.network.frames",
         "Constant": "sinks.event.fields",
         "DatadogLogs": "adapters.collectors",
         "DatagramSink": "sinks.network.datagram",
@@ -95,12 +92,14 @@ else:
         "FanoutSink": "sinks.routing.fanout",
         "FileSink": "sinks.files.file",
         "FormURLEncoded": "sinks.http.bodies",
+        "FrameError": "sinks.network.frames",
         "GELFMessage": "adapters.collectors",
         "HTTPSink": "sinks.http.sink",
         "HandlerSink": "adapters.stdlib.handlersink",
         "JSONArray": "sinks.http.bodies",
         "JSONFrames": "sinks.network.frames",
         "JSONObject": "sinks.http.bodies",
+        "Level": "sinks.event.levels",
         "ListenerStats": "sinks.network.listener",
         "LokiStreams": "adapters.collectors",
         "MemorySink": "sinks.delivery.memory",
@@ -109,6 +108,7 @@ else:
         "NTEventLogSink": "sinks.system.eventlog",
         "NullSink": "sinks.files.stream",
         "OTLPLogs": "adapters.collectors",
+        "OnError": "sinks.core.sink",
         "OrjsonRenderer": "sinks.event.json",
         "OversizeDeliveryError": "sinks.errors",
         "PausedDeliveryError": "sinks.errors",
@@ -119,8 +119,10 @@ else:
         "QueueSink": "sinks.delivery.queue",
         "ReentrantEventError": "sinks.errors",
         "RetryPolicy": "sinks.delivery.delivery",
+        "RotatedFile": "sinks.files.rotating",
         "RotatingFileSink": "sinks.files.by_size",
         "SMTPSink": "sinks.mail.smtp",
+        "Setup": "adapters.setup",
         "SignedFrames": "sinks.network.frames",
         "Sink": "sinks.core.sink",
         "SinkClosedError": "sinks.errors",
@@ -143,12 +145,18 @@ else:
         "TimedRotatingFileSink": "sinks.files.by_time",
         "TokenOptions": "adapters.collectors",
         "WatchedFileSink": "sinks.files.watched",
+        "close_all": "adapters.setup",
+        "configure": "adapters.setup",
         "datadog_sink": "adapters.collectors",
         "elasticsearch_sink": "adapters.collectors",
         "gelf_sink": "adapters.collectors",
+        "get_logger": "adapters.setup",
         "loki_sink": "adapters.collectors",
+        "open_sink": "adapters.urls",
+        "open_sinks": "adapters.setup",
         "opensearch_sink": "adapters.collectors",
         "otlp_sink": "adapters.collectors",
+        "plain": "sinks.event.jsonable",
         "report": "sinks.core.reporting",
         "splunk_sink": "adapters.collectors",
         "tee": "adapters.structlog",
@@ -177,6 +185,7 @@ __all__ = [
     "BufferingSink",
     "ByteSink",
     "CaptureSink",
+    "Codec",
     "Constant",
     "DatadogLogs",
     "DatagramSink",
@@ -187,12 +196,14 @@ __all__ = [
     "FanoutSink",
     "FileSink",
     "FormURLEncoded",
+    "FrameError",
     "GELFMessage",
     "HTTPSink",
     "HandlerSink",
     "JSONArray",
     "JSONFrames",
     "JSONObject",
+    "Level",
     "ListenerStats",
     "LokiStreams",
     "MemorySink",
@@ -200,6 +211,7 @@ __all__ = [
     "NTEventLogSink",
     "NullSink",
     "OTLPLogs",
+    "OnError",
     "OrjsonRenderer",
     "OversizeDeliveryError",
     "PausedDeliveryError",
@@ -210,6 +222,7 @@ __all__ = [
     "QueueSink",
     "ReentrantEventError",
     "RetryPolicy",
+    "RotatedFile",
     "RotatingFileSink",
     "SMTPSink",
     "Setup",
@@ -246,6 +259,7 @@ __all__ = [
     "open_sinks",
     "opensearch_sink",
     "otlp_sink",
+    "plain",
     "report",
     "splunk_sink",
     "tee",

@@ -17,7 +17,7 @@ from structlog import DropEvent
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.delivery.memory import CaptureSink
 from outfall.sinks.errors import SinkClosedError
-from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.event.levels import NOTSET, Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,10 +34,11 @@ class FailingSink(CaptureSink):
     Args:
         error: What `emit` raises.
         times: How many events fail before the others are captured. Default None: all.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class FailingSink(CaptureSink):
         error: BaseException,
         times: int | None = None,
         *,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,
@@ -68,7 +69,7 @@ class StuckSink(CaptureSink):
     """Hang in `emit` until `release` is called, then capture: a target that does not answer.
 
     Args:
-        name: See `Sink`.
+        name: What to call the sink in reports and stats. Default: the name of its class.
     """
 
     def __init__(self, *, name: str | None = None) -> None:

@@ -47,7 +47,7 @@ def test_there_are_examples():
 
 
 def _documented() -> set[str]:
-    return set(re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", REFERENCE, re.MULTILINE))
+    return set(re.findall(r"^\.\. (?:auto(?:class|function|exception)|py:data):: (\w+)$", REFERENCE, re.MULTILINE))
 
 
 def test_the_reference_has_every_public_name():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from typing import Any
 
 import pytest
@@ -71,6 +72,9 @@ CALLABLE = [
     name
     for name, thing in PUBLIC.items()
     if callable(thing)
+    and typing.get_origin(thing) is None  # an alias
+    and not getattr(thing, "_is_protocol", False)
+    and name != "Setup"  # which `configure` makes
     and not hasattr(thing, "__total__")
     and not (inspect.isclass(thing) and issubclass(thing, BaseException))
 ]

@@ -249,8 +249,8 @@ def elasticsearch_sink(
             are sent as such.
         index: The data stream or index, such as ``"logs-shop-default"``.
         api_key: An API key as Elasticsearch gives it ("encoded"), or a callable that returns one. Default None.
-        ecs: See `ElasticsearchBulk`.
-        document_ids: See `ElasticsearchBulk`.
+        ecs: True (default) to name fields as the Elastic Common Schema does; False leaves them as they are.
+        document_ids: True (default) for an id that is the same at every retry; False lets the server choose.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
         options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
@@ -287,8 +287,8 @@ def opensearch_sink(
     Args:
         url: The cluster's.
         index: The data stream or index.
-        ecs: See `ElasticsearchBulk`.
-        document_ids: See `ElasticsearchBulk`.
+        ecs: True (default) to name fields as the Elastic Common Schema does; False leaves them as they are.
+        document_ids: True (default) for an id that is the same at every retry; False lets the server choose.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
         options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 

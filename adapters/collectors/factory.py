@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from outfall.sinks.core.sink import OnError, Sink
     from outfall.sinks.delivery.delivery import RetryPolicy
     from outfall.sinks.event.fields import Fields, Projection
+    from outfall.sinks.event.levels import Level
     from outfall.sinks.http.bodies import BodyFormat
 
 
@@ -44,7 +45,7 @@ class SinkOptions(TypedDict, total=False):
     max_body_bytes: int
     session: requests.Session | None
     allow_insecure: bool
-    level: str | float
+    level: Level
     processors: Iterable[Callable[[Any, str, Any], Any]]
     on_error: OnError
     name: str | None
@@ -57,7 +58,7 @@ class SinkOptions(TypedDict, total=False):
     capacity: int
     capacity_bytes: int
     overflow: Literal["block", "drop_newest", "drop_oldest"]
-    keep_level: str | float
+    keep_level: Level
     # SpoolSink
     max_bytes: int
     segment_bytes: int | None

@@ -122,8 +122,8 @@ def gelf_sink(
 
     Args:
         url: The input's, such as ``"http://graylog.example.org:12201"``; ``/gelf`` is added to one without a path.
-        host: See `GELFMessage`.
-        bulk: See `GELFMessage`.
+        host: What the messages say they come from. Default None: this machine's name.
+        bulk: True to send many messages in a request, if the input takes them. Default False.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
         options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 

@@ -37,11 +37,11 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
     For subclasses with ``shouldRollover(record)`` and ``doRollover()`` of their own.
 
     Args:
-        filename: See `FileHandler`.
-        mode: See `FileHandler`.
-        encoding: See `FileHandler`.
-        delay: See `FileHandler`.
-        errors: See `FileHandler`.
+        filename: Path of the file; a relative one is resolved now.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there.
+        encoding: How text is encoded. Default None: as the locale says.
+        delay: True to open the file when the first record comes. Default False.
+        errors: What to do with characters that *encoding* does not have. Default None: ``"strict"``.
 
     Attributes:
         namer: Makes the name of a rotated file from its default name; None for the default name. Also a method.
@@ -191,14 +191,15 @@ class RotatingFileHandler(BaseRotatingHandler, _RotatingFileHandler):
     """A drop-in twin of `logging.handlers.RotatingFileHandler`: roll over before the file grows beyond a size.
 
     Args:
-        filename: See `FileHandler`.
-        mode: See `FileHandler`. With *maxBytes* it is ``"a"``.
+        filename: Path of the file; a relative one is resolved now.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. With *maxBytes* it
+            is ``"a"``.
         maxBytes: Size in bytes that the file does not exceed, unless one record alone does. Default 0: it never rolls
             over.
         backupCount: How many rotated files to keep. Default 0: it never rolls over.
-        encoding: See `FileHandler`.
-        delay: See `FileHandler`.
-        errors: See `FileHandler`.
+        encoding: How text is encoded. Default None: as the locale says.
+        delay: True to open the file when the first record comes. Default False.
+        errors: What to do with characters that *encoding* does not have. Default None: ``"strict"``.
 
     Raises:
         OSError: If the file cannot be opened.

@@ -27,16 +27,16 @@ class TimedRotatingFileHandler(BaseRotatingHandler, _TimedRotatingFileHandler):
     """A drop-in twin of `logging.handlers.TimedRotatingFileHandler`: roll over as time passes.
 
     Args:
-        filename: See `FileHandler`.
+        filename: Path of the file; a relative one is resolved now.
         when: The unit, in any case: ``"S"``, ``"M"``, ``"H"`` (default), ``"D"``, ``"midnight"``, or ``"W0"`` (Monday)
             to ``"W6"``.
         interval: How many units; default 1.
         backupCount: How many rotated files to keep. Default 0: all.
-        encoding: See `FileHandler`.
-        delay: See `FileHandler`.
+        encoding: How text is encoded. Default None: as the locale says.
+        delay: True to open the file when the first record comes. Default False.
         utc: Whether times are in UTC instead of local time. Default False.
         atTime: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight.
-        errors: See `FileHandler`.
+        errors: What to do with characters that *encoding* does not have. Default None: ``"strict"``.
 
     Attributes:
         when: The unit, in upper case.

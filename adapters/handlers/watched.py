@@ -29,11 +29,11 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
     """A drop-in twin of `logging.handlers.WatchedFileHandler`, for a file that ``logrotate`` moves, say.
 
     Args:
-        filename: See `FileHandler`.
-        mode: See `FileHandler`.
-        encoding: See `FileHandler`.
-        delay: See `FileHandler`.
-        errors: See `FileHandler`.
+        filename: Path of the file; a relative one is resolved now.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there.
+        encoding: How text is encoded. Default None: as the locale says.
+        delay: True to open the file when the first record comes. Default False.
+        errors: What to do with characters that *encoding* does not have. Default None: ``"strict"``.
 
     Attributes:
         dev: Device of the open file, or -1.

@@ -12,7 +12,7 @@ from structlog.stdlib import ProcessorFormatter
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.event.event import NaiveTimestamps, checked_naive, without_metadata
-from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
+from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
 from outfall.sinks.event.record import bare_record_of, record_of
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ class HandlerSink(Sink):
     Args:
         handler: The handler. Its level and filters are applied. It is not owned: `close` flushes it and leaves it open.
         naive_timestamps: What a ``timestamp`` of text without a zone is: ``"utc"`` (default) or ``"local"``.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         TypeError: If *handler* is no `logging.Handler`.
@@ -54,7 +55,7 @@ class HandlerSink(Sink):
         handler: logging.Handler,
         *,
         naive_timestamps: NaiveTimestamps = "utc",
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

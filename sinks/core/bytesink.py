@@ -18,7 +18,7 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.event.event import TextEvent, without_metadata
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, level_name, level_of
+from outfall.sinks.event.levels import NOTSET, Level, level_name, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,10 +34,11 @@ class ByteSink(Sink):
         errors: What to do with characters that *encoding* does not have, as in `str.encode`. Default
             ``"backslashreplace"``, which loses nothing.
         terminator: What ends each rendered event. Default nothing.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *encoding* or *errors* is not known.
@@ -51,7 +52,7 @@ class ByteSink(Sink):
         encoding: str | None = None,
         errors: str | None = None,
         terminator: str = "",
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -37,7 +37,7 @@ from outfall.sinks.errors import (
 )
 from outfall.sinks.event.event import TextEvent, as_event, copy_event, timestamp_of
 from outfall.sinks.event.json import line_to_send
-from outfall.sinks.event.levels import NOTSET, level_name, level_of, parse_level
+from outfall.sinks.event.levels import NOTSET, Level, level_name, level_of, parse_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -147,7 +147,7 @@ class Sink(_Guarded, Forwarding):
     def __init__(
         self,
         *,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,
@@ -393,7 +393,7 @@ class Sink(_Guarded, Forwarding):
         return self._level
 
     @level.setter
-    def level(self, level: str | float) -> None:
+    def level(self, level: Level) -> None:
         self._level = parse_level(level)
         self._changed()
 

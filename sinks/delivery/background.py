@@ -21,7 +21,7 @@ from outfall.sinks.core.sink import Sink
 from outfall.sinks.delivery.worker import NEVER, ON_FULL, FullError, Worker
 from outfall.sinks.errors import DeliveryError, ReentrantEventError, SinkClosedError, TemporaryDeliveryError
 from outfall.sinks.event.json import plain_line
-from outfall.sinks.event.levels import NOTSET, NUMBERS, parse_level
+from outfall.sinks.event.levels import NOTSET, NUMBERS, Level, parse_level
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -227,11 +227,12 @@ class BackgroundSink(Sink):
         retry: When a batch is tried again. Default ``RetryPolicy()``: for as long as it takes.
         dead_letter: A sink that gets the events that the target refuses for good. Not owned. Default None: they are
             counted as ``dropped["rejected"]``.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`. With ``"raise"``, what the caller's thread can know is raised (full, closed); what the
-            delivering thread meets is reported.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr. With ``"raise"``, what the caller's thread can know is raised (full, closed); what the delivering
+            thread meets is reported.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *capacity*, *capacity_bytes*, *overflow*, *block_timeout*, *batch_size*, *linger* or
@@ -262,10 +263,10 @@ class BackgroundSink(Sink):
         block_timeout: float | dt.timedelta = 1.0,
         batch_size: int = 2_000,
         linger: float | dt.timedelta = 0.2,
-        keep_level: str | float = "error",
+        keep_level: Level = "error",
         retry: RetryPolicy | None = None,
         dead_letter: Sink | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from outfall.sinks.core.ledger import Outcome, SinkStats
+    from outfall.sinks.event.levels import Level
 
 #: What to do with an event that there is no room for.
 ON_FULL = ("block", "drop_newest", "drop_oldest")
@@ -64,7 +65,7 @@ class DeferredSink(Sink):
         linger: float | dt.timedelta,
         retry: RetryPolicy | None,
         dead_letter: Sink | None,
-        level: str | float,
+        level: Level,
         processors: Iterable[Callable[[Any, str, Any], Any]],
         on_error: OnError,
         name: str | None,

@@ -92,8 +92,8 @@ class Lane:
         batch_size: How many the sink is given at a time.
         linger_seconds: How long the first of a batch waits for more.
         respect_level: Whether the sink's level applies.
-        retry: See `Delivery`.
-        dead_letter: See `Delivery`.
+        retry: How often a failed batch is tried again. Default ``RetryPolicy()``.
+        dead_letter: A sink for events that the target refuses for good. Default None: they are dropped.
         tell: Called with the sink, an exception and the number of events lost to it.
         let_go: Called with the tickets of events that are settled.
     """

@@ -23,7 +23,7 @@ from outfall.sinks.errors import (
     reason_of,
 )
 from outfall.sinks.event.event import copy_event, snapshot, without_metadata
-from outfall.sinks.event.levels import NOTSET, level_of, parse_level
+from outfall.sinks.event.levels import NOTSET, Level, level_of, parse_level
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -67,10 +67,11 @@ class BufferingSink(Sink):
 
     Args:
         capacity: How many events the buffer holds when `should_flush` says that it is time.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *capacity* is not a whole number from 0 up. With 0 each event is flushed.
@@ -94,7 +95,7 @@ class BufferingSink(Sink):
         self,
         capacity: int,
         *,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,
@@ -279,10 +280,11 @@ class MemorySink(BufferingSink):
         block_timeout: Seconds, or a timedelta, that an event waits for room while another thread hands on. When they
             have passed, the oldest event is dropped, and so at once with those that follow until there is room: a
             target that hangs holds up nobody more than once. Default 1.0.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *capacity* is not a whole number from 0 up, *flush_level* is no level, or *block_timeout* is no
@@ -309,13 +311,13 @@ class MemorySink(BufferingSink):
     def __init__(
         self,
         capacity: int,
-        flush_level: str | float = "error",
+        flush_level: Level = "error",
         target: Sink | None = None,
         flush_on_close: bool = True,
         *,
         ring: bool = False,
         block_timeout: float | dt.timedelta = 1.0,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,
@@ -345,7 +347,7 @@ class MemorySink(BufferingSink):
         return self._flush_level
 
     @flush_level.setter
-    def flush_level(self, level: str | float) -> None:
+    def flush_level(self, level: Level) -> None:
         self._flush_level = parse_level(level, "flush_level")
 
     @property
@@ -591,10 +593,11 @@ class CaptureSink(Sink):
     Each is a snapshot: what the caller later changes in a nested dict or list is not seen. Metadata keys are left out.
 
     Args:
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Safe from any thread. A forked child begins with none. `close` keeps them.
     """
@@ -604,7 +607,7 @@ class CaptureSink(Sink):
     def __init__(
         self,
         *,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

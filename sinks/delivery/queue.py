@@ -25,7 +25,7 @@ from outfall.sinks.errors import PermanentDeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import LevelledEvent
 from outfall.sinks.event.json import OPTIONS, line_to_send
-from outfall.sinks.event.levels import NOTSET, NUMBERS, level_name
+from outfall.sinks.event.levels import NOTSET, NUMBERS, Level, level_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,10 +61,11 @@ class QueueSink(Sink):
             time; `queue.Queue`; one of `multiprocessing`, or of a manager; or anything that has ``put_nowait``.
         listener: The listener of the same queue, if it is in this process: `flush` and `close` then wait until it has
             handed on what was enqueued. It is not owned, so it is neither started nor stopped. Default None. Settable.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         TypeError: If *queue* has no ``put_nowait``, unless `enqueue` is overridden.
@@ -92,7 +93,7 @@ class QueueSink(Sink):
         queue: Any,
         *,
         listener: QueueListener | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -83,8 +83,8 @@ class Worker:
         ledger: The sink's.
         batch_size: How many events wake the thread at once.
         linger: Seconds that the first event of a batch waits for more.
-        retry: See `Delivery`.
-        dead_letter: See `Delivery`.
+        retry: How often a failed batch is tried again. Default ``RetryPolicy()``.
+        dead_letter: A sink for events that the target refuses for good. Default None: they are dropped.
 
     `lock` is an RLock. Who waits holds nothing, so an interrupt may come at any moment of it.
     """

@@ -78,7 +78,7 @@ class OrjsonRenderer:
     A structlog processor to put last, for sinks and for `structlog.BytesLogger` alike. The usual event costs one
     ``orjson.dumps``. What that refuses (objects, sets, keys that are not text, huge integers, lone surrogates, cycles,
     nests deeper than 64 …) takes a slower way that keeps every field it can and marks, in angle brackets, the one it
-    could not; the rules are those of `outfall.sinks.event.jsonable.plain`. NaN and the infinities become null.
+    could not; the rules are those of `plain`. NaN and the infinities become null.
 
     The event is never changed. Metadata keys (``_record``, ``_logger``, ``_name``, ``_from_structlog``) are left out.
     An ``exc_info`` that nobody rendered becomes ``exception_type``, ``exception_message`` and ``exception``, the

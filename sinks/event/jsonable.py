@@ -34,6 +34,9 @@ _MAX_FRAGMENT_BRACKETS = 50
 def plain(value: Any) -> Any:
     """Return *value* made of plain built-in values that orjson takes, sharing no container with it.
 
+    Args:
+        value: Anything.
+
     Never raises but for KeyboardInterrupt and SystemExit. What can be kept is kept; what cannot (a value whose
     ``__repr__`` raises, a cycle, a nest too deep) is replaced by a text in angle brackets that says so.
 

@@ -7,14 +7,14 @@ import errno
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkError
-from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files import compression as compressing
-from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.file import FileSink, Mode
 from outfall.sinks.files.rotating import BaseRotatingFileSink
 
 if TYPE_CHECKING:
@@ -34,32 +34,35 @@ class RotatingFileSink(BaseRotatingFileSink):
     deleted.
 
     Args:
-        filename: See `FileSink`.
-        mode: See `FileSink`. With *max_bytes* ``"w"`` means ``"a"``, since a restart would lose what was not rotated.
+        filename: Path of the file; a relative one is resolved now.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. With *max_bytes*
+            ``"w"`` means ``"a"``, since a restart would lose what was not rotated.
         max_bytes: Size in encoded bytes, terminators included, that the file does not exceed, unless one event alone
             does. Default 0: it never rolls over.
         backup_count: How many rotated files to keep. Default 5 with *max_bytes*, unless *max_age* or *max_total_bytes*
             says what to keep. With 0 and none of these it never rolls over, as with
             `logging.handlers.RotatingFileHandler`.
-        encoding: See `FileSink`.
-        delay: See `FileSink`.
-        errors: See `FileSink`.
-        namer: See `BaseRotatingFileSink`.
-        rotator: See `BaseRotatingFileSink`.
-        max_age: See `BaseRotatingFileSink`.
-        max_total_bytes: See `BaseRotatingFileSink`.
-        compression: See `BaseRotatingFileSink`.
-        multiprocess: See `BaseRotatingFileSink`.
-        permissions: See `FileSink`.
-        buffer_bytes: See `FileSink`.
-        flush_interval: See `FileSink`.
-        flush_level: See `FileSink`.
-        terminator: See `FileSink`.
-        renderer: See `ByteSink`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        encoding: How text is encoded. Default UTF-8.
+        delay: True to open the file when the first event comes. Default False.
+        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        namer: Called with the path of a rotated file; returns the one that it gets. Default None.
+        rotator: Called with the file's path and its new one, to move it. Default None: it is renamed.
+        max_age: How old rotated files may get, in seconds or as text such as ``"10 days"``. Default None: no limit.
+        max_total_bytes: How many bytes the rotated files may have in all. Default None: no limit.
+        compression: ``"gzip"``, ``"zstd"``, or a callable that packs rotated files. Default None.
+        multiprocess: True if other processes write to this file too. Default False.
+        permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
+            umask.
+        buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
+        flush_interval: Seconds after which the next event writes the buffer out. Default 1.
+        flush_level: An event at or above it writes the buffer out. Default ``"error"``.
+        terminator: What ends each event. Default ``"\n"``.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: As `BaseRotatingFileSink`.
@@ -75,7 +78,7 @@ class RotatingFileSink(BaseRotatingFileSink):
     def __init__(
         self,
         filename: str | os.PathLike[str],
-        mode: str = "a",
+        mode: Mode = "a",
         max_bytes: int = 0,
         backup_count: int | None = None,
         encoding: str | None = None,
@@ -91,10 +94,10 @@ class RotatingFileSink(BaseRotatingFileSink):
         permissions: int | None = None,
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
-        flush_level: str | float = "error",
+        flush_level: Level = "error",
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,
@@ -104,7 +107,7 @@ class RotatingFileSink(BaseRotatingFileSink):
             backup_count = _BACKUP_COUNT if max_bytes and max_age is None and max_total_bytes is None else 0
         super().__init__(
             filename,
-            mode.replace("w", "a") if isinstance(mode, str) and max_bytes else mode,
+            cast("Mode", mode.replace("w", "a")) if isinstance(mode, str) and max_bytes else mode,
             encoding,
             delay,
             errors,

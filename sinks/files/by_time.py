@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.reporting import report
-from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files.birthtime import birth_time
-from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.file import FileSink, Mode
 from outfall.sinks.files.rotating import BaseRotatingFileSink
-from outfall.sinks.files.schedule import Schedule
+from outfall.sinks.files.schedule import Schedule, When
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -36,36 +36,39 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     taken is never overwritten: the next one gets ``.1``, ``.2`` and so on.
 
     Args:
-        filename: See `FileSink`.
+        filename: Path of the file; a relative one is resolved now.
         when: The unit, in any case: ``"S"`` seconds, ``"M"`` minutes, ``"H"`` hours, ``"D"`` days, ``"midnight"``, or
             ``"W0"`` (Monday) to ``"W6"``. Default None: ``"midnight"`` where *max_age* is a day or more, else
             ``"H"``.
         interval: How many units; default 1. Not used for weekdays.
         backup_count: How many rotated files to keep. Default 0: all.
-        encoding: See `FileSink`.
-        delay: See `FileSink`.
+        encoding: How text is encoded. Default UTF-8.
+        delay: True to open the file when the first event comes. Default False.
         utc: Whether days, weekdays and names are in UTC instead of local time. Default False.
         at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight; that of a
             weekday is the one that ends it.
-        errors: See `FileSink`.
+        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         max_bytes: Roll over as well before the file grows beyond so many bytes. Default 0: by time alone.
-        mode: See `FileSink`. ``"w"`` truncates what an earlier process has left.
-        namer: See `BaseRotatingFileSink`.
-        rotator: See `BaseRotatingFileSink`.
-        max_age: See `BaseRotatingFileSink`.
-        max_total_bytes: See `BaseRotatingFileSink`.
-        compression: See `BaseRotatingFileSink`.
-        multiprocess: See `BaseRotatingFileSink`.
-        permissions: See `FileSink`.
-        buffer_bytes: See `FileSink`.
-        flush_interval: See `FileSink`.
-        flush_level: See `FileSink`.
-        terminator: See `FileSink`.
-        renderer: See `ByteSink`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. ``"w"`` truncates
+            what an earlier process has left.
+        namer: Called with the path of a rotated file; returns the one that it gets. Default None.
+        rotator: Called with the file's path and its new one, to move it. Default None: it is renamed.
+        max_age: How old rotated files may get, in seconds or as text such as ``"10 days"``. Default None: no limit.
+        max_total_bytes: How many bytes the rotated files may have in all. Default None: no limit.
+        compression: ``"gzip"``, ``"zstd"``, or a callable that packs rotated files. Default None.
+        multiprocess: True if other processes write to this file too. Default False.
+        permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
+            umask.
+        buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
+        flush_interval: Seconds after which the next event writes the buffer out. Default 1.
+        flush_level: An event at or above it writes the buffer out. Default ``"error"``.
+        terminator: What ends each event. Default ``"\n"``.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *when*, *interval* or *at_time* cannot be used; and as `BaseRotatingFileSink`.
@@ -81,7 +84,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def __init__(
         self,
         filename: str | os.PathLike[str],
-        when: str | None = None,
+        when: When | None = None,
         interval: int = 1,
         backup_count: int = 0,
         encoding: str | None = None,
@@ -91,7 +94,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         errors: str | None = None,
         *,
         max_bytes: int = 0,
-        mode: str = "a",
+        mode: Mode = "a",
         namer: Callable[[str], str] | None = None,
         rotator: Callable[[str, str], object] | None = None,
         max_age: float | dt.timedelta | None = None,
@@ -101,10 +104,10 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         permissions: int | None = None,
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
-        flush_level: str | float = "error",
+        flush_level: Level = "error",
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

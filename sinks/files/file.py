@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import accumulate
 from os import write as _os_write
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from orjson import dumps
 
@@ -33,7 +33,7 @@ from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import LINE as _LINE
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, level_of, parse_level
+from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_of, parse_level
 from outfall.sinks.files.sharing import OpenFile, place_of
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ _SHARED, _ASKING, _SHARED_WITH_LEVEL, _ASKING_WITH_LEVEL = range(6, 10)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
 
 
+#: How a file is opened. With ``"b"`` or ``"t"`` it means the same: bytes are written either way.
+Mode = Literal["a", "w", "x", "ab", "wb", "xb", "at", "wt", "xt", "a+", "w+", "x+"]
+
+
 class _NotInTimeError(TimeoutError):
     """A flush with a deadline met a pipe or terminal that nobody reads."""
 
@@ -71,9 +75,9 @@ class FileSink(ByteSink):
         filename: Path of the file; made absolute once, here. Kept as `base_filename`.
         mode: ``"a"`` to append (default), ``"w"`` to truncate when first opened, ``"x"`` to insist on a new file. In
             every mode each write goes to the end, even while others write to or truncate the same file.
-        encoding: See `ByteSink`. A byte order mark is written at the start of an empty file alone.
+        encoding: How text is encoded. Default UTF-8. A byte order mark is written at the start of an empty file alone.
         delay: Open at the first event instead of now. Default False.
-        errors: See `ByteSink`.
+        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         permissions: Permission bits for a file that is created here, such as ``0o640``, whatever the umask. Default
             None: ``0o666`` less the umask. An existing file keeps its own.
         buffer_bytes: Keep up to so many bytes of events in memory and write them together. Default 0: none. They are
@@ -83,11 +87,12 @@ class FileSink(ByteSink):
         flush_interval: Seconds, or a timedelta; default 1.0. No thread watches it: it is looked at with each event.
         flush_level: Level at which an event and those before it are written at once. Default ``"error"``.
         terminator: What ends each event. Default ``"\n"``. Settable.
-        renderer: See `ByteSink`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *mode*, *encoding*, *errors*, *permissions*, *buffer_bytes*, *flush_interval* or *flush_level*
@@ -110,7 +115,7 @@ class FileSink(ByteSink):
     def __init__(
         self,
         filename: str | os.PathLike[str],
-        mode: str = "a",
+        mode: Mode = "a",
         encoding: str | None = None,
         delay: bool = False,
         errors: str | None = None,
@@ -118,10 +123,10 @@ class FileSink(ByteSink):
         permissions: int | None = None,
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
-        flush_level: str | float = "error",
+        flush_level: Level = "error",
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

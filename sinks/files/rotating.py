@@ -15,11 +15,11 @@ from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.errors import SinkError
-from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files import compression as compressing
 from outfall.sinks.files.compression import Compressor
 from outfall.sinks.files.current import OPEN_ATTEMPTS, SharedFileSink, identity_of, state_of
-from outfall.sinks.files.file import checked_path
+from outfall.sinks.files.file import Mode, checked_path
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -48,17 +48,17 @@ class RotatedFile:
 
 
 class BaseRotatingFileSink(SharedFileSink):
-    """What all rotating files have in common; for subclasses that decide when and how to roll over.
+    r"""What all rotating files have in common; for subclasses that decide when and how to roll over.
 
     A subclass implements `should_rollover` and `do_rollover`; to have retention and compression it also says which
     files are its own, by `names_of_rotated`.
 
     Args:
-        filename: See `FileSink`.
-        mode: See `FileSink`.
-        encoding: See `FileSink`.
-        delay: See `FileSink`.
-        errors: See `FileSink`.
+        filename: Path of the file; a relative one is resolved now.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there.
+        encoding: How text is encoded. Default UTF-8.
+        delay: True to open the file when the first event comes. Default False.
+        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         namer: Makes the name of a rotated file from its default name; also an attribute, or a method of a subclass.
             Default None: the default name.
         rotator: Called with source and destination instead of the renaming; also an attribute, or a method of a
@@ -70,16 +70,18 @@ class BaseRotatingFileSink(SharedFileSink):
             ``ending``; done by a background thread, no write waits for it. Default None.
         multiprocess: Any number of processes may write to the file and rotate it. Default False. Needs ``flock(2)`` on
             a local file system; refused on Windows.
-        permissions: See `FileSink`.
-        buffer_bytes: See `FileSink`.
-        flush_interval: See `FileSink`.
-        flush_level: See `FileSink`.
-        terminator: See `FileSink`.
-        renderer: See `ByteSink`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
+            umask.
+        buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
+        flush_interval: Seconds after which the next event writes the buffer out. Default 1.
+        flush_level: An event at or above it writes the buffer out. Default ``"error"``.
+        terminator: What ends each event. Default ``"\n"``.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If a bound is negative or no number, *compression* is unknown, or *multiprocess* cannot be had.
@@ -102,7 +104,7 @@ class BaseRotatingFileSink(SharedFileSink):
     def __init__(
         self,
         filename: str | os.PathLike[str],
-        mode: str = "a",
+        mode: Mode = "a",
         encoding: str | None = None,
         delay: bool = False,
         errors: str | None = None,
@@ -117,10 +119,10 @@ class BaseRotatingFileSink(SharedFileSink):
         permissions: int | None = None,
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
-        flush_level: str | float = "error",
+        flush_level: Level = "error",
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -7,7 +7,13 @@ import math
 import re
 import time
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+#: When files roll over, as in `logging.handlers.TimedRotatingFileHandler`; any case is taken.
+When = Literal[
+    "S", "M", "H", "D", "MIDNIGHT", "W0", "W1", "W2", "W3", "W4", "W5", "W6",
+    "s", "m", "h", "d", "midnight", "w0", "w1", "w2", "w3", "w4", "w5", "w6",
+]  # fmt: skip
 
 _DAY: Final = 86_400
 _WEEK: Final = 7

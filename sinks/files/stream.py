@@ -25,7 +25,7 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.event.levels import NOTSET, Level
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -45,13 +45,15 @@ class StreamSink(ByteSink):
         terminator: What ends each event. Default ``"\n"``. Settable; read at each event.
         timeout: How long an event waits, in seconds or as a timedelta, for room in a pipe, socket or terminal that does
             not block. Default 5.0. Once that time has passed in vain, events are dropped at once until there is room.
-        renderer: See `ByteSink`. ``structlog.dev.ConsoleRenderer()`` for people.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
+            ``structlog.dev.ConsoleRenderer()`` for people.
         encoding: How text is encoded for a binary stream. Default UTF-8.
-        errors: See `ByteSink`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         TypeError: If *stream* has no ``write``.
@@ -83,7 +85,7 @@ class StreamSink(ByteSink):
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
         errors: str | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,
@@ -534,10 +536,11 @@ class NullSink(Sink):
     Use where a sink is required but no output is wanted.
 
     Args:
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Source: `logging.NullHandler`.
     """

@@ -22,9 +22,9 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import OPTIONS
-from outfall.sinks.event.levels import NOTSET, NUMBERS
+from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
 from outfall.sinks.files.copytruncate import UNKNOWN, RecentWrites, find_copies, identity
-from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.file import FileSink, Mode
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -67,24 +67,27 @@ class WatchedFileSink(FileSink):
       copy that it can be sure of, it tells ``on_error``, with ``events=0``, that events may be missing.
 
     Args:
-        filename: See `FileSink`.
-        mode: See `FileSink`.
-        encoding: See `ByteSink`.
-        delay: See `FileSink`.
-        errors: See `ByteSink`.
+        filename: Path of the file; a relative one is resolved now.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there.
+        encoding: How text is encoded. Default UTF-8.
+        delay: True to open the file when the first event comes. Default False.
+        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         keep_bytes: How much of what was written last is kept in memory to be written again. Default 4 MiB. It has to
             be more than is written while a rotator waits for the disk, between copy and truncation. 0 keeps nothing,
             for files that are never truncated.
-        permissions: See `FileSink`.
-        buffer_bytes: See `FileSink`. The path is looked at when the buffer is written, not for each event.
-        flush_interval: See `FileSink`.
-        flush_level: See `FileSink`.
-        terminator: See `FileSink`.
-        renderer: See `ByteSink`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
+            umask.
+        buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once. The path is
+            looked at when the buffer is written, not for each event.
+        flush_interval: Seconds after which the next event writes the buffer out. Default 1.
+        flush_level: An event at or above it writes the buffer out. Default ``"error"``.
+        terminator: What ends each event. Default ``"\n"``.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *keep_bytes* or an argument of `FileSink` is not usable.
@@ -109,7 +112,7 @@ class WatchedFileSink(FileSink):
     def __init__(
         self,
         filename: str | os.PathLike[str],
-        mode: str = "a",
+        mode: Mode = "a",
         encoding: str | None = None,
         delay: bool = False,
         errors: str | None = None,
@@ -118,10 +121,10 @@ class WatchedFileSink(FileSink):
         permissions: int | None = None,
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
-        flush_level: str | float = "error",
+        flush_level: Level = "error",
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.item import Batch, BatchResult
@@ -21,7 +21,7 @@ from outfall.sinks.errors import (
 )
 from outfall.sinks.event.fields import Projection
 from outfall.sinks.event.json import line_to_send
-from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.http.answers import RefusedDeliveryError, clean, failure_of, is_page, quote, told_limit_bytes
 from outfall.sinks.http.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
 from outfall.sinks.http.endpoint import Endpoint
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NDJSON", "BodyFormat", "FormURLEncoded", "HTTPSink", "JSONArray", "JSONObject"]
 
-_METHODS = ("GET", "POST", "PUT", "PATCH")
+#: What a request may be.
+Method = Literal["GET", "POST", "PUT", "PATCH"]
+_METHODS = get_args(Method)
 
 #: What nginx takes unless it is told otherwise.
 _MAX_BODY_BYTES = 1_048_576
@@ -90,10 +92,11 @@ class HTTPSink(Sink):
             that comes. Default None: one that is made here.
         allow_insecure: True to send credentials over plain ``http://`` to a host that is not this one. Default False.
         clock: What tells the time, in seconds since the epoch, for dates in ``Retry-After``. Default `time.time`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If an argument is out of range, two of them contradict each other, or credentials would cross the
@@ -130,7 +133,7 @@ class HTTPSink(Sink):
     def __init__(
         self,
         url: str,
-        method: str = "POST",
+        method: Method = "POST",
         *,
         body: BodyFormat | None = None,
         fields: Fields | Projection | None = None,
@@ -148,7 +151,7 @@ class HTTPSink(Sink):
         session: requests.Session | None = None,
         allow_insecure: bool = False,
         clock: Callable[[], float] = time.time,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -11,7 +11,7 @@ from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.event import TextEvent, message_key, without_metadata
-from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
+from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
 from outfall.sinks.network.connection import host_and_port
 
 if TYPE_CHECKING:
@@ -59,10 +59,11 @@ class SMTPSink(Sink):
         renderer: What makes the body: any structlog renderer ``(logger, name, event_dict) -> str | bytes`` (bytes are
             UTF-8), which gets a copy of the event. Default None: the message, the fields, the traceback, as text for
             people. ``OrjsonRenderer()`` with ``attach_json=False`` for mails that programs read.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If an address is none or has a line break in it, there is no recipient, *timeout* is not above 0,
@@ -128,7 +129,7 @@ class SMTPSink(Sink):
         allow_insecure: bool = False,
         attach_json: bool = True,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -18,7 +18,7 @@ from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import OPTIONS
-from outfall.sinks.event.levels import NOTSET, NUMBERS
+from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
 from outfall.sinks.network.connection import await_socket, checked_limit
 from outfall.sinks.network.frames import Codec, pack_length
 from outfall.sinks.network.socket import DIRECT, SocketSink
@@ -51,13 +51,15 @@ class DatagramSink(SocketSink):
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
         clock: What tells the time for these waits. Default `time.monotonic`; for tests.
-        renderer: See `ByteSink`. An event that has to be shortened is given to it again, with plain values.
-        encoding: See `ByteSink`.
-        errors: See `ByteSink`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``. An event
+            that has to be shortened is given to it again, with plain values.
+        encoding: How text is encoded. Default UTF-8.
+        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *max_datagram_bytes* is below 512, or *port*, *timeout* or a retry argument out of range.
@@ -93,7 +95,7 @@ class DatagramSink(SocketSink):
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
         errors: str | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -34,7 +34,7 @@ from outfall.sinks.errors import (
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, NUMBERS
+from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
 from outfall.sinks.network.connection import (
     MAX_READS,
     POLL,
@@ -88,13 +88,15 @@ class SocketSink(ByteSink):
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
         clock: What tells the time for these waits. Default `time.monotonic`; for tests.
-        renderer: See `ByteSink`. A listener with `JSONFrames` takes JSON objects only.
-        encoding: See `ByteSink`.
-        errors: See `ByteSink`.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``. A listener
+            with `JSONFrames` takes JSON objects only.
+        encoding: How text is encoded. Default UTF-8.
+        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *port*, *max_frame_bytes*, *timeout* or one of the retry arguments is out of range, or *tls*
@@ -156,7 +158,7 @@ class SocketSink(ByteSink):
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
         errors: str | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -21,7 +21,7 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
     reason_of,
 )
-from outfall.sinks.event.levels import NOTSET
+from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.routing.parts import Answer, Routed, key_for, offer, restored, routed
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class _Router(Sink):
     def __init__(
         self,
         *sinks: Sink,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,
@@ -136,10 +136,11 @@ class FanoutSink(_Router):
 
     Args:
         *sinks: The children, one at least. They are owned: `close` closes them.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         TypeError: If one of *sinks* is no `Sink`.
@@ -260,10 +261,11 @@ class FallbackSink(_Router):
     Args:
         primary: The sink that should have the events.
         *others: The sinks to try in its place, in this order. All are owned: `close` closes them.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         TypeError: If one of the sinks is no `Sink`.
@@ -280,7 +282,7 @@ class FallbackSink(_Router):
         self,
         primary: Sink,
         *others: Sink,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -32,7 +32,7 @@ from outfall.sinks.delivery.deferred import ON_FULL, DeferredSink, FullError
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import LINE
-from outfall.sinks.event.levels import NOTSET, NUMBERS
+from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
 from outfall.sinks.spool.lines import line_of
 from outfall.sinks.spool.store import mark
 from outfall.sinks.spool.stores import NO_ROOM, Depot
@@ -99,11 +99,12 @@ class SpoolSink(DeferredSink):
         retry: When a batch is tried again. Default ``RetryPolicy()``: for as long as it takes.
         dead_letter: A sink that gets the events that the target refuses for good. Not owned. Default None: they are
             counted as ``dropped["rejected"]``.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`. With ``"raise"``, what the caller's thread can know is raised (full, closed, disk); what
-            the delivering thread meets is reported.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr. With ``"raise"``, what the caller's thread can know is raised (full, closed, disk); what the
+            delivering thread meets is reported.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *max_bytes*, *on_full*, *block_timeout*, *fsync*, *fsync_interval*, *segment_bytes*, *batch_size*
@@ -140,7 +141,7 @@ class SpoolSink(DeferredSink):
         linger: float | dt.timedelta = 0.2,
         retry: RetryPolicy | None = None,
         dead_letter: Sink | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

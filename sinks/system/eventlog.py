@@ -14,7 +14,7 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import DeliveryError, MissingDependencyError
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, level_of, parse_level
+from outfall.sinks.event.levels import NOTSET, Level, level_of, parse_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,11 +43,12 @@ class NTEventLogSink(ByteSink):
             whose message 1 is the text itself.
         logtype: ``"Application"``, ``"System"`` or ``"Security"``. Default ``"Application"``.
         typemap: Event types by level, name or number, instead of the default ones; see `typemap`. Default None.
-        renderer: See `ByteSink`. Default ``OrjsonRenderer()``.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         MissingDependencyError: If pywin32 is not installed, as it cannot be but on Windows.
@@ -82,7 +83,7 @@ class NTEventLogSink(ByteSink):
         *,
         typemap: Mapping[str, int] | Mapping[int, int] | None = None,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -17,7 +17,7 @@ from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.event.event import TextEvent, message_key, timestamp_of
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, UNKNOWN, level_name, level_of
+from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
 from outfall.sinks.network.connection import checked_limit, host_and_port
 from outfall.sinks.network.socket import SocketSink
 from outfall.sinks.system import rfc5424
@@ -95,10 +95,11 @@ class SysLogSink(SocketSink):
         clock: What tells the time for these waits. Default `time.monotonic`; for tests.
         renderer: What makes the MSG part. Default None: for RFC 3164 ``OrjsonRenderer()``, for RFC 5424 the text of
             ``event``. Text is UTF-8.
-        level: See `Sink`.
-        processors: See `Sink`.
-        on_error: See `Sink`.
-        name: See `Sink`.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *facility*, *socktype*, *format*, *framing*, *structured_data_id*, *max_message_bytes*, a port
@@ -196,7 +197,7 @@ class SysLogSink(SocketSink):
         retry_max: Span = 30.0,
         clock: Callable[[], float] = time.monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: str | float = NOTSET,
+        level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
         name: str | None = None,

@@ -15,6 +15,7 @@ from outfall import (
     FanoutSink,
     FileSink,
     HandlerSink,
+    HTTPSink,
     NullSink,
     OrjsonRenderer,
     Sink,
@@ -24,6 +25,8 @@ from outfall import (
     SinkHandler,
     SinkLoggerFactory,
     StreamSink,
+    SysLogSink,
+    TimedRotatingFileSink,
     datadog_sink,
     elasticsearch_sink,
     gelf_sink,
@@ -39,13 +42,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from outfall import BatchResult, Encoded
+    from outfall import BatchResult, Encoded, Level
 
 
 class Table(Sink):
     """A sink of one's own."""
 
-    def __init__(self, *, level: str | float = "info") -> None:
+    def __init__(self, *, level: Level = "info") -> None:
         super().__init__(level=level, on_error=count_failure)
         self.rows: list[dict[str, Any]] = []
 
@@ -141,4 +144,11 @@ def mistakes() -> None:
     FileSink()  # type: ignore[call-arg]
     FileSink("app.jsonl", max_bytes=1)  # type: ignore[call-arg]
     Sink(on_error="ignore")  # type: ignore[arg-type]
+    Sink(level="waring")  # type: ignore[arg-type]
+    Sink(lvel="info")  # type: ignore[arg-type]
+    FileSink("app.jsonl", mode="r")  # type: ignore[arg-type]
+    TimedRotatingFileSink("app.jsonl", when="weekly")  # type: ignore[arg-type]
+    HTTPSink("https://logs.example.org", method="FETCH")  # type: ignore[arg-type]
+    SysLogSink(facility="local9")  # type: ignore[arg-type]
+    SinkHandler(NullSink(), callsite=["funcName"])  # type: ignore[list-item]
     NullSink().handle(1)  # type: ignore[arg-type]
