@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -138,6 +139,61 @@ def test_gunicorns_workers_share_a_file_and_each_reaches_the_collector(tmp_path)
             loggers = [event["logger"] for event in events]
             assert loggers.count("gunicorn.access") == len(expected)
             assert sum(event["event"].startswith("Worker exiting") for event in events) == 2
+
+
+def _uwsgi() -> str:
+    """Return a uWSGI that has this Python in it, or skip the test."""
+    found = shutil.which("uwsgi", path=os.environ.get("OUTFALL_UWSGI_PATH"))
+    if found is None:
+        pytest.skip("uWSGI is not installed")
+    told = subprocess.run([found, "--python-version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    if told.split(".")[:2] != [str(number) for number in sys.version_info[:2]]:
+        pytest.skip(f"uWSGI has Python {told.strip()} in it")
+    return found
+
+
+@forks
+@pytest.mark.parametrize("option", ["", "--lazy-apps", "--py-call-osafterfork"])
+def test_uwsgis_workers_deliver_what_they_log(tmp_path, option):
+    """Workers that were forked in C: each request's event is once in the file, and once at each collector."""
+    uwsgi = _uwsgi()
+    files_of("uwsgi.md", tmp_path)
+    port = free_port()
+    settings = (tmp_path / "uwsgi.ini").read_text().replace("8000", str(port))
+    (tmp_path / "uwsgi.ini").write_text(settings)
+    packages = os.pathsep.join([str(ROOT), *(path for path in sys.path if path.endswith("-packages"))])
+    program = f"import os, sys; os.execve({uwsgi!r}, sys.argv[1:], dict(os.environ, PYTHONPATH={packages!r}))"
+    with (
+        Server() as collector,
+        Server() as audit,
+        running(
+            tmp_path,
+            *("-c", program, "uwsgi", "--ini", "uwsgi.ini", *filter(None, [option])),
+            group=True,
+            COLLECTOR_URL=collector.url,
+            AUDIT_URL=audit.url,
+        ) as master,
+    ):
+        until(lambda: accepts(port, master))
+        answered: list[str] = []
+
+        def request() -> bool:
+            answer = requests.get(f"http://127.0.0.1:{port}/order/{len(answered)}", timeout=PATIENCE_SECONDS)
+            answered.append(answer.text)
+            return len(set(answered)) == 2 and len(answered) >= 40
+
+        until(request)
+        master.terminate()
+        assert master.wait(PATIENCE_SECONDS) == 0
+        expected = [(f"/order/{number}", int(pid)) for number, pid in enumerate(answered)]
+        for events in (
+            events_of(tmp_path / "shop.jsonl"),
+            [event for each in collector.requests for event in each.lines],
+            [event for each in audit.requests for event in each.lines],
+        ):
+            found = [(event["path"], event["process"]) for event in events if event["event"] == "request"]
+            assert sorted(found) == sorted(expected)
+            assert sum(event["event"] == "imported" for event in events) == (2 if option == "--lazy-apps" else 1)
 
 
 @pytest.fixture
