@@ -12,14 +12,13 @@ from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import (
     SPAN_DIGITS,
     TRACE_DIGITS,
-    beside,
     dump,
     hex_id,
     take_level,
-    take_time,
+    take_utc_text,
     text_of,
-    utc_text,
 )
+from outfall.adapters.collectors.placement import Placement
 from outfall.sinks.errors import OversizeDeliveryError
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
@@ -58,7 +57,8 @@ class DatadogLogs(CollectorFormat):
     ``trace_id``, ``span_id``   ``dd.trace_id`` and ``dd.span_id``, as decimal numbers of 64 bits, if they are such ids;
                                 the fields stay too
     ``exception``               ``error.stack``, ``error.kind``, ``error.message``
-    all others                  attributes of the same name, with ``_`` at the end of one that is taken by these
+    all others                  attributes of the same name, with ``_`` at the end of one that is taken by these, or is
+                                a level of another
     ==========================  =====================================================================================
 
     Args:
@@ -123,7 +123,7 @@ class DatadogLogs(CollectorFormat):
             made["message"] = text_of(message)
         elif "message" in event:  # which the intake wants to be text
             del event["message"]
-        made["timestamp"] = utc_text(take_time(item, event))
+        made["timestamp"] = take_utc_text(item, event)
         made["status"] = take_level(item, event) or "notice"
         logger = event.pop("logger", None)
         if logger is not None:
@@ -139,7 +139,11 @@ class DatadogLogs(CollectorFormat):
         }
         if ids:
             made["dd"] = ids
-        return dump(beside(made, event))
+        return dump(_placement.beside(made, event))
+
+
+#: A name with dots is as many levels to Datadog too. Those below these have more of them in other logs.
+_placement = Placement(objects=("error", "logger", "dd"))
 
 
 def datadog_sink(

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import orjson
 
 from outfall.adapters.collectors.answers import CollectorFormat, not_the_collector, parsed
 from outfall.adapters.collectors.factory import shipped, with_path, with_query
 from outfall.adapters.collectors.fields import (
     SPAN_DIGITS,
     TRACE_DIGITS,
-    beside,
     dump,
+    exact_time,
     nanoseconds,
     take_id,
     take_level,
-    take_time,
+    take_utc_text,
     text_of,
     utc_text,
 )
+from outfall.adapters.collectors.placement import Placement
 from outfall.sinks.core.item import Batch, BatchResult
 from outfall.sinks.errors import PausedDeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import message_key
@@ -70,6 +74,39 @@ _HINTS: dict[int | str, str] = {
     404: "the index is not there, and is not made by itself",
 }
 
+#: Names that the server has for itself: a document with one is refused.
+_OWN_NAMES = frozenset(
+    f"_{name}"
+    for name in (
+        *(
+            "id",
+            "index",
+            "source",
+            "type",
+            "routing",
+            "ignored",
+            "ignored_source",
+            "field_names",
+            "nested_path",
+            "seq_no",
+        ),
+        *("version", "primary_term", "doc_count", "tier", "feature", "size", "tsid", "data_stream_timestamp", "parent"),
+        *("all", "timestamp", "ttl", "uid", "meta", "doc", "score"),
+    )
+)
+
+#: Names of the Elastic Common Schema that have others below them.
+_OBJECTS = ("ecs", "error", "log", "span", "trace")
+
+#: Numbers with a fraction are of 32 bits where nobody has said otherwise.
+_LARGEST_FLOAT = 3.4e38
+
+#: A date as the server takes it by default, with a zone.
+_STRICT_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
+
+#: A number is one too, if it is of milliseconds: here from the year 2001 to 2286.
+_MILLISECONDS = range(10**12, 10**13)
+
 #: What the names of indexes and data streams cannot have.
 _NOT_IN_A_NAME = frozenset('\\/*?"<>|,#: \t\n\r')
 _MAX_NAME_BYTES = 255
@@ -88,16 +125,23 @@ class ElasticsearchBulk(CollectorFormat):
     ``logger``                  ``log.logger``
     ``trace_id``, ``span_id``   ``trace.id``, ``span.id``, if they are such ids
     ``exception``               ``error.stack_trace``, ``error.type``, ``error.message``
+    ``@timestamp``              ``@timestamp``, if it is a date
     all others                  fields of the same name
     ==========================  =====================================================================================
 
     Args:
         ecs: True (default) for names of the Elastic Common Schema, as in the table. Other fields keep their names, with
-            ``_`` at the end of one that is taken by these. False leaves the event as it is. Either way ``@timestamp``
-            is the event's time, in UTC, unless the event has a field of that name.
+            ``_`` at the end of one that is taken by these, or is a level of one (``error``, ``log``, ``trace`` …).
+            False leaves the event as it is. Either way ``@timestamp`` is the event's time, in UTC, unless the event has
+            a field of that name that is a date.
         document_ids: True (default) to give each document an id that is the same at every retry, so that a batch that
             is sent again, since the answer was lost, is in the index once. False lets the server choose, which costs it
             less.
+
+    A name with dots is as many levels to the server, which refuses a document for any that it cannot take. So a field
+    whose name is a level of another's gets ``_`` at its end, an empty part of a name is ``_``, a name of the server's
+    own (``_id``, ``_source`` …) gets ``_`` at its end, integers beyond 64 bits and what is nested deeper than 20 levels
+    are text, and so are lists of mappings and other values together. No value is lost.
 
     Each document has an answer of its own. 400 and 413 speak of the document, which is rejected; a type of error that
     speaks of the cluster, such as ``index_closed_exception``, and all other statuses (403 of a full disk, 404 of a
@@ -117,6 +161,7 @@ class ElasticsearchBulk(CollectorFormat):
         super().__init__()
         self._ecs = bool(ecs)
         self._document_ids = bool(document_ids)
+        self._placement = Placement(own=_OWN_NAMES, objects=_OBJECTS if ecs else (), largest=_LARGEST_FLOAT)
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return *batch* as NDJSON, which ends in a line break as it must."""
@@ -130,12 +175,17 @@ class ElasticsearchBulk(CollectorFormat):
 
     def _document(self, item: Encoded) -> bytes:
         event = item.event
-        own = event.pop("@timestamp", None)
-        when = take_time(item, event) if self._ecs else nanoseconds(item, event)
-        document: dict[str, Any] = {"@timestamp": own or utc_text(when)}
+        usual = self._placement.is_usual(event, item.data)
+        own = _date(event)
         if self._ecs:
-            document |= _common(item, event)
-        return dump(beside(document, event))
+            when = take_utc_text(item, event)
+            document: dict[str, Any] = {"@timestamp": own or when} | _common(item, event)
+        else:
+            document = {"@timestamp": own or utc_text(nanoseconds(item, event))}
+        if usual and document.keys().isdisjoint(event):
+            document.update(event)
+            return orjson.dumps(document)
+        return dump(self._placement.beside(document, event))
 
     def read(
         self,
@@ -208,6 +258,21 @@ def _of_all(status: int, kind: str) -> TemporaryDeliveryError:
         return TemporaryDeliveryError(told)
     hint = _HINTS.get(kind) or _HINTS.get(status, "look at the index, and what the credentials allow")
     return PausedDeliveryError(f"{told}; {hint}")
+
+
+def _date(event: dict[str, Any]) -> str | int | None:
+    """Take the event's own ``@timestamp`` out of it, if it is a date that the server takes; else leave it there."""
+    own = event.get("@timestamp")
+    if own is None:
+        event.pop("@timestamp", None)
+        return None
+    if type(own) is int and own in _MILLISECONDS:
+        return int(event.pop("@timestamp"))
+    exact = exact_time({"timestamp": own})
+    if exact is None:
+        return None
+    del event["@timestamp"]
+    return own if isinstance(own, str) and _STRICT_DATE.fullmatch(own) else utc_text(exact)
 
 
 def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class SinkOptions(TypedDict, total=False):
     """Options that every factory of a collector's sink passes on.
 
     To `HTTPSink`: ``fields``, ``headers``, ``auth``, ``timeout``, ``verify``, ``cert``, ``ssl_context``, ``proxies``,
-    ``compression``, ``max_body_bytes``, ``session``, ``allow_insecure``. All others to the sink around it:
-    `BackgroundSink`, or `SpoolSink` with ``spool``.
+    ``compression``, ``max_body_bytes``, ``session``, ``allow_insecure``, ``naive_timestamps``. All others to the sink
+    around it: `BackgroundSink`, or `SpoolSink` with ``spool``.
     """
 
     fields: Fields | Projection | None
@@ -45,6 +45,7 @@ class SinkOptions(TypedDict, total=False):
     max_body_bytes: int
     session: requests.Session | None
     allow_insecure: bool
+    naive_timestamps: Literal["utc", "local"]
     level: Level
     processors: Iterable[Callable[[Any, str, Any], Any]]
     on_error: OnError

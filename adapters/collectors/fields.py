@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 import re
@@ -28,6 +29,7 @@ LATEST = 2**63 - 1
 #: A time of day with a fraction of a second, and what is around it.
 _FRACTION = re.compile(r"(.*\d\d:\d\d:\d\d)[.,](\d+)(.*)")
 _LARGEST_SECONDS = 1e12
+_EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - to be taken from another without a zone
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -38,6 +40,10 @@ def exact_time(event: Mapping[str, Any]) -> int | None:
     """
     stamp = event.get("timestamp")
     if isinstance(stamp, str):
+        usual = _usual_time(stamp)
+        if usual is not None:
+            since = usual - _EPOCH
+            return _within(((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1_000)
         match = _FRACTION.fullmatch(stamp)
         whole = timestamp_of({"timestamp": stamp if match is None else match[1] + match[3]})
         if whole is None:
@@ -45,6 +51,16 @@ def exact_time(event: Mapping[str, Any]) -> int | None:
         return _within(_of_seconds(whole) + (0 if match is None else int(match[2][:9].ljust(9, "0"))))
     if isinstance(stamp, (int, float)) and not isinstance(stamp, bool) and abs(stamp) < _LARGEST_SECONDS:
         return _within(int(Decimal(repr(stamp)) * 1_000_000_000))
+    return None
+
+
+def _usual_time(stamp: str) -> dt.datetime | None:
+    """Return the time of a text as structlog's ``TimeStamper(fmt="iso")`` makes it, None for any other."""
+    if len(stamp) == 27 and stamp[26] == "Z" and stamp[10] == "T":
+        try:
+            return dt.datetime.fromisoformat(stamp[:26])
+        except ValueError:
+            pass
     return None
 
 
@@ -82,6 +98,15 @@ def take_id(event: dict[str, Any], field: str, digits: int) -> str | None:
     if identity is not None:
         del event[field]
     return identity
+
+
+def take_utc_text(item: Encoded, event: dict[str, Any]) -> str:
+    """Return `take_time` as `utc_text`."""
+    stamp = event.get("timestamp")
+    if isinstance(stamp, str) and stamp > "1970" and _usual_time(stamp) is not None:
+        del event["timestamp"]
+        return stamp
+    return utc_text(take_time(item, event))
 
 
 def _within(when: int) -> int:
@@ -141,16 +166,6 @@ def syslog_severity(level: float) -> int:
     if level == math.inf:
         return 5
     return next((severity for least, severity in _SEVERITIES if level >= least), 7)
-
-
-def beside(made: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *made* with the fields of *rest* after it; a name that is taken gets ``_`` at its end."""
-    for name, value in rest.items():
-        free = name
-        while free in made:
-            free += "_"
-        made[free] = value
-    return made
 
 
 def found_at(event: Mapping[str, Any], path: tuple[str, ...]) -> Any:

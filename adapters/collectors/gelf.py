@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import (
-    beside,
     dump,
     syslog_severity,
     take_level,
     take_time,
     text_of,
 )
+from outfall.adapters.collectors.placement import Placement
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import MESSAGE, TYPE, take_failure
 
@@ -45,7 +45,8 @@ class GELFMessage(CollectorFormat):
                                 JSON as text
     ==========================  =====================================================================================
 
-    Characters that a name cannot have are ``_``. ``id`` is sent as ``_id_``, since ``_id`` is not allowed.
+    Characters that a name cannot have are ``_``, and so is an empty part of one with dots. ``id`` is sent as ``_id_``,
+    since ``_id`` is not allowed. A name that is taken, or is a level of another, gets ``_`` at its end.
 
     Args:
         host: The name of what sends. Default the machine's.
@@ -90,16 +91,19 @@ class GELFMessage(CollectorFormat):
         if parts:
             made["full_message"] = "\n\n".join([made["short_message"], *parts])
         level = take_level(item, event)
-        more: dict[str, Any] = {} if level is None else {"_level_name": level}
+        more: dict[str, Any] = {} if level is None else {"level_name": level}
         for name, value in event.items():
             if value is not None:
-                beside(more, {_field_name(name): _field(value)})
-        return dump(made | more)
+                free = _UNFIT.sub("_", name)
+                while free in more:
+                    free += "_"
+                more[free] = _field(value)
+        made.update((f"_{name}", value) for name, value in _placement.beside({}, more).items())
+        return dump(made)
 
 
-def _field_name(name: str) -> str:
-    made = f"_{_UNFIT.sub('_', name)}"
-    return "_id_" if made == "_id" else made
+#: Graylog keeps its fields where a dot in a name is a level; ``_id`` it refuses.
+_placement = Placement(own=("id",))
 
 
 def _field(value: object) -> str | int | float:

@@ -83,7 +83,14 @@ class LokiStreams(CollectorFormat):
                 msg = f"label_fields={label_fields!r}: {label!r} is among the labels too"
                 raise ValueError(msg)
         paths = paths_of(structured_metadata, "structured_metadata")
-        self._metadata = {_UNFIT.sub("_", name): path for name, path in paths.items()}
+        self._metadata: dict[str, tuple[str, ...]] = {}
+        for name, path in paths.items():
+            free = _UNFIT.sub("_", name)
+            if not _LABEL.fullmatch(free):  # empty, begun with a digit, or Loki's own
+                free = "_" + free.lstrip("_")
+            while free in self._metadata:
+                free += "_"
+            self._metadata[free] = path
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return *batch* as the body of a push, its streams in the order in which they begin."""

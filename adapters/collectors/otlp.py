@@ -22,6 +22,7 @@ from outfall.adapters.collectors.fields import (
     take_level,
     take_time,
 )
+from outfall.adapters.collectors.placement import Placement
 from outfall.sinks.core.item import BatchResult
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
@@ -74,7 +75,8 @@ class OTLPLogs(CollectorFormat):
     ``exception``               the attributes ``exception.type``, ``exception.message``, ``exception.stacktrace``
     call-site fields            ``code.file.path``, ``code.function.name``, ``code.line.number``, ``thread.id``,
                                 ``thread.name``
-    all others                  attributes of their own type
+    all others                  attributes of their own type; one whose name is taken, or is a level of another's name,
+                                has ``_`` at the end of it, and an empty name is ``_``
     ==========================  =====================================================================================
 
     Integers beyond 64 bits are attributes of text, and so is, as JSON, what is nested deeper than 16. Bytes in an event
@@ -164,6 +166,7 @@ def _checked_resource(resource: Any) -> dict[str, Any]:
 
 
 def _record(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
+    usual = _placement.is_usual(event, item.data)
     when = str(take_time(item, event))
     record: dict[str, Any] = {
         "timeUnixNano": when,
@@ -180,15 +183,25 @@ def _record(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
     message = message_key(event)
     if message in event:
         record["body"] = any_value(event.pop(message))
+    made: dict[str, Any] = {}
     failure = take_failure(event)
     if failure is not None:
         told = (("type", failure.kind), ("message", failure.message), ("stacktrace", failure.stack))
-        event.update((f"exception.{name}", text) for name, text in told if text is not None)
-    for field, (name, kind) in _CALLSITE.items():
-        if type(event.get(field)) is kind and name not in event:
-            event[name] = event.pop(field)
+        made = {f"exception.{name}": text for name, text in told if text is not None}
+    for field in _CALLSITE.keys() & event.keys():
+        name, kind = _CALLSITE[field]
+        if type(event[field]) is kind and name not in event:
+            made[name] = event.pop(field)
+    if not usual:
+        event = _placement.beside(made, event)
+    elif made:
+        event = made | event
     record["attributes"] = _key_values(event)
     return record
+
+
+#: Names of attributes are unique and not empty, and backends take a dot in one for a level.
+_placement = Placement(objects=("exception",), deepest=10**6)
 
 
 def severity_number(level: float) -> int:

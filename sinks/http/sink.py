@@ -19,6 +19,7 @@ from outfall.sinks.errors import (
     SinkClosedError,
     TemporaryDeliveryError,
 )
+from outfall.sinks.event.event import NaiveTimestamps, checked_naive, zoned
 from outfall.sinks.event.fields import Projection
 from outfall.sinks.event.json import line_to_send
 from outfall.sinks.event.levels import NOTSET, Level
@@ -91,6 +92,8 @@ class HTTPSink(Sink):
             as they are, so that *timeout* is what requests makes of it: the second number counts anew with each byte
             that comes. Default None: one that is made here.
         allow_insecure: True to send credentials over plain ``http://`` to a host that is not this one. Default False.
+        naive_timestamps: What an event's ``timestamp`` of text without a zone is: ``"utc"`` (default), as structlog's
+            ``TimeStamper`` writes it unless it is asked for local time, or ``"local"``, which is sent with the zone.
         clock: What tells the time, in seconds since the epoch, for dates in ``Retry-After``. Default `time.time`.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
         processors: Processors of structlog, applied in order to a copy of each event. Default none.
@@ -150,6 +153,7 @@ class HTTPSink(Sink):
         max_body_bytes: int = _MAX_BODY_BYTES,
         session: requests.Session | None = None,
         allow_insecure: bool = False,
+        naive_timestamps: NaiveTimestamps = "utc",
         clock: Callable[[], float] = time.time,
         level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
@@ -168,6 +172,7 @@ class HTTPSink(Sink):
         #: True if answers tell more than their status.
         self._reads = type(self._body).read is not BodyFormat.read
         self._clock = clock
+        self._naive: NaiveTimestamps = checked_naive(naive_timestamps)
         self._endpoint = Endpoint(
             url,
             headers=headers,
@@ -234,6 +239,7 @@ class HTTPSink(Sink):
 
     def encode(self, event: dict[str, Any]) -> Encoded:
         """Return what to send of *event*, rendered; its level and its time are those of the event itself."""
+        event = zoned(event, self._naive)
         mapped = self.map_event(event)
         if not isinstance(mapped, dict):
             msg = f"map_event returned {type(mapped).__name__}, not a dict"
@@ -415,6 +421,7 @@ class HTTPSink(Sink):
             and self._projection is None
             and "map_event" not in vars(self)
             and not self._processors
+            and self._naive == "utc"
         )
 
     def _reads_metadata(self) -> bool:

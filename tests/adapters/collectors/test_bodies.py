@@ -326,7 +326,7 @@ def test_otlp_exceptions_and_call_sites_have_conventional_names():
     }
     _, [(_, record)] = otlp({"exception": [{"exc_type": "E", "exc_value": "v"}]})
     assert attributes(record)["exception.type"] == ("string_value", "E")
-    assert attributes(record)["exception"] == [{"exc_type": ("string_value", "E"), "exc_value": ("string_value", "v")}]
+    assert attributes(record)["exception_"] == [{"exc_type": ("string_value", "E"), "exc_value": ("string_value", "v")}]
 
 
 def test_otlp_takes_deep_nests():

@@ -1,0 +1,163 @@
+"""Where an event's fields go in formats that take a dot in a name for a level of nesting: pure functions."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from outfall.adapters.collectors.fields import dump
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+#: Integers of 64 bits with a sign; others are text.
+_LEAST, _MOST = -(2**63), 2**63 - 1
+
+#: What shows in an event's bytes that a value may be nested, or a number large. Texts may have it too.
+_UNUSUAL = re.compile(rb"[\[{]|[0-9]{19}|[0-9][eE][+0-9]")
+
+#: So many names are remembered to be usual ones.
+_MOST_NAMES = 1_000
+
+#: Names by level: None stands for a value, a mapping for what is below the name.
+Tree = dict[str, Any]
+
+
+class Placement:
+    """Finds a place for each field of an event, such that no name is a value and has others below it.
+
+    Args:
+        own: Names that the collector has for itself at the top; a field of that name gets ``_`` at its end.
+        objects: Names that have others below them in other events, so that a value gets ``_`` at the end of its name.
+        deepest: So many levels of names there may be; what is below is JSON as text.
+        largest: The largest float.
+    """
+
+    def __init__(
+        self,
+        *,
+        own: Iterable[str] = (),
+        objects: Iterable[str] = (),
+        deepest: int = 20,
+        largest: float = float("inf"),
+    ) -> None:
+        self._own = dict.fromkeys(own)
+        self._objects = tuple(objects)
+        self._deepest = deepest
+        self._largest = largest
+        self._usual: set[str] = set()
+
+    def is_usual(self, event: Mapping[str, Any], data: bytes) -> bool:
+        """Return True if each field of *event*, decoded from *data*, goes where it is beside fields of other names.
+
+        False may mean that it only looks as if one did not.
+        """
+        if _UNUSUAL.search(data, 1) is not None:
+            return False
+        names = event.keys()
+        if names <= self._usual:
+            return True
+        for name in names - self._usual:
+            if "." in name or not name.strip() or name[-1] == "_" or name in self._own or name in self._objects:
+                return False
+        if len(self._usual) + len(names) <= _MOST_NAMES:
+            self._usual.update(names)
+        return True
+
+    def beside(self, made: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+        """Return *made* with the fields of *rest* after it, each where it can go, and no value lost.
+
+        A name that is taken, or is a level of another, gets ``_`` at its end, and so gets the part of a name that is a
+        value elsewhere. A part of a name that is empty or blank is ``_``. Integers beyond 64 bits are text.
+        """
+        tree: Tree = {**self._own, **{name: {} for name in self._objects}}
+        _mark(tree, made)
+        self._fill(made, tree, rest, 1)
+        return made
+
+    def _fill(self, target: dict[str, Any], tree: Tree, fields: Mapping[str, Any], level: int) -> None:
+        """Put *fields* into *target*, whose names stand in *tree*."""
+        for name, value in fields.items():
+            *above, last = (part if part.strip() else "_" for part in name.split("."))
+            node = tree
+            path: list[str] = []
+            for part in above:
+                while node.get(part, node) is None:
+                    part += "_"  # noqa: PLW2901 - the same part, by another name
+                node = node.setdefault(part, {})
+                path.append(part)
+            nested = value if isinstance(value, dict) and level + len(above) < self._deepest else None
+            free = last
+            if nested is None:
+                while free in node or (free != last and ".".join([*path, free]) in fields):
+                    free += "_"
+                node[free] = None
+                target[".".join([*path, free])] = self._value(value, level + len(above))
+            else:
+                while node.get(free, node) is None or (free != last and ".".join([*path, free]) in fields):
+                    free += "_"
+                inner = target.get(".".join([*path, free]))
+                if not isinstance(inner, dict):
+                    inner = target[".".join([*path, free])] = {}
+                self._fill(inner, node.setdefault(free, {}), nested, level + len(above) + 1)
+
+    def _value(self, value: Any, level: int) -> Any:
+        """Return *value*, which is no mapping that is to be filled, as one that goes anywhere."""
+        kind = type(value)
+        if kind is int:
+            return value if _LEAST <= value <= _MOST else str(value)
+        if kind is float:
+            return value if abs(value) <= self._largest else repr(value)
+        if kind is dict:
+            return dump(value).decode()
+        if kind is list:
+            return self._list(value, level)
+        return value
+
+    def _list(self, values: list[Any], level: int) -> list[Any]:
+        """Return a list in which all that has names below it has the same ones; else each of these is JSON as text."""
+        if not any(type(value) in (dict, list) for value in values):
+            return [self._value(value, level) for value in values]
+        if level < self._deepest and all(type(value) is dict for value in values):
+            made: list[dict[str, Any]] = []
+            known: Tree = {}
+            for value in values:
+                tree: Tree = {}
+                made.append({})
+                self._fill(made[-1], tree, value, level + 1)
+                if not _agree(known, tree):
+                    break
+            else:
+                return made
+        if any(type(value) is dict or _has_names(value) for value in values):
+            return [value if isinstance(value, str) else dump(value).decode() for value in values]
+        return [self._value(value, level) for value in values]
+
+
+def _mark(tree: Tree, made: Mapping[str, Any]) -> None:
+    """Note in *tree* where the values of *made* are."""
+    for name, value in made.items():
+        *above, last = name.split(".")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        if isinstance(value, dict):
+            _mark(node.setdefault(last, {}), value)
+        else:
+            node[last] = None
+
+
+def _agree(known: Tree, tree: Tree) -> bool:
+    """Add *tree* to *known*; return False if a name is a value in one of them and has others below it in the other."""
+    for name, below in tree.items():
+        other = known.setdefault(name, below)
+        if other is None or below is None:
+            if other is not below:
+                return False
+        elif other is not below and not _agree(other, below):
+            return False
+    return True
+
+
+def _has_names(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, dict) or _has_names(each) for each in value)
