@@ -11,6 +11,8 @@
   what a twin keeps for itself is made when it is needed, under a name that begins with an underscore.
 - *What a subclass does not touch keeps the sinks' promises.* A shortcut past one of the handler's methods asks first,
   by `untouched`, whether that method is the twin's own.
+- Subclasses have attributes of their own, of any name: those of twins begin with ``_outfall_``. What stands in them is
+  `Kept`, so that a subclass that makes its handler picklable need not know of it.
 - ``emit`` takes no lock: `logging.Handler.handle` holds the handler's. It gives what is raised to ``handleError``,
   once for each record.
 """
@@ -19,12 +21,33 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.sink import Sink
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-class Account(Sink):
+
+class Kept:
+    """What a handler keeps for itself: whoever pickles or copies the handler deeply gets None in its place."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+
+class Seen(Kept, tuple[Any, ...]):
+    """Some values that belong together."""
+
+    __slots__ = ()
+
+
+class Account(Kept, Sink):  # type: ignore[misc]
     """Counts what a handler has put out and what it could not; it puts out nothing itself."""
 
     def __init__(self, name: str) -> None:
@@ -38,12 +61,18 @@ class _Sink:
         return self if handler is None else account_of(handler)
 
 
-def account_of(handler: Any) -> Any:
-    """Return the sink of *handler*, any `logging.Handler`, that counts what becomes of its records."""
-    account = getattr(handler, "_account", None)
-    if account is None:
-        make = getattr(handler, "_make_sink", None)
-        account = handler._account = Account(type(handler).__name__) if make is None else make()
+def account_of(handler: Any, kind: type[Sink] = Sink, make: Callable[[Any], Sink] | None = None) -> Any:
+    """Return the sink of *handler*, any `logging.Handler`, that counts what becomes of its records.
+
+    Args:
+        handler: The handler.
+        kind: What the sink must be an instance of.
+        make: What makes it of the handler; by default the handler says.
+    """
+    account = getattr(handler, "_outfall_account", None)
+    if not isinstance(account, kind):
+        make = make or getattr(type(handler), "_outfall_make_sink", None)
+        account = handler._outfall_account = Account(type(handler).__name__) if make is None else make(handler)
     return account
 
 
@@ -62,7 +91,7 @@ class Twin(logging.Handler):
 
     #: What counts the handler's records: ``handler.sink.stats()``.
     sink: Any = _Sink()
-    _account: Any = None
+    _outfall_account: Any = None
 
     if sys.version_info < (3, 12):
 

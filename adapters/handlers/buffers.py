@@ -54,14 +54,14 @@ class BufferingHandler(Twin, _BufferingHandler):
     """
 
     #: Whether records of the buffer are being handed on.
-    _handing = False
+    _outfall_handing = False
 
     def __init__(self, capacity: int) -> None:
         _BufferingHandler.__init__(self, capacity)
         # Now, so that a child that is forked later knows what is the parent's.
         account_of(self)
 
-    def _make_sink(self) -> Account:
+    def _outfall_make_sink(self) -> Account:
         return _Waiting(self)
 
     def flush(self) -> None:
@@ -119,7 +119,7 @@ class MemoryHandler(BufferingHandler, _MemoryHandler):
         self.acquire()
         try:
             # What the target logs itself goes with the next flush.
-            if self.target and not getattr(self, "_handing", False):
+            if self.target and not getattr(self, "_outfall_handing", False):
                 _hand_on(self)
         finally:
             self.release()
@@ -154,7 +154,7 @@ def _hand_on(handler: Any) -> None:
     handler.buffer.clear()
     rest = iter(waiting)
     failures: list[Exception] = []
-    handler._handing = True
+    handler._outfall_handing = True
     try:
         for record in rest:
             try:
@@ -170,7 +170,7 @@ def _hand_on(handler: Any) -> None:
         handler.buffer.extend(kept)
         raise
     finally:
-        handler._handing = False
+        handler._outfall_handing = False
         ledger.delivered += len(waiting) - len(failures)
         if failures:
             ledger.drop("error", len(failures))

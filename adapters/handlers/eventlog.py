@@ -76,7 +76,7 @@ class NTEventLogHandler(Twin, _NTEventLogHandler):
         self.deftype: int = sink.deftype
         self.typemap: dict[int, int] = sink.typemap
 
-    def _make_sink(self) -> NTEventLogSink:
+    def _outfall_make_sink(self) -> NTEventLogSink:
         return _EntriesSink(
             self.appname, self.dllname or None, self.logtype, on_error="raise", name=type(self).__name__
         )
@@ -86,7 +86,7 @@ class NTEventLogHandler(Twin, _NTEventLogHandler):
         if not self._welu:
             return
         try:
-            sink = account_of(self)
+            sink = account_of(self, _EntriesSink, NTEventLogHandler._outfall_make_sink)
             with sink._lock:
                 sink.appname, sink._welu = self.appname, self._welu
                 sink.deliver(_Entry(self, record))

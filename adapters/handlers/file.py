@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from outfall.adapters.handlers import stream as streams
-from outfall.adapters.handlers.base import account_of, count_failure
+from outfall.adapters.handlers.base import account_of, count_failure, untouched
 from outfall.adapters.handlers.openfile import OpenFile, open_file
 from outfall.adapters.handlers.stream import StreamHandler
 
@@ -47,9 +47,9 @@ class FileHandler(StreamHandler, _FileHandler):
     """
 
     #: Of the stream that this class's ``_open`` has returned last.
-    _file: OpenFile | None = None
+    _outfall_file: OpenFile | None = None
     #: True while ``_open`` is called for a file that must not be truncated.
-    _to_append = False
+    _outfall_append = False
 
     def __init__(
         self,
@@ -60,11 +60,14 @@ class FileHandler(StreamHandler, _FileHandler):
         errors: str | None = None,
     ) -> None:
         # So that a child that is forked before the first record knows that it is not the first.
-        self._process = os.getpid()
+        self._outfall_process = os.getpid()
         _FileHandler.__init__(self, os.fsdecode(filename), mode, encoding, delay, errors)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record*, to the file unless there is another stream; a failure goes to `handleError`."""
+        if self.stream is None and not untouched(self.emit, FileHandler.emit):
+            # What is raised is raised to a subclass, which may catch it.
+            self.stream = opened(self)
         try:
             append(self, record)
         except RecursionError:
@@ -75,13 +78,13 @@ class FileHandler(StreamHandler, _FileHandler):
     def _open(self) -> Any:
         """Open the file in its mode, and return the stream; a subclass may return any other."""
         mode = self.mode
-        if self._to_append:
+        if getattr(self, "_outfall_append", False):
             mode = mode.replace("w", "a").replace("x", "a")
         stream = open_file(self, mode)
-        self._opened = self.baseFilename, self.mode
-        self._file = None
+        self._outfall_opened = self.baseFilename, self.mode
+        self._outfall_file = None
         if type(stream) in _FILES:
-            self._file = OpenFile(stream, self.baseFilename, binary="b" in mode, terminator=self.terminator)
+            self._outfall_file = OpenFile(stream, self.baseFilename, binary="b" in mode, terminator=self.terminator)
         return stream
 
 
@@ -90,11 +93,11 @@ def append(handler: Any, record: logging.LogRecord) -> None:
     stream = handler.stream
     if stream is None:
         stream = handler.stream = opened(handler)
-    file = getattr(handler, "_file", None)
+    file = getattr(handler, "_outfall_file", None)
     if file is None or file.stream is not stream:
         streams.write(handler, record)
         return
-    account = getattr(handler, "_account", None) or account_of(handler)
+    account = getattr(handler, "_outfall_account", None) or account_of(handler)
     try:
         file.append(handler.format(record), handler.terminator)
         flush = handler.flush
@@ -108,16 +111,19 @@ def append(handler: Any, record: logging.LogRecord) -> None:
 
 def opened(handler: Any) -> Any:
     """Return the stream that ``_open`` of *handler* gives; what was written to the file before is not truncated."""
-    last = getattr(handler, "_opened", None)
-    if last == (handler.baseFilename, handler.mode) or getattr(handler, "_process", None) not in (None, os.getpid()):
-        handler._to_append = True
+    last = getattr(handler, "_outfall_opened", None)
+    if last == (handler.baseFilename, handler.mode) or getattr(handler, "_outfall_process", None) not in (
+        None,
+        os.getpid(),
+    ):
+        handler._outfall_append = True
     try:
         return handler._open()
     finally:
-        handler._to_append = False
+        handler._outfall_append = False
 
 
 def current_file(handler: Any) -> Any:
     """Return the `OpenFile` below the stream of *handler*; None if there is none, or the stream is somebody's own."""
-    file = getattr(handler, "_file", None)
+    file = getattr(handler, "_outfall_file", None)
     return file if file is not None and file.stream is handler.stream else None

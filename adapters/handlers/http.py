@@ -181,7 +181,7 @@ class HTTPHandler(Twin, _HTTPHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#httphandler
     """
 
-    def _make_sink(self) -> HTTPSink:
+    def _outfall_make_sink(self) -> HTTPSink:
         return _FormsSink(
             "http://localhost/",
             body=_Form(),
@@ -193,13 +193,14 @@ class HTTPHandler(Twin, _HTTPHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send *record*; a failure goes to ``handleError``, and so does an answer other than 2xx."""
         try:
-            account_of(self).put(self, _FormEvent(urlencode(self.mapLogRecord(record)), record))
+            sink = account_of(self, _FormsSink, HTTPHandler._outfall_make_sink)
+            sink.put(self, _FormEvent(urlencode(self.mapLogRecord(record)), record))
         except Exception:
             self.handleError(record)
 
     def close(self) -> None:
         """Let go of the connection; the next record makes another."""
-        account = self._account
-        if account is not None:
+        account = getattr(self, "_outfall_account", None)
+        if isinstance(account, _FormsSink):
             account._drop_transport()
         logging.Handler.close(self)

@@ -102,7 +102,7 @@ class SMTPHandler(Twin, _SMTPHandler):
 
     ssl_context: ssl.SSLContext | None = None
 
-    def _make_sink(self) -> SMTPSink:
+    def _outfall_make_sink(self) -> SMTPSink:
         # As the original does it, credentials are sent in plain text if that is what is asked for.
         return _MailSink(
             "localhost", "root", "root", "", allow_insecure=True, on_error="raise", name=type(self).__name__
@@ -112,6 +112,6 @@ class SMTPHandler(Twin, _SMTPHandler):
         """Send *record*; a failure goes to ``handleError``."""
         try:
             mail = _Mail(self.getSubject(record), self.format(record), record.created)
-            account_of(self).put(self, mail)
+            account_of(self, _MailSink, SMTPHandler._outfall_make_sink).put(self, mail)
         except Exception:
             self.handleError(record)

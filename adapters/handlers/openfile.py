@@ -12,6 +12,7 @@ import time
 from os import write as _os_write
 from typing import Any
 
+from outfall.adapters.handlers.base import Kept
 from outfall.adapters.handlers.stream import ended
 
 try:
@@ -26,7 +27,7 @@ _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
 _LOOKS = 4
 
 
-class OpenFile:
+class OpenFile(Kept):
     """The descriptor below a stream that ``open`` has made; records go past the stream's buffer.
 
     Args:

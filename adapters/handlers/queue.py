@@ -11,7 +11,7 @@ import weakref
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from outfall.adapters.handlers.base import Account, Twin, account_of, untouched
+from outfall.adapters.handlers.base import Account, Kept, Twin, account_of, untouched
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.delivery.queuelistener import renew
@@ -77,7 +77,7 @@ class QueueHandler(Twin, _QueueHandler):
         # Now, so that a child that is forked later knows what is the parent's.
         account_of(self)
 
-    def _make_sink(self) -> Account:
+    def _outfall_make_sink(self) -> Account:
         return _Putting(self)
 
     def prepare(self, record: logging.LogRecord) -> Any:
@@ -118,10 +118,10 @@ def _await_listener(account: Any, queue: Any) -> None:
         return
     if listener._thread is not threading.current_thread():
         # In vain once is enough.
-        account.listener_hangs = not listener._exit.await_end(lifecycle.patience(account.drain_timeout))
+        account.listener_hangs = not listener._outfall_exit.await_end(lifecycle.patience(account.drain_timeout))
 
 
-class _Exit:
+class _Exit(Kept):
     """What a listener has to do with forks and the exit of the process."""
 
     delivers_later: ClassVar[bool] = True
@@ -169,7 +169,7 @@ class _Exit:
         if listener is not None:
             renew(listener.queue)
             listener._thread = None
-            listener._busy = False
+            listener._outfall_busy = False
 
 
 def _is_idle(listener: Any) -> bool:
@@ -178,7 +178,7 @@ def _is_idle(listener: Any) -> bool:
         # What was taken out counts until task_done.
         return not queue.unfinished_tasks
     is_empty = getattr(queue, "empty", None)
-    return not listener._busy and (is_empty is None or is_empty())
+    return not listener._outfall_busy and (is_empty is None or is_empty())
 
 
 def _tell(listener: Any, error: Exception, events: int) -> None:
@@ -213,8 +213,8 @@ class QueueListener(_QueueListener):
     #: What ends the reading.
     _sentinel: Any = None
     #: True while a record has been taken out of the queue and is not yet handled.
-    _busy = False
-    _exit: Any = None
+    _outfall_busy = False
+    _outfall_exit: Any = None
 
     def start(self) -> None:
         """Begin to read the queue, in a daemon thread.
@@ -226,8 +226,8 @@ class QueueListener(_QueueListener):
         if thread is not None and thread.is_alive():
             msg = "Listener already started"
             raise RuntimeError(msg)
-        if self._exit is None:
-            self._exit = _Exit(self)
+        if getattr(self, "_outfall_exit", None) is None:
+            self._outfall_exit = _Exit(self)
         _listeners[id(self.queue)] = self
         _QueueListener.start(self)
 
@@ -254,7 +254,7 @@ class QueueListener(_QueueListener):
         while True:
             try:
                 record = self.queue.get(True) if direct else self.dequeue(True)  # type: ignore[call-arg]
-                self._busy = True
+                self._outfall_busy = True
             except Empty:  # of an override that does not wait for ever
                 continue
             except Exception as error:
@@ -267,14 +267,14 @@ class QueueListener(_QueueListener):
                 continue
             failures = 0
             if record is self._sentinel:
-                self._busy = False
+                self._outfall_busy = False
                 task_done()
                 return
             try:
                 self.handle(record)
             except Exception as error:
                 _tell(self, error, 1)
-            self._busy = False
+            self._outfall_busy = False
             task_done()
 
     def stop(self) -> None:

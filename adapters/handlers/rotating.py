@@ -70,7 +70,7 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
         self.mode, self.encoding, self.errors = mode, encoding, errors
 
     #: After a rollover that failed: when the next is due, how long to wait after that, and what was told.
-    _attempts: tuple[float, float, str] | None = None
+    _outfall_attempts: tuple[float, float, str] | None = None
 
     if TYPE_CHECKING:
         namer: Callable[[str], str] | None
@@ -98,10 +98,10 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
 def write_early(handler: Any, record: logging.LogRecord) -> bool:
     """Write *record* and return True if it is plain that no rollover is due; else return False, or raise."""
     early = quick.get(getattr(getattr(handler, "shouldRollover", None), "__func__", None))
-    file = getattr(handler, "_file", None)
+    file = getattr(handler, "_outfall_file", None)
     if early is None or file is None or file.stream is not handler.stream:
         return False
-    account = getattr(handler, "_account", None) or account_of(handler)
+    account = getattr(handler, "_outfall_account", None) or account_of(handler)
     try:
         data = file.ready(file.bytes_of(handler.format(record), handler.terminator))
         if not early(handler, len(data)):
@@ -119,7 +119,7 @@ def write_early(handler: Any, record: logging.LogRecord) -> bool:
 
 def roll_over(handler: Any, record: logging.LogRecord) -> None:
     """Roll over if that is due, and if no attempt has just failed; raise what is to be told of a failure."""
-    due, wait, told = getattr(handler, "_attempts", None) or (0.0, _FIRST_WAIT, "")
+    due, wait, told = getattr(handler, "_outfall_attempts", None) or (0.0, _FIRST_WAIT, "")
     if not handler.shouldRollover(record) or monotonic() < due:
         return
     if is_elsewhere(handler):
@@ -131,11 +131,11 @@ def roll_over(handler: Any, record: logging.LogRecord) -> None:
     try:
         handler.doRollover()
     except Exception as error:
-        handler._attempts = monotonic() + wait, min(2 * wait, _LONGEST_WAIT), describe(error)
+        handler._outfall_attempts = monotonic() + wait, min(2 * wait, _LONGEST_WAIT), describe(error)
         if describe(error) != told:
             raise
     else:
-        handler._attempts = None
+        handler._outfall_attempts = None
 
 
 def make_way(handler: Any, dest: Callable[[], str]) -> bool:
@@ -289,7 +289,7 @@ def _fits(handler: Any, size: int) -> bool:
     if limit <= 0 or (handler.backupCount <= 0 and _would_only_reopen(handler)):
         return True
     try:
-        return bool(_lseek(handler._file.descriptor, 0, _SEEK_END) + size <= limit)
+        return bool(_lseek(handler._outfall_file.descriptor, 0, _SEEK_END) + size <= limit)
     except OSError:
         return False
 

@@ -12,7 +12,7 @@ import time
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.handlers.base import Twin, account_of, count_failure
+from outfall.adapters.handlers.base import Kept, Seen, Twin, account_of, count_failure
 from outfall.sinks.core import lifecycle
 from outfall.sinks.network.connection import await_socket, waits_of
 
@@ -32,12 +32,12 @@ _LOOK_SECONDS = 0.000_05
 _MAX_READS = 16
 
 #: Another object in each process.
-_process = object()
+_process = Kept()
 
 
 def _in_child() -> None:
     global _process  # noqa: PLW0603
-    _process = object()
+    _process = Kept()
 
 
 lifecycle.call_in_child(_in_child)
@@ -45,18 +45,18 @@ lifecycle.call_in_child(_in_child)
 
 def made_here(handler: Any) -> None:
     """Remember that the connection of *handler* is this process's."""
-    handler._made_in = _process
+    handler._outfall_made_in = _process
 
 
 def is_usable(handler: Any, sock: Any) -> bool:
     """Return False if *sock*, the connection of *handler*, is the parent's, or the peer has closed it."""
-    if getattr(handler, "_made_in", _process) is not _process:
+    if getattr(handler, "_outfall_made_in", None) not in (None, _process):
         return False
     now = monotonic()
-    seen, due = getattr(handler, "_looked", (None, 0.0))
+    seen, due = getattr(handler, "_outfall_looked", None) or (None, 0.0)
     if seen is sock and now < due:
         return True
-    handler._looked = sock, now + _LOOK_SECONDS
+    handler._outfall_looked = Seen((sock, now + _LOOK_SECONDS))
     return not _has_ended(sock)
 
 
@@ -128,14 +128,14 @@ class SocketHandler(Twin, _SocketHandler):
 
     def createSocket(self) -> None:
         """Have a connection in ``sock``, unless the next attempt is not due yet or it fails."""
-        told, due = getattr(self, "_due", (None, 0.0))
+        told, due = getattr(self, "_outfall_due", None) or (None, 0.0)
         if told is not None and self.retryTime == told and monotonic() >= due:
             # The system's clock has been set back.
             self.retryTime = min(told, time.time())
         _SocketHandler.createSocket(self)
         made_here(self)
         if not self.sock and self.retryTime is not None and self.retryTime != told:
-            self._due = self.retryTime, monotonic() + self.retryPeriod
+            self._outfall_due = self.retryTime, monotonic() + self.retryPeriod
 
     def send(self, s: ReadableBuffer) -> None:
         """Send *s*, a frame, or drop it without a word."""
@@ -213,22 +213,22 @@ class DatagramHandler(SocketHandler, _DatagramHandler):
             sock: Any = self.sock
             sock.sendto(s, resolved(self, sock))
         except BaseException as error:
-            self._resolved: Any = None
+            self._outfall_resolved: Any = None
             count_failure(self, error)
             raise
-        account = getattr(self, "_account", None) or account_of(self)
+        account = getattr(self, "_outfall_account", None) or account_of(self)
         account._ledger.delivered += 1
 
 
 def resolved(handler: Any, sock: Any) -> Any:
     """Return where datagrams of *handler* go, whose name is looked up once; and again after a failure."""
     address = handler.address
-    known = getattr(handler, "_resolved", None)
+    known = getattr(handler, "_outfall_resolved", None)
     if known is not None and known[0] == address and known[1] is sock:
         return known[2]
     if isinstance(address, str) or not isinstance(sock, socket.socket):
         return address
     host, port = address[:2]
     found = socket.getaddrinfo(host, port, sock.family, socket.SOCK_DGRAM)[0][4]
-    handler._resolved = address, sock, found
+    handler._outfall_resolved = Seen((address, sock, found))
     return found

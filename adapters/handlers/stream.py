@@ -90,7 +90,7 @@ def write(handler: Any, record: logging.LogRecord) -> None:
             flush()
         elif stream and hasattr(stream, "flush"):
             stream.flush()
-        account = getattr(handler, "_account", None) or account_of(handler)
+        account = getattr(handler, "_outfall_account", None) or account_of(handler)
         account._ledger.delivered += 1
     except BaseException as error:
         count_failure(handler, error)

@@ -78,7 +78,7 @@ class SysLogHandler(Twin, _SysLogHandler):
         asked = self.socktype
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM) if asked is None else (asked,):
             self.socket = socket.socket(socket.AF_UNIX, kind)
-            self._limit(self.socket)
+            _limit(self, self.socket)
             try:
                 self.socket.connect(address)
             except OSError:
@@ -103,37 +103,8 @@ class SysLogHandler(Twin, _SysLogHandler):
         else:
             self.unixsocket = False
             kind = socket.SOCK_DGRAM if self.socktype is None else self.socktype
-            self.socket, self.socktype = self._connected(*address, kind), kind
+            self.socket, self.socktype = _connected(self, *address, kind), kind
         made_here(self)
-
-    def _connected(self, host: str, port: int, kind: socket.SocketKind) -> socket.socket:
-        failure: OSError | None = None
-        for family, kind_, proto, _, address in socket.getaddrinfo(host, port, 0, kind):
-            try:
-                made = socket.socket(family, kind_, proto)
-            except OSError as error:
-                failure = error
-                continue
-            try:
-                self._limit(made)
-                if kind == socket.SOCK_STREAM:
-                    made.connect(address)
-            except OSError as error:
-                made.close()
-                failure = error
-            else:
-                return made
-        try:
-            raise failure or OSError("getaddrinfo returns an empty list")
-        finally:
-            # Its traceback holds this frame.
-            del failure
-
-    def _limit(self, made: socket.socket) -> None:
-        if self.timeout:
-            made.settimeout(self.timeout)
-        else:
-            limit_sending(made)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send *record*."""
@@ -165,6 +136,38 @@ class SysLogHandler(Twin, _SysLogHandler):
             self.release()
 
 
+def _connected(handler: Any, host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    failure: OSError | None = None
+    for family, kind_, proto, _, address in socket.getaddrinfo(host, port, 0, kind):
+        try:
+            made = socket.socket(family, kind_, proto)
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            _limit(handler, made)
+            if kind == socket.SOCK_STREAM:
+                made.connect(address)
+        except OSError as error:
+            made.close()
+            failure = error
+        else:
+            return made
+    try:
+        raise failure or OSError("getaddrinfo returns an empty list")
+    finally:
+        # Its traceback holds this frame.
+        del failure
+
+
+def _limit(handler: Any, made: socket.socket) -> None:
+    seconds = getattr(handler, "timeout", None)
+    if seconds:
+        made.settimeout(seconds)
+    else:
+        limit_sending(made)
+
+
 def send(handler: Any, message: bytes) -> None:
     """Send *message*, which `SysLogHandler.emit` has made, and count it, whatever becomes of it.
 
@@ -177,7 +180,7 @@ def send(handler: Any, message: bytes) -> None:
         if not sock:
             if _is_waiting(handler):
                 reason = "backoff"
-                kind, arguments = handler._failed[2:]
+                kind, arguments = handler._outfall_failed[2:]
                 raise kind(*arguments)
             _connect(handler)
             sock = handler.socket
@@ -196,13 +199,13 @@ def send(handler: Any, message: bytes) -> None:
         else:
             sock.sendto(message, resolved(handler, sock))
     except BaseException as error:
-        handler._resolved = None
+        handler._outfall_resolved = None
         if reason is None:
             count_failure(handler, error)
         else:
             account_of(handler)._ledger.drop(reason)
         raise
-    account = getattr(handler, "_account", None) or account_of(handler)
+    account = getattr(handler, "_outfall_account", None) or account_of(handler)
     account._ledger.delivered += 1
 
 
@@ -240,17 +243,17 @@ def _reconnect(handler: Any) -> None:
 
 def _connect(handler: Any) -> None:
     """Call ``createSocket``; where that fails over and over, the next attempts are farther and farther apart."""
-    wait = handler._failed[1] if getattr(handler, "_failed", None) else _FIRST_WAIT
+    wait = handler._outfall_failed[1] if getattr(handler, "_outfall_failed", None) else _FIRST_WAIT
     try:
         handler.createSocket()
     except OSError as error:
-        handler._failed = monotonic() + wait, min(2 * wait, _LONGEST_WAIT), type(error), error.args
+        handler._outfall_failed = monotonic() + wait, min(2 * wait, _LONGEST_WAIT), type(error), error.args
         raise
-    handler._failed = None
+    handler._outfall_failed = None
 
 
 def _is_waiting(handler: Any) -> bool:
-    failed = getattr(handler, "_failed", None)
+    failed = getattr(handler, "_outfall_failed", None)
     return failed is not None and monotonic() < failed[0]
 
 

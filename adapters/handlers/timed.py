@@ -69,7 +69,7 @@ class TimedRotatingFileHandler(BaseRotatingHandler, _TimedRotatingFileHandler):
     ) -> None:
         # Before there is a file.
         suffix = Schedule(when).suffix
-        self._process = os.getpid()
+        self._outfall_process = os.getpid()
         _TimedRotatingFileHandler.__init__(
             self, os.fsdecode(filename), when, interval, backupCount, encoding, delay, utc, atTime, errors
         )

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers import file as files
-from outfall.adapters.handlers.base import account_of, count_failure, untouched
+from outfall.adapters.handlers.base import Kept, account_of, count_failure, untouched
 from outfall.adapters.handlers.file import FileHandler
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.files.watched import WatchedFileSink
@@ -61,7 +61,7 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
         self.dev, self.ino = -1, -1
         self._statstream()
 
-    def _make_sink(self) -> Any:
+    def _outfall_make_sink(self) -> Any:
         return _Watch(self.baseFilename, delay=True, renderer=_never, on_error="raise", name=type(self).__name__)
 
     def reopenIfNeeded(self) -> None:
@@ -78,6 +78,10 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Look after the file and write *record*; a failure of either goes to `handleError`."""
+        if self.stream is None and not untouched(self.emit, WatchedFileHandler.emit):
+            # What is raised is raised to a subclass, which may catch it.
+            self.stream = files.opened(self)
+            self._statstream()
         try:
             if self.stream is None:
                 self.stream = files.opened(self)
@@ -114,7 +118,7 @@ def _watch_of(handler: Any) -> Any:
     return watch
 
 
-class _Watch(WatchedFileSink):
+class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
     """Finds out what others do to the file that a handler has open, and puts it right."""
 
     #: The open file of the handler, which closes it.

@@ -725,12 +725,12 @@ def test_at_exit_a_handler_that_hangs_is_waited_for_once(monkeypatch):
     monkeypatch.setattr("outfall.sinks.core.lifecycle._State.draining", True)
     listener.start()
     waits = []
-    wait = listener._exit.await_end
-    monkeypatch.setattr(listener._exit, "await_end", lambda timeout: (waits.append(timeout), wait(timeout))[1])
+    wait = listener._outfall_exit.await_end
+    monkeypatch.setattr(listener._outfall_exit, "await_end", lambda timeout: (waits.append(timeout), wait(timeout))[1])
     for message in ("one", "two", "three"):
         handler.handle(record(message))
     assert waits == [0.05]
-    listener._exit.drain(0.01)
+    listener._outfall_exit.drain(0.01)
     assert [failure.events for failure in told] == [0]
     released.set()
     listener.stop()
