@@ -27,8 +27,9 @@ _flush = logging.StreamHandler.flush
 #: Seconds from a rollover that failed to the next attempt: the first wait, which doubles, and the longest.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 
-#: By the method ``shouldRollover`` of a class: what tells without rendering anew that no rollover is due.
-quick: dict[Any, Callable[[Any, int], bool]] = {}
+#: By the method ``shouldRollover`` of a class: what tells, with less ado, that no rollover is due before so many bytes
+#: are written; and whether their number matters.
+quick: dict[Any, tuple[Callable[[Any, int], bool], bool]] = {}
 
 
 class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
@@ -97,14 +98,16 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
 
 def write_early(handler: Any, record: logging.LogRecord) -> bool:
     """Write *record* and return True if it is plain that no rollover is due; else return False, or raise."""
-    early = quick.get(getattr(getattr(handler, "shouldRollover", None), "__func__", None))
+    early, by_size = quick.get(getattr(getattr(handler, "shouldRollover", None), "__func__", None), (None, False))
     file = getattr(handler, "_outfall_file", None)
     if early is None or file is None or file.stream is not handler.stream:
+        return False
+    if not (by_size or early(handler, 0)):
         return False
     account = getattr(handler, "_outfall_account", None) or account_of(handler)
     try:
         data = file.ready(file.bytes_of(handler.format(record), handler.terminator))
-        if not early(handler, len(data)):
+        if by_size and not early(handler, len(data)):
             return False
         file.write(data)
         flush = handler.flush
@@ -138,12 +141,17 @@ def roll_over(handler: Any, record: logging.LogRecord) -> None:
         handler._outfall_attempts = None
 
 
-def make_way(handler: Any, dest: Callable[[], str]) -> bool:
-    """Close the stream of *handler* and move the file to *dest*; return False if there was nothing to move.
+def make_way(handler: Any, dest: Callable[[], str], *, refuse_copies: bool = False) -> bool:
+    """Close the stream of *handler* and have the file moved; return False if there was nothing to move.
+
+    Args:
+        handler: The handler.
+        dest: Gives the path that it is moved to, by ``rotate``.
+        refuse_copies: Whether it is a failure if the file is left where it is, and copied.
 
     Raises:
         Exception: What ``rotate`` has raised.
-        SinkError: If it left the file where it is.
+        SinkError: If it has made a copy, which is removed.
     """
     path = handler.baseFilename
     elsewhere = is_elsewhere(handler)
@@ -161,17 +169,21 @@ def make_way(handler: Any, dest: Callable[[], str]) -> bool:
     finally:
         # A namer or rotator that logs has opened it again.
         close_stream(handler)
+    if refuse_copies:
+        _refuse_copy(before, path, target)
+    return True
+
+
+def _refuse_copy(before: os.stat_result, path: str, target: str) -> None:
+    """Remove *target* and raise if it is a copy of the file that still is at *path*: each record would make another."""
     try:
-        after = os.stat(path)
+        after, copied = os.stat(path), os.stat(target)
     except OSError:
-        return True
-    if os.path.samestat(before, after) and after.st_size >= before.st_size:
-        # Each attempt would make another copy.
-        if os.path.exists(target) and not os.path.samestat(os.stat(target), after):
-            os.unlink(target)
+        return
+    if os.path.samestat(before, after) and after.st_size >= before.st_size and not os.path.samestat(after, copied):
+        os.unlink(target)
         msg = f"the rotator left {path!r} where it was"
         raise SinkError(msg)
-    return True
 
 
 def is_elsewhere(handler: Any) -> bool:
@@ -256,7 +268,11 @@ class RotatingFileHandler(BaseRotatingHandler, _RotatingFileHandler):
         """
         moved = False
         if self.backupCount > 0:
-            moved = make_way(self, lambda: _freed(self.rotation_filename, self.baseFilename, self.backupCount))
+            moved = make_way(
+                self,
+                lambda: _freed(self.rotation_filename, self.baseFilename, self.backupCount),
+                refuse_copies=True,
+            )
         else:
             close_stream(self)
         if not self.delay:
@@ -306,4 +322,4 @@ def _would_only_reopen(handler: Any) -> bool:
 #: Not known to typeshed.
 text_encoding: Any = vars(io)["text_encoding"]
 
-quick[RotatingFileHandler.shouldRollover] = _fits
+quick[RotatingFileHandler.shouldRollover] = _fits, True

@@ -119,7 +119,7 @@ class SysLogHandler(Twin, _SysLogHandler):
             if self.append_nul:
                 message += "\0"
             priority = self.encodePriority(self.facility, self.mapPriority(record.levelname))
-            send(self, f"<{priority}>{message}".encode("utf-8", "backslashreplace"))
+            send(self, f"<{priority:d}>{message}".encode("utf-8", "backslashreplace"))
         except Exception:
             self.handleError(record)
 

@@ -197,4 +197,4 @@ def _is_early(handler: Any, size: int) -> bool:
     return bool(time.time() < handler.rolloverAt)
 
 
-quick[TimedRotatingFileHandler.shouldRollover] = _is_early
+quick[TimedRotatingFileHandler.shouldRollover] = _is_early, False

@@ -146,15 +146,22 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
         own = untouched(handler.reopenIfNeeded, WatchedFileHandler.reopenIfNeeded)
         file: Any = self.file
         try:
+            if not own:
+                handler.reopenIfNeeded()
+                file = files.current_file(handler)
+                if file is not self.file:
+                    files.append(handler, record)
+                    return
             try:
                 data = file.bytes_of(handler.format(record), handler.terminator)
             except Exception:
                 # Also for a record that is none, as the original does.
-                handler.reopenIfNeeded()
+                if own:
+                    handler.reopenIfNeeded()
                 raise
             self._device, self._inode = handler.dev, handler.ino
-            if not (own and file.ready(data) is data and self.append_undisturbed(data)):
-                self.use(handler, self._put_watching, data)
+            if not (file.ready(data) is data and self.append_undisturbed(data)):
+                self.use(handler, self._put_watching, data, own)
                 self._ledger.delivered += 1
             if not untouched(handler.flush, _flush):
                 handler.flush()
@@ -163,13 +170,14 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
             raise
         self._raise_notices()
 
-    def _put_watching(self, data: bytes) -> None:
+    def _put_watching(self, data: bytes, look: bool) -> None:
         handler: Any = self.owner
         with self._lock:
             # What becomes of the file after this look, the next finds out; what it found is told once *data* stands.
             attending, self._attending = self._attending, True
             try:
-                handler.reopenIfNeeded()
+                if look:
+                    handler.reopenIfNeeded()
                 file = files.current_file(handler)
                 if file is not None:
                     data = file.ready(data)
