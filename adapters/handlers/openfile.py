@@ -101,7 +101,12 @@ class OpenFile(Kept):
             ValueError: If the stream is closed.
         """
         self.stream.flush()
-        return self._begun(data) if self.byte_order_mark or self.half_line >= 0 else data
+        return self._begun(data) if self.has_to_begin else data
+
+    @property
+    def has_to_begin(self) -> bool:
+        """True if a record may not be written just as it is."""
+        return bool(self.byte_order_mark) or self.half_line >= 0
 
     def write(self, data: bytes) -> None:
         """Write *data*, a record that is `ready`, to the end of the file, whole or not at all."""

@@ -243,21 +243,25 @@ class RotatingFileHandler(BaseRotatingHandler, _RotatingFileHandler):
         """Return True if *record* would make the file larger than `maxBytes`."""
         if self.stream is None:
             self.stream = files.opened(self)
-        if self.maxBytes <= 0 or (os.path.exists(self.baseFilename) and not os.path.isfile(self.baseFilename)):
+        if self.maxBytes <= 0:
             return False
         file = files.current_file(self)
-        made = self.format(record)
-        if file is None:
-            try:
+        try:
+            if file is None:
                 size = self.stream.tell()
-            except io.UnsupportedOperation:
-                return False
-            length = len(made) + len(self.terminator)
-        else:
-            self.stream.flush()
-            size = file.size()
-            length = len(file.bytes_of(made, self.terminator))
-        return bool(size) and size + length > self.maxBytes
+            else:
+                self.stream.flush()
+                size = file.size()
+        except io.UnsupportedOperation:  # a pipe
+            return False
+        if not size:
+            return False
+        made = self.format(record)
+        length = len(made) + len(self.terminator) if file is None else len(file.bytes_of(made, self.terminator))
+        if size + length <= self.maxBytes:
+            return False
+        # Only regular files can be moved away.
+        return not os.path.exists(self.baseFilename) or os.path.isfile(self.baseFilename)
 
     def doRollover(self) -> None:
         """Roll over now: shift the numbered files, move the file to ``.1`` and open a new one.

@@ -160,7 +160,8 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
                     handler.reopenIfNeeded()
                 raise
             self._device, self._inode = handler.dev, handler.ino
-            if not (file.ready(data) is data and self.append_undisturbed(data)):
+            file.stream.flush()
+            if file.has_to_begin or not self.append_undisturbed(data):
                 self.use(handler, self._put_watching, data, own)
                 self._ledger.delivered += 1
             if not untouched(handler.flush, _flush):

@@ -806,8 +806,10 @@ def _a_missing_path(world, name):
 
 
 if sys.version_info < (3, 11):
-    # The original raises at construction there.
-    del ROWS["hand-a_missing_path-SysLogHandler"]
+    # The original has no createSocket there, and raises at construction.
+    for each in list(ROWS):
+        if "SysLogHandler" in each and ("createSocket" in each or "-all" in each or "hand-a_" in each):
+            del ROWS[each]
 
 
 @hand("MemoryHandler", "BufferingHandler")

@@ -1169,6 +1169,7 @@ def test_a_missing_path_is_told_as_it_is(path):
     handler.close()
 
 
+@since_311
 def test_attributes_may_be_set_in_any_order(module):
     """A subclass that never calls the constructor sets what it likes first."""
 
