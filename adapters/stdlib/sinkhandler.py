@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.event.event import TextEvent
-from outfall.sinks.event.levels import NOTSET, NUMBERS, Level, LevelName, parse_level
+from outfall.sinks.event.levels import NOTSET, Level, LevelName, parse_level
 from outfall.sinks.event.record import Callsite, RecordReader
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class SinkHandler(logging.Handler):
     ) -> None:
         number = int(parse_level(level))
         self._reader = RecordReader(callsite, self.handleError)
+        #: What makes an event of a record, unless a subclass does it in its own way.
+        self._read = self._reader.event if type(self).event is SinkHandler.event else None
         self._owns_sink = isinstance(sink, Mapping)
         self.sink: Sink = _sink_of(sink)
         #: Whether the sink's own class has a filter of its own.
@@ -116,7 +118,13 @@ class SinkHandler(logging.Handler):
                 self.sink.handle(TextEvent(event, record.levelno) if isinstance(event, (str, bytes)) else event)
                 return
         try:
-            event = self.event(record)
+            if self._read is None:
+                event = self.event(record)
+            else:
+                event = self._read(record)
+                if self.sink._reads_metadata() and "_record" not in event:
+                    event["_record"] = record
+                    event["_from_structlog"] = False
         except Exception:
             self.handleError(record)
             event = {"event": record.msg, "level_number": record.levelno, "logger": record.name}
@@ -124,20 +132,8 @@ class SinkHandler(logging.Handler):
 
     def event(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return the event that *record* stands for."""
-        message: Any = record.msg
-        attributes = record.__dict__
-        if isinstance(message, dict) and "_name" in attributes and "_logger" in attributes:
-            # structlog's wrap_for_formatter left it there.
-            event: dict[str, Any] = {**message, "_logger": attributes["_logger"], "_name": attributes["_name"]}
-            event["_record"] = record
-            event["_from_structlog"] = True
-            if "level" not in event:
-                event["level"] = record.levelname.lower()
-                if NUMBERS.get(record.levelname) != record.levelno:
-                    event["level_number"] = record.levelno
-            return event
         event = self._reader.event(record)
-        if self.sink._reads_metadata():
+        if "_record" not in event and self.sink._reads_metadata():
             event["_record"] = record
             event["_from_structlog"] = False
         return event

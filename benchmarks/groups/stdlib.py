@@ -1,7 +1,7 @@
 """`logging` into a `FileSink`, beside its own `logging.FileHandler` with JSON, and loguru.
 
-Compared are lines that say the same: `SinkHandler` adds the call site by default, so there is a pair with and a pair
-without it.
+Compared are lines that say the same: there is a pair with and a pair without the call site, which `SinkHandler` adds
+where it is asked to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Run, SetUp
 
-#: What SinkHandler adds of the call site by default, by the record's names.
+#: What SinkHandler adds of the call site for True, by the record's names.
 _CALLSITE = ("pathname", "lineno", "funcName", "process", "processName", "thread", "threadName", "taskName")
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.event.event import METADATA, NaiveTimestamps, message_key, timestamp_of
@@ -73,36 +74,26 @@ _MAX_KNOWN = 256
 
 #: From here on years have four digits without padding, which platforms do in different ways: 1970.
 _FOUR_DIGIT_YEARS = 0
+_FIVE_DIGITS = 99_999
 
 
-class UTCTexts:
-    """Times as ISO 8601 text in UTC, as `structlog.processors.TimeStamper` writes them.
-
-    Safe from any thread.
-    """
-
-    __slots__ = ("_second",)
-
-    def __init__(self) -> None:
-        #: The text of a second is kept, since making it costs more than the rest of an event. In one attribute, which
-        #: other threads can only replace as a whole.
-        self._second = (-1, "")
-
-    def __call__(self, when: float) -> str:
-        """Return the text of *when*, seconds since the epoch."""
-        second = int(when)
-        microsecond = round((when - second) * 1_000_000)
-        if 0 < microsecond < 1_000_000 and second >= _FOUR_DIGIT_YEARS:
-            known, text = self._second
-            if second != known:
-                text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-                self._second = (second, text)
-            return f"{text}.{microsecond:06d}Z"
-        return dt.datetime.fromtimestamp(when, dt.timezone.utc).isoformat().replace("+00:00", "Z")
+#: A second and its text, which is kept, since making it costs more than the rest of an event. Other threads can only
+#: replace both at once.
+_known_second = [(-1, "")]
 
 
-#: One for the process.
-utc_text = UTCTexts()
+def utc_text(when: float) -> str:
+    """Return *when*, seconds since the epoch, as `structlog.processors.TimeStamper` writes it: ISO 8601 text in UTC."""
+    second = int(when)
+    microsecond = round((when - second) * 1_000_000)
+    if 0 < microsecond < 1_000_000 and second >= _FOUR_DIGIT_YEARS:
+        known, text = _known_second[0]
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            _known_second[0] = (second, text)
+        # A format that fills up with zeros takes twice as long.
+        return f"{text}.{microsecond}Z" if microsecond > _FIVE_DIGITS else f"{text}.{microsecond:06d}Z"
+    return dt.datetime.fromtimestamp(when, dt.timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 # -- from records to events
@@ -139,28 +130,22 @@ class RecordReader:
             raise ValueError(msg)
         self._callsite = tuple((key, CALLSITE[key]) for key in names)
         self._tell = tell
-        #: By the names of a record's attributes, those that are extra; False where that is not all there is to it.
+        #: By the names of a record's last attributes, those that are extra; False where that is not all there is to it.
         self._extra: dict[tuple[str, ...], tuple[str, ...] | Literal[False]] = {}
 
     def event(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return the event that *record* stands for."""
         attributes = record.__dict__
         message = attributes["msg"]
-        extra: tuple[str, ...] | Literal[False] | None
-        if message.__class__ is not str:
-            extra = False
-        elif len(attributes) == _USUAL_NUMBER and next(reversed(attributes)) == _USUAL_LAST:
-            extra = ()
-        else:
-            names = tuple(attributes)
-            extra = self._extra.get(names)
-            if extra is None:
-                extra = self._learn(names)
+        # What is extra was set after all that a record has for itself.
+        names = tuple(islice(attributes, _USUAL_NUMBER - 1, None))
+        extra = self._extra.get(names)
+        if extra is None:
+            extra = self._learn(names)
         known = _LEVELS.get(attributes["levelname"])
-        if extra is False or known is None or known[1] != attributes["levelno"]:
+        if extra is False or message.__class__ is not str or known is None or known[1] != attributes["levelno"]:
             return self._event(record)
-        args = attributes["args"]
-        if args or record.__class__ is not logging.LogRecord:
+        if attributes["args"] or record.__class__ is not logging.LogRecord:
             if attributes["name"] == _UVICORN_ACCESS:
                 return self._event(record)
             try:
@@ -173,10 +158,11 @@ class RecordReader:
             "logger": attributes["name"],
             "timestamp": utc_text(attributes["created"]),
         }
-        for key, attribute in self._callsite:
-            value = attributes.get(attribute)
-            if value is not None:
-                event[key] = value
+        if self._callsite:
+            for key, attribute in self._callsite:
+                value = attributes.get(attribute)
+                if value is not None:
+                    event[key] = value
         if attributes["exc_info"] or attributes["exc_text"] or attributes["stack_info"]:
             _add_exception_of(record, event)
         for name in extra:
@@ -184,16 +170,20 @@ class RecordReader:
         return event
 
     def _learn(self, names: tuple[str, ...]) -> tuple[str, ...] | Literal[False]:
-        """Return which *names* of a record's attributes are extra; False if one of them needs a closer look."""
+        """Return which *names* of a record's last attributes are extra; False if it needs a closer look."""
         extra = tuple(name for name in names if name not in _STANDARD_ATTRIBUTES)
         taken = _EVENT_KEYS.union((_COLORED,), (key for key, _ in self._callsite))
-        plain = taken.isdisjoint(extra) and not any(map(_is_prefixed, extra)) and _STANDARD.issubset(names)
+        # The first is the last that a record sets itself: then those before it are its own.
+        plain = names[:1] == (_USUAL_LAST,) and taken.isdisjoint(extra) and not any(map(_is_prefixed, extra))
         if len(self._extra) >= _MAX_KNOWN:
             self._extra.clear()
         return self._extra.setdefault(names, extra if plain else False)
 
     def _event(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return the event of any record."""
+        attributes = record.__dict__
+        if isinstance(record.msg, dict) and "_name" in attributes and "_logger" in attributes:
+            return _left_by_structlog(record)
         event = self._said(record)
         name = record.levelname
         event["level"] = name.lower()
@@ -202,7 +192,6 @@ class RecordReader:
         event.setdefault("logger", record.name)
         if "timestamp" not in event:
             event["timestamp"] = utc_text(record.created)
-        attributes = record.__dict__
         for key, attribute in self._callsite:
             value = attributes.get(attribute)
             if value is not None and key not in event:
@@ -233,6 +222,19 @@ class RecordReader:
         ):
             event.update(zip(_ACCESS_FIELDS, record.args, strict=True))
         return event
+
+
+def _left_by_structlog(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the event that `structlog.stdlib.ProcessorFormatter.wrap_for_formatter` has left in *record*."""
+    message: Any = record.msg
+    event: dict[str, Any] = {**message, **{key: record.__dict__[key] for key in ("_logger", "_name")}}
+    event["_record"] = record
+    event["_from_structlog"] = True
+    if "level" not in event:
+        event["level"] = record.levelname.lower()
+        if NUMBERS.get(record.levelname) != record.levelno:
+            event["level_number"] = record.levelno
+    return event
 
 
 def _add_exception_of(record: logging.LogRecord, event: dict[str, Any]) -> None:
