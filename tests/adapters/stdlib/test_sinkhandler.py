@@ -168,7 +168,7 @@ def test_an_unknown_call_site_field_is_refused(sink):
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="logging knows tasks since Python 3.12")
 def test_the_task_s_name_is_in_the_event(logger, sink):
     """A record logged in an asyncio task says which."""
-    logger.addHandler(SinkHandler(sink))
+    logger.addHandler(SinkHandler(sink, callsite=True))
 
     async def work() -> None:
         asyncio.current_task().set_name("job")
