@@ -83,7 +83,7 @@ class SinkLogger:
         if isinstance(event, TextEvent):
             event.carried_level = number
             if not self._sink._text_seen:
-                self._sink.look_at_text(event, sys._getframe(1))
+                self._sink._look_at_text(event, sys._getframe(1))
         else:
             if "level" not in event:
                 event["level"] = method_name

@@ -45,6 +45,8 @@ class ByteSink(Sink):
         TypeError: If *renderer* is not callable or *terminator* is not text.
     """
 
+    _inside = frozenset({"render", "write"})
+
     def __init__(
         self,
         *,

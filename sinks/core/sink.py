@@ -123,6 +123,13 @@ class Sink(_Guarded, Forwarding):
     #: True in sinks that people look at, and in those that only hand on: text for people is right there.
     shows_people: ClassVar[bool] = False
 
+    #: What no user of a sink calls: hooks for writers of sinks, and calls from within.
+    _inside: ClassVar[frozenset[str]] = frozenset(
+        {name for name in vars(Forwarding) if name[0] != "_"}
+        | {"after_fork", "drain", "hasten", "has_owner", "emit", "emit_batch", "encode", "handle_error"}
+        | {"counts_batches", "delivers_later", "delivers_through_loggers", "locks_emit", "shows_people"}
+    )
+
     #: What ``flush`` and ``close`` take for *timeout* None, in seconds; `logging.shutdown` passes none. Settable. Once
     #: the process exits it is no more than what is left of the time that the exit gives all sinks together.
     drain_timeout: float = 5.0
@@ -271,7 +278,7 @@ class Sink(_Guarded, Forwarding):
             except TypeError:
                 event = event_dict  # handle() counts and reports it
             if not self._text_seen and isinstance(event, TextEvent):
-                self.look_at_text(event, sys._getframe(1))
+                self._look_at_text(event, sys._getframe(1))
             self.handle(event)
         if goes_on:
             return event_dict
@@ -289,7 +296,7 @@ class Sink(_Guarded, Forwarding):
             self._chain_seen = not self._within_chains
         return bool(passed_by)
 
-    def look_at_text(self, event: TextEvent, frame: FrameType) -> None:
+    def _look_at_text(self, event: TextEvent, frame: FrameType) -> None:
         """Tell, once, if the first text that a chain has rendered is for people, and this sink keeps or sends it."""
         self._text_seen = True
         wrong = None if self.shows_people else meant_for_people(event.raw, frame)
@@ -419,6 +426,11 @@ class Sink(_Guarded, Forwarding):
         if self._closed:
             parts.append("closed")
         return f"<{type(self).__name__} {' '.join(part for part in parts if part)}>".replace(" >", ">")
+
+    def __dir__(self) -> list[str]:
+        """Return what a sink's user may want, for completion: not what writers of sinks and wrappers override."""
+        inside: frozenset[str] = frozenset().union(*(vars(each).get("_inside", ()) for each in type(self).__mro__))
+        return [name for name in super().__dir__() if name not in inside]
 
     def __copy__(self) -> Self:
         """Return the sink itself, so that a logger whose processors hold it can be copied."""

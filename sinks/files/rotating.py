@@ -96,6 +96,12 @@ class BaseRotatingFileSink(SharedFileSink):
     Source: `logging.handlers.BaseRotatingHandler`.
     """
 
+    _inside = frozenset(
+        {"begin_new_file", "compression_failed", "exclusively", "files_to_compress", "get_files_to_delete", "rotate"}
+        | {"names_of_rotated", "place_compressed", "rotated_files", "rotation_filename", "sample_of_rotated"}
+        | {"should_rollover"}
+    )
+
     #: Makes the name of a rotated file from its default name.
     namer: Callable[[str], str] | None = None
     #: Moves the file away, given source and destination.

@@ -19,6 +19,7 @@ from outfall import (
     Encoded,
     PermanentDeliveryError,
     ReentrantEventError,
+    RotatingFileSink,
     Sink,
     SinkClosedError,
     SinkError,
@@ -610,3 +611,14 @@ def test_an_item_has_no_terminator_and_gets_the_one_of_its_writer():
     sink.terminator = ";"
     sink.emit_batch([item])
     assert sink.written == [b'{"event":"e"};']
+
+
+def test_completion_shows_what_a_user_calls(tmp_path):
+    """Hooks for writers of sinks, and what wrappers call, are not listed; all of it is there all the same."""
+    with RotatingFileSink(tmp_path / "a", max_bytes=100) as sink:
+        shown = {name for name in dir(sink) if name[0] != "_"}
+        assert {"handle", "flush", "close", "stats", "level", "renderer", "do_rollover", "reopen"} <= shown
+        assert shown.isdisjoint({"emit", "emit_batch", "encode", "make_item", "write", "should_rollover", "after_fork"})
+        assert len(shown) < 35
+        assert callable(sink.emit)
+    assert "emit" in dir(RotatingFileSink)
