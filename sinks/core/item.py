@@ -95,10 +95,11 @@ class Batch(Sequence[Encoded]):
     @property
     def data(self) -> list[bytes]:
         """Each item's data, without making items; made once, and not to be changed."""
-        if self._data is None:
-            items = self._items
-            self._data = list(items) if set(map(type, items)) == {bytes} else list(map(data_in, items))  # type: ignore[arg-type]
-        return self._data
+        data = self._data
+        if data is None:
+            items: Sequence[Any] = self._items
+            data = self._data = list(items) if set(map(type, items)) == {bytes} else list(map(data_in, items))
+        return data
 
     @property
     def item_keys(self) -> list[str]:

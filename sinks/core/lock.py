@@ -7,6 +7,8 @@ import time
 from _thread import get_ident
 from typing import TYPE_CHECKING
 
+from outfall.sinks.core.logginglock import held, released
+
 if TYPE_CHECKING:
     from types import CodeType, FrameType, TracebackType
     from typing import SupportsIndex
@@ -129,6 +131,7 @@ class WriteLock:
         me = get_ident()
         turn = self.turn
         pauses = 0
+        lends = held()
         # The pauses are added up too: tests, and some debuggers, let the clock stand still.
         began, paused = time.monotonic(), 0.0
         try:
@@ -167,7 +170,10 @@ class WriteLock:
                 pause = 0.000_05 if reservation is not None else min(0.000_05 * pauses, 0.001)
                 if pauses <= _YIELDS:
                     pause = 0.0
-                time.sleep(pause)
+                if lends:
+                    released(time.sleep, pause)
+                else:
+                    time.sleep(pause)
                 paused += pause
         finally:
             if reservation is not None and self._reserved is reservation:

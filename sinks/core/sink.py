@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
 import logging
 import sys
+import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Union
 
@@ -377,12 +377,12 @@ class Sink(_Guarded, Forwarding):
         return True
 
     async def aflush(self, timeout: float | None = None) -> bool:
-        """Do `flush` in a thread, for asyncio."""
-        return await asyncio.to_thread(self.flush, timeout)
+        """Do `flush` in a thread of its own, for asyncio."""
+        return await _in_thread(self.flush, timeout)
 
     async def aclose(self, timeout: float | None = None) -> bool:
-        """Do `close` in a thread, for asyncio."""
-        return await asyncio.to_thread(self.close, timeout)
+        """Do `close` in a thread of its own, for asyncio."""
+        return await _in_thread(self.close, timeout)
 
     def stats(self) -> SinkStats:
         """Return the ledger as it stands."""
@@ -720,3 +720,36 @@ def _elsewhere(cls: type[Sink], name: str) -> str:
             if same is not None:
                 return f"; {other} has {same}="
     return ""
+
+
+async def _in_thread(function: Callable[[float | None], bool], timeout: float | None) -> bool:
+    """Return ``function(timeout)``, called in a new thread: asyncio's shared pool may be busy, or shut down."""
+    import asyncio
+    import contextvars
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[bool] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: bool, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result, failure = False, None
+        try:
+            result = context.run(function, timeout)
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    try:
+        threading.Thread(target=work, name="outfall waits for asyncio", daemon=True).start()
+    except RuntimeError:  # the interpreter is going down, or there are too many threads
+        return function(timeout)
+    return await future

@@ -157,7 +157,7 @@ class _Buffer(Worker):
                 self.impatient = self.overflow == "block"
                 msg = f"{self.name} is full: {self.put - self.settled} events wait for {self.target.name}"
                 raise FullError(msg)
-            self.wait(left, lambda: self.has_room(size) or self.closed)
+            self.bells.wait(left, lambda: self.has_room(size) or self.closed)
         if rouses:
             try:
                 self.rouse()
@@ -425,10 +425,13 @@ class BackgroundSink(Sink):
 
     def __del__(self) -> None:
         """Have what waits delivered, and the thread end."""
-        buffer = getattr(self, "_buffer", None)
-        if buffer is None or self._closed or buffer.thread is None or not here[0] or lifecycle.exiting():
+        try:
+            buffer = self._buffer
+            if self._closed or buffer.thread is None or not here[0] or lifecycle.exiting():
+                return
+            buffer.abandon(self.on_error)
+        except Exception:  # a sink that was made half, or the end of the interpreter
             return
-        buffer.abandon(self.on_error)
         warnings.warn(f"unclosed sink {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     # -- what the pipeline and a sink around this one call

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from structlog import DropEvent
 
+from outfall.sinks.core.bells import Flag
+from outfall.sinks.core.clock import now as clock
 from outfall.sinks.core.item import Batch, Encoded
 from outfall.sinks.core.ledger import Outcome, SinkStats
 from outfall.sinks.core.reentrancy import delivering
@@ -43,7 +44,7 @@ class Mark:
     """A place in what waits; everything before it is settled once `reached` is set."""
 
     def __init__(self, passers: int, deadline: float) -> None:
-        self.reached: threading.Event = threading.Event()
+        self.reached: Flag = Flag()
         #: By the monotonic clock.
         self.deadline = deadline
         self._left = passers
@@ -224,13 +225,13 @@ class Lane:
                 self._pass_marks()
                 count = len(self._waiting)
                 if count:
-                    now = monotonic()
+                    moment = clock()
                     if lingered_until is None:
-                        lingered_until = now + self._linger_seconds
-                    urgent = self._finished or now < self._urgent_until
-                    if count >= self._batch_size or now >= lingered_until or urgent:
+                        lingered_until = moment + self._linger_seconds
+                    urgent = self._finished or moment < self._urgent_until
+                    if count >= self._batch_size or moment >= lingered_until or urgent:
                         return self._take()
-                    self._work.wait(lingered_until - now)
+                    self._work.wait(lingered_until - moment)
                 elif self._finished:
                     return None
                 else:
@@ -325,22 +326,22 @@ class Lane:
     def _pause(self, seconds: float) -> bool:
         """Wait before the next attempt; return False if the delivery has to stop."""
         with self._lock:
-            now = monotonic()
-            until = now + seconds
+            moment = clock()
+            until = moment + seconds
             while True:
-                if self._abandoned or now >= self._deadline:
+                if self._abandoned or moment >= self._deadline:
                     return False
                 if self._hurry:
                     # Somebody waits for this: an attempt at once, and several in the time that is left.
                     self._hurry = False
                     return True
-                urgent = self._urgent_until - now
+                urgent = self._urgent_until - moment
                 if 0 < urgent < float("inf"):
-                    until = min(until, now + max(urgent / 2, _LEAST_PAUSE_SECONDS))
-                if now >= until:
+                    until = min(until, moment + max(urgent / 2, _LEAST_PAUSE_SECONDS))
+                if moment >= until:
                     return True
-                self._work.wait(min(until, self._deadline) - now)
-                now = monotonic()
+                self._work.wait(min(until, self._deadline) - moment)
+                moment = clock()
 
 
 _LEAST_PAUSE_SECONDS = 0.01

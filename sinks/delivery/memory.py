@@ -8,11 +8,13 @@ import threading
 from collections import deque
 from dataclasses import replace
 from threading import get_ident
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds, checked_size
+from outfall.sinks.core.bells import Bells
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import thread
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
@@ -106,8 +108,9 @@ class BufferingSink(Sink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: The ledger's lock, around the buffer as well; and told when something leaves it.
-        self._left = threading.Condition(self._ledger.lock)
+        #: Around the buffer too. The bells are rung when something leaves it.
+        self._left = self._ledger.lock
+        self._bells = Bells()
         self._buffer = _Buffer()
         #: How many events have come into the buffer, and how many have left it as dropped.
         self._taken = 0
@@ -125,7 +128,7 @@ class BufferingSink(Sink):
         made = _Buffer(events)
         with self._left:
             self._buffer = made
-            self._left.notify_all()
+            self._bells.ring()
 
     def should_flush(self, event: dict[str, Any]) -> bool:
         """Return True if the buffer is up to capacity. Called when *event* is in it."""
@@ -228,7 +231,7 @@ class BufferingSink(Sink):
             self._lost_from_buffer += excess
             if excess:
                 self._ledger.dropped[reason] += excess
-                self._left.notify_all()
+                self._bells.ring()
         return excess
 
     # -- the pipeline
@@ -393,16 +396,16 @@ class MemorySink(BufferingSink):
         # In another thread, since only that can be left to itself when the time is up.
         work = threading.Thread(
             target=contextvars.copy_context().run,
-            args=(self._take_turn, mine, monotonic() + seconds, failures),
+            args=(self._take_turn, mine, now() + seconds, failures),
             name=f"outfall {self.name}",
             daemon=True,
         )
         try:
             work.start()
         except RuntimeError:  # the interpreter is going down
-            self._take_turn(mine, monotonic() + seconds, failures)
+            self._take_turn(mine, now() + seconds, failures)
         else:
-            work.join(seconds)
+            released(work.join, seconds)
         failed = list(failures)
         if self.on_error == "raise" or any(not isinstance(failure, Exception) for failure in failed):
             for failure in failed:
@@ -415,9 +418,8 @@ class MemorySink(BufferingSink):
         """Hand on so many of the events that have come, after the thread that does so now."""
         try:
             while not self._hand_on(wanted, failures):
-                with self._left:
-                    if self._handing is not None and not self._left.wait(max(0.0, deadline - monotonic())):
-                        return
+                if not self._bells.wait(deadline - now(), lambda: self._handing is None):
+                    return
         except BaseException as error:
             self._count_dropped("interrupted")
             failures.append(error)
@@ -427,7 +429,7 @@ class MemorySink(BufferingSink):
             self.flush()
             return
         with self._left:
-            if self._handing == get_ident() or monotonic() < self._resume_at:
+            if self._handing == get_ident() or now() < self._resume_at:
                 # In the midst of handing on, this was logged by the target, whom it would keep busy for ever; or by a
                 # signal handler.
                 return
@@ -467,7 +469,7 @@ class MemorySink(BufferingSink):
             with self._left:
                 if mine and self._handing == get_ident():
                     self._handing = None
-                    self._left.notify_all()
+                    self._bells.ring()
         return True
 
     def _next(self) -> tuple[Sink, dict[str, Any], object] | None:
@@ -477,7 +479,7 @@ class MemorySink(BufferingSink):
             if target is None or not self._buffer or self._taken - len(self._buffer) >= self._wanted:
                 # Under the same lock: who asks for more from here on has to do it himself.
                 self._handing = None
-                self._left.notify_all()
+                self._bells.ring()
                 return None
             hand = self._in_hand = object()
             return target, self._buffer.popleft(), hand
@@ -489,7 +491,7 @@ class MemorySink(BufferingSink):
                 if dropped_as is not None:
                     self._lost_from_buffer += 1
                     self._ledger.dropped[dropped_as] += 1
-                self._left.notify_all()
+                self._bells.ring()
 
     def _keeps(
         self, target: Sink, error: Exception, event: dict[str, Any], hand: object, failures: list[BaseException]
@@ -503,7 +505,7 @@ class MemorySink(BufferingSink):
                     self._in_hand = None
                     self._buffer.appendleft(event)
                     self._wanted = 0
-                    self._resume_at = monotonic() + (getattr(error, "retry_after", None) or 0.0)
+                    self._resume_at = now() + (getattr(error, "retry_after", None) or 0.0)
         else:
             self._settle(hand, reason_of(error) if lost else None)
         if isinstance(error, ReentrantEventError):
@@ -531,14 +533,18 @@ class MemorySink(BufferingSink):
 
     def _await_room(self) -> bool:
         """Wait while another thread hands on; return False if there is still no room."""
-        deadline = monotonic() + self.block_timeout
-        with self._left:
-            while len(self._buffer) > self.capacity:
+        deadline = now() + self.block_timeout
+        while True:
+            with self._left:
+                if len(self._buffer) <= self.capacity:
+                    return True
                 if self._handing is None or self._impatient:
                     return False
-                # In vain once is enough, until there has been room again.
-                self._impatient = not self._left.wait(max(0.0, deadline - monotonic()))
-        return True
+            left = deadline - now()
+            # In vain once is enough, until there has been room again.
+            self._impatient = left <= 0 or not self._bells.wait(
+                left, lambda: len(self._buffer) <= self.capacity or self._handing is None
+            )
 
     def _end(self) -> int:
         with self._left:

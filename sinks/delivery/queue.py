@@ -10,12 +10,12 @@ import queue as queue_module
 from collections import deque
 from queue import Full, SimpleQueue
 from threading import get_ident
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from orjson import dumps
 
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.reentrancy import active, thread
 from outfall.sinks.core.reporting import report
@@ -270,11 +270,11 @@ class QueueSink(Sink):
         Args:
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
-        deadline = monotonic() + self._seconds(timeout)
+        deadline = now() + self._seconds(timeout)
         if self._closed:
             return self._close_result
         closed = super().close(timeout)
-        self._close_result = closed and self.flush(max(0.0, deadline - monotonic()))
+        self._close_result = closed and self.flush(max(0.0, deadline - now()))
         return self._close_result
 
     def _refresh(self) -> None:

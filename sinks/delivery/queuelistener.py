@@ -11,12 +11,13 @@ import time
 import weakref
 from collections import defaultdict
 from queue import Empty, Full, SimpleQueue
-from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_count, checked_seconds
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.ledger import SinkStats
+from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
 from outfall.sinks.core.sink import Sink
@@ -234,7 +235,7 @@ class QueueListener:
             ``dropped["unconfirmed"]``, others that were read as ``dropped["closed"]``; the rest is in the queue.
         """
         seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
-        deadline = monotonic() + seconds
+        deadline = now() + seconds
         with self._life:
             run = self._run
             if run is None:
@@ -247,13 +248,13 @@ class QueueListener:
             put = run.reading and self._enqueue(self.enqueue_sentinel, run, deadline)
             if self.delivers_in_this_thread:  # called by a sink
                 return False
-            run.threads[0].join(max(0.0, deadline - monotonic()))
+            released(run.threads[0].join, max(0.0, deadline - now()))
             with self._lock:
                 for lane in run.lanes:
                     lane.finish(deadline)
                 self._room.notify_all()
             for worker in run.threads:
-                worker.join(max(0.0, deadline - monotonic()))
+                released(worker.join, max(0.0, deadline - now()))
             self._run = None
             _listeners.pop(id(self.queue), None)
             complete = self._give_up(run)
@@ -272,7 +273,7 @@ class QueueListener:
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
         seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
-        deadline = monotonic() + seconds
+        deadline = now() + seconds
         run = self._run
         if run is None or not run.reading or _is_closed(self.queue):
             return not self._pending
@@ -283,7 +284,7 @@ class QueueListener:
         self._marks[token] = mark
         try:
             put = self._enqueue(lambda: put_nowait(self.queue, token), run, deadline)
-            return put and mark.reached.wait(max(0.0, deadline - monotonic()))
+            return put and mark.reached.wait(max(0.0, deadline - now()))
         finally:
             self._marks.pop(token, None)
 
@@ -379,7 +380,7 @@ class QueueListener:
     def _read(self, run: _Run) -> None:
         failures = 0
         with delivering():
-            while monotonic() < run.deadline and not run.abandoned:
+            while now() < run.deadline and not run.abandoned:
                 try:
                     item = self.dequeue(True)
                 except Empty:  # of an override that does not wait for ever
@@ -488,22 +489,22 @@ class QueueListener:
             if run.ended:
                 return False
             full = [lane for lane in run.lanes if not self._put(lane, event, ticket)]
-            deadline = monotonic() + self._block_seconds
+            deadline = now() + self._block_seconds
             while full:
-                now = monotonic()
-                if run.abandoned or now >= run.deadline:
+                moment = now()
+                if run.abandoned or moment >= run.deadline:
                     for lane in full:
                         lane.drop("closed")
                     return True
                 starved = any(lane.is_idle() for lane in run.lanes if lane not in full)
                 if starved:
-                    for lane in [lane for lane in full if lane.impatient or now >= deadline]:
+                    for lane in [lane for lane in full if lane.impatient or moment >= deadline]:
                         full.remove(lane)
                         lane.impatient = True
                         self._overflow(lane)
                     if not full:
                         return True
-                self._room.wait(min(deadline - now if now < deadline else _LOOK_SECONDS, _LOOK_SECONDS))
+                self._room.wait(min(deadline - moment if moment < deadline else _LOOK_SECONDS, _LOOK_SECONDS))
                 full = [lane for lane in full if not self._put(lane, event, ticket)]
         return True
 
@@ -591,9 +592,9 @@ class QueueListener:
             try:
                 put()
             except Full:
-                if not run.reading or monotonic() >= deadline:
+                if not run.reading or now() >= deadline:
                     return False
-                time.sleep(_LOOK_SECONDS)
+                released(time.sleep, _LOOK_SECONDS)
             except SHUT_DOWN:
                 return False
             except Exception as error:

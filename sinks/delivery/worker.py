@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from _thread import allocate_lock
 from queue import Empty, SimpleQueue
 from time import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.bells import LONGEST_WAIT_SECONDS, Bells
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.ledger import Ledger, Outcome
 from outfall.sinks.core.reentrancy import delivering
@@ -34,9 +34,6 @@ NEVER = sys.maxsize
 
 #: How often a thread without work looks for some: an interrupt may come between an event and its waking the thread.
 _IDLE_SECONDS = 5.0
-
-#: Longer waits are too long for the system's clock.
-_LONGEST_WAIT_SECONDS = 86_400.0
 
 
 class FullError(TemporaryDeliveryError):
@@ -129,7 +126,8 @@ class Worker:
         self._abandoned = False
         self._on_error: Any = report
         self._marks: list[_Mark] = []
-        self._bells: list[Any] = []
+        #: Who waits for events to be settled.
+        self.bells = Bells()
         self._target_gone = False
 
     def _new_delivery(self, pause: Callable[[float], bool]) -> Delivery:
@@ -164,29 +162,6 @@ class Worker:
 
     # -- waiting for the thread
 
-    def wait(self, seconds: float, done: Callable[[], bool]) -> None:
-        """Wait until *seconds* have passed or somebody has rung, unless *done* says that there is no need."""
-        bell = allocate_lock()
-        bell.acquire()
-        self._bells.append(bell)
-        try:
-            # Asked again now that whoever rings knows of this one.
-            if not done():
-                bell.acquire(timeout=min(max(0.0, seconds), _LONGEST_WAIT_SECONDS))
-        finally:
-            self._bells.remove(bell)
-
-    def ring(self) -> None:
-        """Wake all who `wait`."""
-        for bell in list(self._bells):
-            with contextlib.suppress(RuntimeError):
-                bell.release()
-
-    @property
-    def blocked(self) -> int:
-        """How many wait."""
-        return len(self._bells)
-
     def settle_all(self, deadline: float) -> bool:
         """Wait until all that has come is settled; return False if *deadline*, by `now`, comes first."""
         if threading.current_thread() is self.thread:
@@ -199,7 +174,7 @@ class Worker:
             self.urgent_until = max(self.urgent_until, deadline)
             self.rouse()
             while self.done < mark.number and (left := deadline - now()) > 0:
-                self.wait(left, lambda: self.done >= mark.number)
+                self.bells.wait(left, lambda: self.done >= mark.number)
             return self.done >= mark.number
         finally:
             self._marks.remove(mark)
@@ -242,6 +217,8 @@ class Worker:
                     self.thread = None
                     self.wake_at = 0
                     self.set_limit()
+                if isinstance(error.__context__, KeyboardInterrupt):  # see Bells
+                    raise error.__context__ from None
                 if not isinstance(error, RuntimeError):
                     raise
 
@@ -270,8 +247,8 @@ class Worker:
                 return
             self.finish(batch, token)
             self.done += events
-        if self._bells:
-            self.ring()
+        if self.bells:
+            self.bells.ring()
 
     def _next(self) -> tuple[Batch, Any] | None:
         """Wait for events and take some; return None if there is nothing to do any more."""
@@ -298,7 +275,7 @@ class Worker:
             if waits and due == float("inf"):
                 due = moment + self.linger
             with contextlib.suppress(Empty):
-                self.wakeups.get(timeout=max(0.0, min(due - moment, _LONGEST_WAIT_SECONDS)) if waits else _IDLE_SECONDS)
+                self.wakeups.get(timeout=max(0.0, min(due - moment, LONGEST_WAIT_SECONDS)) if waits else _IDLE_SECONDS)
 
     def _forget_wakeups(self) -> None:
         with contextlib.suppress(Empty):
@@ -315,7 +292,7 @@ class Worker:
             # Somebody waits for this: several attempts in the time that is left, instead of one too late.
             seconds = min(seconds, urgent / 2)
         with contextlib.suppress(Empty):
-            self.wakeups.get(timeout=min(seconds, _LONGEST_WAIT_SECONDS))
+            self.wakeups.get(timeout=min(seconds, LONGEST_WAIT_SECONDS))
         return not (self.ended or (self.stopping and self.urgent_until <= now()))
 
     def hasten(self, deadline: float) -> None:
@@ -335,8 +312,8 @@ class Worker:
             self.settled += events
             self.ledger.settle(outcome)
             self.set_limit()
-        if events and self._bells and self.should_ring():
-            self.ring()
+        if events and self.bells and self.should_ring():
+            self.bells.ring()
 
     def should_ring(self) -> bool:
         """Return True if those who wait should look now, though the batch is not through."""
@@ -377,7 +354,7 @@ class Worker:
             self.urgent_until = max(self.urgent_until, deadline)
             self.stopping = True
             self.set_limit()
-        self.ring()
+        self.bells.ring()
         settled = self.settle_all(deadline)
         return settled, *self.end()
 
@@ -391,7 +368,7 @@ class Worker:
             unconfirmed = min(lost, self.delivery.attempting)
             self.discard()
         self.wakeups.put(None)
-        self.ring()
+        self.bells.ring()
         return unconfirmed, lost - unconfirmed
 
     def abandon(self, on_error: Any) -> None:

@@ -752,12 +752,15 @@ class FileSink(ByteSink):
         super().after_fork()
 
     def __del__(self) -> None:
-        # A sink nobody holds any more: what it buffered is written, and its descriptor is not leaked.
-        with contextlib.suppress(Exception):
+        # A sink nobody holds any more: what it buffered is written, and its descriptor is not leaked. At the end of the
+        # interpreter the names of this module may be gone already.
+        try:
             if not self._closed:
                 self.close(0)
             elif self._given_up:  # nobody writes any more
                 self._release()
+        except Exception:
+            return
 
 
 _TAIL_LOOKS = 4

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import MAX_PORT, checked_choice, checked_count, checked_seconds
+from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, report
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import PermanentDeliveryError
@@ -264,7 +265,7 @@ class SocketListener:
             self._wake_up()
             if thread is threading.current_thread():  # from a sink
                 return False
-            thread.join(seconds)
+            released(thread.join, seconds)
             if thread.is_alive():
                 return False
             self._thread = None

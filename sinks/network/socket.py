@@ -854,9 +854,12 @@ class SocketSink(ByteSink):
         super().after_fork()
 
     def __del__(self) -> None:
-        # A sink nobody holds any more does not leak its connection.
-        with contextlib.suppress(Exception):
+        # A sink nobody holds any more does not leak its connection. At the end of the interpreter the names of this
+        # module may be gone already.
+        try:
             self._disconnect()
+        except Exception:
+            return
 
 
 class _BackoffError(TemporaryDeliveryError):

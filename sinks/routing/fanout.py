@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from structlog import DropEvent
 
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.item import BatchResult, Encoded
 from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reporting import cleaned, describe, report
@@ -63,15 +63,15 @@ class _Router(Sink):
 
     def flush(self, timeout: float | None = None) -> bool:
         """Flush every child within one timeout; True if all said so."""
-        deadline = time.monotonic() + self._seconds(timeout)
-        flushed = [sink.flush(max(0.0, deadline - time.monotonic())) for sink in self.sinks]
+        deadline = now() + self._seconds(timeout)
+        flushed = [sink.flush(max(0.0, deadline - now())) for sink in self.sinks]
         return all(flushed)
 
     def close(self, timeout: float | None = None) -> bool:
         """Close every child within one timeout; True if none had to give something up."""
-        deadline = time.monotonic() + self._seconds(timeout)
+        deadline = now() + self._seconds(timeout)
         super().close(timeout)
-        closed = [sink.close(max(0.0, deadline - time.monotonic())) for sink in self.sinks]
+        closed = [sink.close(max(0.0, deadline - now())) for sink in self.sinks]
         return all(closed)
 
     def restore_item(self, data: bytes, level: float, time: float) -> Routed:

@@ -25,6 +25,7 @@ from outfall.sinks.core.arguments import checked_choice, checked_count, checked_
 from outfall.sinks.core.item import Batch, Encoded, item_of
 from outfall.sinks.core.lifecycle import here, notice_fork
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
+from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import cleaned, describe, report
 from outfall.sinks.core.sink import Sink
@@ -628,7 +629,7 @@ class SpoolSink(DeferredSink):
                     left = deadline - monotonic()
                     if left <= 0 or self._stopping:
                         return False
-                    self._progress.wait(left)
+                    released(self._progress.wait, left)
             finally:
                 self._watchers -= 1
         return True
@@ -665,7 +666,7 @@ class SpoolSink(DeferredSink):
         self._sync_ended.set()
         self._wakeups.put(None)
         if worker is not None and worker is not threading.current_thread():
-            worker.join(max(_GRACE_SECONDS, deadline - monotonic()))
+            released(worker.join, max(_GRACE_SECONDS, deadline - monotonic()))
         stopped = worker is None or not worker.is_alive()
         if self._disk.acquire(timeout=_GRACE_SECONDS):
             try:

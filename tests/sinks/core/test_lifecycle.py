@@ -244,7 +244,7 @@ def test_a_sink_that_nobody_holds_is_forgotten():
     """The hooks keep no sink alive."""
     sink = Sink()
     watch = weakref.ref(sink)
-    assert sink in lifecycle._living()
+    assert sink in lifecycle.participants()
     del sink
     assert watch() is None
 
@@ -267,7 +267,7 @@ def test_draining_while_other_threads_make_sinks_fails_nowhere(monkeypatch):
         thread.start()
     try:
         for _ in range(300):
-            lifecycle._living()
+            lifecycle.participants()
     finally:
         stop.set()
         for thread in threads:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import gc
 import json
 import logging
@@ -29,6 +31,7 @@ from outfall import (
     SinkHandler,
     TemporaryDeliveryError,
 )
+from outfall.sinks.core import lifecycle
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.testing import FailingSink, SinkContract, StuckSink, assert_balanced
 from tests.sinks._processes import PATIENCE_SECONDS, ROOT, check, events_of, in_fork, run, until
@@ -365,7 +368,7 @@ def test_block_waits_for_room(gate):
     sink = stuck(gate, capacity=1, block_timeout=PATIENCE_SECONDS)
     thread = threading.Thread(target=feed, args=(sink, 1))
     thread.start()
-    until(lambda: sink._buffer.blocked)
+    until(lambda: len(sink._buffer.bells))
     gate.opened.set()
     thread.join(PATIENCE_SECONDS)
     assert sink.close()
@@ -581,7 +584,7 @@ def test_close_ends_a_flush_that_waits(gate):
     results: list[bool] = []
     flushing = threading.Thread(target=lambda: results.append(sink.flush(600)))
     flushing.start()
-    until(lambda: sink._buffer.blocked)
+    until(lambda: len(sink._buffer.bells))
     assert not sink.close(0.1)
     flushing.join(PATIENCE_SECONDS)
     assert results == [True]
@@ -619,7 +622,7 @@ def test_events_that_come_during_close_are_counted(gate):
     sink = stuck(gate, capacity=1, block_timeout=PATIENCE_SECONDS, on_error=lambda _: None)
     blocked = threading.Thread(target=feed, args=(sink, 1))
     blocked.start()
-    until(lambda: sink._buffer.blocked)
+    until(lambda: len(sink._buffer.bells))
     closing = threading.Thread(target=sink.close, args=(PATIENCE_SECONDS,))
     closing.start()
     until(lambda: sink.closed)
@@ -939,3 +942,190 @@ def test_a_stuck_sink_double_behaves_like_the_gate():
     target.release()
     assert sink.close()
     assert numbers(target) == [1, 2, 3]
+
+
+# -- sinks that nobody refers to any more, clocks, and asyncio
+
+
+def test_a_sink_that_nobody_refers_to_delivers_and_its_thread_ends():
+    """Whoever forgets to close it is warned, and loses nothing."""
+    targets = [CaptureSink() for _ in range(20)]
+    for number, target in enumerate(targets):
+        sink = BackgroundSink(target, linger=3_600, name=f"forgotten {number}")
+        feed(sink, 3)
+        with pytest.warns(ResourceWarning, match="unclosed sink <BackgroundSink to <CaptureSink"):
+            del sink
+    until(lambda: not any(thread.name.startswith("outfall forgotten") for thread in threading.enumerate()))
+    assert [numbers(target) for target in targets] == [[1, 2, 3]] * 20
+
+
+def test_a_forgotten_sink_whose_target_takes_nothing_gives_up_after_the_exits_deadline(monkeypatch):
+    """Its on_error is told how many events that cost."""
+    monkeypatch.setattr(lifecycle, "EXIT_DEADLINE_SECONDS", 0.2)
+    failures: list[SinkFailure] = []
+    sink = BackgroundSink(
+        FailingSink(TemporaryDeliveryError("away")), linger=0, name="forgotten for nothing", on_error=failures.append
+    )
+    feed(sink, 3)
+    until(lambda: failures)
+    with pytest.warns(ResourceWarning):
+        del sink
+    until(lambda: not any(thread.name == "outfall forgotten for nothing" for thread in threading.enumerate()))
+    assert (failures[-1].sink, failures[-1].events) == ("forgotten for nothing", 3)
+
+
+def test_what_a_forgotten_sink_has_left_is_delivered_at_exit(tmp_path):
+    """A program that ends at once waits for it, as for any other."""
+    path = tmp_path / "app.jsonl"
+    check(
+        """
+        import sys, time, warnings
+        from outfall import BackgroundSink, FileSink
+        class Slow(FileSink):
+            def emit_batch(self, batch):
+                time.sleep(0.3)
+                return super().emit_batch(batch)
+        warnings.simplefilter("ignore", ResourceWarning)
+        sink = BackgroundSink(Slow(sys.argv[1]), linger=3600)
+        sink.handle({"event": "x", "level": "info", "n": 1})
+        del sink
+        """,
+        path,
+    )
+    assert [event["n"] for event in events_of(path)] == [1]
+
+
+def test_a_sink_without_a_thread_is_forgotten_without_a_word(recwarn):
+    """One that no event came to holds nothing, nor does one that is closed."""
+    BackgroundSink(CaptureSink())
+    sink = BackgroundSink(CaptureSink())
+    feed(sink, 1)
+    assert sink.close()
+    del sink
+    assert not [warning for warning in recwarn if warning.category is ResourceWarning]
+
+
+def test_waits_end_where_the_clock_stands_still(gate, monkeypatch):
+    """Tests that freeze time are not held up: flush, a full buffer and close keep their time."""
+    sink = stuck(gate, capacity=2, block_timeout=0.05, on_error=lambda _: None)
+    instant = time.monotonic()
+    for module in [module for name, module in sys.modules.items() if name.startswith("outfall")]:
+        if hasattr(module, "monotonic"):
+            monkeypatch.setattr(module, "monotonic", lambda: instant)
+    monkeypatch.setattr(time, "monotonic", lambda: instant)
+    done = threading.Event()
+
+    def work() -> None:
+        feed(sink, 3)
+        sink.flush(0.05)
+        sink.close(0.05)
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(PATIENCE_SECONDS)
+    assert sink.stats().dropped == {"overflow": 2, "unconfirmed": 1, "closed": 1}
+    gate.opened.set()
+
+
+def test_asyncio_waits_whatever_its_pool_does():
+    """aflush and aclose use no thread of the application's, and run where there is none left."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+        release = threading.Event()
+        busy = loop.run_in_executor(None, release.wait, PATIENCE_SECONDS)
+        sink = BackgroundSink(CaptureSink(), linger=3_600)
+        feed(sink, 1)
+        assert await sink.aflush(PATIENCE_SECONDS)
+        assert not busy.done()
+        release.set()
+        await loop.shutdown_default_executor()
+        assert await sink.aclose(PATIENCE_SECONDS)
+
+    asyncio.run(main())
+
+
+def test_what_a_flush_raises_comes_to_the_task_that_awaits_it():
+    """A time that is none is refused there too."""
+
+    async def main() -> None:
+        with BackgroundSink(CaptureSink()) as sink, pytest.raises(ValueError, match="timeout=-1"):
+            await sink.aflush(-1)
+
+    asyncio.run(main())
+
+
+def test_a_task_that_gives_up_waiting_is_let_go():
+    """The flush goes on in its thread, and nothing is said of its end."""
+
+    async def main() -> None:
+        sink = BackgroundSink(gate, linger=0)
+        feed(sink, 1)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(sink.aflush(PATIENCE_SECONDS), 0.05)
+        gate.opened.set()
+        assert await sink.aclose(PATIENCE_SECONDS)
+
+    gate = Gate()
+    asyncio.run(main())
+
+
+def test_a_child_forked_in_c_has_a_thread_of_its_own(tmp_path):
+    """And nothing of what the parent has yet to deliver; Python was told nothing of the fork."""
+    path = tmp_path / "app.jsonl"
+    check(
+        """
+        import ctypes, os, sys
+        from outfall import BackgroundSink, FileSink
+        sink = BackgroundSink(FileSink(sys.argv[1]), linger=3600)
+        sink.handle({"event": "parent's", "level": "info"})
+        child = ctypes.PyDLL(None).fork()
+        if child == 0:
+            for number in range(3):
+                sink.handle({"event": "child's", "level": "info", "n": number})
+            closed = sink.close(30)
+            os._exit(not closed)
+        assert os.waitpid(child, 0)[1] == 0
+        assert sink.close(30)
+        """,
+        path,
+    )
+    assert sorted(event["event"] for event in events_of(path)) == ["child's"] * 3 + ["parent's"]
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer's own lock is not for signal handlers")
+def test_an_interrupt_of_a_caller_that_waits_for_room_comes_through():
+    """Whenever it comes, and each event is accounted for."""
+
+    class Slow(CaptureSink):
+        def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+            time.sleep(0.000_1)  # so that callers wait and are woken all the time
+            return None
+
+    failures: list[SinkFailure] = []
+    sink = BackgroundSink(Slow(), capacity=2, linger=0, batch_size=1, block_timeout=0.05, on_error=failures.append)
+    fired: list[int] = []
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        fired.append(1)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    came = 0
+    try:
+        for number in range(300):
+            fired.clear()
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.000_1 + 0.000_003 * (number % 100))
+                while not fired:
+                    sink.handle({"event": "x", "level": "info"})
+            except KeyboardInterrupt:
+                came += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sink.close()
+    assert came == 300
+    assert not [failure for failure in failures if isinstance(failure.error, RuntimeError)]
+    assert_balanced(sink.stats())

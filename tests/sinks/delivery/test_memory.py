@@ -534,7 +534,7 @@ def test_while_a_target_is_away_the_buffer_stays_bounded() -> None:
 def test_a_target_that_wants_to_be_left_alone_is_until_its_time(monkeypatch) -> None:
     """Events do not flush before retry_after has passed; flush does."""
     now = [100.0]
-    monkeypatch.setattr("outfall.sinks.delivery.memory.monotonic", lambda: now[0])
+    monkeypatch.setattr("outfall.sinks.delivery.memory.now", lambda: now[0])
     target = _Picky({1: TemporaryDeliveryError("busy", retry_after=30)})
     sink = MemorySink(1, target=target, on_error=lambda failure: None)
     _log(sink, 1)

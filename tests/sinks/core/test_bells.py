@@ -1,0 +1,82 @@
+"""Waiting for another thread."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from outfall.sinks.core.bells import Bells, Flag
+from tests.sinks._processes import PATIENCE_SECONDS, until
+
+
+def test_a_ring_wakes_all_who_wait():
+    """Each has its own bell."""
+    bells = Bells()
+    woken: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: woken.append(bells.wait(PATIENCE_SECONDS, lambda: False))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(bells) == 3)
+    bells.ring()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert woken == [True] * 3
+    assert not bells
+
+
+def test_what_is_done_already_is_not_waited_for():
+    """And what never is ends after the time."""
+    bells = Bells()
+    assert bells.wait(PATIENCE_SECONDS, lambda: True)
+    assert not bells.wait(0.01, lambda: False)
+    assert not bells
+
+
+def test_a_wait_ends_by_its_own_time_where_the_clock_stands_still(monkeypatch):
+    """Tests freeze time; a wait is not measured by that clock."""
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    assert not Flag().wait(0.01)
+
+
+def test_a_flag_that_is_set_stays_set():
+    """For those who come later too."""
+    flag = Flag()
+    assert not flag.is_set()
+    flag.set()
+    assert flag.is_set()
+    assert flag.wait(0)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+def test_an_interrupt_comes_through_whenever_it_comes():
+    """Thousands, at all moments of a wait that ends at once or late: none is replaced by another error."""
+    bells = Bells()
+    fired: list[int] = []
+
+    def interrupt(_number, _frame):
+        fired.append(1)
+        raise KeyboardInterrupt
+
+    def attempt(seconds):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while not fired:
+            bells.wait(0.000_1, lambda: len(fired) > 5)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    came = 0
+    try:
+        for number in range(1000):
+            fired.clear()
+            try:
+                attempt(0.000_05 + 0.000_001 * (number % 100))
+            except KeyboardInterrupt:
+                came += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert came == 1000
