@@ -9,8 +9,9 @@ from __future__ import annotations
 import random as random_module
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from outfall.sinks.core.arguments import checked_seconds
 from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import cleaned, describe
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outfall.sinks.core.item import Batch, BatchResult, Encoded
+    from outfall.sinks.event.units import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class RetryPolicy:
 
     A target that refuses everything until something is changed (`PausedDeliveryError`) is asked again after
     *pause_start_seconds*, twice as long each time up to *pause_max_seconds*, for as long as it takes.
+
+    Each time is a number of seconds, a timedelta, or text such as ``"1m30s"``; it is kept as seconds.
 
     Args:
         start_seconds: The first wait, in seconds. 0 retries at once, always. Default 0.5.
@@ -58,20 +62,21 @@ class RetryPolicy:
     for ``Retry-After``.
     """
 
-    start_seconds: float = 0.5
+    start_seconds: Span = 0.5
     factor: float = 2.0
-    max_seconds: float = 30.0
+    max_seconds: Span = 30.0
     jitter: bool = True
     max_attempts: int | None = None
-    pause_start_seconds: float = 1.0
-    pause_max_seconds: float = 60.0
+    pause_start_seconds: Span = 1.0
+    pause_max_seconds: Span = 60.0
 
     def __post_init__(self) -> None:
         for name in ("start_seconds", "max_seconds", "pause_start_seconds", "pause_max_seconds"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < float("inf"):
-                msg = f"{name}={value!r} is not a number of seconds from 0 up"
+            seconds = checked_seconds(getattr(self, name), name)
+            if seconds == float("inf"):
+                msg = f"{name}={seconds!r} has no end"
                 raise ValueError(msg)
+            object.__setattr__(self, name, seconds)
         if not _is_number(self.factor) or not 1 <= self.factor < float("inf"):
             msg = f"factor={self.factor!r} is not a number from 1 up"
             raise ValueError(msg)
@@ -82,12 +87,14 @@ class RetryPolicy:
 
     def wait_seconds(self, failures: int, random: Callable[[], float]) -> float:
         """Return how long to wait after so many *failures* in a row, 1 or more; *random* gives numbers in [0, 1)."""
-        longest = _grown(self.start_seconds, self.factor, failures - 1, self.max_seconds)
+        start, limit = cast("float", self.start_seconds), cast("float", self.max_seconds)
+        longest = _grown(start, self.factor, failures - 1, limit)
         return longest * random() if self.jitter else longest
 
     def pause_seconds(self, pauses: int) -> float:
         """Return how long the pause of this number lasts, counted from 1."""
-        return _grown(self.pause_start_seconds, 2.0, pauses - 1, self.pause_max_seconds)
+        start, limit = cast("float", self.pause_start_seconds), cast("float", self.pause_max_seconds)
+        return _grown(start, 2.0, pauses - 1, limit)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -446,7 +447,7 @@ def test_every_event_is_settled_exactly_once(data):
     ("name", "value"),
     [
         ("start_seconds", -1),
-        ("start_seconds", "1"),
+        ("start_seconds", "soon"),
         ("max_seconds", float("inf")),
         ("pause_start_seconds", True),
         ("pause_max_seconds", float("nan")),
@@ -461,6 +462,18 @@ def test_a_policy_that_makes_no_sense_is_refused_by_name(name, value):
     """The message names the argument and the value."""
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
         RetryPolicy(**{name: value})
+
+
+def test_times_may_be_timedeltas_and_text():
+    """They are kept as seconds."""
+    policy = RetryPolicy(
+        start_seconds=dt.timedelta(milliseconds=250),
+        max_seconds="1m30s",
+        pause_start_seconds="2 s",
+        pause_max_seconds=dt.timedelta(hours=1),
+    )
+    assert policy == RetryPolicy(start_seconds=0.25, max_seconds=90, pause_start_seconds=2, pause_max_seconds=3600)
+    assert policy.pause_seconds(20) == 3600
 
 
 def test_jitter_takes_a_random_part_of_the_wait():
