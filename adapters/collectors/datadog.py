@@ -163,10 +163,11 @@ def datadog_sink(
     Args:
         api_key: The API key. Default: that of ``DD_API_KEY``.
         site: Such as ``"datadoghq.eu"``. Default: that of ``DD_SITE``, or ``"datadoghq.com"``.
-        service: See `DatadogLogs`, for the next three too. Default: that of ``DD_SERVICE``.
-        source: What the logs come from.
-        hostname: Default here: this machine's name.
-        tags: Default: ``env`` and ``version`` of ``DD_ENV`` and ``DD_VERSION``.
+        service: The name of the service. Default: that of ``DD_SERVICE``.
+        source: What the logs come from, which chooses the pipeline. Default ``"python"``.
+        hostname: Where they come from. Default: this machine's name.
+        tags: ``{"env": "prod"}`` or ``["env:prod"]``. Default: ``env`` and ``version``, of ``DD_ENV`` and
+            ``DD_VERSION``.
         url: Where to, instead of *site*: a proxy's, for one. ``/api/v2/logs`` is added unless it is there.
             Default None.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.

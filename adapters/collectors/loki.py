@@ -178,9 +178,9 @@ def loki_sink(
 
     Args:
         url: Loki's, such as ``"http://localhost:3100"``; ``/loki/api/v1/push`` is added unless it is there.
-        labels: See `LokiStreams`, for *label_fields* and *structured_metadata* too.
-        label_fields: The labels that come from fields.
-        structured_metadata: The fields that are sent beside the line.
+        labels: Labels that are the same for all events, such as ``{"app": "shop"}``. Default none.
+        label_fields: Fields whose values are labels, or a mapping of labels to fields. Default ``("level",)``.
+        structured_metadata: Fields that are sent beside the line, to search by. Default ``("trace_id", "span_id")``.
         tenant: For a Loki with several tenants (``X-Scope-OrgID``). Default None.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
         options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`. Grafana Cloud wants

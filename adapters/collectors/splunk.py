@@ -184,12 +184,12 @@ def splunk_sink(
         url: The collector's, such as ``"https://splunk.example.org:8088"``; ``/services/collector/event`` is added
             unless it is there.
         token: The collector's token, or a callable that returns it.
-        host: See `SplunkEvents`, as for the next five. Default here: this machine's name.
-        source: Where the events come from.
-        sourcetype: Of what kind they are.
-        index: Where they go.
-        indexed_fields: The fields that are indexed.
-        channel: A GUID, for tokens with indexer acknowledgement.
+        host: What the events come from. Default None: this machine's name.
+        source: Which program or file they come from. Default None: that of the token.
+        sourcetype: Of what kind they are. Default ``"_json"``, whose fields Splunk finds by itself.
+        index: The index that they go to. Default None: that of the token.
+        indexed_fields: Fields that are indexed too; a dot leads into a nested one. Default ``("trace_id", "span_id")``.
+        channel: A GUID, for tokens with indexer acknowledgement. Default None.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
         options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
 
