@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers.base import Kept, Seen, Twin, account_of, count_failure
 from outfall.sinks.core import lifecycle
-from outfall.sinks.network.connection import await_socket, waits_of
+from outfall.sinks.network.peer import await_socket, waits_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -111,7 +111,6 @@ def _look_at(directory: Path, frames: list[bytes], events: int) -> None:
 def _sendall(directory: Path) -> Iterator[Run]:
     """One ``orjson.dumps`` and one ``sendall`` for each event."""
     with peer(directory, "SOCK_STREAM") as address, socket.create_connection(address) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         send, dumps, pack = connection.sendall, orjson.dumps, struct.Struct(">L").pack
 
         def run(events: int) -> None:

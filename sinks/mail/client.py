@@ -39,7 +39,7 @@ from outfall.sinks.errors import (
     PermanentDeliveryError,
     TemporaryDeliveryError,
 )
-from outfall.sinks.network.connection import heard_refusal, is_refused_tls
+from outfall.sinks.network.peer import heard_refusal, is_refused_tls
 
 if TYPE_CHECKING:
     import ssl

@@ -12,7 +12,7 @@ from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.event import TextEvent, message_key, without_metadata
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
-from outfall.sinks.network.connection import host_and_port
+from outfall.sinks.network.peer import host_and_port
 
 if TYPE_CHECKING:
     import ssl

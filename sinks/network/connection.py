@@ -1,198 +1,557 @@
-"""What a socket is connected to, and how it is waited for."""
+"""A socket that a sink sends over: connected when it is needed, given up when it breaks, ended in order."""
+
+# `holding` is read from the frame.
+# pyright: reportUnusedVariable=false
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import socket
-from typing import TYPE_CHECKING, Literal
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from outfall.sinks.core.arguments import MAX_PORT, checked_size
-from outfall.sinks.errors import PermanentDeliveryError
+from outfall.sinks.core.arguments import checked_seconds
+from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.lifecycle import here
+from outfall.sinks.core.lock import HAND_TAKEN, TURN
+from outfall.sinks.core.reporting import describe
+from outfall.sinks.errors import PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks.network.peer import (
+    MAX_READS,
+    POLL,
+    UNIX,
+    OversizeError,
+    await_socket,
+    await_verdict,
+    checked_host,
+    checked_port,
+    checked_tls,
+    heard_refusal,
+    is_refused_tls,
+    waits_of,
+    wants_read,
+)
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from outfall.sinks.event.units import Size
-
-#: The family of Unix sockets, or -1 where there are none.
-UNIX: int = getattr(socket, "AF_UNIX", -1)
-
-#: The least that an event may be shortened to.
-LEAST_FRAME_BYTES = 512
-
-#: How often one look reads, at most: a peer that floods us is none of ours.
-MAX_READS = 16
-
-#: Windows has no poll.
-POLL: Callable[[], select.poll] | None = getattr(select, "poll", None)
+    from outfall.sinks.event.units import Span
 
 
-class OversizeError(PermanentDeliveryError):
-    """An event that does not fit into a datagram, or a message."""
+class BackoffError(TemporaryDeliveryError):
+    """The next attempt to connect is not due yet."""
 
-    dropped_as = "oversize"
-
-
-def await_socket(sock: socket.socket, seconds: float, *, for_reading: bool) -> bool:
-    """Wait until *sock* can be written to, or read from; return False if *seconds* passed first."""
-    if POLL is not None:
-        poll = POLL()
-        poll.register(sock, select.POLLIN if for_reading else select.POLLOUT)
-        return bool(poll.poll(seconds * 1000))
-    ready = select.select([sock], [], [], seconds) if for_reading else select.select([], [sock], [sock], seconds)
-    return any(ready)
+    dropped_as = "backoff"
 
 
-def waits_of(tls: bool) -> tuple[type[OSError], ...]:
-    """Return what a socket that does not block raises where it would have to."""
-    if not tls:
-        return (BlockingIOError,)
-    import ssl
-
-    return BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
+_Data = TypeVar("_Data")
 
 
-def wants_read(wait: BaseException | None) -> bool:
-    """Return True if *wait* says that there is something to be read first, as TLS may."""
-    return type(wait).__name__ == "SSLWantReadError"
+class ConnectedSink(ByteSink):
+    """A sink that sends over a socket of its own: it connects, backs off, transmits and ends the connection in order.
 
+    The arguments are those of `SocketSink`, which describes them; *options* are for `ByteSink`.
+    """
 
-def is_refused_tls(error: BaseException) -> bool:
-    """Return True if *error* says that one end refused the other's certificate, or its TLS, and not that it is gone."""
-    try:
-        import ssl
-    except ImportError:  # not every Python is built with it
+    _kind: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
+    #: Whether the peer's end of a connection can be seen.
+    _ends: ClassVar[bool] = True
+    #: How many datagrams the peer's host has refused.
+    _refusals = 0
+
+    def __init__(
+        self,
+        host: str | os.PathLike[str],
+        port: int | None,
+        *,
+        tls: ssl.SSLContext | Literal[True] | None,
+        nodelay: bool = False,
+        timeout: Span,
+        retry_start: Span,
+        retry_factor: float,
+        retry_max: Span,
+        clock: Callable[[], float],
+        **options: Any,
+    ) -> None:
+        #: The connected socket, or None.
+        self.sock: socket.socket | None = None
+        #: A socket that is being connected, for a forked child to close.
+        self._candidate: socket.socket | None = None
+        #: What `send_by_hand` looks with, where the peer's end can be seen, and sends with, if it may.
+        self._poll: Callable[[int], list[Any]] | None = None
+        self._send: Callable[[bytes], int] | None = None
+        #: When, by the system's monotonic clock, the next look is due whether the peer has closed.
+        self._look_due = 0.0
+        self.host: str = checked_host(host)
+        self.port: int | None = checked_port(port)
+        #: What `socket.socket.connect` is given: (host, port), or a path.
+        self.address: tuple[str, int] | str = self.host if self.port is None else (self.host, self.port)
+        self._tls = checked_tls(tls, self.port)
+        self._waits = waits_of(self._tls is not None)
+        self.nodelay = bool(nodelay)
+        #: Seconds; all of these may be set at any time.
+        self.timeout: float = checked_seconds(timeout, "timeout")
+        self.retry_start: float = checked_seconds(retry_start, "retry_start")
+        self.retry_max: float = checked_seconds(retry_max, "retry_max")
+        self.retry_factor: float = _checked_factor(retry_factor)
+        if not callable(clock):
+            msg = f"clock={clock!r} is not callable"
+            raise TypeError(msg)
+        self._clock = clock
+        #: When, by the clock, the next attempt to connect may be made; None for at once.
+        self.retry_time: float | None = None
+        #: The wait before it, in seconds.
+        self.retry_period: float = 0.0
+        self._connected_at = 0.0
+        #: How many connections in a row have ended soon after they were made.
+        self._short_lived = 0
+        #: How much of what could not be sent whole the system has taken.
+        self._taken = 0
+        #: Whether the peer has shown that it accepts the connection, which with TLS 1.3 the handshake does not.
+        self._proven = True
+        #: Events sent before it has, and how many had been delivered when the connection was made.
+        self._sent_unproven = self._delivered_before = 0
+        super().__init__(**options)
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        #: What to tell of events that were counted as delivered, and how many they are.
+        self._refused: deque[tuple[Exception, int]] = deque()
+
+    # -- connecting
+
+    def make_socket(self, timeout: float | None = None) -> socket.socket:
+        """Return a connected socket; called by `create_socket`.
+
+        Args:
+            timeout: Seconds for each address of the name. None stands for the sink's *timeout*.
+
+        Raises:
+            OSError: If none can be connected.
+        """
+        # Zero would be a socket that does not wait at all.
+        seconds = max(self.timeout if timeout is None else timeout, 0.001)
+        failure: OSError | None = None
+        for family, address in self._addresses():
+            made = socket.socket(family, self._kind)
+            self._candidate = made
+            try:
+                made.settimeout(seconds)
+                made.connect(address)
+                if family != UNIX and self._kind == socket.SOCK_STREAM:
+                    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self.nodelay)
+                self._proven = True
+                if self._tls is not None:
+                    began = now()
+                    made = self._candidate = self._tls.wrap_socket(made, server_hostname=self.host)
+                    # A refusal takes one way there and back, of which the handshake has had at least one.
+                    self._proven = await_verdict(made, min(seconds, _VERDICT_SECONDS + 3 * (now() - began)))
+            except OSError as error:
+                made.close()
+                failure = error
+            except BaseException:
+                made.close()
+                raise
+            else:
+                return made
+            finally:
+                self._candidate = None
+        try:
+            raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address")
+        finally:
+            # Its traceback holds this frame, and the frames of who calls.
+            del failure
+
+    def _addresses(self) -> list[tuple[int, Any]]:
+        if self.port is None:
+            return [(UNIX, self.host)]
+        infos = socket.getaddrinfo(self.host, self.port, 0, self._kind)
+        found: list[tuple[int, Any]] = [(family, address) for family, _, _, _, address in infos]
+        # Each takes a datagram, and that nobody listens shows afterwards, as may be at ::1 of localhost for a reader at
+        # 127.0.0.1.
+        first = 0 if self._ends else self._refusals % (len(found) or 1)
+        return found[first:] + found[:first]
+
+    def create_socket(self) -> None:
+        """Have a connection in `sock`, unless the next attempt is not due yet; called by `send` if there is none.
+
+        Raises:
+            TemporaryDeliveryError: If there is none.
+        """
+        moment = self._clock()
+        if self.retry_time is not None and moment < self.retry_time:
+            left = self.retry_time - moment
+            msg = f"no connection to {self._peer}; the next attempt is due in {left:.1f} s"
+            raise BackoffError(msg, retry_after=left)
+        try:
+            made = self.make_socket()
+        except OSError as error:
+            # UnicodeError is what a name no resolver may be asked for raises; it is a ValueError and told as it is.
+            self._back_off()
+            msg = f"no connection to {self._peer}: {describe(error)}"
+            if is_refused_tls(error):
+                msg = f"{msg}; {_ADVICE}"
+                raise PausedDeliveryError(msg, retry_after=self.retry_period) from None
+            raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
+        self.retry_time = None
+        self._adopt(made)
+
+    def _adopt(self, made: socket.socket) -> None:
+        """Send over *made*, which is connected, from now on."""
+        # Waiting is done by _push: a socket with a timeout asks the system before each send.
+        made.settimeout(0)
+        self._connected_at = self._clock()
+        self._sent_unproven, self._delivered_before = 0, self._ledger.delivered
+        self._look_due = 0.0
+        if not self._ends:
+            self._send = made.send
+        elif POLL is not None:
+            poll = POLL()
+            poll.register(made, select.POLLIN)
+            self._poll, self._send = poll.poll, made.send
+        self.sock = made
+
+    # -- sending
+
+    def send(self, data: bytes) -> None:
+        """Send *data*, one frame or datagram, connecting first if need be, and once more if that fails.
+
+        Called under the sink's lock.
+
+        Raises:
+            DeliveryError: If it could not be sent.
+        """
+        self._send_by(self._transmit, data)
+
+    def _send_by(self, transmit: Callable[[_Data], None], data: _Data) -> None:
+        if self.sock is None:
+            self.create_socket()
+        elif self._ends and self._has_ended():
+            self._lose_connection()
+            self.create_socket()
+        try:
+            transmit(data)
+        except OSError as error:
+            self._give_up_on(error)
+            self._send_again(transmit, data, error)
+
+    def _give_up_on(self, error: OSError) -> None:
+        """Let go of the socket on which sending failed with *error*; raise if another one would be of no use."""
+        if self._ends:
+            self._lose_connection()
+        else:
+            self._disconnect()
+            if error.errno == errno.EMSGSIZE:
+                msg = f"a datagram is too large for the way to {self._peer}"
+                raise OversizeError(msg) from None
+            if isinstance(error, TimeoutError):
+                # Once is enough to wait for a reader that does not read.
+                self._forgive_if_it_lasted()
+                self._back_off()
+                msg = f"no room for a datagram to {self._peer} within {self.timeout} s"
+                raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
+            # Told by the system with this event, it is about an earlier one, or about a reader that was replaced.
+            if error.errno == errno.ECONNREFUSED:
+                self._refusals += 1
+        self._ledger.retried += 1
+
+    def _send_again(self, transmit: Callable[[_Data], None], data: _Data, first: OSError) -> None:
+        try:
+            self.create_socket()
+        except BackoffError:
+            # The application is not told of a wait that it has not yet been told the reason of.
+            msg = f"the connection to {self._peer} broke: {describe(first)}"
+            raise TemporaryDeliveryError(msg) from None
+        try:
+            transmit(data)
+        except OSError as error:
+            self._lose_connection()
+            msg = f"the connection to {self._peer} broke twice: {describe(error)}"
+            raise TemporaryDeliveryError(msg) from None
+
+    def _on_wire(self, data: bytes) -> bytes:
+        """Return *data* as it goes over the socket there is."""
+        return data
+
+    def _transmit(self, data: bytes) -> None:
+        self._push(self._on_wire(data))
+
+    def _push(self, data: bytes) -> None:
+        """Have the system take all of *data*, within the timeout; on failure `_taken` of it may have gone."""
+        sock = self.sock
+        self._taken = sent = 0
+        wait: BaseException | None = None
+        if sock is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        try:
+            try:
+                sent = sock.send(data)
+            except self._waits as error:
+                wait = error
+            if sent != len(data):
+                self._push_rest(sock, data, sent, wait)
+        except OSError:
+            raise
+        except BaseException:
+            # How much the system had taken is not known then.
+            self._disconnect()
+            raise
+        if not self._proven:
+            self._sent_unproven += 1
+
+    def _push_rest(self, sock: socket.socket, data: bytes, sent: int, wait: BaseException | None) -> None:
+        view = memoryview(data)
+        deadline = now() + self.timeout
+        while sent < len(data):
+            self._taken = sent
+            left = deadline - now()
+            if left <= 0 or not await_socket(sock, left, for_reading=wants_read(wait)):
+                raise TimeoutError(errno.ETIMEDOUT, "the peer takes nothing more")
+            try:
+                sent += sock.send(view[sent:])
+            except self._waits as error:
+                wait = error
+
+    def _push_frames(self, frames: list[bytes]) -> None:
+        """Do `_push` with all of *frames* at once; if that fails, take out of the list what has gone."""
+        try:
+            self._push(b"".join(frames))
+        except OSError:
+            taken = self._taken
+            while frames and len(frames[0]) <= taken:
+                taken -= len(frames.pop(0))
+            raise
+        if not self._proven:
+            self._sent_unproven += len(frames) - 1
+
+    def _finish(self, data: bytes, sent: int) -> Exception | None:
+        """Send the rest of *data*, or all of it once more over a new connection; return why that failed."""
+        try:
+            sock = self.sock
+            if sock is not None:
+                self._push_rest(sock, data, sent, None)
+        except OSError as error:
+            try:
+                self._give_up_on(error)
+                self._send_again(self._push, data, error)
+            except Exception as failure:
+                return failure
+        return None
+
+    # -- what the peer says
+
+    def _has_ended(self) -> bool:
+        """Return True if the peer has closed the connection; what it has sent is thrown away."""
+        sock = self.sock
+        try:
+            if self._poll is not None:
+                if not self._poll(0):
+                    return False
+            elif sock is None or not select.select([sock], [], [], 0)[0]:
+                return sock is None
+            for _ in range(MAX_READS):
+                if sock is None or not sock.recv(65_536):
+                    return True
+        except self._waits:
+            self._proven = True  # it has sent what is for TLS alone
+            return False
+        except (OSError, ValueError) as error:
+            self._note_refusal(error)
+            return True
         return False
-    return isinstance(error, ssl.SSLError) and not isinstance(
-        error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-    )
+
+    def _note_refusal(self, error: BaseException) -> None:
+        """Count what was sent to a peer that has refused the connection with *error* as lost."""
+        if self._proven or not self._sent_unproven or not is_refused_tls(error):
+            return
+        # A wrapper has counted by itself what came in a batch: it is told, and our ledger is right.
+        with self._ledger.lock:
+            counted = min(self._ledger.delivered - self._delivered_before, self._sent_unproven)
+            self._ledger.delivered -= counted
+            self._ledger.dropped["error"] += counted
+        msg = (
+            f"{self._peer} has refused the connection after {self._sent_unproven} events were sent, which are lost: "
+            f"{describe(error)}; {_ADVICE}"
+        )
+        self._refused.append((PausedDeliveryError(msg), self._sent_unproven))
+        self._sent_unproven = 0
+        self._aftermath = True
+
+    #: True if there is something to do when an event has been sent.
+    _aftermath = False
+
+    # -- ending
+
+    def _lose_connection(self) -> None:
+        """Let go of a connection that broke; from the third in a row that was short-lived, wait before the next."""
+        if not self._proven and self.sock is not None:
+            refusal = heard_refusal(self.sock)
+            if refusal is not None:
+                self._note_refusal(refusal)
+        self._disconnect()
+        self._forgive_if_it_lasted()
+        self._short_lived += 1
+        if self._short_lived > _SHORT_LIVED_ALLOWED:
+            self._back_off()
+
+    def _forgive_if_it_lasted(self) -> None:
+        """Begin the waits anew if the socket that is of no more use was good for some time."""
+        if self._clock() - self._connected_at >= self.retry_start:
+            self._short_lived = 0
+            self.retry_period = 0.0
+
+    def _back_off(self) -> None:
+        grown = self.retry_period * self.retry_factor or self.retry_start
+        self.retry_period = min(grown, self.retry_max)
+        self.retry_time = self._clock() + self.retry_period
+
+    def _disconnect(self) -> None:
+        sock, self.sock = self.sock, None
+        self._poll = self._send = None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.close()
+
+    def _part(self) -> None:
+        """End the connection in order, so that the peer can read all that was sent."""
+        sock = self.sock
+        if sock is not None and self._ends:
+            # What the peer has sent and nobody has read would make the system reset the connection, and the peer lose
+            # what it has not read yet.
+            self._has_ended()
+            if self._tls is not None:
+                try:
+                    sock.unwrap()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+                except (OSError, ValueError) as error:
+                    self._note_refusal(error)
+            with contextlib.suppress(OSError):
+                # Not by the method of an SSLSocket, which forgets TLS and would give us the alert undeciphered.
+                socket.socket.shutdown(sock, socket.SHUT_WR)
+            if self._tls is not None:
+                self._await_end(sock)
+        self._disconnect()
+
+    def _await_end(self, sock: socket.socket) -> None:
+        """Wait until the peer has ended it too, no longer than until the deadline.
+
+        A TLS 1.3 server sends session tickets when it finishes its handshake, which may be long after the client has
+        sent its events and gone. They would come to a socket that is closed, and reset the connection.
+        """
+        deadline = now() + self.timeout if self._deadline is None else self._deadline
+        while (left := deadline - now()) > 0 and await_socket(sock, left, for_reading=True):
+            try:
+                if not sock.recv(65_536):
+                    return
+            except self._waits:
+                self._proven = True
+            except (OSError, ValueError) as error:
+                self._note_refusal(error)
+                return
+
+    def _release(self) -> None:
+        self._part()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: no connection, the parent's is neither used nor shut down."""
+        for sock in (self.sock, self._candidate):
+            if sock is not None:
+                # The child's copy of the descriptor alone: nothing is told to the peer, nor to a TLS session.
+                with contextlib.suppress(OSError, ValueError):
+                    os.close(sock.detach())
+        self.sock = self._candidate = self._poll = self._send = None
+        self.retry_time = None
+        self.retry_period = 0.0
+        self._short_lived = 0
+        super().after_fork()
+
+    def __del__(self) -> None:
+        # A sink nobody holds any more does not leak its connection. At the end of the interpreter the names of this
+        # module may be gone already.
+        try:
+            self._disconnect()
+        except Exception:
+            return
+
+    @property
+    def _peer(self) -> str:
+        if self.port is None:
+            return self.host
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def _describe(self) -> str:
+        return f"to {self._peer}"
 
 
-def await_verdict(sock: ssl.SSLSocket, seconds: float) -> bool:
-    """Wait until the peer has said something after a handshake of TLS 1.3; return False if it kept silent.
+def send_by_hand(sink: Any, data: bytes) -> Exception | None:
+    """Send *data* over the healthy connection of a `ConnectedSink`, with its turn taken by hand: see `WriteLock`.
 
-    With TLS 1.3 a server looks at the client's certificate after the client's handshake is over. Usually it sends
-    session tickets then, or the alert with which it refuses. What it sends is thrown away.
-
-    Args:
-        sock: A connected socket, which does not wait afterwards.
-        seconds: How long to wait. There are servers that send nothing.
+    Returns:
+        Why the event is lost, if a part of it had gone; None if all has been sent, and counted.
 
     Raises:
-        OSError: If the peer has refused the connection, or ended it.
+        Exception: If nothing has happened, and the event has to take the pipeline: there is no connection, or it does
+            not take *data* without waiting.
     """
-    sock.settimeout(0)
-    if sock.version() != "TLSv1.3":
-        return True
-    if not await_socket(sock, seconds, for_reading=True):
-        return False
+    failure = None
+    turn = sink._turn
+    if not turn:
+        return sink._await_turn(data)  # type: ignore[no-any-return]
+    del turn[0]
+    holding = True
     try:
-        if not sock.recv(65_536):
-            raise ConnectionResetError(errno.ECONNRESET, "the peer ended the connection after the handshake")
-    except waits_of(tls=True):
-        pass
-    return True
+        poll = sink._poll
+        if poll is not None:
+            moment = monotonic()
+            if moment > sink._look_due:
+                if poll(0):
+                    raise LookupError  # most likely the peer has closed
+                sink._look_due = moment + _LOOK_SECONDS
+        if not here[0]:
+            raise LookupError
+        sent = sink._send(data)
+        if sent != len(data):
+            failure = sink._finish(data, sent)
+        if failure is None:
+            sink._ledger.delivered += 1
+    except ConnectionRefusedError as error:
+        # The system says once that a datagram was refused: the pipeline, sending again, would not hear of it.
+        sink._give_up_on(error)
+        raise
+    except Exception:
+        raise
+    except BaseException:
+        # How much the system had taken is not known.
+        sink._disconnect()
+        raise
+    finally:
+        try:
+            holding = False
+            turn += TURN
+        finally:
+            pass
+    return failure
 
 
-def heard_refusal(sock: socket.socket) -> OSError | None:
-    """Return the alert with which the peer ended a TLS connection, if it can be read now without waiting.
+HAND_TAKEN.add(send_by_hand.__code__)
 
-    Sending to a connection that is closed already fails before the alert has been read: see `await_verdict`.
-    """
-    try:
-        sock.settimeout(0)
-        for _ in range(MAX_READS):
-            if not sock.recv(65_536):
-                break
-    except OSError as error:
-        return error if is_refused_tls(error) else None
-    except ValueError:
-        pass
-    return None
+#: Frames that follow one another more closely share one look: it takes a fifth of the time that sending does.
+_LOOK_SECONDS = 0.000_05
+#: How long a server may take, after a TLS handshake, to say that it accepts the client; and three times as long as the
+#: handshake took.
+_VERDICT_SECONDS = 0.1
+_SHORT_LIVED_ALLOWED = 2
+_ADVICE = "check tls and the certificates of both sides"
 
 
-def checked_host(host: str | os.PathLike[str]) -> str:
-    """Return *host* as text.
-
-    Raises:
-        TypeError: If it is neither text nor a path.
-        ValueError: If it is empty, or has a port in it.
-    """
-    try:
-        name = os.fsdecode(host)
-    except TypeError:
-        msg = f"host={host!r} is neither text nor a path"
-        raise TypeError(msg) from None
-    if not name:
-        msg = f"host={host!r} names nothing to connect to"
+def _checked_factor(factor: float) -> float:
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not 1 <= factor < float("inf"):
+        msg = f"retry_factor={factor!r} is not a number from 1 up"
         raise ValueError(msg)
-    parts = host_and_port(name)
-    if parts is not None:
-        msg = f"host={host!r} has a port in it; write host={parts[0]!r}, port={parts[1]}"
-        raise ValueError(msg)
-    return name
-
-
-def host_and_port(text: str) -> tuple[str, int] | None:
-    """Return the two if *text* is ``host:port``, as people write it; None for a name, an address, or a path."""
-    host, colon, port = text.rpartition(":")
-    written = bool(colon and host) and port.isdecimal() and "/" not in host and "\0" not in host
-    # An IPv6 address has colons of its own, and brackets if a port follows.
-    if not written or (":" in host and not host.endswith("]")):
-        return None
-    return host.strip("[]"), int(port)
-
-
-def checked_port(port: int | None) -> int | None:
-    """Return *port*, 1 to 65535, or None for a Unix socket.
-
-    Raises:
-        ValueError: If it is neither, or there are no Unix sockets.
-    """
-    if port is None:
-        if UNIX == -1:
-            msg = "port=None means a Unix socket, which this system does not have"
-            raise ValueError(msg)
-        return None
-    if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= MAX_PORT:
-        msg = f"port={port!r} is not a whole number from 1 to {MAX_PORT}, nor None for a Unix socket"
-        raise ValueError(msg)
-    return port
-
-
-def checked_limit(limit: Size, argument: str, least: int = LEAST_FRAME_BYTES) -> int:
-    """Return *limit*, a size that an event can be shortened to, as a number of bytes.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    size = checked_size(limit, argument)
-    if not least <= size < 1 << 32:
-        msg = f"{argument}={limit!r} is not a number of bytes from {least} to {(1 << 32) - 1}"
-        raise ValueError(msg)
-    return size
-
-
-def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) -> ssl.SSLContext | None:
-    """Return the context to encrypt with, or None.
-
-    Raises:
-        ValueError: If there is a context for a Unix socket.
-        TypeError: If *tls* is no context.
-    """
-    if tls is None:
-        return None
-    import ssl
-
-    if port is None:
-        msg = f"tls={tls!r} with port=None: a Unix socket is not encrypted"
-        raise ValueError(msg)
-    if tls is True:
-        return ssl.create_default_context()
-    if not isinstance(tls, ssl.SSLContext):
-        msg = f"tls={tls!r} is neither an ssl.SSLContext nor True"
-        raise TypeError(msg)
-    return tls
+    return factor

@@ -1,33 +1,30 @@
 """Events sent as datagrams: `DatagramSink`."""
 
-# For pyright as in file.py: `event.__class__ is dict` narrows nothing, and `holding` is read from the frame.
-# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
-# pyright: reportFunctionMemberAccess=false
-
 from __future__ import annotations
 
-import errno
-import os
 import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from orjson import dumps
-
-from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
-from outfall.sinks.event.depth import is_tracked, too_deep
-from outfall.sinks.event.json import OPTIONS
-from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
-from outfall.sinks.network.connection import await_socket, checked_limit
+from outfall.sinks.event.levels import NOTSET, Level
+from outfall.sinks.network.connection import send_by_hand
 from outfall.sinks.network.frames import Codec, pack_length
-from outfall.sinks.network.socket import DIRECT, SocketSink
+from outfall.sinks.network.peer import checked_limit
+from outfall.sinks.network.socket import ShortCut, SocketSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    import os
+    from collections.abc import Callable, Iterable
 
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.event.units import Size, Span
+
+
+def _send_datagram(sink: Any, event: Any, line: bytes) -> Exception | None:
+    if len(line) > sink.max_datagram_bytes:
+        raise LookupError
+    return send_by_hand(sink, line)
 
 
 class DatagramSink(SocketSink):
@@ -119,58 +116,8 @@ class DatagramSink(SocketSink):
             name=name,
         )
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
-        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
-
-        When it returns, the operating system has the event, or it has been counted as dropped.
-        """
-        # As in SocketSink.handle. A datagram goes whole or not at all, so every failure starts anew in the pipeline.
-        express = self._express
-        if express and event.__class__ is dict:
-            try:
-                if not (
-                    "exc_info" in event
-                    or "_record" in event
-                    or "_logger" in event
-                    or "_name" in event
-                    or "_from_structlog" in event
-                    or (is_tracked(event) and too_deep(event))
-                ):
-                    if express != DIRECT:
-                        if "level_number" in event:
-                            raise LookupError
-                        if NUMBERS[event["level"]] < self._level:
-                            self._ledger.filter()
-                            return
-                    data = dumps(event, None, OPTIONS)
-                    if len(data) <= self.max_datagram_bytes:
-                        turn = self._turn
-                        del turn[0]
-                        holding = True
-                        try:
-                            self._send(data)  # type: ignore[misc] # None goes to the pipeline
-                            self._ledger.delivered += 1
-                        except ConnectionRefusedError:
-                            # The system says so once: the pipeline, sending again, would not hear of it.
-                            self._refusals += 1
-                            self._ledger.retried += 1
-                            self._disconnect()
-                            raise
-                        finally:
-                            try:
-                                holding = False
-                                turn += TURN
-                            finally:
-                                pass
-                        if self._aftermath:
-                            self._settle()
-                        return
-            except Exception:
-                pass
-            except BaseException:
-                self._ledger.drop("interrupted")
-                raise
-        self._handle_in_full(event)
+    def _by_hand(self) -> ShortCut | None:
+        return _send_datagram
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
         """Return the datagram for *event*, shortened if need be. Called outside the sink's lock.
@@ -187,36 +134,5 @@ class DatagramSink(SocketSink):
     def _limit(self) -> int:
         return self.max_datagram_bytes
 
-    def _addresses(self) -> list[tuple[int, Any]]:
-        found = super()._addresses()
-        return self._after_refusals(found)
-
-    def send(self, data: bytes) -> None:
-        """Send *data*, a datagram, on a new socket if it shows that the old one is of no more use.
-
-        Raises:
-            DeliveryError: If it could not be sent.
-        """
-        if self.sock is None:
-            self.create_socket()
-        try:
-            self._transmit(data)
-        except OSError as error:
-            if isinstance(error, TimeoutError):
-                self._forgive_if_it_lasted()
-            self._send_datagram_again(data, error, f"a datagram of {len(data)} bytes is too large for the way")
-
-    def _transmit(self, data: bytes) -> None:
-        sock = self.sock
-        if sock is None:
-            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        try:
-            sock.send(data)
-        except BlockingIOError:
-            if not await_socket(sock, self.timeout, for_reading=False):
-                raise TimeoutError(errno.ETIMEDOUT, "no room") from None
-            sock.send(data)
-
 
 DatagramSink._hot_class = DatagramSink
-HAND_TAKEN.add(DatagramSink.handle.__code__)

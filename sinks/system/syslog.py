@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import sys
@@ -18,8 +17,9 @@ from outfall.sinks.event.event import TextEvent, message_key, timestamp_of
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
-from outfall.sinks.network.connection import checked_limit, host_and_port
-from outfall.sinks.network.socket import SocketSink
+from outfall.sinks.network.connection import send_by_hand
+from outfall.sinks.network.peer import checked_limit, host_and_port
+from outfall.sinks.network.socket import ShortCut, SocketSink
 from outfall.sinks.system import rfc5424
 
 if TYPE_CHECKING:
@@ -59,6 +59,21 @@ Facility = Literal[
 
 #: The priorities, in the order of their numbers.
 _PRIORITY_NAMES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+
+
+#: As a number: a byte is looked for twenty times as fast as bytes of one are.
+_DEL = 0x7F
+
+
+def _send_message(sink: Any, event: Any, line: bytes) -> Exception | None:
+    # JSON leaves as they are, and a message may not have, DEL and C1, which is no ASCII.
+    if not line.isascii() or _DEL in line or "level_number" in event:
+        raise LookupError
+    level = event["level"]
+    message = (sink._prefixes.get(level) or sink._prefix_of(level)) + line + sink._end
+    if len(message) > sink.max_message_bytes:
+        raise LookupError
+    return send_by_hand(sink, message)
 
 
 class SysLogSink(SocketSink):
@@ -215,7 +230,9 @@ class SysLogSink(SocketSink):
         self._renders_as_usual = type(self).render is SysLogSink.render
         self.facility = facility
         self.ident = ident
-        self.append_nul = append_nul
+        self._append_nul: bool | None = None
+        #: What comes before messages, by level; what a setter may change is found out anew.
+        self._prefixes: dict[str, bytes] = {}
         #: Name of the element that has the fields.
         self.structured_data_id: str = _checked_id(structured_data_id, structured=format == "rfc5424")
         if max_message_bytes is None:
@@ -241,6 +258,7 @@ class SysLogSink(SocketSink):
             on_error=on_error,
             name=name,
         )
+        self.append_nul = append_nul
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
@@ -259,6 +277,7 @@ class SysLogSink(SocketSink):
     def facility(self, facility: str | int) -> None:
         self._facility = _number(facility, self.facility_names, "facility")
         self._numbers: dict[str, int] = {}
+        self._prefixes = {}
 
     @property
     def ident(self) -> str:
@@ -272,6 +291,7 @@ class SysLogSink(SocketSink):
             raise TypeError(msg)
         self._ident = ident
         self._ident_bytes = rfc5424.without_controls(ident.encode("utf-8", "backslashreplace"))
+        self._prefixes = {}
         self._app_name = rfc5424.header_field(ident.rstrip(": ") or _program_name(), 48)
         self._set_origin()
 
@@ -286,6 +306,28 @@ class SysLogSink(SocketSink):
             msg = f"append_nul={append_nul!r} is not True, False or None"
             raise TypeError(msg)
         self._append_nul = append_nul
+        self._changed()
+
+    def _by_hand(self) -> ShortCut | None:
+        return None if self.format == "rfc5424" or (self._ends and self.framing == "octet") else _send_message
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        #: What ends a message that `_send_message` makes.
+        self._end = self._on_wire(b"")
+        self._prefixes = {}
+
+    def _adopt(self, made: socket.socket) -> None:
+        super()._adopt(made)
+        self._refresh()  # at a path it is not known before what is connected
+
+    def _prefix_of(self, level: str) -> bytes:
+        """Return what comes before the message of an event with *level*."""
+        number = self._priority(level)
+        made = b"<%d>%s" % (number, self._ident_bytes)
+        if level in self._numbers:
+            self._prefixes[level] = made
+        return made
 
     def _priority(self, level: str) -> int:
         """Return the number for PRI, kept where no override has a say and the level's name none but one meaning."""
@@ -357,10 +399,6 @@ class SysLogSink(SocketSink):
             self._use(socket.SOCK_STREAM)
             return super().make_socket(timeout)
 
-    def _addresses(self) -> list[tuple[int, Any]]:
-        found = super()._addresses()
-        return found if self._ends else self._after_refusals(found)
-
     # -- messages
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
@@ -387,9 +425,17 @@ class SysLogSink(SocketSink):
             return self._structured(event, named if isinstance(named, str) and item.level == UNKNOWN else level, item)
         return self._traditional(item.data, level, item)
 
+    @property
+    def needs_moment(self) -> bool:
+        """See `Forwarding.needs_moment`: a message has the event's level, and its time."""
+        return True
+
+    def _frames_together(self, batch: Sequence[Encoded]) -> list[bytes] | None:
+        return [self._on_wire(self._frame_of(item)) for item in batch] if self.socktype == socket.SOCK_STREAM else None
+
     def _traditional(self, data: bytes, level: str, source: dict[str, Any] | Encoded | None) -> bytes:
         """Return the message of RFC 3164 with *data*, rendered from *source*, which is None for text."""
-        prefix = b"<%d>%s" % (self._priority(level), self._ident_bytes)
+        prefix = self._prefix_of(level)
         message = prefix + self._shown(data)
         limit = self._limit
         if len(message) > limit:
@@ -475,36 +521,12 @@ class SysLogSink(SocketSink):
         Raises:
             DeliveryError: If it could not be sent.
         """
-        if self.sock is None:
-            self.create_socket()
-        if self._ends:
-            super().send(data)
-            return
-        try:
-            self._transmit(data)
-        except OSError as error:
-            self._send_datagram_again(data, error, f"a message of {len(data)} bytes is too large for a datagram")
-        else:
-            self.retry_period: float = 0.0
+        super().send(data)
 
-    def _transmit(self, data: bytes) -> None:
+    def _on_wire(self, data: bytes) -> bytes:
         if self._ends_with_nul(datagram=not self._ends):
             data += b"\0"
-        if self._ends:
-            super()._transmit(self._framed(data))
-            return
-        sock = self.sock
-        if sock is None:
-            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        try:
-            sock.send(data)
-        except BlockingIOError:
-            # With a timeout the system is asked before each send, so only here.
-            sock.settimeout(max(self.timeout, 0.001))
-            try:
-                sock.send(data)
-            finally:
-                sock.settimeout(0)
+        return self._framed(data) if self._ends else data
 
     def _framed(self, data: bytes) -> bytes:
         if self.framing == "octet":
@@ -513,6 +535,8 @@ class SysLogSink(SocketSink):
             return data + b"\n"
         return data if data[-1:] == b"\0" else data + b"\0"
 
+
+SysLogSink._hot_class = SysLogSink
 
 #: What every receiver has to take and should take, by RFC 5424, section 6.1.
 _LEAST_MESSAGE_BYTES, _UDP_MESSAGE_BYTES = 480, 2048

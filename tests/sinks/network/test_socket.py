@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -32,10 +33,9 @@ from outfall.sinks.errors import (
 )
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.network import connection as peer
-from outfall.sinks.network import socket as framed
-from outfall.sinks.network.connection import await_socket
+from outfall.sinks.network import connection, peer
 from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
+from outfall.sinks.network.peer import await_socket
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import in_fork, until
 from tests.sinks._wire import Clock, Receiver, free_port, has_ipv6
@@ -187,7 +187,7 @@ def test_the_usual_event_takes_the_hot_path(receiver, monkeypatch):
     with SocketSink(*receiver.target) as sink:
         sink.handle({"event": 1})
         asked = []
-        monkeypatch.setattr(sink, "_handle_in_full", asked.append)
+        monkeypatch.setattr(sink, "deliver", asked.append)
         sink.handle({"event": 2})
         assert asked == []
         for odd in ({"exc_info": None}, {"_record": 1}, {"_logger": 1}, {"_name": "n"}, {"_from_structlog": 1}):
@@ -212,7 +212,7 @@ def test_the_hot_path_is_off_where_it_would_be_wrong(receiver, options, monkeypa
     with SocketSink(*receiver.target, **options) as sink:
         sink.handle({"event": 1})
         asked = []
-        monkeypatch.setattr(sink, "_handle_in_full", asked.append)
+        monkeypatch.setattr(sink, "deliver", asked.append)
         sink.handle({"event": 2})
         assert len(asked) == 1
         sink.codec = JSONFrames()
@@ -270,13 +270,13 @@ def test_a_batch_goes_by_one_send(receiver):
     """The system is called once for a batch on a stream, and once for each 64 KiB of a large one."""
     sent = []
     with SocketSink(*receiver.target) as sink:
-        real = sink._transmit
+        real = sink._push
 
-        def transmit(data):
+        def push(data):
             sent.append(len(data))
             real(data)
 
-        sink._transmit = transmit
+        sink._push = push
         batch = [sink.encode({"event": number}) for number in range(1000)]
         assert sink.emit_batch(batch) is None
         assert len(sent) == 1
@@ -290,20 +290,85 @@ def test_a_batch_goes_by_one_send(receiver):
 def test_what_of_a_batch_has_gone_is_not_sent_again(receiver):
     """A batch whose second part cannot be sent is left for a retry from there on."""
     with SocketSink(*receiver.target) as sink:
-        real, calls = sink.send, []
+        real, calls = sink._push, []
 
-        def send(data):
+        def push(data):
             calls.append(len(data))
             if len(calls) == 2:
                 raise TemporaryDeliveryError("no more", retry_after=7.0)
             real(data)
 
-        sink.send = send
+        sink._push = push
         batch = [sink.encode({"event": number, "text": "x" * 1000}) for number in range(100)]
         result = sink.emit_batch(batch)
         assert result.retry_after == 7.0
         assert sink.emit_batch([batch[index] for index in result.retry]) is None
         assert [each["event"] for each in _events(receiver, 100)] == list(range(100))
+
+
+def test_of_a_batch_that_broke_the_rest_is_sent_from_the_first_frame_that_was_not_whole(receiver):
+    """Over a new connection: what the system had taken whole is not sent twice, and the torn frame is sent whole."""
+    with SocketSink(*receiver.target) as sink:
+        real, pushed = sink._push, []
+
+        def push(data):
+            pushed.append(data)
+            if len(pushed) == 1:
+                # The system takes ten frames and a part of the next.
+                cut = 10 * len(data) // 100 + 7
+                real(data[:cut])
+                sink._taken = cut
+                raise ConnectionResetError(errno.ECONNRESET, "reset")
+            real(data)
+
+        sink._push = push
+        batch = [sink.encode({"event": number}) for number in range(10, 110)]
+        del batch[-10:]
+        batch += [sink.encode({"event": number}) for number in range(10, 20)]
+        assert sink.emit_batch(batch) is None
+        events = sorted(event["event"] for event in _events(receiver, 100))
+        assert events == sorted([*range(10, 100), *range(10, 20)])
+        assert sink.stats().retried == 1
+        until(lambda: any(receiver.endings))
+
+
+def test_a_batch_that_broke_twice_is_left_for_a_retry_from_what_has_gone(receiver):
+    """The index is that of the first frame that the system has not taken whole."""
+    with SocketSink(*receiver.target) as sink:
+
+        def push(data):
+            sink._taken = 3 * len(sink._frame(sink.encode({"event": 10}).data)) + 1
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+        sink._push = push
+        result = sink.emit_batch([sink.encode({"event": number}) for number in range(10, 20)])
+        assert list(result.retry) == list(range(6, 10))
+
+
+def test_events_of_other_threads_wait_with_their_frame_made(receiver, monkeypatch):
+    """Whoever finds another thread sending does not render again."""
+    with SocketSink(*receiver.target) as sink:
+        sink.handle({"event": 0})
+        asked = []
+        monkeypatch.setattr(sink, "deliver", asked.append)
+        with sink._lock:
+            thread = threading.Thread(target=sink.handle, args=({"event": 1},))
+            thread.start()
+            thread.join(0.05)
+            assert thread.is_alive()
+        thread.join(60)
+        assert _events(receiver, 2)[1] == {"event": 1}
+        assert (asked, sink.stats().delivered) == ([], 2)
+
+
+@pytest.mark.parametrize("nodelay", [False, True])
+def test_small_frames_wait_for_one_another_unless_told_otherwise(receiver, nodelay):
+    """By Nagle's algorithm, whose switch is TCP_NODELAY."""
+    with SocketSink(*receiver.target, nodelay=nodelay) as sink:
+        sink.handle({"event": 1})
+        assert bool(sink.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) is nodelay
+    with SocketSink(*receiver.target) as usual:
+        assert usual.nodelay is False
 
 
 def test_a_batch_is_sent_frame_by_frame(receiver):
@@ -884,7 +949,7 @@ def test_what_a_peer_says_last_does_not_cost_it_what_it_has_not_read():
 
 def test_without_poll_select_does(receiver, monkeypatch):
     """Windows has no poll; the hot path is off there, and everything works."""
-    for module in (framed, peer):
+    for module in (connection, peer):
         monkeypatch.setattr(module, "POLL", None)
     with SocketSink(*receiver.target, timeout=30, max_frame_bytes=LARGE) as sink:
         for number in range(3):
@@ -1175,7 +1240,7 @@ def test_the_usual_datagram_takes_the_hot_path(datagrams, monkeypatch):
     """From the second event on."""
     with DatagramSink(*datagrams.getsockname()) as sink:
         sink.handle({"event": 1})
-        monkeypatch.setattr(sink, "_handle_in_full", pytest.fail)
+        monkeypatch.setattr(sink, "deliver", pytest.fail)
         sink.handle({"event": 2})
         assert sink.stats().delivered == 2
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from structlog.processors import KeyValueRenderer
 
+from outfall import BackgroundSink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.system.syslog import SysLogSink
@@ -261,6 +262,104 @@ def test_framings(stream, framing, append_nul, sent):
         sink.handle({})
         sink.handle({})
     assert stream.whole() == sent * 2
+
+
+_EVENTS = st.dictionaries(
+    st.sampled_from(["event", "level", "text", "level_number"]),
+    st.text(st.characters(codec="utf-8") | st.sampled_from("\x7f\x85\x9b\0\n\r<"), max_size=20)
+    | st.sampled_from(["info", "ERROR", "warn", "notice", "nothing known", 20, None, True])
+    | st.text("x", min_size=1990, max_size=2050),
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(event=_EVENTS, ident=st.sampled_from(["", "shop: ", "Büro: "]), kind=st.sampled_from([DATAGRAM, STREAM]))
+@example(event={"event": "a\x7fb", "level": "info"}, ident="", kind=STREAM)
+@example(event={"event": "a\x85b", "level": "info"}, ident="", kind=DATAGRAM)
+@example(event={"event": "x", "level": "info", "level_number": 50}, ident="", kind=DATAGRAM)
+def test_the_short_cut_sends_what_the_pipeline_sends(event, ident, kind):
+    """Byte by byte, in datagrams and in streams."""
+    received = []
+    for odd in (False, True):
+        with (Datagrams if kind == DATAGRAM else Stream)() as daemon:
+            made = {**event, "_name": "info"} if odd else event
+            with SysLogSink(daemon.address, "local3", kind, ident=ident, timeout=10, on_error="raise") as sink:
+                sink.handle({"event": "connects", "level": "info"})
+                sink.handle(made)
+            received.append((daemon.next(), daemon.next()) if kind == DATAGRAM else daemon.whole())
+    assert received[0] == received[1]
+
+
+def test_the_usual_event_takes_the_short_cut(datagrams, monkeypatch):
+    """From the second event on the pipeline is not asked, whatever is set meanwhile; what is odd takes it."""
+    with SysLogSink(datagrams.address, on_error="raise") as sink:
+        sink.handle({"event": 1, "level": "info"})
+        asked = []
+        monkeypatch.setattr(sink, "deliver", asked.append)
+        sink.handle({"event": 2, "level": "info"})
+        sink.facility, sink.ident, sink.append_nul = "local7", "shop: ", False
+        sink.handle({"event": 3, "level": "error"})
+        sink.level = "error"
+        sink.handle({"event": 4, "level": "info"})
+        assert (asked, sink.stats().delivered, sink.stats().filtered) == ([], 3, 1)
+        for odd in (
+            {"event": 5, "level": "alert", "level_number": 70},
+            {"event": "é", "level": "error"},
+            {"event": "\x7f", "level": "error"},
+            {"event": 5, "level": "error", "exc_info": None},
+            {"event": "x" * 3000, "level": "error"},
+        ):
+            sink.handle(odd)
+        assert len(asked) == 5
+    assert [datagrams.next() for _ in range(3)] == [
+        b'<14>{"event":1,"level":"info"}\0',
+        b'<14>{"event":2,"level":"info"}\0',
+        b'<187>shop: {"event":3,"level":"error"}',
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "rfc5424"},
+        {"renderer": OrjsonRenderer(sort_keys=True)},
+        {"processors": [lambda logger, name, event: event]},
+        {"socktype": STREAM, "framing": "octet"},
+    ],
+)
+def test_the_short_cut_is_off_where_it_would_be_wrong(datagrams, stream, options, monkeypatch):
+    """What is asked for beyond the usual message is done."""
+    address = stream.address if "socktype" in options else datagrams.address
+    with SysLogSink(address, on_error="raise", **options) as sink:
+        sink.handle({"event": 1, "level": "info"})
+        asked = []
+        monkeypatch.setattr(sink, "deliver", asked.append)
+        sink.handle({"event": 2, "level": "info"})
+        assert len(asked) == 1
+
+
+def test_behind_a_thread_text_keeps_its_level_and_time(datagrams):
+    """A renderer's text does not say them, so that they have to travel beside it."""
+    target = SysLogSink(datagrams.address, renderer=lambda logger, name, event: event["event"])
+    with BackgroundSink(target) as sink:
+        sink.handle({"event": "no money left", "level": "error"})
+        assert sink.flush(60)
+    assert datagrams.next() == b"<11>no money left\0"
+
+
+@pytest.mark.parametrize("form", ["rfc3164", "rfc5424"])
+def test_a_batch_on_a_stream_goes_by_one_send(stream, form):
+    """Each message framed, with its own priority."""
+    with SysLogSink(stream.address, socktype=STREAM, format=form, framing="lf", on_error="raise") as sink:
+        pushed, push = [], sink._push
+        sink._push = lambda data: pushed.append(data) or push(data)
+        levels = ["info", "error", "debug"] * 10
+        batch = [sink.encode({"event": "x", "level": level, "timestamp": TIME}) for level in levels]
+        assert sink.emit_batch(batch) is None
+        assert len(pushed) == 1
+    messages = unframed(stream.whole(), "lf")
+    priorities = {"info": b"<14>", "error": b"<11>", "debug": b"<15>"}
+    assert [message[:4] for message in messages] == [priorities[level] for level in levels]
 
 
 def test_line_ends_of_a_renderer_are_dropped(datagrams):
