@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import zlib
@@ -16,10 +17,10 @@ from outfall.sinks.errors import SinkError
 FORMAT = 1
 
 FILE_NAME = "cursor.json"
-TEMPORARY_NAME = "cursor.tmp"
 
-#: Every cursor is made this long, with spaces: where there is no room for a new file, the old one is written over.
-_BYTES = 256
+#: A cursor has two places of this size in its file, filled with spaces, and is written to them in turn: a torn one
+#: leaves the other.
+_PLACE_BYTES = 512
 
 
 class NewerFormatError(SinkError):
@@ -47,16 +48,22 @@ class Cursor:
     key: str = ""
 
 
-def encode(cursor: Cursor) -> bytes:
-    """Return *cursor* as the content of its file: one JSON object with a check sum, in one line."""
+def encode(cursor: Cursor, turn: int) -> bytes:
+    """Return *cursor* as one place of its file: a JSON object with a check sum, in one line.
+
+    Args:
+        cursor: The cursor.
+        turn: How many were written before it: of two places the one with the higher turn counts.
+    """
     flight = None if cursor.end is None else {"end": cursor.end, "key": cursor.key}
-    fields: dict[str, Any] = {"format": FORMAT, "segment": cursor.segment, "offset": cursor.offset, "in_flight": flight}
+    fields: dict[str, Any] = {"format": FORMAT, "turn": turn, "segment": cursor.segment, "offset": cursor.offset}
+    fields["in_flight"] = flight
     fields["check"] = _check(fields)
-    return orjson.dumps(fields).ljust(_BYTES - 1) + b"\n"
+    return orjson.dumps(fields).ljust(_PLACE_BYTES - 1) + b"\n"
 
 
-def decode(data: bytes) -> Cursor:
-    """Return the cursor in *data*.
+def decode(data: bytes) -> tuple[int, Cursor]:
+    """Return the turn of the cursor in *data*, the content of one place, and the cursor.
 
     Raises:
         NewerFormatError: If it was written by a later version.
@@ -75,13 +82,14 @@ def decode(data: bytes) -> Cursor:
             None if flight is None else flight["end"],
             "" if flight is None else flight["key"],
         )
+        turn: int = fields["turn"]
         sound = check == _check(fields)
     except (ValueError, LookupError, TypeError, AttributeError):
-        sound, cursor = False, None
-    if not sound or cursor is None:
+        sound, turn, cursor = False, 0, Cursor(0, 0)
+    if not sound:
         msg = "the cursor is garbled"
         raise CursorError(msg)
-    return cursor
+    return turn, cursor
 
 
 def _check(fields: dict[str, Any]) -> str:
@@ -103,7 +111,7 @@ def read(directory: str) -> Cursor | None:
         msg = f"the cursor cannot be opened: {error.strerror}"
         raise CursorError(msg) from None
     try:
-        return decode(os.read(descriptor, 16 * _BYTES))
+        return _newest(descriptor)[1]
     except OSError as error:
         msg = f"the cursor cannot be read: {error.strerror}"
         raise CursorError(msg) from None
@@ -111,44 +119,86 @@ def read(directory: str) -> Cursor | None:
         os.close(descriptor)
 
 
-def replace(directory: str, cursor: Cursor, *, sync: bool = False) -> None:
-    """Put *cursor* in the place of the one in *directory*, in one step.
+def _newest(descriptor: int) -> tuple[int, Cursor]:
+    data = os.pread(descriptor, 2 * _PLACE_BYTES, 0)
+    found: list[tuple[int, Cursor]] = []
+    failure: CursorError | None = None
+    for place in (data[:_PLACE_BYTES], data[_PLACE_BYTES:]):
+        try:
+            found.append(decode(place))
+        except CursorError as error:
+            failure = error
+    if not found and failure is not None:
+        raise failure
+    return max(found, key=lambda turn_and_cursor: turn_and_cursor[0])
 
-    Where no file can be made (no room, no permission), the old one is written over, which takes neither: a kill does
-    not tear so short a write.
+
+class CursorFile:
+    """The file that a store's cursor is kept in; it stays open, so that a new cursor is one write of the system.
 
     Args:
         directory: Where the file is.
-        cursor: The new one.
-        sync: Whether it has to be on the medium, and not only with the operating system, before this returns.
 
-    Raises:
-        OSError: If neither can be done.
+    For one thread at a time.
     """
-    data = encode(cursor)
-    path, temporary = (os.path.join(directory, name) for name in (FILE_NAME, TEMPORARY_NAME))
-    try:
-        _write(temporary, data, os.O_CREAT | os.O_TRUNC, sync=sync)
-        os.replace(temporary, path)
-    except OSError as error:
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._descriptor = -1
+        self._turn = 0
+
+    def write(self, cursor: Cursor, *, sync: bool = False) -> None:
+        """Put *cursor* in the place of the one before it. The first takes the room for all others.
+
+        Args:
+            cursor: The new one.
+            sync: Whether it has to be on the medium, and not only with the operating system, before this returns.
+
+        Raises:
+            OSError: If that fails. Then the one before it counts.
+        """
+        data, made = encode(cursor, self._turn + 1), False
+        if self._descriptor == -1:
+            made = self._open()
+            data = encode(cursor, self._turn + 1)
+        offset = _PLACE_BYTES * (self._turn % 2)
+        if made:
+            data, offset = data + b"\n".rjust(_PLACE_BYTES), 0
+        written = os.pwrite(self._descriptor, data, offset)
+        if written != len(data):
+            if made:
+                self.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), FILE_NAME)
+        self._turn += 1
+        if sync:
+            os.fsync(self._descriptor)
+            if made:
+                sync_path(self._directory)
+
+    def _open(self) -> bool:
+        """Open the file, and return True if it was made by that."""
+        path = os.path.join(self._directory, FILE_NAME)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        made = not os.fstat(self._descriptor).st_size
+        self._turn = 0
+        with contextlib.suppress(CursorError):
+            self._turn = 0 if made else _newest(self._descriptor)[0]
+        return made
+
+    def is_there(self) -> bool:
+        """Return True unless somebody has removed the file, or put another in its place."""
+        if self._descriptor == -1:
+            return True
         try:
-            _write(path, data, 0, sync=sync)
-        except FileNotFoundError:
-            raise error from None
-    else:
-        if sync:
-            sync_path(directory)
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(os.path.join(self._directory, FILE_NAME)))
+        except OSError:
+            return False
 
-
-def _write(path: str, data: bytes, flags: int, *, sync: bool) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o666)
-    try:
-        if os.write(descriptor, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        if sync:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def close(self) -> None:
+        """Close the file. The next `write` opens it again, by its path."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor != -1:
+            os.close(descriptor)
 
 
 def sync_path(path: str) -> None:

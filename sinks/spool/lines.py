@@ -49,7 +49,7 @@ def raw_of(line: bytes) -> Raw | None:
     if event is None:
         return None
     if KEY not in event:
-        return line, None, None, False
+        return line
     # Another envelope than ours is not an event that somebody logged.
     if event[KEY] != 1:
         return None
@@ -58,6 +58,13 @@ def raw_of(line: bytes) -> Raw | None:
         return _content(line, event), UNKNOWN if level is None else float(level), float(event["time"]), False
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def own_raws_of(lines: list[bytes]) -> tuple[list[Raw], int]:
+    """Do what `raws_of` does with lines that this process has written itself: JSON is not parsed again."""
+    if any(line.startswith(_START) or line[:1] != b"{" or line[-1:] != b"}" for line in lines):
+        return raws_of(lines)
+    return lines, 0  # type: ignore[return-value]
 
 
 def raws_of(lines: Iterable[bytes]) -> tuple[list[Raw], int]:
@@ -69,7 +76,7 @@ def raws_of(lines: Iterable[bytes]) -> tuple[list[Raw], int]:
             # What `raw_of` finds out, for the usual line: this is done for each event that is delivered.
             event: Any = loads(line)
             if event.__class__ is dict and KEY not in event and line[:1] == b"{":
-                raws.append((line, None, None, False))
+                raws.append(line)
                 continue
         except ValueError:
             pass

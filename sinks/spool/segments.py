@@ -176,6 +176,13 @@ class Reader:
                 self._read_ahead(stop)
                 if not self._ready:
                     return taken, stop
+            whole = self._ready[self._ready_at : self._ready_at + most - len(taken)]
+            length = sum(map(len, whole)) + len(whole)
+            if after + length - start <= size:
+                self._ready_at += len(whole)
+                taken += whole
+                after = min(after + length, stop)  # the last may have no end
+                continue
             line = self._ready[self._ready_at]
             length = len(line) + 1
             if taken and after + length - start > size:

@@ -95,7 +95,7 @@ class SpoolSink(DeferredSink):
         fsync_interval: Seconds, or a timedelta. Default 1.0.
         segment_bytes: How large a file grows before the next one is begun, unless one event alone is larger. Default
             None: an eighth of *max_bytes*, at most 16 MiB.
-        batch_size: How many events the target is given at a time. Default 500.
+        batch_size: How many events the target is given at a time. Default 2 000.
         linger: How long the first event of a batch waits for more, in seconds, or a timedelta. Default 0.2.
         retry: When a batch is tried again. Default ``RetryPolicy()``: for as long as it takes.
         dead_letter: A sink that gets the events that the target refuses for good. Not owned. Default None: they are
@@ -138,7 +138,7 @@ class SpoolSink(DeferredSink):
         fsync: Literal["never", "interval", "always"] = "never",
         fsync_interval: float | dt.timedelta = 1.0,
         segment_bytes: int | None = None,
-        batch_size: int = 500,
+        batch_size: int = 2_000,
         linger: float | dt.timedelta = 0.2,
         retry: RetryPolicy | None = None,
         dead_letter: Sink | None = None,

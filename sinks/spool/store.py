@@ -17,7 +17,7 @@ from outfall.sinks.core.flock import try_lock, unlock
 from outfall.sinks.errors import SinkError
 from outfall.sinks.spool import cursor as cursors
 from outfall.sinks.spool.cursor import Cursor, CursorError
-from outfall.sinks.spool.lines import raws_of
+from outfall.sinks.spool.lines import own_raws_of, raws_of
 from outfall.sinks.spool.segments import Appender, Reader, Segment, count_lines, is_segment, segments_in
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Store:
         #: A batch that was in flight when an earlier owner died.
         self._flight: Cursor | None = None
         self._noted: Cursor | None = None
+        self._cursor = cursors.CursorFile(path)
         self._reader = Reader()
 
     # -- made
@@ -301,7 +302,7 @@ class Store:
         if flight is not None and flight.end is not None and flight.segment == head.number and self.offset < flight.end:
             stop, key, lines, size = min(stop, flight.end), flight.key, stop, stop
         taken, after = self._reader.lines(self._path(head.name), head.number, self.offset, stop, lines, size)
-        raws, corrupt = raws_of(taken)
+        raws, corrupt = own_raws_of(taken) if self.mine else raws_of(taken)
         if key is None:
             key = f"{self.name}.{head.number}.{self.offset}-{after}"
         return Portion(head.number, self.offset, after, tuple(raws), len(raws) + corrupt, corrupt, key)
@@ -362,7 +363,7 @@ class Store:
         return Removal(segment.size, segment.events - segment.settled)
 
     def _note(self, place: Cursor, *, sync: bool) -> None:
-        cursors.replace(self.path, place, sync=sync)
+        self._cursor.write(place, sync=sync)
         self._noted = place
 
     # -- the files themselves
@@ -376,7 +377,7 @@ class Store:
             own = os.fstat(appender.descriptor)
         except OSError:
             return False
-        return os.path.samestat(found, own) and own.st_size == appender.end
+        return os.path.samestat(found, own) and own.st_size == appender.end and self._cursor.is_there()
 
     def restore(self, appender: Appender) -> Removal:
         """Make the directory anew after it was deleted or moved away, with all that is still at hand. Guarded.
@@ -402,6 +403,7 @@ class Store:
             self.segments[-1].size, self.segments[-1].events = appender.end, appender.events
             self.appended = False
         lost = self._restore_segments(appender)
+        self._cursor.close()
         if self.mine and self._noted is not None:
             self._note(self._noted, sync=False)
         return lost
@@ -473,6 +475,7 @@ class Store:
     def forget(self) -> None:
         """Close what is open, in a forked child: the lock stays with the parent."""
         self._reader.forget()
+        self._cursor.close()
         descriptor, self._lock_descriptor = self._lock_descriptor, _NOT_OPEN
         if descriptor != _NOT_OPEN:
             os.close(descriptor)

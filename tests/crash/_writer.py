@@ -10,8 +10,8 @@ import threading
 import time
 
 from outfall import NDJSON, HTTPSink, RetryPolicy, SinkClosedError, SpoolSink
-from outfall.sinks.spool import cursor as cursors
 from outfall.sinks.spool import sink as spools
+from outfall.sinks.spool.cursor import CursorFile
 from outfall.sinks.spool.store import Store
 from outfall.sinks.spool.stores import Depot
 from tests.sinks._kills import arm
@@ -25,7 +25,7 @@ _LIFE_SECONDS = 20.0
 #: Where a kill is the most awkward.
 _PLACES = [
     *[(HTTPSink, "emit_batch")] * 5,
-    (cursors, "replace"),
+    (CursorFile, "write"),
     (Depot, "adopt"),
     (Depot, "begin"),
     (Depot, "settle"),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: What a spool does to a disk.
-CALLS = ("open", "write", "close", "replace", "unlink", "mkdir", "rmdir", "ftruncate", "fsync")
+CALLS = ("open", "pwrite", "write", "close", "replace", "unlink", "mkdir", "rmdir", "ftruncate", "fsync")
 
 
 def in_killed_fork(function: Callable[[], object], call: int) -> bool:

@@ -780,6 +780,7 @@ def test_it_becomes_read_only_while_in_use(spool, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", read_only)
+        patch.setattr(os, "pwrite", lambda *_: read_only("cursor.json", os.O_RDWR))
         for number in range(1, 4):
             sink.handle(event(number))
         until(lambda: failures)
@@ -1506,7 +1507,7 @@ def test_always_means_before_handle_returns(spool, monkeypatch):
     seen = []
     sink.target.emit_batch = lambda _batch: seen.extend(synced)
     assert sink.flush(PATIENCE_SECONDS)
-    assert "cursor.tmp" in seen
+    assert "cursor.json" in seen
 
 
 def test_interval_means_every_so_often(spool, monkeypatch):

@@ -11,16 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from outfall.sinks.core.item import data_in
 from outfall.sinks.core.lock import WriteLock
 from outfall.sinks.errors import SinkError
-from outfall.sinks.spool import cursor as cursors
 from outfall.sinks.spool import store as stores
-from outfall.sinks.spool.cursor import Cursor, NewerFormatError
+from outfall.sinks.spool.cursor import Cursor, CursorFile, NewerFormatError
 from outfall.sinks.spool.segments import Appender
 from outfall.sinks.spool.store import Store, owner_of, stores_in
 from outfall.sinks.spool.stores import Depot
 from tests.sinks._kills import Journal
 from tests.sinks._processes import in_fork
+
+
+def write_cursor(path, cursor):
+    """Have the store at *path* say that it is delivered up to *cursor*."""
+    file = CursorFile(path)
+    file.write(cursor)
+    file.close()
 
 
 def _depot(directory, **options):
@@ -40,7 +47,7 @@ def _deliver(depot, *, lines=2, note=None, most=10**6):
     while most and (found := depot.next(lines, 10**6, own=True)) is not None:
         store, portion = found
         depot.begin(store, portion)
-        events = [json.loads(raw[0]) for raw in portion.raws]
+        events = [json.loads(data_in(raw)) for raw in portion.raws]
         if note is not None:
             note(json.dumps({"key": portion.key, "events": events}))
         depot.settle(store, portion)
@@ -241,7 +248,7 @@ def test_what_was_in_flight_comes_again_as_it_was(tmp_path, lines):
     depot.adopt()
     assert depot.adopted_events == 8
     store, portion = depot.next(lines, 1, own=True)
-    assert [json.loads(raw[0])["n"] for raw in portion.raws] == [2, 3, 4, 5]
+    assert [json.loads(data_in(raw))["n"] for raw in portion.raws] == [2, 3, 4, 5]
     assert [portion.key] == keys.lines()
     # Given back, it comes again.
     depot.leave(store)
@@ -352,7 +359,7 @@ def test_without_a_cursor_it_begins_with_what_is_there(tmp_path, content):
 def test_a_cursor_that_cannot_be_right_is_not_believed(tmp_path, place, wrong):
     """Ahead of the data, or between lines: what is there is delivered from its beginning, and it is told of."""
     path = _left_behind(tmp_path, range(10), segment_bytes=10**6)
-    cursors.replace(str(path), place)
+    write_cursor(str(path), place)
     depot = _depot(tmp_path)
     depot.adopt()
     [(error, _)] = depot.news
@@ -364,7 +371,7 @@ def test_a_cursor_that_cannot_be_right_is_not_believed(tmp_path, place, wrong):
 def test_a_cursor_past_the_end_of_all_means_all_is_settled(tmp_path, place):
     """As a kill leaves it between the last cursor and the removal of the last segment."""
     path = _left_behind(tmp_path, range(10), segment_bytes=10**6)
-    cursors.replace(str(path), place)
+    write_cursor(str(path), place)
     depot = _depot(tmp_path)
     depot.adopt()
     assert (depot.news, _deliver(depot)) == ([], [])
@@ -375,7 +382,7 @@ def test_a_cursor_past_the_end_of_all_means_all_is_settled(tmp_path, place):
 def test_the_cursor_moves_on_when_its_segment_was_given_up(tmp_path):
     """A segment that on_full has removed is passed over."""
     path = _left_behind(tmp_path, range(10))
-    cursors.replace(str(path), Cursor(1, 17, 34, "key"))
+    write_cursor(str(path), Cursor(1, 17, 34, "key"))
     (path / "00000001.v1.ndjson").unlink()
     depot = _depot(tmp_path)
     depot.adopt()
@@ -690,11 +697,11 @@ def test_synced_at_once(tmp_path, monkeypatch):
     _append(depot, 1)
     path = _only_store(tmp_path)
     # The first cursor and its name, the new segment's name, and then what is in it.
-    assert synced == [path / "cursor.tmp", path, path, path / "00000001.v1.ndjson"]
+    assert synced == [path / "cursor.json", path, path, path / "00000001.v1.ndjson"]
     synced.clear()
     store, portion = depot.next(1, 100, own=True)
     depot.begin(store, portion)
-    assert synced == [path / "cursor.tmp", path]
+    assert synced == [path / "cursor.json"]
     depot.close()
 
 
