@@ -167,6 +167,36 @@ def test_a_record_after_close_is_appended(path, mode, errors):
     assert not errors
 
 
+def test_a_late_record_makes_a_deleted_file_again(path):
+    """In mode "w" as in "a": as by an exit hook that logs after a temporary directory was emptied."""
+    for mode in ("w", "a"):
+        handler = FileHandler(path, mode=mode)
+        handler.close()
+        path.unlink()
+        handler.handle(record())
+        assert path.read_text() == "message\n"
+        handler.close()
+
+
+@pytest.mark.parametrize("kind", [FileHandler, WatchedFileHandler])
+def test_a_subclass_that_overrides_emit_may_catch_what_opening_raises(kind, tmp_path, errors):
+    """As with the original: it makes the directory, for example."""
+
+    class Mine(kind):
+        def emit(self, given):
+            try:
+                super().emit(given)
+            except FileNotFoundError:
+                (tmp_path / "no").mkdir()
+                super().emit(given)
+
+    handler = Mine(tmp_path / "no" / "app.log", delay=True)
+    handler.handle(record())
+    assert files(tmp_path / "no") == {"app.log": "message\n"}
+    assert not errors
+    handler.close()
+
+
 def test_a_watched_file_that_is_opened_with_delay_is_not_truncated_by_the_second_record(path):
     """It is opened once."""
     handler = WatchedFileHandler(path, mode="w", delay=True)
@@ -348,6 +378,37 @@ def test_a_rotator_that_leaves_the_file_where_it_is_has_failed(path, errors):
         handler.handle(record(message))
     assert files(path.parent) == {"app.log": "one\ntwo two\nthree\n"}
     assert "the rotator left" in str(errors[0][0])
+    handler.close()
+
+
+def test_a_rotator_that_copies_is_no_failure_by_time(path, errors, clock):
+    """It makes a copy for each interval, and the file goes on."""
+    handler = TimedRotatingFileHandler(path, when="D")
+    handler.rolloverAt = NOW + 86_400
+    handler.rotator = lambda source, dest: Path(dest).write_bytes(Path(source).read_bytes())
+    for message in ("one", "two"):
+        handler.handle(record(message))
+        clock.shift(86_400)
+        handler.handle(record(message))
+    assert not errors
+    assert path.read_text() == "one\none\ntwo\ntwo\n"
+    assert len(list(path.parent.iterdir())) == 3
+    handler.close()
+
+
+def test_a_record_is_formatted_once(path):
+    """And not to learn its length; the original does both."""
+    seen = []
+
+    class Counting(logging.Formatter):
+        def format(self, given):
+            seen.append(given.getMessage())
+            return super().format(given)
+
+    handler = RotatingFileHandler(path, maxBytes=1000, backupCount=1)
+    handler.setFormatter(Counting())
+    handler.handle(record("one"))
+    assert seen == ["one"]
     handler.close()
 
 
@@ -537,6 +598,46 @@ def test_a_time_of_day_that_clocks_leave_out_is_the_moment_they_are_put_forward(
         handler = TimedRotatingFileHandler(path, when="midnight", atTime=dt.time(2, 30), delay=True)
         before = dt.datetime.fromisoformat("2024-03-31T01:00:00").timestamp()
         assert handler.computeRollover(before) == dt.datetime.fromisoformat("2024-03-31T03:00:00").timestamp()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_time_of_day_that_clocks_show_twice_is_the_first_of_both(path, monkeypatch):
+    """The original rolls over at the second, too, if it is asked between the two."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        handler = TimedRotatingFileHandler(path, when="midnight", atTime=dt.time(1, 30), delay=True)
+        before = dt.datetime.fromisoformat("2012-11-04T00:30:00").timestamp()
+        first = dt.datetime.fromisoformat("2012-11-04T01:30:00").timestamp()
+        assert handler.computeRollover(before) == first
+        next_day = dt.datetime.fromisoformat("2012-11-05T01:30:00").timestamp()
+        for minutes in (15, 40, 75):
+            assert handler.computeRollover(first + minutes * 60) == next_day
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_the_file_of_an_hour_that_clocks_repeat_gets_a_number(path, monkeypatch):
+    """Both hours have the same name."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        start = dt.datetime.fromisoformat("2012-11-04T01:00:00").timestamp()
+        with time_machine.travel(start, tick=False) as clock:
+            handler = TimedRotatingFileHandler(path, when="H")
+            handler.rolloverAt = start + 3600
+            for message in ("first", "second", "third"):
+                handler.handle(record(message))
+                clock.shift(3600)
+            handler.close()
+        assert files(path.parent) == {
+            "app.log": "third\n",
+            "app.log.2012-11-04_01": "first\n",
+            "app.log.2012-11-04_01.1": "second\n",
+        }
     finally:
         monkeypatch.undo()
         time.tzset()
