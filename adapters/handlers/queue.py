@@ -177,8 +177,14 @@ def _is_idle(listener: Any) -> bool:
     if isinstance(queue, Queue):
         # What was taken out counts until task_done.
         return not queue.unfinished_tasks
-    is_empty = getattr(queue, "empty", None)
-    return not listener._outfall_busy and (is_empty is None or is_empty())
+    if listener._outfall_busy:
+        return False
+    try:
+        # Of multiprocessing's it also counts what is still on its way into the pipe.
+        return not queue.qsize()
+    except (AttributeError, NotImplementedError):
+        is_empty = getattr(queue, "empty", None)
+        return is_empty is None or bool(is_empty())
 
 
 def _tell(listener: Any, error: Exception, events: int) -> None:
