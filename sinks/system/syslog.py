@@ -13,7 +13,7 @@ from outfall.sinks.core.arguments import checked_choice
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
-from outfall.sinks.event.event import TextEvent, message_key, timestamp_of
+from outfall.sinks.event.event import NaiveTimestamps, TextEvent, checked_naive, message_key, timestamp_of
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
@@ -104,6 +104,8 @@ class SysLogSink(SocketSink):
             port registered for it is 6514.
         max_message_bytes: Size above which a message is shortened; at least 480. Default None: 2 048 over UDP, which
             RFC 5424 asks every receiver to take, else 8 096, which is what rsyslogd takes unless it is set otherwise.
+        naive_timestamps: What a ``timestamp`` of text without a zone is: ``"utc"`` (default) or ``"local"``. RFC 5424
+            only, whose header has the event's time.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
@@ -207,6 +209,7 @@ class SysLogSink(SocketSink):
         structured_data_id: str | None = None,
         tls: ssl.SSLContext | Literal[True] | None = None,
         max_message_bytes: Size | None = None,
+        naive_timestamps: NaiveTimestamps = "utc",
         retry_start: Span = 1.0,
         retry_factor: float = 2.0,
         retry_max: Span = 30.0,
@@ -240,6 +243,8 @@ class SysLogSink(SocketSink):
             max_message_bytes = _UDP_MESSAGE_BYTES if by_udp else _MESSAGE_BYTES
         #: What a longer message is shortened to, in bytes.
         self.max_message_bytes: int = checked_limit(max_message_bytes, "max_message_bytes", _LEAST_MESSAGE_BYTES)
+        #: What a ``timestamp`` of text without a zone is.
+        self.naive_timestamps: NaiveTimestamps = checked_naive(naive_timestamps)
         self._use(socket.SOCK_DGRAM if self.socktype is None else self.socktype)
         if renderer is None and format == "rfc5424":
             renderer = _text_of_event
@@ -447,7 +452,7 @@ class SysLogSink(SocketSink):
 
     def _structured(self, event: dict[str, Any], level: str, item: Encoded | None) -> bytes:
         """Return the message of RFC 5424 for *event*, which may have come in *item*."""
-        when = timestamp_of(event)
+        when = timestamp_of(event, self.naive_timestamps)
         head = rfc5424.header(
             self._priority(level),
             (time.time() if item is None else item.time) if when is None else when,

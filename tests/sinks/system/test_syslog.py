@@ -25,6 +25,7 @@ from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import in_fork, until
 from tests.sinks._rsyslogd import fields_of
 from tests.sinks._wire import Clock, Datagrams, Stream, free_port, has_ipv6
+from tests.sinks._zones import local_zone
 
 needs_unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets on this system")
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -468,6 +469,17 @@ def test_the_message_may_have_a_renderer(datagrams):
         sink.handle({"event": "x", "a": [1]})
     header = header_of(datagrams.next())
     assert (header["msg"], fields_of(header["sd"])) == ("event='x' a=[1]", {"a": "[1]"})
+
+
+@pytest.mark.parametrize(("naive", "hour"), [("utc", "07"), ("local", "11")])
+@pytest.mark.parametrize("wrap", [lambda sink: sink, BackgroundSink])
+def test_a_time_without_a_zone_is_what_the_sink_takes_it_for(datagrams, naive, hour, wrap):
+    """UTC unless it is told that it is local time; the header says it in UTC."""
+    with local_zone("America/New_York"):
+        sink = wrap(SysLogSink(datagrams.address, format="rfc5424", naive_timestamps=naive))
+        sink.handle({"event": "x", "timestamp": "2024-05-06T07:08:09"})
+        sink.close()
+    assert f"2024-05-06T{hour}:08:09" in datagrams.next().decode()
 
 
 def test_an_exception_is_a_field(datagrams):
