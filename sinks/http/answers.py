@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import html
 import re
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -148,8 +149,6 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value, re.ASCII):
         # So many digits that they are infinite are clamped as well.
         return min(float(value), MAX_RETRY_AFTER_SECONDS)
-    from email.utils import parsedate_to_datetime
-
     try:
         date = parsedate_to_datetime(value)
         # All of its dates are in GMT (RFC 9110, 5.6.7); one that does not say so is taken for one too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401 - what the first name of a host would import, in a thread that a fork may interrupt  # pyright: ignore[reportUnusedImport]
 import http.client
 import os
 import socket

@@ -6,6 +6,7 @@ nowhere else; for each there is a test in ``tests/sinks/http/test_deadlines.py``
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import http.client
@@ -15,6 +16,8 @@ import queue
 import re
 import socket
 import ssl
+import sys
+import weakref
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -24,12 +27,21 @@ import requests.adapters
 import urllib3.connection
 import urllib3.connectionpool
 import urllib3.exceptions
+import urllib3.response
 import urllib3.util.connection
 import urllib3.util.wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
+
+# At the interpreter's end an event may still come, from a `__del__`, and nothing can be imported any more. Each of
+# these imports something when it is used first: urllib3 uses the one for its pools, sockets the other for names.
+weakref.finalize(lambda: None, int)
+codecs.lookup("idna")
+
+#: The modules of the process; `sys` has no such name any more by then.
+_modules = sys.modules
 
 #: What is written to an encrypted connection at once: a TLS record.
 _RECORD_BYTES = 16_384
@@ -257,6 +269,12 @@ class _Paced(urllib3.connection.HTTPConnection):
         early, self._early = self._early, b""
         paced: Any = _PacedSocket(sock, self.state.exchange, early)
         return _Response(paced, *args, **options)
+
+    def getresponse(self) -> Any:
+        """Read the answer."""
+        # urllib3 imports a class for it each time, from modules that are gone at the interpreter's end.
+        _modules.setdefault("urllib3.response", urllib3.response)
+        return super().getresponse()
 
     def close(self) -> None:
         # First, so that a child that is forked in between does not close a descriptor that is somebody else's by then.

@@ -69,8 +69,11 @@ class Endpoint:
             self._auth = _checked_auth(from_url)
         self._check_credentials()
         # Here, where whoever makes the sink waits for it, and not with the first request: that is often made by a
-        # thread, and a child that is forked meanwhile would be left with half a module for good.
-        from outfall.sinks.http import client as transport  # noqa: F401 - for its imports # pyright: ignore[reportUnusedImport]
+        # thread, and a child that is forked meanwhile would be left with half a module for good. And at the
+        # interpreter's end nothing can be imported any more.
+        from outfall.sinks.http.client import Transport
+
+        self._transport = Transport
 
     def __repr__(self) -> str:
         return f"{urlsplit(self._url).scheme}://{self.peer}"
@@ -153,9 +156,7 @@ class Endpoint:
 
     def open(self) -> Transport:
         """Return what requests are sent through."""
-        from outfall.sinks.http.client import Transport
-
-        return Transport(
+        return self._transport(
             peer=self.peer,
             session=self._session,
             context=self._context,

@@ -165,7 +165,8 @@ class HTTPSink(Sink):
         #: What the server said that it takes at most.
         self._told_bytes: int | None = None
         self._body = _checked_body(body)
-        self._compression = _checked_compression(compression)
+        self._compression = compression
+        self._compress = _compressor(compression)
         self._method = _checked_method(method, self._body, self._compression)
         self._projection = fields if fields is None or isinstance(fields, Projection) else Projection(fields)
         self._max_body_bytes = _checked_max_body(max_body_bytes)
@@ -297,8 +298,8 @@ class HTTPSink(Sink):
             url += ("&" if "?" in url else "?") + body.decode("ascii")
             reply = self._exchange(url, headers, None)
         else:
-            if self._compression is not None:
-                data = _compressed(body, self._compression)
+            if self._compress is not None:
+                data = self._compress(body)
             reply = self._exchange(url, headers, data)
         if not 200 <= reply.status < 300:
             raise self._failure(reply, batch, token)
@@ -455,16 +456,6 @@ class HTTPSink(Sink):
         return f"{self._method} {type(self._body).__name__} to {self._endpoint!r}"
 
 
-def _compressed(body: bytes, compression: str) -> bytes:
-    if compression == "gzip":
-        import gzip
-
-        return gzip.compress(body, compresslevel=6, mtime=0)
-    import zstandard
-
-    return zstandard.ZstdCompressor().compress(body)
-
-
 def _checked_body(body: Any) -> BodyFormat:
     if body is None:
         return JSONObject()
@@ -484,19 +475,22 @@ def _checked_method(method: Any, body: BodyFormat, compression: Any) -> str:
     return method.upper()
 
 
-def _checked_compression(compression: Any) -> str | None:
+def _compressor(compression: Any) -> Callable[[bytes], bytes] | None:
+    """Return what compresses a body. All that it needs is imported here, as the transport is, and not in a thread."""
+    if compression is None:
+        return None
+    if compression == "gzip":
+        import gzip
+
+        return lambda body: gzip.compress(body, compresslevel=6, mtime=0)
     if compression == "zstd":
         try:
-            import zstandard  # noqa: F401 - an extra  # pyright: ignore[reportUnusedImport]
+            import zstandard
         except ImportError:
             raise MissingDependencyError(package="zstandard", extra="zstd") from None
-    if compression == "gzip":
-        # As with the transport: not in a thread that a fork may interrupt.
-        import gzip  # noqa: F401 # pyright: ignore[reportUnusedImport]
-    if compression not in (None, "gzip", "zstd"):
-        msg = f"compression={compression!r} is not 'gzip', 'zstd' or None"
-        raise ValueError(msg)
-    return None if compression is None else str(compression)
+        return lambda body: zstandard.ZstdCompressor().compress(body)
+    msg = f"compression={compression!r} is not 'gzip', 'zstd' or None"
+    raise ValueError(msg)
 
 
 def _checked_max_body(max_body_bytes: int) -> int:

@@ -7,6 +7,8 @@ import gc
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -767,3 +769,61 @@ def test_close_during_a_handshake_keeps_its_time():
         peer.close()
     assert [type(failure.error) for failure in told] == [TemporaryDeliveryError]
     assert sink._transport is None
+
+
+LATE = """
+import outfall
+url = {url!r}
+sink = outfall.{kind}
+{first}
+class Late:
+    def __init__(self):
+        self.sink = sink
+    def __del__(self):
+        self.sink.handle({{"event": "late"}})
+late = Late()
+late.itself = late
+"""
+
+
+@pytest.mark.parametrize("first", ["", "sink.handle({'event': 'early'})"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "HTTPSink(url)",
+        "HTTPSink(url, compression='gzip')",
+        "HTTPSink(url.replace('127.0.0.1', 'localhost'))",
+        "HTTPSink(url, body=outfall.ElasticsearchBulk())",
+        "HTTPSink(url, body=outfall.OTLPLogs())",
+    ],
+)
+def test_an_event_at_the_interpreters_end_is_delivered(kind, first):
+    """Nothing that a request or its answer needs is imported then, and nothing is called lost that was delivered."""
+    with Server(Answer(200, {"errors": False, "items": []})) as server:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", LATE.format(url=server.url, kind=kind, first=first)],
+            capture_output=True,
+            text=True,
+            timeout=SOON_SECONDS,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert len(server.requests) == 1 + bool(first)
+        assert b"late" in server.requests[-1].body
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(503, headers={"Retry-After": "Tue, 14 Nov 2023 22:13:25 GMT"}), Answer(400, {})]
+)
+def test_a_failure_at_the_interpreters_end_is_told(answer):
+    """By what the server said."""
+    with Server(answer) as server:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", LATE.format(url=server.url, kind="HTTPSink(url)", first="")],
+            capture_output=True,
+            text=True,
+            timeout=SOON_SECONDS,
+            check=False,
+        )
+        assert f"answered {answer.status}" in done.stderr
+        assert done.stderr.count("\n") == 1
