@@ -54,11 +54,18 @@ _numbers = itertools.count(1)
 OnError = Union["Callable[[SinkFailure], object]", Literal["raise"]]
 
 
-class _Guarded:
-    """What refuses wrong use of a sink's class.
+class _OfInit:
+    """A class has the signature of its ``__init__``; Python 3.10 takes an inherited ``__new__`` first."""
 
-    A class of its own, since `inspect.signature` takes a ``__new__`` before the ``__init__`` beside it.
-    """
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+class _Guarded:
+    """What refuses wrong use of a sink's class."""
+
+    __signature__: ClassVar[Any] = _OfInit()
 
     if not TYPE_CHECKING:  # so that checkers see the signatures, and no name that is not there
 

@@ -115,7 +115,6 @@ DEFAULTS_THAT_DIFFER = {
     "terminator": "ByteSink's writers may need none; whoever writes lines ends them",
     "timeout": "each protocol has its own; HTTPSink has one for connecting and one for the rest",
     "clock": "HTTPSink reads dates by it, the others wait by it",
-    "batch_size": "a thread that writes bytes takes more at once than a spool or a listener hands on",
     "backup_count": "RotatingFileSink keeps five files where max_bytes alone is given; the others keep all",
     "max_bytes": "of a file that rolls over, where 0 is never, as in the handlers; of a spool, all it may keep",
 }
