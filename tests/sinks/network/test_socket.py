@@ -37,8 +37,8 @@ from outfall.sinks.network import connection, peer
 from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
 from outfall.sinks.network.peer import await_socket
 from outfall.sinks.testing import SinkContract, assert_balanced
-from tests.sinks._processes import in_fork, until
-from tests.sinks._wire import Clock, Receiver, free_port, has_ipv6
+from tests.sinks._processes import in_fork, start, until
+from tests.sinks._wire import Clock, Datagrams, Receiver, Stream, free_port, has_ipv6
 
 KEY = b"0123456789abcdef"
 #: More than any event here has.
@@ -1093,6 +1093,45 @@ def test_a_forked_child_opens_its_own_connection(tls, server_context, client_con
             assert len(receiver.connections) == 2
             assert sink.stats().retried == 0
         until(lambda: receiver.endings == [b"", b""])
+
+
+_FORKED_IN_C = """
+    import ctypes, os, sys
+    from outfall import DatagramSink, SocketSink, SysLogSink
+
+    kind, port = sys.argv[1], int(sys.argv[2])
+    sink = {
+        "frames": lambda: SocketSink("127.0.0.1", port, timeout=30, on_error="raise"),
+        "datagrams": lambda: DatagramSink("127.0.0.1", port, on_error="raise"),
+        "syslog": lambda: SysLogSink(("127.0.0.1", port), socktype=1, timeout=30, on_error="raise"),
+    }[kind]()
+    for number in range(2):
+        sink.handle({"event": "parent", "level": "info"})
+    connection = sink.sock.getsockname()
+    for child in range(2):
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            sink.handle({"event": "child", "level": "info"})
+            fine = sink.sock.getsockname() != connection and sink.stats().accepted == 1
+            os._exit(0 if sink.close() and fine else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    sink.handle({"event": "parent", "level": "info"})
+    assert sink.sock.getsockname() == connection and sink.stats().accepted == 3
+    assert sink.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["frames", "datagrams", "syslog"])
+def test_a_child_that_was_forked_in_c_opens_its_own_connection(kind):
+    """As uWSGI forks its workers, which tells Python nothing."""
+    with (Datagrams if kind == "datagrams" else Stream)() as peer:
+        assert start(_FORKED_IN_C, kind, peer.address[1]).wait(60) == 0
+        if kind == "datagrams":
+            received = b"".join(peer.so_far())
+        else:
+            received = peer.whole(connections=3)
+            assert len(peer.connections) == 3
+    assert (received.count(b"parent"), received.count(b"child")) == (3, 2)
 
 
 def test_a_child_forked_while_connecting_holds_nothing(monkeypatch):
