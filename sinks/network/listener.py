@@ -7,7 +7,6 @@ import errno
 import os
 import selectors
 import socket
-import stat
 import threading
 import time
 from collections import defaultdict
@@ -16,12 +15,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from outfall.sinks.core import lifecycle
-from outfall.sinks.core.arguments import MAX_PORT, checked_choice, checked_count, checked_seconds
+from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, report
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import PermanentDeliveryError
+from outfall.sinks.network.bound import BoundSocket, checked_address
 from outfall.sinks.network.frames import LENGTH_BYTES, MAX_FRAME_BYTES, Codec, FrameError, JSONFrames, length_of
+from outfall.sinks.network.incoming import Incoming
 
 if TYPE_CHECKING:
     import ssl
@@ -55,29 +56,6 @@ class ListenerStats:
     events: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict[str, int])
     failed: int = 0
-
-
-class _Peer:
-    """One connection."""
-
-    __slots__ = ("began", "buffer", "counted", "handshaking", "heard", "interest", "proven", "skipping", "sock")
-
-    def __init__(self, sock: socket.socket, now: float, *, handshaking: bool) -> None:
-        self.sock = sock
-        #: What has come of a frame that is not whole.
-        self.buffer = bytearray()
-        #: How many bytes more of a frame too large are to be thrown away.
-        self.skipping = 0
-        #: How much of it is in the listener's total.
-        self.counted = 0
-        #: When this frame began; for the first one, when the connection did.
-        self.began = now
-        #: When something came last.
-        self.heard = now
-        #: True once a whole frame has come.
-        self.proven = False
-        self.handshaking = handshaking
-        self.interest = selectors.EVENT_READ
 
 
 class SocketListener:
@@ -142,7 +120,7 @@ class SocketListener:
         on_error: Callable[[SinkFailure], object] = report,
         name: str | None = None,
     ) -> None:
-        self._given_address = _checked_address(address)
+        self._given_address = checked_address(address)
         for sink in sinks:
             if not isinstance(sink, Sink):
                 msg = f"sinks: {sink!r} is no Sink"
@@ -185,12 +163,10 @@ class SocketListener:
         self._stopping = False
         self._stop_deadline = 0.0
         self._selector: selectors.BaseSelector | None = None
-        self._socket: socket.socket | None = None
+        self._bound: BoundSocket | None = None
         self._wake: tuple[socket.socket, socket.socket] | None = None
-        #: Of the path bound, so that nobody else's is removed.
-        self._inode: tuple[int, int] | None = None
         # From here on the thread's own.
-        self._peers: dict[socket.socket, _Peer] = {}
+        self._peers: dict[socket.socket, Incoming] = {}
         self._buffered = 0
         self._sweep_due = 0.0
         #: When accepting goes on, if there were too many open files.
@@ -201,14 +177,8 @@ class SocketListener:
     @property
     def address(self) -> tuple[str, int] | str:
         """The address bound, with its real port; before `start` and after `stop` the one that was given."""
-        sock = self._socket
-        if sock is None or isinstance(self._given_address, str):
-            return self._given_address
-        try:
-            bound = sock.getsockname()
-        except OSError:  # stopped in this moment
-            return self._given_address
-        return bound[0], bound[1]
+        bound = self._bound
+        return (None if bound is None else bound.address) or self._given_address
 
     @property
     def running(self) -> bool:
@@ -225,14 +195,15 @@ class SocketListener:
             if self._thread is not None:
                 return self
             self._stopping = False
-            bound = self._bind()
+            kind = socket.SOCK_STREAM if self.kind == "stream" else socket.SOCK_DGRAM
+            bound = BoundSocket(self._given_address, kind, min(self.max_connections, _BACKLOG))
             selector = selectors.DefaultSelector()
             wake = socket.socketpair()
-            for end in (bound, *wake):
+            selector.register(bound.sock, selectors.EVENT_READ)
+            for end in wake:
                 end.setblocking(False)
-            selector.register(bound, selectors.EVENT_READ)
             selector.register(wake[0], selectors.EVENT_READ)
-            self._socket, self._selector, self._wake = bound, selector, wake
+            self._bound, self._selector, self._wake = bound, selector, wake
             if self.kind == "datagram":
                 # One byte more than may come; what is not used of it is never in memory.
                 self._room = memoryview(bytearray(min(self.max_frame_bytes, _GREATEST_DATAGRAM) + LENGTH_BYTES + 1))
@@ -292,36 +263,6 @@ class SocketListener:
 
     # -- the socket
 
-    def _bind(self) -> socket.socket:
-        kind = socket.SOCK_STREAM if self.kind == "stream" else socket.SOCK_DGRAM
-        given = self._given_address
-        if isinstance(given, str):
-            family: int = socket.AF_UNIX
-            where: Any = given
-        else:
-            family, _, _, _, where = socket.getaddrinfo(given[0], given[1], 0, kind, 0, socket.AI_PASSIVE)[0]
-        made = socket.socket(family, kind)
-        try:
-            if isinstance(given, str):
-                _remove_stale(given, kind)
-                made.bind(where)
-                if not given.startswith("\0"):
-                    status = os.stat(given)
-                    self._inode = status.st_dev, status.st_ino
-            else:
-                if os.name == "posix" and self.kind == "stream":
-                    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                made.bind(where)
-            if self.kind == "stream":
-                made.listen(min(self.max_connections, _BACKLOG))
-            else:
-                with contextlib.suppress(OSError):
-                    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        except BaseException:
-            made.close()
-            raise
-        return made
-
     def _wake_up(self) -> None:
         wake = self._wake
         if wake is not None:
@@ -329,20 +270,12 @@ class SocketListener:
                 wake[1].send(b"!")
 
     def _close_all(self) -> None:
-        bound, self._socket = self._socket, None
+        bound, self._bound = self._bound, None
         selector, self._selector = self._selector, None
         wake, self._wake = self._wake, None
-        if selector is not None:
-            selector.close()
-        for end in (bound, *(wake or ())):
-            if end is not None:
-                end.close()
-        inode, self._inode = self._inode, None
-        if inode is not None and isinstance(self._given_address, str):
-            with contextlib.suppress(OSError):
-                status = os.stat(self._given_address)
-                if (status.st_dev, status.st_ino) == inode:
-                    os.unlink(self._given_address)
+        for open_one in (selector, bound, *(wake or ())):
+            if open_one is not None:
+                open_one.close()
 
     # -- the thread
 
@@ -372,9 +305,10 @@ class SocketListener:
 
     def _serve(self, patience: float | None) -> bool:
         """Wait for something to come and take it; return True if anything did."""
-        selector, bound = self._selector, self._socket
-        if selector is None or bound is None:
+        selector = self._selector
+        if selector is None or self._bound is None:
             return False
+        bound = self._bound.sock
         ready = selector.select(patience)
         now = monotonic()
         if self._accept_again is not None and now >= self._accept_again:
@@ -425,115 +359,64 @@ class SocketListener:
             made.close()
             self._reject("tls", "the connection was gone before the handshake")
             return
-        peer = _Peer(made, now, handshaking=self._tls is not None)
+        peer = Incoming(made, now, handshaking=self._tls is not None)
         if self._selector is not None:
             self._selector.register(made, selectors.EVENT_READ, peer)
         with self._ledger_lock:
             self._peers[made] = peer
             self._accepted += 1
 
-    def _receive(self, peer: _Peer, now: float) -> None:
+    def _receive(self, peer: Incoming, now: float) -> None:
         """Take what *peer* has sent, up to so much."""
         if peer.handshaking and not self._shake_hands(peer):
             return
-        chunks: list[bytes] = []
-        ended = False
-        try:
-            chunk = peer.sock.recv(_CHUNK_BYTES)
-            ended = not chunk
-            chunks.append(chunk)
-            # What TLS has decrypted already does not make the socket readable again.
-            pending: Any = getattr(peer.sock, "pending", None)
-            while not ended and pending is not None and pending():
-                chunks.append(peer.sock.recv(_CHUNK_BYTES))
-        except OSError as error:
-            # What came before it counts, be it a reset or the end of what there is for now.
-            ended = not _would_block(error)
-        data = b"".join(chunks)
+        data, ended = peer.receive(now)
         if data:
-            peer.heard = now
-            if peer.proven and not (peer.buffer or peer.skipping):
-                peer.began = now
             self._take(peer, data, now)
         if ended and peer.sock in self._peers:
-            if peer.buffer or peer.skipping:
+            if peer.unfinished:
                 self._refuse(peer, "truncated", f"the peer was gone after {len(peer.buffer)} bytes of a frame")
             else:
                 self._drop(peer)
 
-    def _shake_hands(self, peer: _Peer) -> bool:
-        sock: Any = peer.sock
-        wanted = selectors.EVENT_READ
+    def _shake_hands(self, peer: Incoming) -> bool:
+        before = peer.interest
         try:
-            sock.do_handshake()
-        except OSError as error:
-            if not _would_block(error):
-                self._refuse(peer, "tls", f"no TLS handshake: {type(error).__name__}")
-                return False
-            if type(error).__name__ == "SSLWantWriteError":
-                wanted = selectors.EVENT_WRITE
-        except ValueError:
-            self._refuse(peer, "tls", "no TLS handshake")
+            over = peer.shake_hands()
+        except FrameError as error:
+            self._refuse(peer, *_why(error))
             return False
-        else:
-            peer.handshaking = False
-        if wanted != peer.interest and self._selector is not None:
-            peer.interest = wanted
-            self._selector.modify(peer.sock, wanted, peer)
-        return not peer.handshaking
+        if peer.interest != before and self._selector is not None:
+            self._selector.modify(peer.sock, peer.interest, peer)
+        return over
 
-    def _take(self, peer: _Peer, data: bytes, now: float) -> None:
-        """Hand on the whole frames in what came, and keep the rest."""
-        if peer.skipping:
-            skipped = min(peer.skipping, len(data))
-            peer.skipping -= skipped
-            if skipped == len(data):
-                return
-            data = data[skipped:]
-            peer.proven = True
-            peer.began = now
-        before = len(peer.buffer)
-        if before:
-            peer.buffer += data
-            source: bytes | bytearray = peer.buffer
-        else:
-            source = data
-        at, end = 0, len(source)
-        while end - at >= LENGTH_BYTES:
-            length = length_of(source, at)
-            stop = at + LENGTH_BYTES + length
-            if length > self.max_frame_bytes:
-                if length > _MOST_SKIPPED_BYTES:
-                    self._refuse(peer, "oversize", f"a frame of {length} bytes was announced")
-                    return
-                self._reject(
-                    "oversize", f"a frame of {length} bytes came, where max_frame_bytes={self.max_frame_bytes}"
-                )
-                peer.skipping = max(0, stop - end)
-                peer.proven = not peer.skipping
-                peer.began = now
-                at = min(stop, end)
-                continue
-            if stop > end:
-                break
-            try:
-                event = self.codec.decode(bytes(source[at + LENGTH_BYTES : stop]))
-            except Exception as error:
-                self._refuse(peer, *_why(error))
-                return
-            at = stop
-            self._hand_on(event)
-            peer.proven = True
-            peer.began = now
-        if before:
-            del peer.buffer[:at]
-        else:
-            peer.buffer += data[at:]
+    def _take(self, peer: Incoming, data: bytes, now: float) -> None:
+        """Hand on the whole frames in what came."""
+        try:
+            for payload in peer.frames(data, now, self.max_frame_bytes):
+                if isinstance(payload, int):
+                    why = f"a frame of {payload} bytes came, where max_frame_bytes={self.max_frame_bytes}"
+                    self._reject("oversize", why)
+                else:
+                    self._hand_on(self._decoded(payload))
+        except FrameError as error:
+            self._refuse(peer, *_why(error))
+            return
         self._buffered += len(peer.buffer) - peer.counted
         peer.counted = len(peer.buffer)
         if self._buffered > self.max_buffered_bytes:
             greatest = max(self._peers.values(), key=lambda each: len(each.buffer))
             self._refuse(greatest, "overload", f"{self._buffered} bytes of half frames are in memory")
+
+    def _decoded(self, payload: bytes) -> dict[str, Any]:
+        try:
+            return self.codec.decode(payload)
+        except FrameError:
+            raise
+        except Exception as error:
+            # Only a codec's own words hold nothing of the payload.
+            msg = f"the codec raised {type(error).__name__}"
+        raise FrameError(msg)
 
     def _receive_datagrams(self, bound: socket.socket) -> None:
         for _ in range(_DATAGRAMS_AT_ONCE):
@@ -554,10 +437,9 @@ class SocketListener:
         if prefix and (len(data) < prefix or length_of(data) != len(data) - prefix):
             self._reject("garbage", f"a datagram of {len(data)} bytes that does not begin with its length")
             return
-        data = data[prefix:]
         try:
-            event = self.codec.decode(data)
-        except Exception as error:
+            event = self._decoded(data[prefix:])
+        except FrameError as error:
             self._reject(*_why(error))
             return
         self._hand_on(event)
@@ -576,7 +458,7 @@ class SocketListener:
     def _sweep(self, now: float) -> None:
         """Close the connections whose time is up."""
         for peer in list(self._peers.values()):
-            begun = bool(peer.buffer or peer.skipping) or not peer.proven
+            begun = peer.unfinished or not peer.proven
             if begun and now - peer.began > self.frame_timeout:
                 self._refuse(peer, "timeout", f"a frame was not whole after {self.frame_timeout} s")
             elif not begun and self.idle_timeout is not None and now - peer.heard > self.idle_timeout:
@@ -593,16 +475,16 @@ class SocketListener:
                 self._tell("internal", error)
                 return
         for peer in list(self._peers.values()):
-            if peer.buffer:
+            if peer.unfinished:
                 self._refuse(peer, "truncated", f"stopped after {len(peer.buffer)} bytes of a frame")
 
     # -- letting go, counting and telling
 
-    def _refuse(self, peer: _Peer, reason: str, why: str) -> None:
+    def _refuse(self, peer: Incoming, reason: str, why: str) -> None:
         self._drop(peer)
         self._reject(reason, why)
 
-    def _drop(self, peer: _Peer) -> None:
+    def _drop(self, peer: Incoming) -> None:
         self._buffered -= peer.counted
         peer.counted = 0
         # Before it is closed: a forked child may hold a copy of the descriptor, which would keep it in the epoll set.
@@ -643,9 +525,9 @@ class SocketListener:
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: not started; the parent's sockets are closed here and not shut down."""
-        peers, selector, bound, wake = self._peers, self._selector, self._socket, self._wake
+        peers, selector, bound, wake = self._peers, self._selector, self._bound, self._wake
         self._fresh_state()
-        for sock in (*list(peers), bound, *(wake or ())):
+        for sock in (*list(peers), bound and bound.sock, *(wake or ())):
             if sock is not None:
                 with contextlib.suppress(OSError, ValueError):
                     os.close(sock.detach())
@@ -657,60 +539,13 @@ class SocketListener:
 
 _STOP_SECONDS = 5.0
 _BACKLOG = 1024
-_CHUNK_BYTES = 64 * 1024
-_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 #: Linux limits one of a Unix socket by what it lets a socket send, which may be set to this and more.
 _GREATEST_DATAGRAM = 64 * 1024 * 1024
-#: A length beyond this is text, or a handshake of TLS, and no length.
-_MOST_SKIPPED_BYTES = 64 * 1024 * 1024
 _ACCEPTS_AT_ONCE = 128
 _DATAGRAMS_AT_ONCE = 256
 _ACCEPT_PAUSE_SECONDS = 0.1
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-def _why(error: Exception) -> tuple[str, str]:
-    """Return the reason and the words for what a codec raised; only its own words hold nothing of the payload."""
-    if isinstance(error, FrameError):
-        return error.reason, str(error)
-    return "garbage", f"the codec raised {type(error).__name__}"
-
-
-def _would_block(error: OSError) -> bool:
-    # By name: not every Python is built with ssl.
-    return isinstance(error, (BlockingIOError, InterruptedError)) or type(error).__name__ in (
-        "SSLWantReadError",
-        "SSLWantWriteError",
-    )
-
-
-def _checked_address(address: tuple[str, int] | str | os.PathLike[str]) -> tuple[str, int] | str:
-    if isinstance(address, (tuple, list)):
-        if len(address) == 2 and isinstance(address[0], str):
-            host, port = address
-            if isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= MAX_PORT:
-                return host, port
-        msg = f"address={address!r} is not (host, port) with a port from 0 to {MAX_PORT}"
-        raise ValueError(msg)
-    try:
-        return os.fsdecode(address)
-    except TypeError:
-        msg = f"address={address!r} is neither (host, port) nor a path"
-        raise TypeError(msg) from None
-
-
-def _remove_stale(path: str, kind: socket.SocketKind) -> None:
-    """Remove a Unix socket that nobody listens on any more."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-    except (OSError, ValueError):
-        return
-    with socket.socket(socket.AF_UNIX, kind) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError:
-            pass
+def _why(error: FrameError) -> tuple[str, str]:
+    return error.reason, str(error)

@@ -24,7 +24,8 @@ import trustme
 from outfall import DatagramSink, SocketSink
 from outfall.sinks.delivery.memory import CaptureSink
 from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
-from outfall.sinks.network.listener import ListenerStats, SocketListener, _Peer
+from outfall.sinks.network.incoming import Incoming
+from outfall.sinks.network.listener import ListenerStats, SocketListener
 from outfall.sinks.testing import FailingSink, StuckSink
 from tests.sinks._processes import ROOT, check, in_fork, until
 from tests.sinks._wire import free_port, has_ipv6
@@ -451,7 +452,7 @@ def test_what_came_before_there_was_no_more_is_taken():
 
     sink = CaptureSink()
     listener = SocketListener(LOOPBACK, sink)
-    peer = _Peer(Pending(), 0.0, handshaking=False)
+    peer = Incoming(Pending(), 0.0, handshaking=False)
     listener._receive(peer, 0.0)
     assert sink.events == [{"event": "good", "number": 1}]
 
@@ -549,7 +550,7 @@ def test_too_many_open_files_are_survived(many_files, monkeypatch):
     with Listening() as here:
         made = here.connect()
         until(lambda: here.listener.stats().connections == 1)
-        bound = here.listener._socket
+        bound = here.listener._bound.sock
 
         class Full:
             full = True
@@ -568,7 +569,7 @@ def test_too_many_open_files_are_survived(many_files, monkeypatch):
         full = Full()
         selector = here.listener._selector
         selector.unregister(bound)
-        here.listener._socket = full
+        here.listener._bound.sock = full
         selector.register(full, 1)
         late = here.connect()
         late.sendall(_good(1))
@@ -749,7 +750,7 @@ def test_a_forked_child_has_a_listener_that_is_not_started():
         made = here.connect()
         made.sendall(_good(1))
         until(lambda: here.sink.events)
-        bound = here.listener._socket.fileno()
+        bound = here.listener._bound.sock.fileno()
 
         def child():
             assert not here.listener.running
@@ -862,6 +863,7 @@ def test_an_on_error_that_raises_stops_nothing(capfd):
         ({"address": ("127.0.0.1",)}, ValueError),
         ({"address": ("127.0.0.1", True)}, ValueError),
         ({"address": 17}, TypeError),
+        ({"address": "localhost:9020"}, ValueError),
         ({"kind": "udp"}, ValueError),
         ({"codec": JSONFrames}, TypeError),
         ({"max_frame_bytes": 0}, ValueError),
