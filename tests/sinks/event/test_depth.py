@@ -173,7 +173,7 @@ nested = "[" * 150 + "]" * 150
 for size in range(350, 800):
     text = '{"event":"x","before":[' + ",".join("1" * size) + '],"nested":' + nested + "}"
     assert b"too deep" in raw_of(f'{{"$outfall":1,"event":{text},"time":1.5,"level":20}}'.encode())[0]
-    assert b"too deep" in as_event(Encoded(text.replace(",", ",\\n", 1).encode(), 20, 0.0)).data
+    assert "too deep" in str(as_event(Encoded(text.replace(",", ",\\n", 1).encode(), 20, 0.0)).event)
     part = f'{{"level":20,"time":1.5,"event":{text}}}'
     routed = f'{{"fanout":[{part}]}}'.encode()
     assert b"too deep" in as_event(Encoded(routed, 20, 0.0)).data
