@@ -13,7 +13,7 @@ from outfall.sinks.event.json import event_of
 from outfall.sinks.event.levels import level_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +75,26 @@ class Batch(Sequence[Encoded]):
         key: The key. Default: a random one.
     """
 
-    __slots__ = ("_data", "_items", "_places", "_root", "key")
+    __slots__ = ("_data", "_items", "_places", "_root", "key", "notes")
 
     def __init__(self, items: Iterable[Encoded | Raw], key: str | None = None) -> None:
-        self._fill(tuple(items), None, os.urandom(16).hex() if key is None else key)
+        self._fill(tuple(items), None, os.urandom(16).hex() if key is None else key, {})
 
-    def _fill(self, items: Sequence[Encoded | Raw], places: Sequence[int] | None, root: str) -> None:
+    def _fill(
+        self,
+        items: Sequence[Encoded | Raw],
+        places: Sequence[int] | None,
+        root: str,
+        notes: dict[object, dict[int, Any]],
+    ) -> None:
         self._items = items
         self._data: list[bytes] | None = None
         #: Where the items stand in the whole batch.
         self._places = range(len(items)) if places is None else places
         self._root = root
+        #: What a router has to remember about items, by the router and the item's place in the whole batch: the same
+        #: dict in all parts, so that the router finds it when the delivery tries some of them again.
+        self.notes = notes
         self.key: str = root
         if places is not None:
             together = not places or len(places) == places[-1] - places[0] + 1
@@ -110,8 +119,32 @@ class Batch(Sequence[Encoded]):
         """Return the items at *indexes*, as a batch."""
         chosen = tuple(indexes)
         made = Batch((), "")
-        made._fill([self._items[index] for index in chosen], [self._places[index] for index in chosen], self._root)
+        items, places = self._items, self._places
+        made._fill([items[index] for index in chosen], [places[index] for index in chosen], self._root, self.notes)
         return made
+
+    def under(self, name: str, change: Callable[[Any], Any] | None = None) -> Batch:
+        """Return the same items under keys of their own, for one of several sinks that are given them.
+
+        Args:
+            name: What makes the keys different.
+            change: What to put in the place of each item as it waits. Default None: the item itself.
+        """
+        made = Batch((), "")
+        whole = self.key == self._root
+        items = self._items if change is None else list(map(change, self._items))
+        made._fill(items, None if whole else self._places, f"{self._root}-{name}", self.notes)
+        made._data = self._data if change is None else None
+        return made
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Where each item stands in the whole batch."""
+        return self._places
+
+    def kinds(self) -> set[type]:
+        """Return the classes of the items as they wait; `Encoded` and its subclasses are made items."""
+        return set(map(type, self._items))
 
     def __len__(self) -> int:
         return len(self._items)

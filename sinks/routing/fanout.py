@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from structlog import DropEvent
 
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.core.item import Batch, BatchResult, Encoded
 from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reporting import cleaned, describe, report
 from outfall.sinks.core.sink import OnError, Sink
@@ -21,8 +22,9 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
     reason_of,
 )
+from outfall.sinks.event.json import plain_line
 from outfall.sinks.event.levels import NOTSET, Level
-from outfall.sinks.routing.parts import Answer, Routed, key_for, offer, restored, routed
+from outfall.sinks.routing.parts import Answer, Note, Routed, key_for, offer, restored, routed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,6 +62,8 @@ class _Router(Sink):
             raise ValueError(msg)
         self.sinks = sinks
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+        for sink in sinks:
+            sink.surround(self)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Flush every child within one timeout; True if all said so."""
@@ -74,7 +78,11 @@ class _Router(Sink):
         closed = [sink.close(max(0.0, deadline - now())) for sink in self.sinks]
         return all(closed)
 
-    def restore_item(self, data: bytes, level: float, time: float) -> Routed:
+    def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
+        """Return what each sink wants of an item that a disk has kept; see `Forwarding.restore_item`."""
+        return self._split(data, level, time)
+
+    def _split(self, data: bytes, level: float, time: float) -> Routed:
         made = restored(self._kind, data, level, time, self.sinks)
         if made is not None:
             return made
@@ -84,9 +92,18 @@ class _Router(Sink):
         return Routed(data, level, time, tuple(parts))
 
     def _routed(self, batch: Sequence[Encoded]) -> list[Routed]:
-        return [
-            item if isinstance(item, Routed) else self.restore_item(item.data, item.level, item.time) for item in batch
-        ]
+        if not isinstance(batch, Batch):
+            return [
+                item if isinstance(item, Routed) else self._split(item.data, item.level, item.time) for item in batch
+            ]
+        # The same objects at each retry: they know who has the event already.
+        notes = batch.notes.setdefault(self, {})
+        items: list[Routed] = []
+        for place, item in zip(batch.places, batch, strict=True):
+            made = item if isinstance(item, Routed) else notes.get(place)
+            items.append(made if isinstance(made, Routed) else self._split(item.data, item.level, item.time))
+            notes[place] = items[-1]
+        return items
 
     def _account(self, sink: Sink, items: int, answer: Answer) -> None:
         """Count what a child made of so many items, and tell its own on_error of what it refused or raised."""
@@ -163,6 +180,8 @@ class FanoutSink(_Router):
         Raises:
             TemporaryDeliveryError: If no child could take anything.
         """
+        if self.plain:
+            return self._emit_shared(batch if isinstance(batch, Batch) else Batch(batch))
         items = self._routed(batch)
         waiting: set[int] = set()
         seen = _Answers()
@@ -176,7 +195,7 @@ class FanoutSink(_Router):
             if not wanted:
                 continue
             indexes = list(wanted)
-            answer = seen.add(offer(sink, list(wanted.values()), key_for(batch, indexes, place)))
+            answer = seen.add(offer(sink, Batch(wanted.values(), key_for(batch, indexes, place))))
             unsettled = {indexes[at] for at in answer.waiting}
             waiting |= unsettled
             progress = progress or len(unsettled) < len(indexes)
@@ -195,6 +214,74 @@ class FanoutSink(_Router):
         }
         return seen.result(sorted(waiting), rejected, max)
 
+    def _emit_shared(self, batch: Batch) -> BatchResult | None:
+        """Give every child the same items, encoded once, and remember who has which only when one has failed."""
+        mixed = Routed in batch.kinds()  # an event that was not plain has a part for each
+        notes: dict[int, Note | Routed] = batch.notes.get(self, {})
+        waiting: set[int] = set()
+        seen = _Answers()
+        progress = False
+        outcomes: list[tuple[int, Sequence[int], set[int], dict[int, str]]] = []
+        for number, sink in enumerate(self.sinks):
+            indexes: Sequence[int] = range(len(batch))
+            if notes:
+                indexes = [at for at, place in enumerate(batch.places) if number not in notes[place].done]
+            if mixed:
+                indexes = [at for at in indexes if _part_of(batch[at], number) is not None]
+            if not indexes:
+                continue
+            given = batch if len(indexes) == len(batch) else batch.part(indexes)
+            change = partial(_part_of, number=number) if mixed else None
+            answer = seen.add(offer(sink, given.under(str(number), change)))
+            unsettled = {indexes[at] for at in answer.waiting}
+            waiting |= unsettled
+            progress = progress or len(unsettled) < len(indexes)
+            refused = {indexes[at]: f"{sink.name}: {reason}" for at, reason in answer.refused.items()}
+            outcomes.append((number, indexes, unsettled, refused))
+            self._account(sink, len(indexes), answer)
+        if not notes and not waiting and not any(refused for *_, refused in outcomes):
+            return seen.result([], {}, max)
+        notes = batch.notes.setdefault(self, {})
+        for place in batch.places:
+            notes.setdefault(place, Note())
+        for number, indexes, unsettled, refused in outcomes:
+            for index in indexes:
+                if index not in unsettled:
+                    notes[batch.places[index]].done.add(number)
+            for index, reason in refused.items():
+                notes[batch.places[index]].refused[number] = reason
+        if seen.errors and not progress and len(waiting) == len(batch):
+            raise seen.gentlest()
+        rejected = {
+            index: "; ".join(notes[place].refused.values())
+            for index, place in enumerate(batch.places)
+            if notes[place].refused and index not in waiting
+        }
+        return seen.result(sorted(waiting), rejected, max)
+
+    @property
+    def plain(self) -> bool:
+        """See `Forwarding.plain`: if it is true of all children, they share what is encoded once."""
+        own = type(self)
+        usual = own.encode is FanoutSink.encode and own.make_item is Sink.make_item and not self._processors
+        return usual and all(sink.plain and not sink.level for sink in self.sinks)
+
+    @property
+    def needs_moment(self) -> bool:
+        """See `Forwarding.needs_moment`: if one of the children does."""
+        return any(sink.needs_moment for sink in self.sinks)
+
+    @property
+    def takes_any_number(self) -> bool:
+        """See `Forwarding.takes_any_number`: if all children do."""
+        return all(sink.takes_any_number for sink in self.sinks)
+
+    def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
+        """Return what each child wants of an item that a disk has kept; see `Forwarding.restore_item`."""
+        # What all share was kept as it is.
+        shared = self.plain and not data.startswith(_ROUTED)
+        return Encoded(data, level, time) if shared else self._split(data, level, time)
+
     def encode(self, event: dict[str, Any]) -> Encoded:
         """Return *event* as each child wants it, past the child's level and processors, as one batch item.
 
@@ -202,6 +289,9 @@ class FanoutSink(_Router):
             DropEvent: If all children filter it.
             Exception: What a child raises, if no other one takes it.
         """
+        line = _plain_line(event) if self.plain else None
+        if line is not None:
+            return self._encoded(event, line[:-1])
         parts: list[Encoded | None] = []
         failures: list[tuple[Sink, Exception]] = []
         for sink in self.sinks:
@@ -338,7 +428,7 @@ class FallbackSink(_Router):
             for _ in range(len(left) - len(failed) - len(wanted)):
                 sink._ledger.filter()
             parts = [part for index in wanted if (part := items[index].parts[place]) is not None]
-            answer = seen.add(offer(sink, parts, key_for(batch, wanted, place)))
+            answer = seen.add(offer(sink, Batch(parts, key_for(batch, wanted, place))))
             self._account(sink, len(wanted), answer)
             again.update(wanted[at] for at in answer.waiting)
             failed.update((wanted[at], reason) for at, reason in answer.refused.items())
@@ -392,6 +482,22 @@ class FallbackSink(_Router):
         with self._ledger.lock:
             self._ledger.delivered += 1
         return None
+
+
+#: How the data of an item begins that holds a part for each child of a fanout.
+_ROUTED = b'{"fanout":['
+
+
+def _plain_line(event: dict[str, Any]) -> bytes | None:
+    try:
+        return plain_line(event, NOTSET)
+    except Exception:
+        return None
+
+
+def _part_of(item: Any, number: int) -> Any:
+    """Return what the child of this *number* is given of *item*, as it waits: a part, or what all share."""
+    return item.parts[number] if isinstance(item, Routed) else item
 
 
 def _prepared(sink: Sink, event: dict[str, Any]) -> tuple[Encoded | None, Exception | None]:

@@ -126,11 +126,24 @@ class Answer:
     retry_after: float | None = None
 
 
-def offer(sink: Sink, items: Sequence[Encoded], key: str) -> Answer:
+@dataclass(slots=True)
+class Note:
+    """What a router remembers about an item that all of its sinks share, once one of them has failed.
+
+    Args:
+        done: The places of the sinks that need not be given it again.
+        refused: Why a sink does not take it, by the sink's place.
+    """
+
+    done: set[int] = field(default_factory=set[int])
+    refused: dict[int, str] = field(default_factory=dict[int, str])
+
+
+def offer(sink: Sink, items: Batch) -> Answer:
     """Give *items* to *sink* once, in smaller parts where it refuses a part for one of them."""
     answer = Answer()
-    whole = Batch(items, key)
-    left: deque[Sequence[int]] = deque([range(len(items))] if items else [])
+    whole = items
+    left: deque[Sequence[int]] = deque([range(len(items))] if len(items) else [])
     while left:
         indexes = left.popleft()
         try:

@@ -27,6 +27,7 @@ from outfall import (
     StreamSink,
     TemporaryDeliveryError,
 )
+from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import Batch, Encoded
 from outfall.sinks.errors import OversizeDeliveryError, ReentrantEventError
 from outfall.sinks.routing.parts import Routed
@@ -767,3 +768,135 @@ def test_behind_a_background_sink_each_event_is_somewhere() -> None:
         assert background.stats().delivered == 100
     assert sorted(_numbers(primary.events) + _numbers(other.events)) == list(range(100))
     assert sum(child.delivered for child in sink.stats().targets) == 100
+
+
+# -- what all children of a fanout share
+
+
+class Flaky(CaptureSink):
+    """Takes batches as its plan says: None takes all, a BatchResult says more, an exception is raised."""
+
+    def __init__(self, *plan: Any) -> None:
+        super().__init__()
+        self.plan = list(plan)
+        self.keys: list[str] = []
+        self.lines: list[list[bytes]] = []
+
+    @reads_data_alone(any_number=True)
+    def emit_batch(self, batch: Any) -> BatchResult | None:
+        self.keys.append(batch.key)
+        self.lines.append(batch.data)
+        step = self.plan.pop(0) if self.plan else None
+        if isinstance(step, Exception):
+            raise step
+        left = set() if step is None else {*step.retry, *step.rejected}
+        super().emit_batch([item for at, item in enumerate(batch) if at not in left])
+        return step
+
+
+def _lines(count: int) -> list[bytes]:
+    return [b'{"event":"x","level":"info","number":%d}' % number for number in range(count)]
+
+
+def test_children_that_want_the_same_share_one_encoding():
+    """The very bytes go to each, and nothing is decoded; each has keys of its own."""
+    one, two = Flaky(), Flaky()
+    fanout = FanoutSink(one, two)
+    assert fanout.plain
+    assert not fanout.needs_moment
+    assert fanout.takes_any_number
+    batch = Batch(_lines(3))
+    assert fanout.emit_batch(batch) is None
+    assert (
+        [id(line) for line in one.lines[0]] == [id(line) for line in two.lines[0]] == [id(line) for line in batch.data]
+    )
+    assert one.keys != two.keys
+    assert [stats.delivered for stats in fanout.stats().targets] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "change", [{"level": "error"}, {"processors": [lambda _logger, _name, event: event]}], ids=["level", "processors"]
+)
+def test_children_that_want_different_things_share_nothing(change):
+    """A level or a processor of one of them is asked for each event, by a background around them too."""
+    target = Flaky()
+    assert not FanoutSink(target, CaptureSink(**change)).plain
+    other = Flaky()
+    with BackgroundSink(FanoutSink(target, other), linger=0) as sink:
+        sink.handle({"event": "x", "level": "info", "number": 1})
+        assert sink.flush()
+        other.level = "error"
+        sink.handle({"event": "x", "level": "info", "number": 2})
+        assert sink.flush()
+    assert [event["number"] for event in target.events] == [1, 2]
+    assert [event["number"] for event in other.events] == [1]
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        [TemporaryDeliveryError("away"), BatchResult(retry=[1, 2]), None],
+        [BatchResult(retry=[0, 3]), TemporaryDeliveryError("away"), None],
+        [ConnectionResetError("gone"), None],
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_child_that_fails_is_given_again_what_it_has_not(failing, place):
+    """The others see nothing twice, under the same keys where it is the same again."""
+    children = [Flaky(), Flaky(), Flaky()]
+    children[place].plan = list(failing)
+    fanout = FanoutSink(children[0], FanoutSink(children[1], children[2]))
+    told: list[SinkFailure] = []
+    retry = RetryPolicy(start_seconds=0)
+    with BackgroundSink(fanout, linger=0, retry=retry, on_error=told.append) as sink:
+        for number in range(4):
+            sink.handle({"event": "x", "level": "info", "number": number})
+        assert sink.flush(60)
+        assert sink.stats().delivered == 4
+    for child in children:
+        assert sorted(event["number"] for event in child.events) == [0, 1, 2, 3]
+
+
+def test_what_one_child_refuses_is_refused_when_the_others_have_it():
+    """For good, with the child's reason, also when another child had to be asked again first."""
+    one = Flaky(BatchResult(rejected={1: "no"}))
+    two = Flaky(BatchResult(retry=[0, 1]), None)
+    dead = CaptureSink()
+    told: list[SinkFailure] = []
+    fanout = FanoutSink(one, two)
+    sink = BackgroundSink(fanout, linger=60, retry=RetryPolicy(start_seconds=0), dead_letter=dead, on_error=told.append)
+    for number in range(3):
+        sink.handle({"event": "x", "level": "info", "number": number})
+    assert sink.close(60)
+    assert [event["number"] for event in dead.events] == [1]
+    assert sorted(event["number"] for event in two.events) == [0, 1, 2]
+    assert [event["number"] for event in one.events] == [0, 2]
+    assert (sink.stats().delivered, sink.stats().dead_lettered) == (2, 1)
+    assert "CaptureSink" not in str(told[-1].error)
+    assert "Flaky: no" in str(told[-1].error)
+
+
+def test_shared_items_and_those_with_parts_come_in_one_batch():
+    """An event with an exception is prepared for each child; it is asked again with the others, and nothing twice."""
+    one, two = Flaky(), Flaky(TemporaryDeliveryError("away"), None)
+    told: list[SinkFailure] = []
+    with BackgroundSink(
+        FanoutSink(one, two), linger=60, retry=RetryPolicy(start_seconds=0), on_error=told.append
+    ) as sink:
+        sink.handle({"event": "x", "level": "info", "number": 0})
+        sink.handle({"event": "x", "level": "info", "number": 1, "exc_info": ValueError("v")})
+        sink.handle({"event": "x", "level": "info", "number": 2})
+        assert sink.flush(60)
+    for child in (one, two):
+        assert [event["number"] for event in child.events] == [0, 1, 2]
+
+
+def test_what_all_share_is_restored_as_it_is():
+    """A spool's line is the item's data; one with a part for each child is taken apart."""
+    fanout = FanoutSink(CaptureSink(), CaptureSink())
+    kept = fanout.restore_item(b'{"event":"x"}', 20, 1.5)
+    assert kept == Encoded(b'{"event":"x"}', 20, 1.5)
+    assert type(fanout.make_item({"event": "x", "level": "info"})) is Encoded
+    made = fanout.make_item({"event": "x", "level": "info", "exc_info": ValueError("v")})
+    again = fanout.restore_item(made.data, made.level, made.time)
+    assert again.parts == made.parts
