@@ -128,6 +128,10 @@ class ByteSink(Sink):
             name = event.get("_name") or level_name(level_of(event))
             # A copy, since many renderers pop what they have written.
             rendered = renderer(event.get("_logger"), name, without_metadata(event))
+        return self._ended(rendered)
+
+    def _ended(self, rendered: Any) -> bytes:
+        """Return what a renderer has made as it is written, terminator included."""
         if isinstance(rendered, str):
             return (rendered + self._terminator).encode(self._bare_encoding, self._errors)
         if isinstance(rendered, (bytes, bytearray, memoryview)):

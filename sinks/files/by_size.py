@@ -7,6 +7,8 @@ import errno
 import os
 import re
 import stat
+from os import write as _os_write
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from outfall.sinks.core.arguments import checked_size
@@ -56,6 +58,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
         flush_interval: Seconds after which the next event writes the buffer out. Default 1.
         flush_level: An event at or above it writes the buffer out. Default ``"error"``.
+        timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
         terminator: What ends each event. Default ``"\n"``.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -95,6 +98,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
         flush_level: Level = "error",
+        timeout: float | dt.timedelta = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,
@@ -122,6 +126,7 @@ class RotatingFileSink(BaseRotatingFileSink):
             buffer_bytes=buffer_bytes,
             flush_interval=flush_interval,
             flush_level=flush_level,
+            timeout=timeout,
             terminator=terminator,
             renderer=renderer,
             level=level,
@@ -133,18 +138,26 @@ class RotatingFileSink(BaseRotatingFileSink):
     _counts_size = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")
 
-    def _has_room(self, size: int) -> bool:
-        # Attributes may be set at any time, so they are read at each event.
-        file = self._shared_file
-        counted = file.size
-        if counted is not None:
-            counted += size
-            if counted <= self.max_bytes:
-                file.size = counted
-                return True
-        if self._rolls():
+    def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
+        return super()._line_writer() or RotatingFileSink._write_counted
+
+    def _write_counted(self, data: bytes) -> bool:
+        """Write *data*, a line, if the file has room for it; return False if the pipeline has to see to it."""
+        if monotonic() >= self._verify_at:
             return False
-        file.size = None  # not counted while nothing depends on it
+        size = len(data)
+        # Attributes may be set at any time, so they are read at each event. From here to the write there is no call in
+        # the usual case, and so no place for a signal handler that counts as well.
+        file = self._shared_file
+        if file.size is not None and file.size + size <= self.max_bytes:
+            file.size += size
+        elif self._rolls():
+            return False
+        else:
+            file.size = None  # not counted while nothing depends on it
+        written = _os_write(self._fd, data)
+        if written != size:
+            self._finish(data, written)
         return True
 
     def _is_bound_by_size(self) -> bool:

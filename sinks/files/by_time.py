@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import time
+from os import write as _os_write
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core.arguments import checked_seconds, checked_size
@@ -62,6 +64,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
         flush_interval: Seconds after which the next event writes the buffer out. Default 1.
         flush_level: An event at or above it writes the buffer out. Default ``"error"``.
+        timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
         terminator: What ends each event. Default ``"\n"``.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -105,6 +108,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
         flush_level: Level = "error",
+        timeout: float | dt.timedelta = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,
@@ -141,6 +145,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             buffer_bytes=buffer_bytes,
             flush_interval=flush_interval,
             flush_level=flush_level,
+            timeout=timeout,
             terminator=terminator,
             renderer=renderer,
             level=level,
@@ -178,24 +183,32 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Return the end of the interval that *current_time* is in, both in epoch seconds."""
         return self._schedule.next_after(current_time, current_time if self._start is None else self._start)
 
-    _counts_size = _asks_for_room = True
+    _counts_size = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")
 
-    def _has_room(self, size: int) -> bool:
-        if time.time() >= self.rollover_at:
+    def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
+        return TimedRotatingFileSink._write_shared if self.multiprocess else TimedRotatingFileSink._write_counted
+
+    def _write_counted(self, data: bytes) -> bool:
+        """Write *data*, a line, if that may go to the file as it is; return False if the pipeline has to see to it."""
+        size = len(data)
+        if time.time() >= self.rollover_at or monotonic() >= self._verify_at:
             return False
+        # From here to the write there is no call, and so no place for a signal handler that counts as well.
         file = self._shared_file
-        counted = file.size
-        if counted is None:
-            return not self.max_bytes
-        counted += size
-        if self.max_bytes and counted > self.max_bytes:
+        if file.size is not None:
+            if self.max_bytes and file.size + size > self.max_bytes:
+                return False
+            file.size += size
+        elif self.max_bytes:
             return False
-        file.size = counted
+        written = _os_write(self._fd, data)
+        if written != size:
+            self._finish(data, written)
         return True
 
-    def _append_shared(self, data: bytes) -> bool:
-        return time.time() < self.rollover_at and super()._append_shared(data)
+    def _write_shared(self, data: bytes) -> bool:
+        return time.time() < self.rollover_at and super()._write_shared(data)
 
     def _is_bound_by_size(self) -> bool:
         return self.max_bytes > 0

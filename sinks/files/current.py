@@ -21,7 +21,7 @@ from outfall.sinks.errors import SinkError
 from outfall.sinks.files.file import FileSink
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from outfall.sinks.files.sharing import OpenFile
 
@@ -57,7 +57,6 @@ class SharedFileSink(FileSink):
             msg = f"multiprocess={multiprocess!r}: this platform has no flock()"
             raise ValueError(msg)
         self.multiprocess: bool = bool(multiprocess)
-        self._shared = self.multiprocess and self._counts_size
         #: Bytes of events that go to the file with the next write.
         self._unwritten = 0
         #: From when on an event has to look at the path, and when the last was written; the events that came since the
@@ -151,11 +150,17 @@ class SharedFileSink(FileSink):
                 os.write(descriptor, missing)
             self._install(descriptor, b"")
 
-    def _append_shared(self, data: bytes) -> bool:
+    def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
+        return SharedFileSink._write_shared if self.multiprocess and self._counts_size else None
+
+    def _write_shared(self, data: bytes) -> bool:
+        """Write *data*, a line, if the file is the current one; return False if the pipeline has to see to it."""
         # What is asked of the system before an event is whether others have moved the file away, and how large they
         # have made it; then whether one of them has died in the midst of its line.
         descriptor, file = self._fd, self._shared_file
         now = monotonic()
+        if now >= self._verify_at:
+            return False
         looks = now >= self._look_due or now - self._wrote_at > _GAP_SECONDS
         if looks:
             state = _stat(self.base_filename)
@@ -339,8 +344,8 @@ class SharedFileSink(FileSink):
         if self.multiprocess and self._regular:
             # The child opens the path itself. The parent's open file, were it kept, would keep the lock on it too, and
             # its offset would not tell where the last write went.
-            for descriptor in {self._fd, self._parked_fd} - {_NOT_OPEN}:
-                os.close(descriptor)
+            for descriptor in (self._fd, self._parked_fd):
+                self._close_own(descriptor)
             super()._install(_NOT_OPEN, b"")
         self._unwritten = 0
         self._unlooked.clear()

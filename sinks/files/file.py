@@ -12,6 +12,7 @@ import os
 import re
 import select
 import stat
+import sys
 import time
 from dataclasses import replace
 from itertools import accumulate
@@ -19,7 +20,7 @@ from os import write as _os_write
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from orjson import dumps
+from structlog import DropEvent
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds, checked_size
@@ -29,11 +30,11 @@ from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
-from outfall.sinks.errors import SinkClosedError
-from outfall.sinks.event.depth import is_tracked, too_deep
-from outfall.sinks.event.json import LINE as _LINE
-from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_of, parse_level
+from outfall.sinks.errors import SinkClosedError, SinkError
+from outfall.sinks.event.depth import is_tracked
+from outfall.sinks.event.event import METADATA, TextEvent, as_event, copy_event
+from outfall.sinks.event.json import OrjsonRenderer, plain_line
+from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_name, level_of, parse_level
 from outfall.sinks.files.sharing import OpenFile, place_of
 
 if TYPE_CHECKING:
@@ -47,12 +48,6 @@ if TYPE_CHECKING:
 #: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
 _NOT_OPEN = -1
 
-# What FileSink._express says: take the whole pipeline (0); render and write; count the size of a file with a bound;
-# both with a look at the level first; append to the buffer; let `_append_shared` write for files of several processes;
-# ask `_has_room` before; both with a look at the level. `FileSink.handle` has the numbers, which are faster.
-_PIPELINE, _DIRECT, _SIZED, _DIRECT_WITH_LEVEL, _SIZED_WITH_LEVEL, _BUFFERED = range(6)
-_SHARED, _ASKING, _SHARED_WITH_LEVEL, _ASKING_WITH_LEVEL = range(6, 10)
-
 #: Errors that leave the descriptor good: there may be room again for the next event.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
 
@@ -63,6 +58,149 @@ Mode = Literal["a", "w", "x", "ab", "wb", "xb", "at", "wt", "xt", "a+", "w+", "x
 
 class _NotInTimeError(TimeoutError):
     """A flush with a deadline met a pipe or terminal that nobody reads."""
+
+
+class _Begun:
+    """An event that the short cut has begun with, for the pipeline to go on with: nothing is done to it twice.
+
+    Args:
+        event: The event as it was given.
+        processed: What the processors have made of it.
+        data: What the renderer has made of it, as it is written.
+        error: What one of them has raised.
+    """
+
+    __slots__ = ("data", "error", "event", "processed")
+
+    def __init__(
+        self, event: Any, *, processed: Any = None, data: bytes | None = None, error: Exception | None = None
+    ) -> None:
+        self.event, self.processed, self.data, self.error = event, processed, data, error
+
+
+class _BegunError(Exception):
+    """Leads from the short cut to the pipeline."""
+
+    def __init__(self, begun: _Begun) -> None:
+        self.begun = begun
+
+
+#: What processors and renderers get as the method's name.
+_METHOD_NAMES = {name: level_name(number) for name, number in NUMBERS.items()}
+
+#: Without it threads may come in between any two steps of the interpreter.
+HAS_GLOBAL_LOCK: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def append_line(sink: Any, data: bytes) -> None:
+    """Append *data*, a line, to the file of *sink*; waits with the line for other threads.
+
+    Raises:
+        Exception: If the pipeline has to do it.
+    """
+    # Taking the lock by hand: see WriteLock.
+    turn = sink._turn
+    try:
+        del turn[0]
+    except IndexError:
+        sink._append_when_free(data)
+        return
+    holding = True
+    try:
+        write = sink._write_line
+        if write is None:
+            if monotonic() >= sink._verify_at:
+                raise LookupError
+            written = _os_write(sink._fd, data)
+            if written != len(data):
+                sink._finish(data, written)
+        elif not write(sink, data):
+            raise LookupError
+        sink._ledger.delivered += 1
+    finally:
+        try:
+            holding = False
+            turn += TURN
+        finally:
+            pass
+
+
+HAND_TAKEN.add(append_line.__code__)
+
+
+def line_for_buffer(sink: Any, event: Any) -> bytes | None:
+    """Return the line for *event* if it may wait in the buffer."""
+    if event["level"] in sink._passing_levels and "level_number" not in event and here[0]:
+        return plain_line(event, 0)
+    return None
+
+
+def append_to_buffer(sink: Any, data: bytes) -> None:
+    """Have *data*, a line, wait in the buffer of *sink*, without its lock.
+
+    Raises:
+        LookupError: If the pipeline has to do it.
+    """
+    size = len(data)
+    # No call from here on, and so no place for another thread or a signal handler.
+    if monotonic() >= sink._flush_due or sink._buffered + size >= sink._buffer_limit:
+        raise LookupError
+    sink._buffer += (data,)
+    sink._buffered += size
+
+
+def line_by_chain(sink: Any, event: Any) -> bytes | None:
+    """Return the line that the sink's processors and renderer make of a plain event, b"" if it is filtered.
+
+    Raises:
+        _BegunError: If the pipeline has to go on.
+        Exception: If it has to do all.
+    """
+    if (
+        event.__class__ is not dict
+        or "exc_info" in event
+        or "_record" in event
+        or "_logger" in event
+        or "_name" in event
+        or "_from_structlog" in event
+        or "level_number" in event
+    ):
+        return None
+    level = event["level"]
+    if NUMBERS[level] < sink._level:
+        return b""
+    name = _METHOD_NAMES[level]
+    # Processors may change what is nested, renderers may only take keys out.
+    made: Any = copy_event(event) if sink._processors and is_tracked(event) else event.copy()
+    try:
+        for processor in sink._processors:
+            made = processor(None, name, made)
+    except DropEvent:
+        return b""
+    except Exception as error:
+        raise _BegunError(_Begun(event, error=error)) from None
+    renderer = sink._renderer
+    data: bytes | None = None
+    if type(renderer) is OrjsonRenderer:
+        if renderer.is_plain:
+            with contextlib.suppress(Exception):
+                data = plain_line(made, 0)
+            if data and sink._line_end != b"\n":
+                data = data[:-1] + sink._line_end
+    elif made.__class__ is dict and not (sink._processors and METADATA & made.keys()):
+        try:
+            rendered = renderer(None, name, made)
+        except Exception as error:
+            raise _BegunError(_Begun(event, error=error)) from None
+        if rendered.__class__ is bytes:
+            return rendered + sink._line_end  # type: ignore[no-any-return]
+        try:
+            return sink._ended(rendered)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise _BegunError(_Begun(event, error=error)) from None
+    if data is None:
+        raise _BegunError(_Begun(event, processed=made))
+    return data
 
 
 class FileSink(ByteSink):
@@ -86,6 +224,9 @@ class FileSink(ByteSink):
             them.
         flush_interval: Seconds, or a timedelta; default 1.0. No thread watches it: it is looked at with each event.
         flush_level: Level at which an event and those before it are written at once. Default ``"error"``.
+        timeout: How long an event waits, in seconds or as a timedelta, for the reader of a pipe or terminal that is
+            full. Default 5.0. Once that time has passed in vain, events are dropped at once until somebody reads; one
+            that is half written then is ``pending``, and goes on by itself.
         terminator: What ends each event. Default ``"\n"``. Settable.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -102,7 +243,8 @@ class FileSink(ByteSink):
     A file that cannot be opened goes to ``on_error``, and each event tries again. A write that fails or is cut short
     (disk full) is undone, so that no half line stays; the event is counted as ``dropped["error"]``, and writing goes
     on as soon as there is room. Half a line that a killed process left is ended before the first event is written. A
-    pipe that is full makes `handle` wait for its reader, but `flush` and `close` no longer than their timeout.
+    pipe that is full makes `handle` wait for its reader, no longer than *timeout*. A descriptor that somebody else has
+    closed is noticed within a second, before what has its number now is written to for longer.
 
     Safe from any thread and from signal handlers; any number of processes may append to one file. Sinks of one process
     on one file, links to it included, take turns, and one that opens the path anew takes the others along. A forked
@@ -124,6 +266,7 @@ class FileSink(ByteSink):
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
         flush_level: Level = "error",
+        timeout: float | dt.timedelta = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,
@@ -141,6 +284,7 @@ class FileSink(ByteSink):
         self.permissions: int | None = _checked_permissions(permissions)
         self.buffer_bytes: int = checked_size(buffer_bytes, "buffer_bytes")
         self._flush_seconds = checked_seconds(flush_interval, "flush_interval")
+        self._timeout = checked_seconds(timeout, "timeout")
         self._flush_level = parse_level(flush_level, "flush_level")
         self._fd = _NOT_OPEN
         #: An open descriptor that the hot path must not use, since `_prefix` has to be written first.
@@ -164,6 +308,12 @@ class FileSink(ByteSink):
         self._buffered = 0
         self._flush_due = 0.0
         self._empty_buffer()
+        #: When to look whether the descriptor is still the sink's own, by the monotonic clock.
+        self._verify_at = 0.0
+        #: What has to be told though it costs no event.
+        self._notice: Exception | None = None
+        #: Nobody read a pipe for as long as `_timeout`: until somebody does, no event waits for that.
+        self._stalled = False
         super().__init__(
             renderer=renderer,
             encoding=encoding,
@@ -182,134 +332,43 @@ class FileSink(ByteSink):
             except OSError as error:
                 self._fail(error, None, events=0)
 
-    #: The class for whose methods the hot path stands in, and these methods: one that is overridden turns it off.
+    #: The class for whose methods the short cut stands in, and these methods: one that is overridden turns it off.
     _hot_class: ClassVar[type[FileSink]]
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "_put", "_write_whole")
-    #: True if the size of the file is counted, and `_has_room` asked beyond the bound that a subclass has.
+    #: True if the size of the file is counted.
     _counts_size: ClassVar[bool] = False
-    #: True if `_has_room` has to be asked before each write.
-    _asks_for_room = False
-    if TYPE_CHECKING:
-        max_bytes: int
-    #: True if other processes rotate the file, and `_append_shared` has to do the write.
-    _shared = False
 
-    # -- the hot path
+    # -- the short cut
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event has reached the operating system, or the buffer where there is one.
         """
-        # What the pipeline in Sink does, in one function, for the usual event of the usual sink: calls are what costs
-        # here. Whatever is unusual, and every failure, starts anew in the pipeline, where it is treated exactly: until
-        # the write nothing has happened, and a failed write has been undone.
-        express = self._express
-        if express and event.__class__ is dict:  # faster than calling type()
+        # Whatever is unusual, and every failure, takes the pipeline, where it is treated exactly: until the write
+        # nothing has happened, and a failed write has been undone.
+        append = self._append
+        rest: Any = event
+        if append is not None:
+            data = None
             try:
-                if (
-                    "exc_info" in event
-                    or "_record" in event
-                    or "_logger" in event
-                    or "_name" in event
-                    or "_from_structlog" in event
-                    or (is_tracked(event) and too_deep(event))
-                ):
-                    pass
-                elif express == 1:  # _DIRECT; the others below do the same with more questions
-                    data = dumps(event, None, _LINE)
-                    # Taking the lock by hand: see WriteLock.
-                    turn = self._turn
-                    del turn[0]
-                    holding = True
-                    try:
-                        written = _os_write(self._fd, data)
-                        if written != len(data):
-                            self._finish(data, written)
-                        self._ledger.delivered += 1
-                        return
-                    finally:
-                        try:
-                            holding = False
-                            turn += TURN
-                        finally:
-                            pass
-                elif express != 5:  # _BUFFERED
-                    if express != 2 and express != 6 and express != 7:
-                        level = event["level"]
-                        if "level_number" in event:
-                            raise LookupError  # it wins over the level, and may be anything
-                        if level not in self._passing_levels:
-                            if NUMBERS[level] < self._level:
-                                self._ledger.filter()
-                                return
-                            raise LookupError
-                    data = dumps(event, None, _LINE)
-                    size = len(data)
-                    turn = self._turn
-                    del turn[0]
-                    holding = True
-                    try:
-                        if express == 3:  # _DIRECT_WITH_LEVEL
-                            pass
-                        elif express < 5:  # _SIZED
-                            file = self._shared_file
-                            counted = file.size
-                            if counted is not None and counted + size <= self.max_bytes:
-                                file.size = counted + size
-                            elif not self._has_room(size):
-                                raise LookupError
-                        elif express == 6 or express == 8:
-                            if not self._append_shared(data):
-                                raise LookupError
-                            self._ledger.delivered += 1
-                            return
-                        elif not self._has_room(size):
-                            raise LookupError
-                        written = _os_write(self._fd, data)
-                        if written != size:
-                            self._finish(data, written)
-                        self._ledger.delivered += 1
-                        return
-                    finally:
-                        try:
-                            holding = False
-                            turn += TURN
-                        finally:
-                            pass
-                elif event["level"] in self._passing_levels and "level_number" not in event and here[0]:
-                    data = dumps(event, None, _LINE)
-                    turn = self._turn
-                    if monotonic() < self._flush_due:
-                        del turn[0]
-                        holding = True
-                        try:
-                            size = self._buffered + len(data)
-                            if size < self._buffer_limit:
-                                # Not append(): an interrupt after a call would leave an event in that is not counted.
-                                self._buffer += (data,)
-                                self._buffered = size
-                                return
-                        finally:
-                            try:
-                                holding = False
-                                turn += TURN
-                            finally:
-                                pass
+                make = self._make_line
+                data = plain_line(event, self._level) if make is None else make(self, event)
+                if data:
+                    append(self, data)
+                    return
+                if data is not None:
+                    self._ledger.filter()
+                    return
+            except _BegunError as error:
+                rest = error.begun
             except Exception:
-                pass
+                if data:
+                    rest = _Begun(event, data=data)
             except BaseException:
                 self._count_dropped("interrupted")
                 raise
-        super().handle(event)
-
-    def _has_room(self, size: int) -> bool:
-        """Return True, and count on it, if *size* more bytes may be written without more ado."""
-        return True
-
-    def _append_shared(self, data: bytes) -> bool:
-        """Append *data*, one event, and return True, if that may be done without more ado."""
-        return False
+        super().handle(rest)
 
     def _refresh(self) -> None:
         self._turn = self._lock.turn
@@ -317,58 +376,110 @@ class FileSink(ByteSink):
         renderer = self._renderer
         usual = (
             all(getattr(own, hook) is getattr(self._hot_class, hook) for hook in self._hot_hooks)
-            and type(renderer) is OrjsonRenderer
-            and renderer.is_plain
-            and self._terminator == "\n"
-            and not (self._processors or self._closed or self._reporting or self._may_block)
+            and not (self._closed or self._reporting or self._may_block)
             # Whoever counts the size of the same file has to know what is written to it.
             and (self._counts_size or not self._place.counts_size)
         )
+        plain = (
+            type(renderer) is OrjsonRenderer and renderer.is_plain and self._terminator == "\n" and not self._processors
+        )
+        self._line_end = self._terminator_bytes
         highest = self._flush_level if self._buffer_limit else UNKNOWN
         self._passing_levels = frozenset(n for n, number in NUMBERS.items() if self._level <= number < highest)
-        if not usual:
-            self._express = _PIPELINE
-        elif self._buffer_limit:
-            self._express = _BUFFERED
-        elif self._shared:
-            self._express = _SHARED_WITH_LEVEL if self._level else _SHARED
-        elif self._asks_for_room:
-            self._express = _ASKING_WITH_LEVEL if self._level else _ASKING
-        elif self._counts_size:
-            self._express = _SIZED_WITH_LEVEL if self._level else _SIZED
-        else:
-            self._express = _DIRECT_WITH_LEVEL if self._level else _DIRECT
+        #: What puts a line out: given the sink, since a bound method would keep it alive. None: the pipeline does.
+        self._append: Callable[[Any, bytes], None] | None = None
+        #: What makes the line, given the sink and the event; None: `plain_line`.
+        self._make_line: Callable[[Any, Any], bytes | None] | None = None
+        #: What writes the line where one write is not enough; it returns False if the pipeline has to.
+        self._write_line: Callable[[Any, bytes], bool] | None = self._line_writer()
+        if usual and self._buffer_limit:
+            if plain and HAS_GLOBAL_LOCK:
+                self._append, self._make_line = append_to_buffer, line_for_buffer
+        elif usual:
+            self._append, self._make_line = append_line, None if plain else line_by_chain
+
+    def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
+        """Return what writes a line where one write is not enough."""
+        return None
+
+    def _append_when_free(self, data: bytes) -> None:
+        """Append *data*, a line that is made, as soon as other threads let go of the file."""
+        delivered = False
+        try:
+            with self._lock:
+                self._check_open()
+                write = self._write_line
+                if self._buffer_limit or self._append is None or (write is not None and not write(self, data)):
+                    raise LookupError
+                if write is None:
+                    self.write(data)
+                self._ledger.delivered += 1
+                delivered = True
+        except BaseException:
+            if delivered:  # interrupted at the way out, and counted as that
+                self._ledger.delivered -= 1
+            raise
+
+    def _admit(self, event: object) -> Any:
+        if event.__class__ is not _Begun:
+            return super()._admit(event)
+        begun: Any = event
+        if begun.error is not None:
+            raise begun.error
+        if begun.data is not None:
+            return begun
+        made = as_event(begun.processed)
+        if isinstance(made, TextEvent) and made.carried_level is None:
+            made.carried_level = level_of(begun.event)
+        return made
+
+    def _fail(self, error: Exception, event: object, *, events: int = 1, suppressed: int = 0) -> None:
+        event = event.event if isinstance(event, _Begun) else event
+        super()._fail(error, event, events=events, suppressed=suppressed)
 
     # -- the pipeline
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         if type(self).emit is not ByteSink.emit:
             return super()._put(event)
-        data = self.render(event)
+        begun: Any = event if isinstance(event, _Begun) else None
+        data = self.render(event) if begun is None else begun.data
         settled = False
         try:
             with self._lock:
                 self._check_open()
                 if not (self._buffer_limit or self._buffer or self._mid_line):
-                    self.write(data)
+                    try:
+                        self.write(data)
+                    except _NotInTimeError as error:
+                        if not self._torn:
+                            raise
+                        # A part of it stands in the pipe: the rest goes out before anything else does.
+                        self._put_back([data])
+                        return error
                     self._ledger.delivered += 1
                     settled = True
                     if self._buffer:  # from a signal handler meanwhile
                         self._write_buffer(counted_elsewhere=1)
-                    return None
+                    return self._take_notice()
                 self._buffer += (data,)
                 settled = True
                 self._buffered += len(data)
                 if not self._mid_line and (
                     self._buffered >= self._buffer_limit
-                    or level_of(event) >= self._flush_level
+                    or level_of(event if begun is None else begun.event) >= self._flush_level
                     or monotonic() >= self._flush_due
                 ):
                     # If it fails this event is among the lost, and the pipeline counts it.
                     settled = False
-                    self._write_buffer(counted_elsewhere=1)
-                    if self._buffer and self._may_block:  # from a signal handler meanwhile
+                    try:
                         self._write_buffer(counted_elsewhere=1)
+                        if self._buffer and self._may_block:  # from a signal handler meanwhile
+                            self._write_buffer(counted_elsewhere=1)
+                    except _NotInTimeError as error:
+                        if self._buffered > self._buffer_limit and self._withdraw(data):
+                            raise
+                        return error
                     settled = True
         except Exception:
             raise
@@ -376,7 +487,25 @@ class FileSink(ByteSink):
             if settled:  # interrupted at the way out, and counted as that
                 self._ledger.delivered -= 1
             raise
-        return None
+        return self._take_notice()
+
+    def _withdraw(self, data: bytes) -> bool:
+        """Take *data* out of what waits again; return False if a part of it is written."""
+        for index, waiting in enumerate(self._buffer):
+            if waiting is data:
+                del self._buffer[index]
+                self._buffered -= len(data)
+                return True
+        return False
+
+    def _take_notice(self) -> Exception | None:
+        notice, self._notice = self._notice, None
+        return notice
+
+    def _tell_notice(self) -> None:
+        notice = self._take_notice()
+        if notice is not None:
+            self._fail(notice, None, events=0)
 
     def write(self, data: bytes) -> None:
         """Write *data*, one rendered event, whole or not at all."""
@@ -385,22 +514,34 @@ class FileSink(ByteSink):
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Write all items by one call of the system; what a full disk keeps out is left for a retry."""
-        with self._lock:
-            self._check_open()
-            self._flush()
-            end = len(self._item_end)
-            ends = tuple(accumulate(len(data) + end for data in data_of(batch)))
-            try:
-                self._write_whole(self._joined(batch), ends)
-            except OSError:
-                if not self._kept:
-                    raise
-                return BatchResult(retry=range(self._kept, len(batch)))
-        return None
+        taken = len(batch)
+        try:
+            with self._lock:
+                self._check_open()
+                self._flush()
+                end = len(self._item_end)
+                ends = tuple(accumulate(len(data) + end for data in data_of(batch)))
+                try:
+                    self._write_whole(self._joined(batch), ends)
+                except OSError as error:
+                    taken = self._kept
+                    if isinstance(error, _NotInTimeError) and self._torn:
+                        self._put_back([data_of(batch)[taken] + self._item_end])
+                        taken += 1
+                    if not taken:
+                        raise
+        finally:
+            notice = self._take_notice()
+            if notice is not None:
+                # What is raised from a batch would say that none of it was taken.
+                self._fail_unraised(notice, None)
+        return BatchResult(retry=range(taken, len(batch))) if taken < len(batch) else None
 
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
         """Write *data*, in which events end at *ends*; if that fails keep whole events only, `_kept` of them."""
         self._kept = 0
+        if monotonic() >= self._verify_at:
+            self._verify()
         self._mid_line = self._may_block
         try:
             self._write_or_reopen(data, ends)
@@ -426,7 +567,8 @@ class FileSink(ByteSink):
                 if error.errno in _NO_ROOM:
                     raise
                 # The descriptor is of no more use: closed behind our back, a pipe without its reader, a stale mount.
-                self._forget_descriptor(error.errno)
+                self._verify()
+                self._forget_descriptor()
             prefix = self._take_descriptor()
             self._mid_line = self._may_block
             try:
@@ -468,13 +610,15 @@ class FileSink(ByteSink):
             raise
 
     def _await_room(self) -> None:
-        """Wait until somebody reads, no longer than until the deadline of `flush` or `close` if it is one of these."""
+        """Wait until somebody reads: as long as `_timeout`, or until the deadline of `flush` or `close`."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         deadline = self._deadline
-        left = None if deadline is None else 1000 * max(0.0, deadline - time.monotonic())
-        if not poll.poll(left):
+        left = (0.0 if self._stalled else self._timeout) if deadline is None else max(0.0, deadline - monotonic())
+        if not poll.poll(1000 * left):
+            self._stalled = True
             raise _NotInTimeError(errno.ETIMEDOUT, "nobody reads it", self.base_filename)
+        self._stalled = False
 
     def _take_back(self, part: bytes) -> None:
         """Remove *part*, half an event, from the end of the file; where that cannot be done, have it ended."""
@@ -538,7 +682,7 @@ class FileSink(ByteSink):
             self._in_flight = 0
 
     def _put_back(self, chunk: list[bytes]) -> None:
-        """Have what `flush` could not write in time wait on, the first event less what of it is written."""
+        """Have what could not be written in time wait on, the first event less what of it is written."""
         if self._given_up:
             self._count_dropped("closed", len(chunk))
             self._lost += len(chunk)
@@ -599,6 +743,19 @@ class FileSink(ByteSink):
         for failure in errors:
             self._fail(failure, None, events=lost)
             lost = 0
+        self._tell_notice()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Write what is buffered; see `Sink.flush`."""
+        done = super().flush(timeout)
+        self._tell_notice()
+        return done
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Write what is buffered, and close the file; see `Sink.close`."""
+        done = super().close(timeout)
+        self._tell_notice()
+        return done
 
     def _exchange(self) -> None:
         """Go on with the file that is at the path now, and have the sinks follow that wrote to the same as this one."""
@@ -618,6 +775,8 @@ class FileSink(ByteSink):
     def _take_file_at_path(self) -> None:
         """Open the path and let its file take the place of the one that is open, under the same descriptor."""
         current = self._fd if self._fd != _NOT_OPEN else self._parked_fd
+        if current != _NOT_OPEN and not self._is_own(current):
+            current = _NOT_OPEN
         opened, prefix = self._open_file()
         if current != _NOT_OPEN:
             # In one step: a write that a signal handler interrupted still holds the number, and must not meet another
@@ -638,6 +797,7 @@ class FileSink(ByteSink):
             # Again, since a signal handler may have opened it by another sink in between.
             self._shared_file = self._place.file_of_others(self, identity) or self._shared_file
         self._shared_file.size = None
+        self._verify_at = monotonic() + _VERIFY_SECONDS
         self._prefix = prefix
         self._fd, self._parked_fd = (_NOT_OPEN, descriptor) if prefix else (descriptor, _NOT_OPEN)
 
@@ -721,12 +881,41 @@ class FileSink(ByteSink):
                 os.close(reader)
         return b""
 
-    def _forget_descriptor(self, why: int | None) -> None:
+    # Whoever closes a descriptor that is not theirs makes the system give its number to the next file, socket or pipe
+    # that anybody opens. It must be neither written to nor closed then.
+
+    def _is_own(self, descriptor: int) -> bool:
+        """Return True if *descriptor* is still what was opened under this number."""
+        try:
+            state = os.fstat(descriptor)
+        except OSError:
+            return False
+        return (state.st_dev, state.st_ino) == self._shared_file.identity
+
+    def _close_own(self, descriptor: int) -> None:
+        if descriptor != _NOT_OPEN and self._is_own(descriptor):
+            os.close(descriptor)
+
+    def _verify(self) -> None:
+        """Look whether the descriptor is still this sink's own; forget it if not, so that the next write opens one."""
+        self._verify_at = monotonic() + _VERIFY_SECONDS
+        descriptor = max(self._fd, self._parked_fd)
+        if descriptor == _NOT_OPEN or self._is_own(descriptor):
+            return
+        self._fd = self._parked_fd = _NOT_OPEN
+        self._shared_file = OpenFile()
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            msg = (
+                f"descriptor {descriptor}, of {self.base_filename!r}, was closed by somebody else and is another file "
+                "now, which may have got events of the last second"
+            )
+            self._notice = SinkError(msg)
+
+    def _forget_descriptor(self) -> None:
         descriptor, self._fd = self._fd, _NOT_OPEN
-        # A number that is not open may by now be somebody else's; it must not be closed again.
-        if descriptor != _NOT_OPEN and why != errno.EBADF:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        with contextlib.suppress(OSError):
+            self._close_own(descriptor)
 
     def _release(self) -> None:
         self._lost += self._drop_buffer()
@@ -734,8 +923,7 @@ class FileSink(ByteSink):
         self._place.leave(self)
         self._fd, self._parked_fd, descriptors = _NOT_OPEN, _NOT_OPEN, (self._fd, self._parked_fd)
         for descriptor in descriptors:
-            if descriptor != _NOT_OPEN:
-                os.close(descriptor)
+            self._close_own(descriptor)
 
     def _describe(self) -> str:
         return repr(self.base_filename)
@@ -768,8 +956,10 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NOCTTY = getattr(os, "O_NOCTTY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
-HAND_TAKEN.add(FileSink.handle.__code__)
 FileSink._hot_class = FileSink
+
+#: How long a descriptor is taken for the sink's own without a look.
+_VERIFY_SECONDS = 1.0
 
 
 def _read_at(descriptor: int, offset: int, size: int) -> bytes:

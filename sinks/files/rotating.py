@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core import flock
 from outfall.sinks.core.arguments import checked_seconds, checked_size
-from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.errors import SinkError
 from outfall.sinks.event.levels import NOTSET, Level
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.sink import OnError
 
 #: After a failed rotation the next is tried after this many seconds, then twice as many, up to the second figure.
@@ -75,6 +73,7 @@ class BaseRotatingFileSink(SharedFileSink):
         buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
         flush_interval: Seconds after which the next event writes the buffer out. Default 1.
         flush_level: An event at or above it writes the buffer out. Default ``"error"``.
+        timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
         terminator: What ends each event. Default ``"\n"``.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -126,6 +125,7 @@ class BaseRotatingFileSink(SharedFileSink):
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
         flush_level: Level = "error",
+        timeout: float | dt.timedelta = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,
@@ -150,7 +150,6 @@ class BaseRotatingFileSink(SharedFileSink):
         self._compressor = None if compression is None else Compressor(compression, self, guarded=bool(multiprocess))
         #: Under which endings a rotated file may stand, whatever compression was in force.
         self._endings = compressing.endings([self._compressor.ending] if self._compressor else [])
-        self._rotation_failure: Exception | None = None
         self._told_failure = ""
         self._told_others = False
         self._retry_at = 0.0
@@ -169,6 +168,7 @@ class BaseRotatingFileSink(SharedFileSink):
             buffer_bytes=buffer_bytes,
             flush_interval=flush_interval,
             flush_level=flush_level,
+            timeout=timeout,
             terminator=terminator,
             renderer=renderer,
             level=level,
@@ -311,32 +311,6 @@ class BaseRotatingFileSink(SharedFileSink):
             self._note(error)
             return False
 
-    def _put(self, event: dict[str, Any]) -> Exception | None:
-        settled = super()._put(event)
-        return self._take_rotation_failure() or settled
-
-    @reads_data_alone(any_number=True)
-    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Write all items; see `FileSink`."""
-        try:
-            return super().emit_batch(batch)
-        finally:
-            failure = self._take_rotation_failure()
-            if failure is not None:
-                # What is raised from a batch would say that none of it was taken.
-                self._fail_unraised(failure, None)
-
-    def reopen(self) -> None:
-        """Open the path anew; see `FileSink`."""
-        super().reopen()
-        self._tell_rotation_failure()
-
-    def flush(self, timeout: float | None = None) -> bool:
-        """Write what is buffered; see `Sink.flush`. Compression in the background is not waited for."""
-        done = super().flush(timeout)
-        self._tell_rotation_failure()
-        return done
-
     def close(self, timeout: float | None = None) -> bool:
         """Flush, wait for compression within *timeout*, and close; see `Sink.close`.
 
@@ -345,7 +319,6 @@ class BaseRotatingFileSink(SharedFileSink):
         deadline = monotonic() + self._seconds(timeout)
         try:
             done = super().close(timeout)
-            self._tell_rotation_failure()
         finally:
             if self._compressor is not None:
                 self._compressor.wait(max(0.0, deadline - monotonic()))
@@ -359,15 +332,6 @@ class BaseRotatingFileSink(SharedFileSink):
         finally:
             if self._compressor is not None:
                 self._compressor.wait(max(0.0, deadline - monotonic()))
-
-    def _take_rotation_failure(self) -> Exception | None:
-        failure, self._rotation_failure = self._rotation_failure, None
-        return failure
-
-    def _tell_rotation_failure(self) -> None:
-        failure = self._take_rotation_failure()
-        if failure is not None:
-            self._fail(failure, None, events=0)
 
     # -- rolling over
 
@@ -395,7 +359,7 @@ class BaseRotatingFileSink(SharedFileSink):
         # Once, and again if it fails in another way: a lasting fault is one report, not one for each event.
         if describe(error) != self._told_failure:
             self._told_failure = describe(error)
-            self._rotation_failure = error
+            self._notice = error
 
     @contextlib.contextmanager
     def exclusively(self) -> Generator[None]:
@@ -464,7 +428,7 @@ class BaseRotatingFileSink(SharedFileSink):
             if self.on_error == "raise":
                 self._fail_unraised(warning, None)
             else:
-                self._rotation_failure = warning
+                self._notice = warning
 
     def _move_away(self, dest: str) -> None:
         """Have `rotate` move the file to *dest*, where nothing is, and begin a new one; all of it, or nothing."""
@@ -507,7 +471,7 @@ class BaseRotatingFileSink(SharedFileSink):
         try:
             self._tidy_up()
         except Exception as error:
-            self._rotation_failure = error
+            self._notice = error
 
     def _tidy_up(self) -> None:
         """Delete what retention does not keep, and have the rest compressed."""

@@ -1,8 +1,5 @@
 """Events appended to a file that others move, delete or truncate: `WatchedFileSink`."""
 
-# `event.__class__ is dict` does not narrow a type for pyright, and WriteLock reads `holding` from the frame.
-# pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
-
 from __future__ import annotations
 
 import contextlib
@@ -10,21 +7,16 @@ import os
 import time
 from collections import deque
 from itertools import accumulate
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import orjson
-from orjson import dumps
 
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.forwarding import reads_data_alone
-from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkError
-from outfall.sinks.event.depth import is_tracked, too_deep
-from outfall.sinks.event.json import OPTIONS
-from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
+from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files.copytruncate import UNKNOWN, RecentWrites, find_copies, identity
-from outfall.sinks.files.file import FileSink, Mode
+from outfall.sinks.files.file import FileSink, Mode, append_line
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -38,7 +30,6 @@ if TYPE_CHECKING:
 # Looked up once: the hot path calls them for each event.
 _stat, _os_write = os.stat, os.write
 
-_LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 _NOT_OPEN = -1
 
 #: What `WatchedFileSink.keep_bytes` is by default.
@@ -81,6 +72,7 @@ class WatchedFileSink(FileSink):
             looked at when the buffer is written, not for each event.
         flush_interval: Seconds after which the next event writes the buffer out. Default 1.
         flush_level: An event at or above it writes the buffer out. Default ``"error"``.
+        timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
         terminator: What ends each event. Default ``"\n"``.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -122,6 +114,7 @@ class WatchedFileSink(FileSink):
         buffer_bytes: int = 0,
         flush_interval: float | dt.timedelta = 1.0,
         flush_level: Level = "error",
+        timeout: float | dt.timedelta = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,
@@ -143,7 +136,6 @@ class WatchedFileSink(FileSink):
         self._notices: deque[tuple[Exception, int]] = deque()
         #: True while a write has `reopen_if_needed` do its work.
         self._attending = False
-        self._shortcut = False
         super().__init__(
             filename,
             mode,
@@ -154,6 +146,7 @@ class WatchedFileSink(FileSink):
             buffer_bytes=buffer_bytes,
             flush_interval=flush_interval,
             flush_level=flush_level,
+            timeout=timeout,
             terminator=terminator,
             renderer=renderer,
             level=level,
@@ -164,67 +157,33 @@ class WatchedFileSink(FileSink):
 
     _hot_hooks: ClassVar[tuple[str, ...]] = (*FileSink._hot_hooks, "reopen_if_needed")
 
-    # -- the hot path
+    # -- the short cut
 
-    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
-        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+    def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
+        return WatchedFileSink._write_watched
 
-        When it returns, the event has reached the operating system, or the buffer where there is one.
-        """
-        # As in FileSink.handle: the usual event of the usual sink while nothing has happened to the file. Anything else
-        # starts anew in the pipeline.
-        if self._shortcut and event.__class__ is dict:
-            try:
-                if not (
-                    "exc_info" in event
-                    or "_record" in event
-                    or "_logger" in event
-                    or "_name" in event
-                    or "_from_structlog" in event
-                    or (is_tracked(event) and too_deep(event))
-                ):
-                    if self._level:
-                        if "level_number" in event:
-                            raise LookupError  # it wins over the level, and may be anything
-                        if NUMBERS[event["level"]] < self._level:
-                            self._ledger.filter()
-                            return
-                    data = dumps(event, None, _LINE)
-                    recent = self._recent
-                    turn = self._turn
-                    del turn[0]
-                    holding = True
-                    try:
-                        status = _stat(self.base_filename)
-                        end = recent.end
-                        # Size, inode and device by number: names cost twice as much. The first event of a file (0) is
-                        # for the pipeline.
-                        if status[6] == end and end and status[1] == self._inode and status[2] == self._device:
-                            written = _os_write(self._fd, data)
-                            if written != len(data):
-                                self._finish(data, written)
-                                written = len(data)
-                            self._ledger.delivered += 1
-                            # Where a signal handler's event came in between, this leaves `end` below the file's size,
-                            # and the next look begins anew. Not append(): after a call there may be an interrupt.
-                            recent.items += (data,)
-                            recent.end = end + written
-                            recent.room -= written
-                            if recent.room < 0:
-                                recent.trim()
-                            return
-                    finally:
-                        try:
-                            holding = False
-                            turn += TURN
-                        finally:
-                            pass
-            except Exception:
-                pass
-            except BaseException:
-                self._count_dropped("interrupted")
-                raise
-        super().handle(event)
+    def _write_watched(self, data: bytes) -> bool:
+        """Write *data*, a line, if nothing has happened to the file; return False if the pipeline has to see to it."""
+        recent = self._recent
+        size = len(data)
+        if monotonic() >= self._verify_at:
+            return False
+        status = _stat(self.base_filename)
+        end = recent.end
+        # Size, inode and device by number: names cost twice as much. The first event of a file (0) is for the pipeline.
+        if not (status[6] == end and end and status[1] == self._inode and status[2] == self._device):
+            return False
+        written = _os_write(self._fd, data)
+        if written != size:
+            self._finish(data, written)
+        # Where a signal handler's event came in between, this leaves `end` below the file's size, and the next look
+        # begins anew. Not append(): after a call there may be an interrupt.
+        recent.items += (data,)
+        recent.end = end + size
+        recent.room -= size
+        if recent.room < 0:
+            recent.trim()
+        return True
 
     def append_undisturbed(self, data: bytes) -> bool:
         """Append *data*, one event, and count it; return False, having done nothing, if anything is unusual.
@@ -234,44 +193,18 @@ class WatchedFileSink(FileSink):
         if self._astray or self._may_block or self._buffer_limit or self._attending:
             return False
         try:
-            recent = self._recent
-            turn = self._turn
-            del turn[0]
-            holding = True
-            try:
-                status = _stat(self.base_filename)
-                end = recent.end
-                if not (status[6] == end and end and status[1] == self._inode and status[2] == self._device):
-                    return False
-                written = _os_write(self._fd, data)
-                if written != len(data):
-                    self._finish(data, written)
-                self._ledger.delivered += 1
-                recent.items += (data,)
-                recent.end = end + len(data)
-                recent.room -= len(data)
-                if recent.room < 0:
-                    recent.trim()
-                return True
-            finally:
-                try:
-                    holding = False
-                    turn += TURN
-                finally:
-                    pass
+            append_line(self, data)
         except Exception:
             return False
         except BaseException:
             self._count_dropped("interrupted")
             raise
+        return True
 
     def _refresh(self) -> None:
         super()._refresh()
-        # FileSink's way past the pipeline does not look at the path. For a buffer it need not: it writes nothing.
-        direct = bool(self._express) and not self._buffer_limit
-        if direct:
-            self._express = 0
-        self._shortcut = direct and not self._astray
+        if self._astray and not self._buffer_limit:
+            self._append = None
 
     # -- the pipeline
 
@@ -376,7 +309,7 @@ class WatchedFileSink(FileSink):
         except OSError as error:
             if not self._astray:
                 self._astray = True
-                self._shortcut = False
+                self._refresh()
                 self._notices.append((error, 0))
             return
         astray = self._events_astray
@@ -579,5 +512,4 @@ class WatchedFileSink(FileSink):
         super().after_fork()
 
 
-HAND_TAKEN.update((WatchedFileSink.handle.__code__, WatchedFileSink.append_undisturbed.__code__))
 WatchedFileSink._hot_class = WatchedFileSink

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from outfall.sinks.core.item import Encoded
+from outfall import RotatingFileSink, TimedRotatingFileSink, WatchedFileSink
+from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.files import file as file_module
 from outfall.sinks.files.file import FileSink
 from tests.sinks._processes import PATIENCE_SECONDS, check, events_of, in_fork, start, until
 
@@ -914,3 +916,177 @@ def test_several_processes_append_to_one_file(path):
     for event in events_of(path):
         seen[event["p"]].append(event["n"])
     assert all(numbers == list(range(3000)) for numbers in seen.values())
+
+
+@pytest.mark.parametrize("buffer_bytes", [0, 5000])
+@pytest.mark.parametrize("size", [10, 900, 5000, 100_000])
+def test_before_a_reader_that_pauses_no_line_is_torn_and_the_ledger_is_true(fifo, size, buffer_bytes):
+    """An event waits as long as timeout says, once; what the reader gets at last is what is called delivered."""
+    reader = _Reader(fifo)
+    sink = FileSink(fifo, timeout=0.02, buffer_bytes=buffer_bytes, on_error=lambda failure: None)
+    fcntl.fcntl(reader.descriptor, fcntl.F_SETPIPE_SZ, 4096)
+    begin = time.monotonic()
+    number = 0
+    read = b""
+    for most in (1, 100, 3000, 4096, 1 << 20, 0, 7777, 1 << 20):
+        for _ in range(3 + 10_000 // (size + 100)):
+            sink.handle({"i": number, "level": "info", "event": "y" * size})
+            number += 1
+        left = most
+        while left > 0 and select.select([reader.descriptor], [], [], 0)[0]:
+            part = os.read(reader.descriptor, min(left, 65_536))
+            read += part
+            left -= len(part)
+        accepted, delivered, dropped, pending = _account(sink)
+        assert accepted == number == delivered + pending + sum(dropped.values())
+    assert time.monotonic() - begin < PATIENCE_SECONDS
+    done = False
+    while not done:
+        while select.select([reader.descriptor], [], [], 0)[0]:
+            read += os.read(reader.descriptor, 65_536)
+        done = sink.flush(0)
+    while select.select([reader.descriptor], [], [], 0)[0]:
+        read += os.read(reader.descriptor, 65_536)
+    lines = [json.loads(line)["i"] for line in read.splitlines()]
+    assert read.endswith(b"\n")
+    assert lines == sorted(set(lines))
+    _, delivered, dropped, pending = _account(sink)
+    assert (len(lines), pending) == (delivered, 0)
+    assert dropped == {"error": number - delivered}
+    assert sink.close()
+    reader.close()
+
+
+def test_a_batch_before_a_full_pipe_is_taken_as_far_as_it_goes(fifo):
+    """The rest is left for a retry, and an event that is half written goes on by itself."""
+    reader = _Reader(fifo)
+    sink = FileSink(fifo, timeout=0, on_error=lambda failure: None)
+    batch = [sink.encode({"i": number, "event": "y" * 900}) for number in range(300)]
+    lines: list[bytes] = []
+    while batch:
+        try:
+            result = sink.emit_batch(batch)
+        except TimeoutError:
+            result = BatchResult(retry=range(len(batch)))
+        batch = [] if result is None else [batch[index] for index in result.retry]
+        lines += reader.read(1)
+    assert sink.flush()
+    lines += reader.read(300 - len(lines))
+    assert [json.loads(line)["i"] for line in lines] == list(range(300))
+    assert sink.close()
+    reader.close()
+
+
+# -- a descriptor that somebody else has closed
+
+THIEVES = {
+    "file": FileSink,
+    "size": lambda path, **options: RotatingFileSink(path, max_bytes=200, backup_count=99, **options),
+    "time": lambda path, **options: TimedRotatingFileSink(path, max_bytes=200, **options),
+    "processes": lambda path, **options: RotatingFileSink(path, max_bytes=200, multiprocess=True, **options),
+    "watched": WatchedFileSink,
+    "buffered": lambda path, **options: FileSink(path, buffer_bytes=50, **options),
+    "pipeline": lambda path, **options: FileSink(path, terminator="\n\n", **options),
+}
+
+
+def _descriptor_of(path) -> int:
+    inode = path.stat().st_ino
+    found = [int(name) for name in os.listdir("/proc/self/fd") if _inode_of(int(name)) == inode]
+    assert len(found) == 1
+    return found[0]
+
+
+def _inode_of(descriptor: int) -> int | None:
+    try:
+        return os.fstat(descriptor).st_ino
+    except OSError:
+        return None
+
+
+def _steal(descriptor: int, kind: str, other) -> None:
+    """Have the number stand for something else, as after a close(2) that went wrong."""
+    if kind == "pipe":
+        reader, thief = os.pipe()
+        os.close(reader)
+    else:
+        thief = os.open(other, {"append": os.O_RDWR | os.O_APPEND, "write": os.O_WRONLY, "read": os.O_RDONLY}[kind])
+    os.dup2(thief, descriptor)
+    os.close(thief)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("kind", ["append", "write", "read", "pipe"])
+@pytest.mark.parametrize("make", THIEVES)
+def test_a_descriptor_whose_number_was_given_away_is_not_written_to(tmp_path, monkeypatch, make, kind):
+    """The sink opens its file again and says so; what has the number now gets nothing and stays open."""
+    monkeypatch.setattr(file_module, "_VERIFY_SECONDS", 0.0)
+    path, other = tmp_path / "app.log", tmp_path / "other"
+    other.write_text("somebody's own\n")
+    failures = []
+    sink = THIEVES[make](path, on_error=failures.append)
+    for number in range(7):
+        sink.handle({"i": number, "level": "error"})
+    descriptor = _descriptor_of(path)
+    _steal(descriptor, kind, other)
+    stolen = _inode_of(descriptor)
+    for number in range(7, 30):
+        sink.handle({"i": number, "level": "error"})
+    assert sink.close()
+    assert other.read_text() == "somebody's own\n"
+    assert _inode_of(descriptor) == stolen
+    os.close(descriptor)
+    files = [file for file in tmp_path.iterdir() if file != other]
+    lines = [line for file in files for line in file.read_bytes().splitlines() if line]
+    assert sorted(json.loads(line)["i"] for line in lines) == list(range(30))
+    assert [failure.events for failure in failures] == [0]
+    assert "closed by somebody else" in str(failures[0].error)
+    assert sink.stats().delivered == 30
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("step", ["reopen", "do_rollover", "close", "flush"])
+@pytest.mark.parametrize("make", ["size", "time", "processes"])
+def test_no_step_of_a_sink_touches_a_descriptor_that_is_not_its_own_any_more(tmp_path, make, step):
+    """Neither a reopening nor a rollover puts its file under the number, and close does not close it."""
+    path, other = tmp_path / "app.log", tmp_path / "other"
+    other.write_text("somebody's own\n")
+    sink = THIEVES[make](path, on_error=lambda failure: None)
+    sink.handle({"i": 1})
+    descriptor = _descriptor_of(path)
+    _steal(descriptor, "append", other)
+    stolen = _inode_of(descriptor)
+    getattr(sink, step)()
+    sink.handle({"i": 2})
+    assert sink.close() or step == "close"
+    assert _inode_of(descriptor) == stolen
+    os.close(descriptor)
+
+
+def test_the_descriptor_is_looked_at_once_a_second(tmp_path, monkeypatch):
+    """Not with each event; and after a second at the latest nothing goes astray any more."""
+    now = 1000.0
+    monkeypatch.setattr(file_module, "monotonic", lambda: now)
+    path, other = tmp_path / "app.log", tmp_path / "other"
+    other.touch()
+    looks = 0
+    sink = FileSink(path, on_error=lambda failure: None)
+    is_own = sink._is_own
+
+    def counted(descriptor: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_own(descriptor)
+
+    monkeypatch.setattr(sink, "_is_own", counted)
+    for tenth in range(30):
+        now = 1000.0 + tenth / 10
+        for _ in range(5):
+            sink.handle({"i": tenth})
+    assert looks == 2
+    _steal(_descriptor_of(path), "append", other)
+    now += 1.0
+    sink.handle({"i": 30})
+    assert path.read_bytes().endswith(b'{"i":30}\n')
+    assert other.read_bytes() == b""
+    sink.close()

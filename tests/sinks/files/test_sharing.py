@@ -146,7 +146,7 @@ def test_a_cell_that_is_run_again_leaves_no_sink_behind(tmp_path):
     last = _by_size(path)
     plain = FileSink(path)
     place = last._place
-    assert not plain._express
+    assert plain._append is None
     for number in range(20):
         last = _by_size(path)
         last.handle(_line(0, number))
@@ -155,7 +155,7 @@ def test_a_cell_that_is_run_again_leaves_no_sink_behind(tmp_path):
     assert last._place is plain._place is place
     del last
     gc.collect()
-    assert plain._express
+    assert plain._append is not None
     plain.close()
     assert _lines(tmp_path) == [(0, number) for number in range(20)]
 
