@@ -78,11 +78,11 @@ class _Guarded:
                         raise unknown_argument(cls.__name__, name, kwargs[name], known, _elsewhere(cls, name))
             return super().__new__(cls)
 
-        def __getattr__(self, name: str) -> NoReturn:
-            if name in ("formatter", "setFormatter", "createLock"):
-                msg = f"{type(self).__name__} is a sink and no handler of logging: write SinkHandler(sink)"
-            else:
-                msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+        # No __getattr__: with one, the interpreter takes the slow way to every attribute.
+        @property
+        def formatter(self) -> NoReturn:
+            """What `logging.basicConfig` looks at first in a handler."""
+            msg = f"{type(self).__name__} is a sink and no handler of logging: write SinkHandler(sink)"
             raise AttributeError(msg)
 
 
@@ -134,7 +134,7 @@ class Sink(_Guarded, Forwarding):
     _inside: ClassVar[frozenset[str]] = frozenset(
         {name for name in vars(Forwarding) if name[0] != "_"}
         | {"after_fork", "drain", "hasten", "has_owner", "emit", "emit_batch", "encode", "handle_error"}
-        | {"counts_batches", "delivers_later", "delivers_through_loggers", "locks_emit", "shows_people"}
+        | {"formatter", "counts_batches", "delivers_later", "delivers_through_loggers", "locks_emit", "shows_people"}
     )
 
     #: What ``flush`` and ``close`` take for *timeout* None, in seconds; `logging.shutdown` passes none. Settable. Once
@@ -276,18 +276,22 @@ class Sink(_Guarded, Forwarding):
             DropEvent: As the last of its chain, so that structlog calls nothing further.
             TypeError: If it is called as a factory of loggers.
         """
-        goes_on = not self._chain_seen and self._is_passed_by(event_dict, sys._getframe(1))
-        if type(event_dict) is dict and "level" in event_dict:
+        if self._chain_seen and type(event_dict) is dict and "level" in event_dict:
             self.handle(event_dict)
-        else:
-            try:
-                event = as_event(event_dict, method_name)
-            except TypeError:
-                event = event_dict  # handle() counts and reports it
-            if not self._text_seen and isinstance(event, TextEvent):
-                self._look_at_text(event, sys._getframe(1))
-            self.handle(event)
-        if goes_on:
+            raise DropEvent
+        return self._handle_in_chain(method_name, event_dict, sys._getframe(1))
+
+    def _handle_in_chain(self, method_name: str, event_dict: Any, frame: FrameType) -> Any:
+        """Do what `__call__` does, also for the first event, for one without a level, and for text."""
+        passed_by = not self._chain_seen and self._is_passed_by(event_dict, frame)
+        try:
+            event = as_event(event_dict, method_name)
+        except TypeError:
+            event = event_dict  # handle() counts and reports it
+        if not self._text_seen and isinstance(event, TextEvent):
+            self._look_at_text(event, frame)
+        self.handle(event)
+        if passed_by:
             return event_dict
         raise DropEvent
 
