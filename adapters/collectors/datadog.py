@@ -128,8 +128,7 @@ class DatadogLogs(CollectorFormat):
         logger = event.pop("logger", None)
         if logger is not None:
             made["logger"] = {"name": text_of(logger)}
-        failure = take_failure(event)
-        if failure is not None:
+        if "exception" in event and (failure := take_failure(event)) is not None:
             told = {"stack": failure.stack, "kind": failure.kind, "message": failure.message}
             made["error"] = {name: text for name, text in told.items() if text is not None}
         ids = {

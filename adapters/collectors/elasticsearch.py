@@ -168,21 +168,21 @@ class ElasticsearchBulk(CollectorFormat):
         lines: list[bytes] = []
         keys = batch.item_keys if self._document_ids and isinstance(batch, Batch) else None
         for index, item in enumerate(batch):
-            lines.append(b'{"create":{}}' if keys is None else b'{"create":{"_id":%b}}' % dump(keys[index]))
+            lines.append(b'{"create":{}}' if keys is None else b'{"create":{"_id":%b}}' % orjson.dumps(keys[index]))
             lines.append(self._document(item))
         lines.append(b"")
         return b"\n".join(lines)
 
     def _document(self, item: Encoded) -> bytes:
-        event = item.event
-        usual = self._placement.is_usual(event, item.data)
-        own = _date(event)
+        usual = self._placement.usual(item.data)
+        event = item.event if usual is None else usual
+        own = _date(event) if "@timestamp" in event else None
         if self._ecs:
             when = take_utc_text(item, event)
             document: dict[str, Any] = {"@timestamp": own or when} | _common(item, event)
         else:
             document = {"@timestamp": own or utc_text(nanoseconds(item, event))}
-        if usual and document.keys().isdisjoint(event):
+        if usual is not None and document.keys().isdisjoint(event):
             document.update(event)
             return orjson.dumps(document)
         return dump(self._placement.beside(document, event))
@@ -277,7 +277,10 @@ def _date(event: dict[str, Any]) -> str | int | None:
 
 def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
     """Take out of *event* what has a name of its own in the Elastic Common Schema, and return it by that name."""
-    made: dict[str, Any] = {"log.level": take_level(item, event)}
+    made: dict[str, Any] = {}
+    level = take_level(item, event)
+    if level is not None:
+        made["log.level"] = level
     message = event.pop(message_key(event), None)
     if message is not None:
         made["message"] = text_of(message)
@@ -285,16 +288,16 @@ def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
     logger = event.pop("logger", None)
     if logger is not None:
         made["log.logger"] = text_of(logger)
-    failure = take_failure(event)
-    if failure is not None:
-        made |= {
-            "error.type": failure.kind,
-            "error.message": failure.message,
-            "error.stack_trace": failure.stack,
-        }
-    made["trace.id"] = take_id(event, "trace_id", TRACE_DIGITS)
-    made["span.id"] = take_id(event, "span_id", SPAN_DIGITS)
-    return {name: value for name, value in made.items() if value is not None}
+    if "exception" in event and (failure := take_failure(event)) is not None:
+        told = {"error.type": failure.kind, "error.message": failure.message, "error.stack_trace": failure.stack}
+        made.update((name, text) for name, text in told.items() if text is not None)
+    for field, name, digits in _IDS:
+        if field in event and (identity := take_id(event, field, digits)) is not None:
+            made[name] = identity
+    return made
+
+
+_IDS = (("trace_id", "trace.id", TRACE_DIGITS), ("span_id", "span.id", SPAN_DIGITS))
 
 
 def elasticsearch_sink(

@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import orjson
+
 from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
-from outfall.adapters.collectors.fields import dump, found_at, nanoseconds, paths_of, text_of
+from outfall.adapters.collectors.fields import found_at, nanoseconds, paths_of, text_of
 from outfall.sinks.errors import PausedDeliveryError
 from outfall.sinks.event.levels import level_name
 
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from outfall.adapters.collectors.factory import TokenOptions
     from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.sink import Sink
+
+#: A time that has more digits than an item's, or is a number.
+_EXACT_TIME = re.compile(rb'"timestamp":(?:"[^"]*[.,][0-9]{7}|[-0-9])')
+
+_PLAIN = re.compile(r"[\w.\- ]+", re.ASCII)
 
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _UNFIT = re.compile(r"[^a-zA-Z0-9_]")
@@ -91,27 +98,32 @@ class LokiStreams(CollectorFormat):
             while free in self._metadata:
                 free += "_"
             self._metadata[free] = path
+        needed = {*self._metadata.values(), *(path for path in self._label_fields.values() if path != ("level",))}
+        #: What is in the data of an event that has one of the fields; empty for a name that JSON may write in two ways.
+        self._names = {b'"%b' % path[0].encode() if _PLAIN.fullmatch(path[0]) else b"" for path in needed}
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return *batch* as the body of a push, its streams in the order in which they begin."""
         streams: dict[tuple[tuple[str, str], ...], list[list[object]]] = {}
+        by_level: dict[float, list[list[object]]] = {}
         for item in batch:
-            event = item.event
-            labels = self._labels | {
-                label: text
-                for label, path in self._label_fields.items()
-                if (text := _label_value(level_name(item.level) if path == ("level",) else found_at(event, path)))
-            }
-            value: list[object] = [str(nanoseconds(item, event)), _line(item)]
-            metadata = {
-                name: text_of(found)
-                for name, path in self._metadata.items()
-                if (found := found_at(event, path)) is not None
-            }
-            if metadata:
-                value.append(metadata)
-            streams.setdefault(tuple(labels.items()), []).append(value)
-        return dump(
+            if self._needs_event(item.data):
+                event = item.event
+                value: list[object] = [str(nanoseconds(item, event)), _line(item)]
+                metadata = {
+                    name: text_of(found)
+                    for name, path in self._metadata.items()
+                    if (found := found_at(event, path)) is not None
+                }
+                if metadata:
+                    value.append(metadata)
+                streams.setdefault(self._labels_of(item, event), []).append(value)
+                continue
+            values = by_level.get(item.level)
+            if values is None:
+                values = by_level[item.level] = streams.setdefault(self._labels_of(item, {}), [])
+            values.append([str(nanoseconds(item, {})), _line(item)])
+        return orjson.dumps(
             {
                 "streams": [
                     {"stream": dict(labels) or {"service_name": "unknown_service"}, "values": values}
@@ -119,6 +131,18 @@ class LokiStreams(CollectorFormat):
                 ]
             }
         )
+
+    def _needs_event(self, data: bytes) -> bool:
+        """Return True if it takes more than the level and the time of an item to send it."""
+        return any(name in data for name in self._names) or _EXACT_TIME.search(data) is not None
+
+    def _labels_of(self, item: Encoded, event: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+        labels = self._labels | {
+            label: text
+            for label, path in self._label_fields.items()
+            if (text := _label_value(level_name(item.level) if path == ("level",) else found_at(event, path)))
+        }
+        return tuple(labels.items())
 
     def read(
         self,

@@ -108,11 +108,12 @@ class OTLPLogs(CollectorFormat):
         """Return *batch* as an ``ExportLogsServiceRequest``."""
         scopes: dict[str, list[dict[str, Any]]] = {}
         for item in batch:
-            event = item.event
+            usual = _placement.usual(item.data)
+            event = item.event if usual is None else usual
             logger = event.pop("logger", None)
             if logger is not None and not isinstance(logger, str):
                 event["logger"], logger = logger, None
-            scopes.setdefault(logger or "", []).append(_record(item, event))
+            scopes.setdefault(logger or "", []).append(_record(item, event, usual=usual is not None))
         return orjson.dumps(
             {
                 "resourceLogs": [
@@ -165,27 +166,27 @@ def _checked_resource(resource: Any) -> dict[str, Any]:
     return dict(resource)
 
 
-def _record(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
-    usual = _placement.is_usual(event, item.data)
+def _record(item: Encoded, event: dict[str, Any], *, usual: bool) -> dict[str, Any]:
     when = str(take_time(item, event))
     record: dict[str, Any] = {
         "timeUnixNano": when,
         "observedTimeUnixNano": when,
         "severityNumber": severity_number(item.level),
-        "severityText": take_level(item, event),
-        "traceId": take_id(event, "trace_id", TRACE_DIGITS),
-        "spanId": take_id(event, "span_id", SPAN_DIGITS),
-        "flags": _flags(event.get("trace_flags")),
     }
-    if record["flags"] is not None:
+    level = take_level(item, event)
+    if level is not None:
+        record["severityText"] = level
+    for field, name, digits in _IDS:
+        if field in event and (identity := take_id(event, field, digits)) is not None:
+            record[name] = identity
+    if "trace_flags" in event and (flags := _flags(event["trace_flags"])) is not None:
+        record["flags"] = flags
         del event["trace_flags"]
-    record = {name: value for name, value in record.items() if value is not None}
     message = message_key(event)
     if message in event:
         record["body"] = any_value(event.pop(message))
     made: dict[str, Any] = {}
-    failure = take_failure(event)
-    if failure is not None:
+    if "exception" in event and (failure := take_failure(event)) is not None:
         told = (("type", failure.kind), ("message", failure.message), ("stacktrace", failure.stack))
         made = {f"exception.{name}": text for name, text in told if text is not None}
     for field in _CALLSITE.keys() & event.keys():
@@ -199,6 +200,8 @@ def _record(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
     record["attributes"] = _key_values(event)
     return record
 
+
+_IDS = (("trace_id", "traceId", TRACE_DIGITS), ("span_id", "spanId", SPAN_DIGITS))
 
 #: Names of attributes are unique and not empty, and backends take a dot in one for a level.
 _placement = Placement(objects=("exception",), deepest=10**6)
@@ -253,7 +256,10 @@ def any_value(value: object, depth: int = _MAX_DEPTH) -> dict[str, Any]:
 
 
 def _key_values(fields: Mapping[str, Any], depth: int = _MAX_DEPTH) -> list[dict[str, Any]]:
-    return [{"key": str(name), "value": any_value(value, depth)} for name, value in fields.items()]
+    return [
+        {"key": str(name), "value": {"stringValue": value} if type(value) is str else any_value(value, depth)}
+        for name, value in fields.items()
+    ]
 
 
 def otlp_sink(

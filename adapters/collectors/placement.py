@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from outfall.adapters.collectors.fields import dump
 
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
 
 #: Integers of 64 bits with a sign; others are text.
 _LEAST, _MOST = -(2**63), 2**63 - 1
-
-#: What shows in an event's bytes that a value may be nested, or a number large. Texts may have it too.
-_UNUSUAL = re.compile(rb"[\[{]|[0-9]{19}|[0-9][eE][+0-9]")
 
 #: So many names are remembered to be usual ones.
 _MOST_NAMES = 1_000
@@ -45,24 +43,36 @@ class Placement:
         self._objects = tuple(objects)
         self._deepest = deepest
         self._largest = largest
+        #: Beyond this a float may be an integer that has lost its digits.
+        self._usual_float = min(largest, float(_MOST))
+        #: Names that were seen to be usual ones.
         self._usual: set[str] = set()
 
-    def is_usual(self, event: Mapping[str, Any], data: bytes) -> bool:
-        """Return True if each field of *event*, decoded from *data*, goes where it is beside fields of other names.
-
-        False may mean that it only looks as if one did not.
-        """
-        if _UNUSUAL.search(data, 1) is not None:
-            return False
+    def usual(self, data: bytes) -> dict[str, Any] | None:
+        """Return the event in *data* if each field goes where it is, beside fields of other names; else None."""
+        try:
+            event = orjson.loads(data)
+        except ValueError:
+            return None
+        if type(event) is not dict:
+            return None
+        for value in event.values():
+            kind = type(value)
+            if kind is str:
+                continue
+            if kind is int:
+                if not _LEAST <= value <= _MOST:
+                    return None
+            elif kind is dict or kind is list or (kind is float and abs(value) > self._usual_float):
+                return None
         names = event.keys()
-        if names <= self._usual:
-            return True
-        for name in names - self._usual:
-            if "." in name or not name.strip() or name[-1] == "_" or name in self._own or name in self._objects:
-                return False
-        if len(self._usual) + len(names) <= _MOST_NAMES:
-            self._usual.update(names)
-        return True
+        if not names <= self._usual:
+            for name in names - self._usual:
+                if "." in name or not name.strip() or name[-1] == "_" or name in self._own or name in self._objects:
+                    return None
+            if len(self._usual) + len(names) <= _MOST_NAMES:
+                self._usual.update(names)
+        return event
 
     def beside(self, made: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
         """Return *made* with the fields of *rest* after it, each where it can go, and no value lost.

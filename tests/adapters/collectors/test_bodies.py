@@ -19,6 +19,7 @@ from outfall.adapters.collectors.fields import exact_time, hex_id, nanoseconds, 
 from outfall.adapters.collectors.gelf import GELFMessage
 from outfall.adapters.collectors.loki import LokiStreams
 from outfall.adapters.collectors.otlp import OTLPLogs
+from outfall.adapters.collectors.placement import Placement
 from outfall.adapters.collectors.splunk import SplunkEvents
 from outfall.sinks.core.item import Batch, BatchResult, Encoded
 from outfall.sinks.errors import (
@@ -937,6 +938,27 @@ def test_any_event_gives_bodies_that_parsers_take(events):
     assert len(parse_datadog(DatadogLogs(service="x").encode(items))) == len(items)
     for item in items:
         parse_gelf(GELFMessage().encode([item]))
+
+
+@given(_EVENTS)
+def test_short_cuts_change_nothing(events):
+    """What is usual takes a shorter way to the same body."""
+    items = Batch(encoded(*events), "key")
+    for make in (
+        lambda: OTLPLogs({"service.name": "x"}),
+        lambda: ElasticsearchBulk(ecs=True),
+        lambda: ElasticsearchBulk(ecs=False),
+        lambda: LokiStreams({"a": "b"}, label_fields={"level": "level", "who": "logger"}),
+    ):
+        short = make().encode(items)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Placement, "usual", lambda *_: None)
+            patch.setattr(LokiStreams, "_needs_event", lambda *_: True)
+            long = make().encode(items)
+        if b'"streams"' in short:
+            assert parse_loki(short) == parse_loki(long)
+        else:
+            assert [json.loads(line) for line in short.splitlines()] == [json.loads(line) for line in long.splitlines()]
 
 
 @given(st.binary(max_size=60))
