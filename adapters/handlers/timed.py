@@ -108,15 +108,8 @@ class TimedRotatingFileHandler(BaseRotatingHandler, _TimedRotatingFileHandler):
         """Return the paths of the oldest rotated files beyond `backupCount`, oldest first."""
         if self.backupCount <= 0:
             return []
-        sample = self.rotation_filename(f"{self.baseFilename}.{_text_of_interval(self)}")
-        directory = os.path.dirname(sample)
-        found: dict[str, tuple[float, int]] = {}
-        for name in os.listdir(directory):
-            path = os.path.join(directory, name)
-            for age, made_of in _possible_names(self, name, path):
-                if path not in found and path != self.baseFilename and self.rotation_filename(made_of) == path:
-                    found[path] = age
-        return sorted(found, key=lambda path: (found[path], path))[: -self.backupCount]
+        found = _rotated_files(self)
+        return sorted(found, key=lambda path: (found[path][0], path))[: -self.backupCount]
 
     def doRollover(self) -> None:
         """Roll over now: move the file to the name of its interval and open a new one.
@@ -151,14 +144,34 @@ def _text_of_interval(handler: Any) -> str:
 
 
 def _free_name(handler: Any) -> str:
-    """Return the name for the file of the interval that ends; one that is taken gets a number."""
+    """Return the name for the file of the interval that ends: with a number if it is taken, one that was not used yet.
+
+    A number that retention has made free would make the newest file look like the oldest.
+    """
     stem = f"{handler.baseFilename}.{_text_of_interval(handler)}"
     name: str = handler.rotation_filename(stem)
-    number = 0
-    while os.path.lexists(name):
+    number = max(
+        (age[1] for age, made_of in _rotated_files(handler).values() if made_of in (stem, f"{stem}.{age[1]}")),
+        default=0 if os.path.lexists(name) else -1,
+    )
+    if number < 0:
+        return name
+    while os.path.lexists(name := handler.rotation_filename(f"{stem}.{number + 1}")):
         number += 1
-        name = handler.rotation_filename(f"{stem}.{number}")
     return name
+
+
+def _rotated_files(handler: Any) -> dict[str, tuple[tuple[float, int], str]]:
+    """Return the age, and the name before `namer`, of each rotated file, by its path."""
+    sample = handler.rotation_filename(f"{handler.baseFilename}.{_text_of_interval(handler)}")
+    directory = os.path.dirname(sample)
+    found: dict[str, tuple[tuple[float, int], str]] = {}
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        for age, made_of in _possible_names(handler, name, path):
+            if path not in found and path != handler.baseFilename and handler.rotation_filename(made_of) == path:
+                found[path] = age, made_of
+    return found
 
 
 def _possible_names(handler: Any, file_name: str, path: str) -> Iterator[tuple[tuple[float, int], str]]:

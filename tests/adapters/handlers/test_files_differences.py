@@ -709,3 +709,17 @@ def test_a_truncation_that_is_found_out_at_close_or_exit_is_reported(path, monke
             handler.close()
     assert len(told) == 2
     assert all("was truncated" in message for message in told)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["plain", "namer"])
+def test_of_many_rollovers_in_one_interval_the_newest_files_stay(tmp_path, named):
+    """No number is given again: what retention has deleted does not make the newest file look like the oldest."""
+    handler = TimedRotatingFileHandler(tmp_path / "app.log", when="midnight", backupCount=3)
+    if named:
+        handler.namer = lambda name: f"{name}.old"
+    for number in range(30):
+        handler.handle(logging.makeLogRecord({"msg": f"line {number}"}))
+        handler.doRollover()
+    handler.close()
+    kept = "".join(path.read_text() for path in tmp_path.iterdir())
+    assert sorted(kept.split("\n")) == ["", "line 27", "line 28", "line 29"]
