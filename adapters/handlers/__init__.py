@@ -9,6 +9,13 @@ by the sinks. Each is a subclass of its namesake. Where one differs on purpose, 
 records or contradicts its documentation, :doc:`/explanation/handlers` says so in a table.
 """
 
+from logging.handlers import DEFAULT_HTTP_LOGGING_PORT as DEFAULT_HTTP_LOGGING_PORT
+from logging.handlers import DEFAULT_SOAP_LOGGING_PORT as DEFAULT_SOAP_LOGGING_PORT
+from logging.handlers import DEFAULT_TCP_LOGGING_PORT as DEFAULT_TCP_LOGGING_PORT
+from logging.handlers import DEFAULT_UDP_LOGGING_PORT as DEFAULT_UDP_LOGGING_PORT
+from logging.handlers import SYSLOG_TCP_PORT as SYSLOG_TCP_PORT
+from logging.handlers import SYSLOG_UDP_PORT as SYSLOG_UDP_PORT
+
 from outfall.adapters.handlers import (
     base,
     buffers,

@@ -38,10 +38,9 @@ class OpenFile(Kept):
     """
 
     __slots__ = (
+        "binary",
         "byte_order_mark",
         "descriptor",
-        "encoding",
-        "errors",
         "half_line",
         "path",
         "regular",
@@ -52,12 +51,12 @@ class OpenFile(Kept):
     def __init__(self, stream: Any, path: str, *, binary: bool, terminator: Any) -> None:
         self.stream, self.path = stream, path
         self.terminator = terminator if isinstance(terminator, str) else ""
-        self.encoding: str = "utf-8" if binary else stream.encoding
-        self.errors: str = "backslashreplace" if binary else stream.errors
+        self.binary = binary
+        encoding, _ = self.codec()
         self.descriptor: int = stream.fileno()
         self.regular = stat.S_ISREG(os.fstat(self.descriptor).st_mode)
         #: What the codec would put before each record, and belongs to the beginning of the file alone.
-        self.byte_order_mark = b"" if binary else "".encode(self.encoding)
+        self.byte_order_mark = b"" if binary else "".encode(encoding)
         #: How long the file is whose end is half a line, or -1.
         self.half_line = -1
         if self.regular:
@@ -68,14 +67,19 @@ class OpenFile(Kept):
             if self.terminator:
                 self._look_for_half_line()
 
+    def codec(self) -> tuple[str, str]:
+        """Return how text is encoded, and what is done with characters that cannot be; the stream may change both."""
+        return ("utf-8", "backslashreplace") if self.binary else (self.stream.encoding, self.stream.errors)
+
     def append(self, text: Any, terminator: Any) -> None:
         """Append a record, *text* and *terminator*, whole or not at all, after what the stream still buffers."""
-        if text.__class__ is str and terminator.__class__ is str:
-            data = (text + terminator).encode(self.encoding, self.errors)
+        stream = self.stream
+        if text.__class__ is str and terminator.__class__ is str and not self.binary:
+            data: bytes = (text + terminator).encode(stream.encoding, stream.errors)
         else:
             data = self.bytes_of(text, terminator)
         # What is written here, and not by a call of `ready` and `write`, is what each record needs.
-        self.stream.flush()
+        stream.flush()
         if self.byte_order_mark or self.half_line >= 0:
             data = self._begun(data)
         try:
@@ -88,11 +92,11 @@ class OpenFile(Kept):
 
     def bytes_of(self, text: Any, terminator: Any) -> bytes:
         """Return a record, *text* and *terminator*, each text or bytes, as it is written."""
-        if text.__class__ is str and terminator.__class__ is str:
-            data: bytes = (text + terminator).encode(self.encoding, self.errors)
+        if text.__class__ is str and terminator.__class__ is str and not self.binary:
+            data: bytes = (text + terminator).encode(self.stream.encoding, self.stream.errors)
             return data
         made = ended(text, terminator)
-        return made.encode(self.encoding, self.errors) if isinstance(made, str) else bytes(made)
+        return made.encode(*self.codec()) if isinstance(made, str) else bytes(made)
 
     def ready(self, data: bytes) -> bytes:
         """Flush the stream; return *data* with what must come before it in the file, and without what must not.
@@ -101,12 +105,7 @@ class OpenFile(Kept):
             ValueError: If the stream is closed.
         """
         self.stream.flush()
-        return self._begun(data) if self.has_to_begin else data
-
-    @property
-    def has_to_begin(self) -> bool:
-        """True if a record may not be written just as it is."""
-        return bool(self.byte_order_mark) or self.half_line >= 0
+        return self._begun(data) if self.byte_order_mark or self.half_line >= 0 else data
 
     def write(self, data: bytes) -> None:
         """Write *data*, a record that is `ready`, to the end of the file, whole or not at all."""
@@ -143,13 +142,14 @@ class OpenFile(Kept):
             self.stream.seek(0, os.SEEK_END)
             data = data[len(mark) :]
         if 0 <= half == size:
-            data = (self.terminator or "\n").encode(self.encoding)[len(mark) :] + data
+            data = (self.terminator or "\n").encode(self.codec()[0])[len(mark) :] + data
         return data
 
     def _look_for_half_line(self) -> None:
         cut = len(self.byte_order_mark)
         with contextlib.suppress(OSError, UnicodeError):  # not ours to read: then nothing can be known
-            ends = tuple({end.encode(self.encoding)[cut:] for end in (self.terminator, "\n")})
+            encoding, _ = self.codec()
+            ends = tuple({end.encode(encoding)[cut:] for end in (self.terminator, "\n")})
             reader = os.open(self.path, _READ)
             try:
                 size = 0

@@ -106,10 +106,14 @@ def write_early(handler: Any, record: logging.LogRecord) -> bool:
         return False
     account = getattr(handler, "_outfall_account", None) or account_of(handler)
     try:
-        data = file.ready(file.bytes_of(handler.format(record), handler.terminator))
-        if by_size and not early(handler, len(data)):
-            return False
-        file.write(data)
+        text, terminator = handler.format(record), handler.terminator
+        if not by_size:
+            file.append(text, terminator)
+        else:
+            data = file.ready(file.bytes_of(text, terminator))
+            if not early(handler, len(data)):
+                return False
+            file.write(data)
         flush = handler.flush
         if getattr(flush, "__func__", None) is not _flush:
             flush()

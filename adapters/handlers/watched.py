@@ -83,6 +83,11 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
             self.stream = files.opened(self)
             self._statstream()
         try:
+            watch: Any = getattr(self, "_outfall_account", None)
+            file = getattr(self, "_outfall_file", None)
+            if watch.__class__ is _Watch and watch.file is file and file is not None and file.stream is self.stream:
+                watch.put(self, record)
+                return
             if self.stream is None:
                 self.stream = files.opened(self)
                 self._statstream()
@@ -143,7 +148,8 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
 
     def put(self, handler: Any, record: logging.LogRecord) -> None:
         """Look after the file and write *record*; raise what befell either, though the record may be written."""
-        own = untouched(handler.reopenIfNeeded, WatchedFileHandler.reopenIfNeeded)
+        # Methods are looked at here, and not by calls, as each record needs it.
+        own = getattr(handler.reopenIfNeeded, "__func__", None) is WatchedFileHandler.reopenIfNeeded
         file: Any = self.file
         try:
             if not own:
@@ -161,15 +167,17 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
                 raise
             self._device, self._inode = handler.dev, handler.ino
             file.stream.flush()
-            if file.has_to_begin or not self.append_undisturbed(data):
+            if file.byte_order_mark or file.half_line >= 0 or not self.append_undisturbed(data):
                 self.use(handler, self._put_watching, data, own)
                 self._ledger.delivered += 1
-            if not untouched(handler.flush, _flush):
-                handler.flush()
+            flush = handler.flush
+            if getattr(flush, "__func__", None) is not _flush:
+                flush()
         except BaseException as error:
             count_failure(handler, error)
             raise
-        self._raise_notices()
+        if self._notices:
+            self._raise_notices()
 
     def _put_watching(self, data: bytes, look: bool) -> None:
         handler: Any = self.owner

@@ -117,7 +117,10 @@ def test_each_is_a_subclass_of_its_namesake(name):
 
 
 def test_they_can_be_imported_from_one_module_that_names_them():
-    """The public namespace is the list of names."""
+    """The public namespace is the list of names, and the numbers of ports that `logging.handlers` has."""
+    for port, number in vars(logging.handlers).items():
+        if port.endswith("_PORT"):
+            assert getattr(twins, port) == number
     assert set(SIGNATURES) <= set(twins.__all__)
     assert all(getattr(twins, name).__name__ == name for name in twins.__all__)
 
@@ -628,6 +631,16 @@ def test_a_stream_that_is_assigned_gets_the_records(path):
     handler.handle(record("here"))
     assert path.read_text() == "here\n"
     handler.close()
+
+
+def test_a_stream_may_be_reconfigured(path):
+    """Its encoding and error handler are those of the next record."""
+    handler = FileHandler(path, encoding="utf-8")
+    handler.handle(record("é"))
+    handler.stream.reconfigure(encoding="ascii", errors="replace")
+    handler.handle(record("é"))
+    handler.close()
+    assert path.read_bytes() == "é\n?\n".encode()
 
 
 def test_open_may_be_called_at_any_time(path):
