@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import os
 import signal
 import threading
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
-from outfall.adapters import collectors
 from outfall.adapters.commandline import redelivery
 from outfall.adapters.commandline.terminal import complain, counted, moment, pretty, say, say_json, silence, size
+from outfall.adapters.urls import open_sink
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.item import item_of
 from outfall.sinks.errors import SinkError
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.http.bodies import NDJSON, BodyFormat, JSONArray, JSONObject
-from outfall.sinks.http.sink import HTTPSink
 from outfall.sinks.spool import status as spoolstatus
 from outfall.sinks.spool.lines import raw_of
 from outfall.sinks.spool.status import SpoolStatus, StoreStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from outfall.adapters.commandline.redelivery import Account
     from outfall.sinks.core.item import Encoded
@@ -34,20 +32,9 @@ if TYPE_CHECKING:
 #: Exit codes. 2 is argparse's, for what it cannot parse.
 DONE, NOT_ALL_DELIVERED, UNUSABLE = 0, 1, 2
 
-_BODIES: dict[str, Callable[[], BodyFormat]] = {"ndjson": NDJSON, "array": JSONArray, "object": JSONObject}
-
-_COLLECTORS: dict[str, Callable[..., Any]] = {
-    "loki": collectors.loki_sink,
-    "otlp": collectors.otlp_sink,
-    "elasticsearch": collectors.elasticsearch_sink,
-    "opensearch": collectors.opensearch_sink,
-    "splunk": collectors.splunk_sink,
-    "datadog": collectors.datadog_sink,
-    "gelf": collectors.gelf_sink,
-}
-
-#: What a collector's secret is called, if not ``token``.
-_SECRETS = {"datadog": "api_key", "elasticsearch": "api_key"}
+#: What a request may hold: for any server, and for a collector of that name, whose usual path is added to the URL.
+_BODIES = ("ndjson", "array", "object")
+_COLLECTORS = ("loki", "otlp", "elasticsearch", "opensearch", "splunk", "datadog", "gelf")
 
 _EXIT_CODES = (
     "exit codes: 0 all is done; 1 something was left or refused; 2 the arguments cannot be used; 130, 143 interrupted"
@@ -177,7 +164,10 @@ def _add_directory(parser: argparse.ArgumentParser) -> None:
 
 def _add_delivery(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--to", required=True, metavar="URL", help="where to send the events, http:// or https://, or as loki+https://"
+        "--to",
+        required=True,
+        metavar="URL",
+        help="where to send the events: http:// or https://, loki+https:// and its like, or any URL of open_sink's",
     )
     parser.add_argument(
         "--body",
@@ -351,53 +341,26 @@ def _target(options: argparse.Namespace) -> Sink:
         if not colon or not name.strip():
             _unusable(f"--header {name!r} has no colon; it is 'NAME: VALUE'")
         headers[name.strip()] = value.strip()
-    token = None
+    url, body, query = options.to, options.body, [option.partition("=") for option in options.option]
     if options.token_env is not None:
-        token = os.environ.get(options.token_env)
-        if not token:
+        if not os.environ.get(options.token_env):
             _unusable(f"--token-env {options.token_env}: there is no such environment variable, or it is empty")
-    kind, plus, url = options.to.partition("+")
-    if not plus or kind not in _COLLECTORS:
-        kind, url = options.body or "ndjson", options.to
-    elif options.body not in (None, kind):
-        _unusable(f"--body {options.body}: --to says {kind}")
-    given: dict[str, Any] = {"headers": headers or None, "allow_insecure": options.allow_insecure}
+        query.append(("token_env", "=", options.token_env))
+    if body in _BODIES:
+        query.append(("body", "=", body))
+    elif body is not None and not url.startswith(f"{body}+"):
+        url = f"{body}+{url}"
+    for name, equals, value in query:
+        if not equals:
+            _unusable(f"--option {name!r} has no '='; it is NAME=VALUE")
+        url += f"{'&' if '?' in url else '?'}{quote(name)}={quote(value)}"
+    given: dict[str, Any] = {"headers": headers} if headers else {}
+    if options.allow_insecure:
+        given["allow_insecure"] = True
     try:
-        if kind in _BODIES:
-            if options.option:
-                _unusable(f"--option {options.option[0]!r}: it is for a collector; say which one by --body")
-            return HTTPSink(url, body=_BODIES[kind](), token=token, **given)
-        if token is not None:
-            given[_SECRETS.get(kind, "token")] = token
-        given["endpoint" if kind == "otlp" else "url"] = url
-        made = _COLLECTORS[kind](**_collector_options(kind, options.option), **given)
-    except (ValueError, TypeError) as error:
-        _unusable(f"--to: {error}" if kind in _BODIES else f"--to, --body {kind}, --option: {error}")
-    target: Sink = made.target  # without the thread around it
-    return target
-
-
-def _collector_options(kind: str, given: Sequence[str]) -> dict[str, Any]:
-    """Return the options of a collector's function from ``NAME=VALUE`` and ``NAME.KEY=VALUE``."""
-    parameters = inspect.signature(_COLLECTORS[kind]).parameters
-    usable = [name for name in parameters if name not in ("url", "endpoint", "spool", "options", "token", "api_key")]
-    made: dict[str, Any] = {}
-    for option in given:
-        name, equals, value = option.partition("=")
-        name, dot, key = name.partition(".")
-        if not equals or name not in usable:
-            _unusable(f"--option {option!r}: {kind} has NAME=VALUE of {', '.join(usable) or 'none'}")
-        wanted = str(parameters[name].annotation)
-        if dot:
-            made.setdefault(name, {})[key] = value
-        elif "bool" in wanted:
-            made[name] = value.lower() in ("true", "yes", "1")
-        else:
-            made[name] = value.split(",") if "Iterable" in wanted else value
-    for name in usable:
-        if name not in made and parameters[name].default is inspect.Parameter.empty:
-            _unusable(f"--body {kind} needs --option {name}=…")
-    return made
+        return open_sink(url, background=False, **given)
+    except (ValueError, TypeError, SinkError) as error:
+        _unusable(f"--to: {error}")
 
 
 @contextlib.contextmanager

@@ -147,6 +147,8 @@ class _ByNumber:
 
 def _page() -> mmap.mmap | _ByNumber:
     """Return a page of memory that the system fills with zeros in a forked child."""
+    if sys.platform != "linux":
+        return _ByNumber()
     try:
         made = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         made.madvise(_MADV_WIPEONFORK)

@@ -385,14 +385,19 @@ def test_each_collector_gets_its_own_format(capsys, spool, tmp_path, server, mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to", "elasticsearch+http://127.0.0.1:9"], "--body elasticsearch needs --option index=…"),
+        (["--to", "elasticsearch+http://127.0.0.1:9"], "the option 'index' is missing"),
         (
             ["--to", "loki+http://127.0.0.1:9", "--option", "lables.app=x"],
-            "loki has NAME=VALUE of labels, ",
+            "there is no option 'lables.app': did you mean 'labels'?",
         ),
-        (["--to", "http://127.0.0.1:9/", "--option", "labels.app=x"], "it is for a collector; say which one by --body"),
-        (["--to", "loki+http://127.0.0.1:9", "--body", "gelf"], "--body gelf: --to says loki"),
+        (["--to", "http://127.0.0.1:9/", "--option", "labels.app=x"], "http: there is no option 'labels.app'"),
+        (
+            ["--to", "loki+http://127.0.0.1:9", "--body", "gelf"],
+            "the scheme 'gelf+loki+http' is not known: did you mean 'loki+http'?",
+        ),
         (["--to", "splunk+http://127.0.0.1:9"], "token"),
+        (["--to", "loki+http://127.0.0.1:9", "--option", "tenant"], "'tenant' has no '='; it is NAME=VALUE"),
+        (["--to", "http://127.0.0.1:9/?spool=x"], "spool"),
         (["--to", "http://127.0.0.1:9/", "--discard-refused", "--dead-letters", "x"], "not allowed with"),
     ],
 )
@@ -401,6 +406,13 @@ def test_options_of_a_collector_that_cannot_be_used(capsys, spool, options, mess
     code, out, err = _run(capsys, "spool", "drain", spool, *options)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_a_spool_may_be_drained_into_a_file(capsys, spool, tmp_path):
+    """Any URL will do, if what it names delivers by itself."""
+    code, out, err = _run(capsys, "spool", "drain", spool, "--to", f"file:{tmp_path}/rescued.jsonl")
+    assert (code, out, err) == (0, "3 events delivered\n", "")
+    assert [json.loads(line)["n"] for line in (tmp_path / "rescued.jsonl").read_text().splitlines()] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("command", [["status"], ["show"], ["drain", "--to", "http://127.0.0.1:9/"]])
