@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from outfall.adapters.collectors.factory import SinkOptions
     from outfall.sinks.core.item import Encoded
-    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.background import BackgroundSink
+    from outfall.sinks.spool.sink import SpoolSink
 
 #: What the intake takes in one request.
 MAX_ITEMS = 1_000
@@ -145,6 +146,32 @@ class DatadogLogs(CollectorFormat):
 _placement = Placement(objects=("error", "logger", "dd"))
 
 
+@overload
+def datadog_sink(
+    api_key: str | None = ...,
+    *,
+    site: str | None = ...,
+    service: str | None = ...,
+    source: str = ...,
+    hostname: str | None = ...,
+    tags: Mapping[str, str] | Iterable[str] | None = ...,
+    url: str | None = ...,
+    spool: None = None,
+    **options: Unpack[SinkOptions],
+) -> BackgroundSink: ...
+@overload
+def datadog_sink(
+    api_key: str | None = ...,
+    *,
+    site: str | None = ...,
+    service: str | None = ...,
+    source: str = ...,
+    hostname: str | None = ...,
+    tags: Mapping[str, str] | Iterable[str] | None = ...,
+    url: str | None = ...,
+    spool: str | os.PathLike[str],
+    **options: Unpack[SinkOptions],
+) -> SpoolSink: ...
 def datadog_sink(
     api_key: str | None = None,
     *,
@@ -156,7 +183,7 @@ def datadog_sink(
     url: str | None = None,
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[SinkOptions],
-) -> Sink:
+) -> BackgroundSink | SpoolSink:
     """Return a sink that sends events to Datadog in the background, compressed.
 
     Args:

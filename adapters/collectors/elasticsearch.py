@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import orjson
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
     from outfall.adapters.collectors.factory import TokenOptions
     from outfall.sinks.core.item import Encoded
-    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.errors import DeliveryError
+    from outfall.sinks.spool.sink import SpoolSink
 
 _ECS_VERSION = "8.11.0"
 _CREATED, _REFUSED, _CONFLICT, _TOO_MANY, _SERVER_ERROR = range(200, 300), 400, 409, 429, 500
@@ -300,6 +301,28 @@ def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
 _IDS = (("trace_id", "trace.id", TRACE_DIGITS), ("span_id", "span.id", SPAN_DIGITS))
 
 
+@overload
+def elasticsearch_sink(
+    url: str,
+    index: str,
+    *,
+    api_key: str | Callable[[], str] | None = ...,
+    ecs: bool = ...,
+    document_ids: bool = ...,
+    spool: None = None,
+    **options: Unpack[TokenOptions],
+) -> BackgroundSink: ...
+@overload
+def elasticsearch_sink(
+    url: str,
+    index: str,
+    *,
+    api_key: str | Callable[[], str] | None = ...,
+    ecs: bool = ...,
+    document_ids: bool = ...,
+    spool: str | os.PathLike[str],
+    **options: Unpack[TokenOptions],
+) -> SpoolSink: ...
 def elasticsearch_sink(
     url: str,
     index: str,
@@ -309,7 +332,7 @@ def elasticsearch_sink(
     document_ids: bool = True,
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[TokenOptions],
-) -> Sink:
+) -> BackgroundSink | SpoolSink:
     """Return a sink that sends events to Elasticsearch in the background.
 
     Args:
@@ -338,6 +361,26 @@ def elasticsearch_sink(
     return shipped(elasticsearch_sink, _bulk_url(url, index), body, options, spool=spool, token_scheme=scheme)
 
 
+@overload
+def opensearch_sink(
+    url: str,
+    index: str,
+    *,
+    ecs: bool = ...,
+    document_ids: bool = ...,
+    spool: None = None,
+    **options: Unpack[TokenOptions],
+) -> BackgroundSink: ...
+@overload
+def opensearch_sink(
+    url: str,
+    index: str,
+    *,
+    ecs: bool = ...,
+    document_ids: bool = ...,
+    spool: str | os.PathLike[str],
+    **options: Unpack[TokenOptions],
+) -> SpoolSink: ...
 def opensearch_sink(
     url: str,
     index: str,
@@ -346,7 +389,7 @@ def opensearch_sink(
     document_ids: bool = True,
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[TokenOptions],
-) -> Sink:
+) -> BackgroundSink | SpoolSink:
     """Return a sink that sends events to OpenSearch in the background.
 
     As `elasticsearch_sink`, but without API keys, which OpenSearch does not have: ``auth=(user, password)``, a

@@ -87,7 +87,7 @@ def shipped(
     spool: str | os.PathLike[str] | None,
     headers: Mapping[str, str] | None = None,
     token_scheme: str = "Bearer",
-) -> Sink:
+) -> BackgroundSink | SpoolSink:
     """Return an `HTTPSink` for *url* in a `BackgroundSink`, or in a `SpoolSink` if *spool* names a directory.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from outfall.adapters.collectors.factory import TokenOptions
     from outfall.sinks.core.item import Encoded
-    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.background import BackgroundSink
+    from outfall.sinks.spool.sink import SpoolSink
 
 _UNFIT = re.compile(r"[^\w.\-]", re.ASCII)
 _LARGEST = 2**63
@@ -114,6 +115,24 @@ def _field(value: object) -> str | int | float:
     return text_of(value)
 
 
+@overload
+def gelf_sink(
+    url: str,
+    *,
+    host: str | None = ...,
+    bulk: bool = ...,
+    spool: None = None,
+    **options: Unpack[TokenOptions],
+) -> BackgroundSink: ...
+@overload
+def gelf_sink(
+    url: str,
+    *,
+    host: str | None = ...,
+    bulk: bool = ...,
+    spool: str | os.PathLike[str],
+    **options: Unpack[TokenOptions],
+) -> SpoolSink: ...
 def gelf_sink(
     url: str,
     *,
@@ -121,7 +140,7 @@ def gelf_sink(
     bulk: bool = False,
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[TokenOptions],
-) -> Sink:
+) -> BackgroundSink | SpoolSink:
     """Return a sink that sends events to a GELF HTTP input of Graylog in the background.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import orjson
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from outfall.adapters.collectors.factory import TokenOptions
     from outfall.sinks.core.item import BatchResult, Encoded
-    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.background import BackgroundSink
+    from outfall.sinks.spool.sink import SpoolSink
 
 #: A time that has more digits than an item's, or is a number.
 _EXACT_TIME = re.compile(rb'"timestamp":(?:"[^"]*[.,][0-9]{7}|[-0-9])')
@@ -188,6 +189,28 @@ def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return {name: _label_value(value) for name, value in labels.items() if value}
 
 
+@overload
+def loki_sink(
+    url: str,
+    labels: Mapping[str, str] | None = ...,
+    *,
+    label_fields: Mapping[str, str] | Iterable[str] = ...,
+    structured_metadata: Mapping[str, str] | Iterable[str] = ...,
+    tenant: str | None = ...,
+    spool: None = None,
+    **options: Unpack[TokenOptions],
+) -> BackgroundSink: ...
+@overload
+def loki_sink(
+    url: str,
+    labels: Mapping[str, str] | None = ...,
+    *,
+    label_fields: Mapping[str, str] | Iterable[str] = ...,
+    structured_metadata: Mapping[str, str] | Iterable[str] = ...,
+    tenant: str | None = ...,
+    spool: str | os.PathLike[str],
+    **options: Unpack[TokenOptions],
+) -> SpoolSink: ...
 def loki_sink(
     url: str,
     labels: Mapping[str, str] | None = None,
@@ -197,7 +220,7 @@ def loki_sink(
     tenant: str | None = None,
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[TokenOptions],
-) -> Sink:
+) -> BackgroundSink | SpoolSink:
     """Return a sink that sends events to Grafana Loki in the background.
 
     Args:

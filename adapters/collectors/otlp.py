@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from urllib.parse import unquote
 
 import orjson
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from outfall.adapters.collectors.factory import TokenOptions
     from outfall.sinks.core.item import Encoded
-    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.background import BackgroundSink
+    from outfall.sinks.spool.sink import SpoolSink
 
 _DEFAULT_ENDPOINT, _PATH = "http://localhost:4318", "/v1/logs"
 _OTHER_PATHS = ("/v1/traces", "/v1/metrics", "/v1development/profiles")
@@ -262,13 +263,29 @@ def _key_values(fields: Mapping[str, Any], depth: int = _MAX_DEPTH) -> list[dict
     ]
 
 
+@overload
+def otlp_sink(
+    endpoint: str | None = ...,
+    *,
+    resource: Mapping[str, Any] | None = ...,
+    spool: None = None,
+    **options: Unpack[TokenOptions],
+) -> BackgroundSink: ...
+@overload
+def otlp_sink(
+    endpoint: str | None = ...,
+    *,
+    resource: Mapping[str, Any] | None = ...,
+    spool: str | os.PathLike[str],
+    **options: Unpack[TokenOptions],
+) -> SpoolSink: ...
 def otlp_sink(
     endpoint: str | None = None,
     *,
     resource: Mapping[str, Any] | None = None,
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[TokenOptions],
-) -> Sink:
+) -> BackgroundSink | SpoolSink:
     """Return a sink that sends events to an OpenTelemetry collector in the background, by OTLP/HTTP with JSON.
 
     What is not given here is taken from the environment variables that OpenTelemetry defines; of two, that with

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from outfall.adapters.collectors.answers import CollectorFormat, not_the_collector, parsed
 from outfall.adapters.collectors.factory import shipped, with_path
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from outfall.adapters.collectors.factory import SinkOptions
     from outfall.sinks.core.item import BatchResult, Encoded
-    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.errors import DeliveryError
+    from outfall.sinks.spool.sink import SpoolSink
 
 _BAD_REQUEST = 400
 
@@ -165,6 +166,34 @@ def _failure(code: int) -> DeliveryError:
     return PausedDeliveryError(told.format(_OF_THE_SET_UP.get(code, "it takes nothing")))
 
 
+@overload
+def splunk_sink(
+    url: str,
+    token: str | Callable[[], str],
+    *,
+    host: str | None = ...,
+    source: str | None = ...,
+    sourcetype: str | None = ...,
+    index: str | None = ...,
+    indexed_fields: Iterable[str] = ...,
+    channel: str | None = ...,
+    spool: None = None,
+    **options: Unpack[SinkOptions],
+) -> BackgroundSink: ...
+@overload
+def splunk_sink(
+    url: str,
+    token: str | Callable[[], str],
+    *,
+    host: str | None = ...,
+    source: str | None = ...,
+    sourcetype: str | None = ...,
+    index: str | None = ...,
+    indexed_fields: Iterable[str] = ...,
+    channel: str | None = ...,
+    spool: str | os.PathLike[str],
+    **options: Unpack[SinkOptions],
+) -> SpoolSink: ...
 def splunk_sink(
     url: str,
     token: str | Callable[[], str],
@@ -177,7 +206,7 @@ def splunk_sink(
     channel: str | None = None,
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[SinkOptions],
-) -> Sink:
+) -> BackgroundSink | SpoolSink:
     """Return a sink that sends events to Splunk's HTTP Event Collector in the background.
 
     Args:

@@ -10,6 +10,7 @@ from typing_extensions import assert_type, override
 
 import outfall
 from outfall import (
+    BackgroundSink,
     ByteSink,
     CaptureSink,
     FanoutSink,
@@ -24,6 +25,7 @@ from outfall import (
     SinkFailure,
     SinkHandler,
     SinkLoggerFactory,
+    SpoolSink,
     StreamSink,
     SysLogSink,
     TimedRotatingFileSink,
@@ -83,8 +85,9 @@ def redact(_logger: object, _name: str, event_dict: structlog.typing.EventDict) 
 
 def collect(token: str) -> list[Sink]:
     """Send events to collectors; what a factory passes on to other sinks has types as well."""
-    gelf_sink("http://localhost:12201", capcity=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    assert_type(gelf_sink("http://localhost:12201", bulk=True, token=None), Sink)
+    gelf_sink("http://localhost:12201", capcity=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    assert_type(gelf_sink("http://localhost:12201", bulk=True, token=None), BackgroundSink)
+    assert_type(loki_sink("http://localhost:3100", spool="spool"), SpoolSink)
     return [
         otlp_sink("http://localhost:4318", resource={"service.name": "shop"}, level="info", timeout=(1, 5)),
         loki_sink("http://localhost:3100", {"app": "shop"}, label_fields=["level"], auth=("user", token)),
