@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.core.sink import Sink
+from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.event.event import TextEvent, as_event, event_of_call
 from outfall.sinks.event.levels import NUMBERS, level_name, parse_level
 from outfall.sinks.event.record import utc_text
@@ -48,7 +48,7 @@ class SinkLogger:
     disabled = False
 
     def __init__(self, sink: Sink, name: str = "root") -> None:
-        self._sink = _checked(sink)
+        self._sink = checked_sink(sink)
         self.name: str = name
 
     @property
@@ -178,7 +178,7 @@ class SinkLoggerFactory:
     """
 
     def __init__(self, sink: Sink) -> None:
-        self.sink = _checked(sink)
+        self.sink = checked_sink(sink)
 
     def __call__(self, *args: Any) -> SinkLogger:
         """Return a logger named by the first of *args*, else by the calling module."""
@@ -186,20 +186,6 @@ class SinkLoggerFactory:
 
     def __repr__(self) -> str:
         return f"SinkLoggerFactory({self.sink!r})"
-
-
-def _checked(sink: Sink) -> Sink:
-    """Return *sink*.
-
-    Raises:
-        TypeError: If it is none.
-    """
-    if not isinstance(sink, Sink):
-        msg = f"sink={sink!r} is not a Sink"
-        if isinstance(sink, type) and issubclass(sink, Sink):
-            msg = f"sink={sink.__name__} is not a Sink but a class; write {sink.__name__}(…)"
-        raise TypeError(msg)
-    return sink
 
 
 def calling_module() -> str:
@@ -224,7 +210,7 @@ def tee(sink: Sink) -> Callable[[Any, str, Any], Any]:
 
     A missing ``level`` is taken from the method's name for filtering; it is not written into the event.
     """
-    _checked(sink)
+    checked_sink(sink)
 
     def tee_processor(_logger: Any, method_name: str, event_dict: Any) -> Any:
         try:

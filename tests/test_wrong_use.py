@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import queue
 
 import pytest
 import structlog
@@ -98,7 +99,22 @@ ROWS = {
         ["flush_level='eror'", "'error'"],
     ),
     "a list of sinks": (lambda p: FanoutSink([NullSink(), NullSink()]), ["FanoutSink(*sinks)"]),
-    "a path as a sink": (lambda p: FanoutSink("app.log"), ["'app.log'", "not a Sink"]),
+    "a path as a sink": (lambda p: FanoutSink("app.log"), ["'app.log'", "FileSink('app.log')"]),
+    "a path as a target": (lambda p: BackgroundSink("app.log"), ["target='app.log'", "FileSink('app.log')"]),
+    "a class as a target": (lambda p: BackgroundSink(FileSink), ["target=FileSink", "FileSink(…)"]),
+    "a handler as a target": (
+        lambda p: outfall.MemorySink(5, target=logging.NullHandler()),
+        ["target=<NullHandler", "HandlerSink(NullHandler(…))"],
+    ),
+    "a stream as a sink": (lambda p: SinkHandler(io.StringIO()), ["sink=<_io.StringIO", "StreamSink(stream)"]),
+    "a list to a listener": (
+        lambda p: outfall.QueueListener(queue.Queue(), [NullSink()]),
+        ["sinks=[", "FanoutSink(*sinks)"],
+    ),
+    "a sink as a handler": (
+        lambda p: outfall.HandlerSink(NullSink()),
+        ["handler=<NullSink", "a sink is used as it is"],
+    ),
     "a class as a sink": (lambda p: SinkHandler(NullSink), ["sink=NullSink", "NullSink(…)"]),
     "a class as a factory's sink": (lambda p: SinkLoggerFactory(NullSink), ["sink=NullSink", "NullSink(…)"]),
     "a class to tee": (lambda p: tee(NullSink), ["sink=NullSink", "NullSink(…)"]),
@@ -132,6 +148,13 @@ def test_a_value_that_may_be_a_secret_is_in_no_message():
     """Of an unknown argument only a number is shown."""
     with pytest.raises(TypeError, match="pasword") as refused:
         FileSink("x", pasword="hunter2")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_password_in_a_url_is_in_no_message():
+    """A URL where a sink is wanted is not repeated."""
+    with pytest.raises(TypeError, match=r"target: a URL is not a Sink; write open_sink\(url\)") as refused:
+        BackgroundSink("https://user:hunter2@logs.example.org")
     assert "hunter2" not in str(refused.value)
 
 

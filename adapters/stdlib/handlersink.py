@@ -61,7 +61,8 @@ class HandlerSink(Sink):
         name: str | None = None,
     ) -> None:
         if not isinstance(handler, logging.Handler):
-            msg = f"handler={handler!r} is not a logging.Handler"
+            needless = "; a sink is used as it is" if isinstance(handler, Sink) else ""
+            msg = f"handler={handler!r} is not a logging.Handler{needless}"
             raise TypeError(msg)
         self.handler = handler
         self.naive_timestamps: NaiveTimestamps = checked_naive(naive_timestamps)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from outfall.sinks.core import lifecycle
-from outfall.sinks.core.sink import Sink
+from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.levels import NOTSET, Level, LevelName, parse_level
 from outfall.sinks.event.record import Callsite, RecordReader
@@ -171,14 +171,7 @@ def _sink_of(given: Any) -> Sink:
         named = given.get("class", "outfall.FileSink")
         msg = f"sink={dict(given)!r} has no '()', which names what makes the sink: {{'()': {named!r}, …}}"
         raise TypeError(msg)
-    made = build(given) if isinstance(given, Mapping) else given
-    if isinstance(made, Sink):
-        return made
-    if isinstance(made, type) and issubclass(made, Sink):
-        msg = f"sink={made.__name__} is a class: make a sink of it, sink={made.__name__}(…)"
-    else:
-        msg = f"sink={made!r} is neither a Sink nor a dict that describes one"
-    raise TypeError(msg)
+    return checked_sink(build(given) if isinstance(given, Mapping) else given)
 
 
 def _is_called_by(caller: FrameType, module: str, function: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import os
 import sys
 import threading
 import time
@@ -704,6 +705,32 @@ class Sink(_Guarded, Forwarding):
         self._fresh_state()
         self._reporting = 0
         self._changed()
+
+
+def checked_sink(sink: Any, argument: str = "sink") -> Sink:
+    """Return *sink*.
+
+    Raises:
+        TypeError: If it is none; the message says what makes one of it.
+    """
+    if isinstance(sink, Sink):
+        return sink
+    kind = type(sink).__name__
+    if isinstance(sink, type):
+        msg = f"{argument}={sink.__name__} is not a Sink but a class; write {sink.__name__}(…)"
+    elif isinstance(sink, str) and "://" in sink:
+        msg = f"{argument}: a URL is not a Sink; write open_sink(url)"  # which may hold a password
+    elif isinstance(sink, (str, os.PathLike)):
+        msg = f"{argument}={sink!r} is not a Sink; write FileSink({os.fspath(sink)!r})"
+    elif isinstance(sink, logging.Handler):
+        msg = f"{argument}={sink!r} is not a Sink; write HandlerSink({kind}(…))"
+    elif isinstance(sink, (list, tuple)):
+        msg = f"{argument}={sink!r} is not a Sink; give the sinks one by one, FanoutSink(*sinks)"
+    elif hasattr(sink, "write"):
+        msg = f"{argument}={sink!r} is not a Sink; write StreamSink(stream)"
+    else:
+        msg = f"{argument}={sink!r} is not a Sink"
+    raise TypeError(msg)
 
 
 def _signature(cls: type) -> inspect.Signature:

@@ -17,7 +17,7 @@ from outfall.sinks.core.item import Batch, BatchResult, Encoded, Raw, data_in, i
 from outfall.sinks.core.lifecycle import here, notice_fork
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import Sink
+from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.delivery.worker import NEVER, ON_FULL, FullError, Worker
 from outfall.sinks.errors import DeliveryError, ReentrantEventError, SinkClosedError, TemporaryDeliveryError
 from outfall.sinks.event.json import plain_line
@@ -271,9 +271,7 @@ class BackgroundSink(Sink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        if not isinstance(target, Sink):
-            msg = f"target={target!r} is not a Sink"
-            raise TypeError(msg)
+        checked_sink(target, "target")
         self._target = target
         self._capacity = checked_count(capacity, "capacity", "events")
         self._capacity_bytes = checked_count(capacity_bytes, "capacity_bytes", "bytes")

@@ -15,7 +15,7 @@ from outfall.sinks.core.arguments import checked_seconds
 from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import cleaned, describe
-from outfall.sinks.core.sink import Sink
+from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.errors import (
     LOST_ATTEMPTS,
     OversizeDeliveryError,
@@ -145,9 +145,8 @@ class Delivery:
         if retry is not None and not isinstance(retry, RetryPolicy):
             msg = f"retry={retry!r} is not a RetryPolicy"
             raise TypeError(msg)
-        if dead_letter is not None and not isinstance(dead_letter, Sink):
-            msg = f"dead_letter={dead_letter!r} is not a Sink"
-            raise TypeError(msg)
+        if dead_letter is not None:
+            checked_sink(dead_letter, "dead_letter")
         self._target = target
         self._retry = RetryPolicy() if retry is None else retry
         self._dead_letter = dead_letter

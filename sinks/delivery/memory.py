@@ -17,7 +17,7 @@ from outfall.sinks.core.clock import now
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import thread
 from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.core.sink import OnError, Sink, checked_sink
 from outfall.sinks.errors import (
     DeliveryError,
     ReentrantEventError,
@@ -587,9 +587,8 @@ class MemorySink(BufferingSink):
 
 
 def _checked_target(target: Sink | None) -> Sink | None:
-    if target is not None and not isinstance(target, Sink):
-        msg = f"target={target!r} is not a Sink"
-        raise TypeError(msg)
+    if target is not None:
+        checked_sink(target, "target")
     return target
 
 

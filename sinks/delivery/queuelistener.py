@@ -20,7 +20,7 @@ from outfall.sinks.core.ledger import SinkStats
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
-from outfall.sinks.core.sink import Sink
+from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.delivery.lane import Account, Lane, Mark, Ticket
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import LevelledEvent, TextEvent, as_event
@@ -133,9 +133,7 @@ class QueueListener:
             msg = f"queue={queue!r} has no get"
             raise TypeError(msg)
         for sink in sinks:
-            if not isinstance(sink, Sink):
-                msg = f"sinks: {sink!r} is not a Sink"
-                raise TypeError(msg)
+            checked_sink(sink, "sinks")
         if not callable(on_error):
             msg = f"on_error={on_error!r} is not callable"
             raise TypeError(msg)

@@ -18,7 +18,7 @@ from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, report
-from outfall.sinks.core.sink import Sink
+from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.errors import PermanentDeliveryError
 from outfall.sinks.network.bound import BoundSocket, checked_address
 from outfall.sinks.network.frames import LENGTH_BYTES, MAX_FRAME_BYTES, Codec, FrameError, JSONFrames, length_of
@@ -122,9 +122,7 @@ class SocketListener:
     ) -> None:
         self._given_address = checked_address(address)
         for sink in sinks:
-            if not isinstance(sink, Sink):
-                msg = f"sinks: {sink!r} is no Sink"
-                raise TypeError(msg)
+            checked_sink(sink, "sinks")
         checked_choice(kind, "kind", ("stream", "datagram"))
         if codec is not None and (isinstance(codec, type) or not callable(getattr(codec, "decode", None))):
             msg = f"codec={codec!r} is no codec, such as JSONFrames()"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -13,7 +12,7 @@ from outfall.sinks.core.clock import now
 from outfall.sinks.core.item import Batch, BatchResult, Encoded
 from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reporting import cleaned, describe, report
-from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.core.sink import OnError, Sink, checked_sink
 from outfall.sinks.errors import (
     DeliveryError,
     PausedDeliveryError,
@@ -27,7 +26,7 @@ from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.routing.parts import Answer, Note, Routed, key_for, offer, restored, routed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from outfall.sinks.core.ledger import SinkStats
 
@@ -52,11 +51,7 @@ class _Router(Sink):
             msg = "sinks=(): at least one sink is needed"
             raise ValueError(msg)
         for sink in sinks:
-            if not isinstance(sink, Sink):
-                msg = f"sinks: {sink!r} is not a Sink"
-                if isinstance(sink, Iterable) and not isinstance(sink, (str, bytes)):
-                    msg += f"; give the sinks one by one: {type(self).__name__}(*sinks)"
-                raise TypeError(msg)
+            checked_sink(sink, "sinks")
         if len({id(sink) for sink in sinks}) < len(sinks):
             msg = f"sinks={sinks!r}: the same sink comes twice"
             raise ValueError(msg)

@@ -631,7 +631,7 @@ def test_a_record_that_cannot_be_read_is_told_and_keeps_what_it_can(sink, capsys
 def test_what_is_no_sink_is_refused(sink):
     """A sink or a description is needed; a wrong level leaves no described sink open."""
     for thing in (None, "app.log", [], {"()": dict}):
-        with pytest.raises(TypeError, match="neither a Sink nor a dict that describes one"):
+        with pytest.raises(TypeError, match="is not a Sink"):
             SinkHandler(thing)
     with pytest.raises(TypeError, match=r"sink=\{'filename': 'x'\} has no '\(\)'.*\{'\(\)': 'outfall.FileSink', …\}"):
         SinkHandler({"filename": "x"})

@@ -885,7 +885,7 @@ def test_what_makes_no_sense_is_refused(options, error):
 
 def test_what_is_no_sink_is_refused():
     """A class instead of an object, for example."""
-    with pytest.raises(TypeError, match="is no Sink"):
+    with pytest.raises(TypeError, match="is not a Sink"):
         SocketListener(LOOPBACK, CaptureSink)
     with pytest.raises(ValueError, match="timeout=-1"):
         SocketListener(LOOPBACK).start().stop(-1)
