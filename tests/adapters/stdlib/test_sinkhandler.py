@@ -635,7 +635,7 @@ def test_what_is_no_sink_is_refused(sink):
             SinkHandler(thing)
     with pytest.raises(TypeError, match=r"sink=\{'filename': 'x'\} has no '\(\)'.*\{'\(\)': 'outfall.FileSink', …\}"):
         SinkHandler({"filename": "x"})
-    with pytest.raises(TypeError, match=r"sink=CaptureSink is a class: make a sink of it, sink=CaptureSink\(…\)"):
+    with pytest.raises(TypeError, match=r"sink=CaptureSink is not a Sink but a class; write CaptureSink\(…\)"):
         SinkHandler(CaptureSink)
     made = []
     with pytest.raises(ValueError, match="level='LOUDEST' is not a known level"):
