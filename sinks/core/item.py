@@ -115,6 +115,13 @@ class Batch(Sequence[Encoded]):
         """A key for each item: the same at every retry, and in every part of the batch that the item is in."""
         return [f"{self._root}.{place}" for place in self._places]
 
+    @classmethod
+    def of_data(cls, data: list[bytes]) -> Batch:
+        """Return a batch of items that are nothing but their *data*, which is not to be changed any more."""
+        made = cls(())
+        made._items, made._places, made._data = data, range(len(data)), data
+        return made
+
     def part(self, indexes: Iterable[int]) -> Batch:
         """Return the items at *indexes*, as a batch."""
         chosen = tuple(indexes)

@@ -63,6 +63,8 @@ class _Buffer(Worker):
         self.block_seconds = sink._block_seconds
         #: True once somebody has waited for room in vain, until there is some.
         self.impatient = False
+        #: True once something waits that is more than its data.
+        self.mixed = False
         #: So many events at the front are at or above keep_level.
         self.kept = 0
         super().__init__(
@@ -88,16 +90,20 @@ class _Buffer(Worker):
 
     def take(self) -> tuple[Batch, int]:
         """Take a batch; a target that writes all at once is given all there is, up to `_WRITE_BYTES`."""
-        waits = len(self.items)
-        number = self.batch_size
-        if self.target.takes_any_number:
-            used = self.capacity_bytes - self.room
-            number = waits if used <= _WRITE_BYTES else max(1, min(waits, waits * _WRITE_BYTES // used))
-        taken = self.items[:number]
-        del self.items[: len(taken)]
+        number = len(self.items) + 1 if self.target.takes_any_number else self.batch_size
+        used = self.capacity_bytes - self.room
+        if number > self.batch_size and used > _WRITE_BYTES:
+            number = max(1, number * _WRITE_BYTES // used)
+        if number > len(self.items):
+            # No call within this line, so no event comes between. Nothing is under way: what is used, these use.
+            taken, self.items, used = self.items, [], self.capacity_bytes - self.room
+        else:
+            taken = self.items[:number]
+            del self.items[:number]
+            used = 0
         self.kept = max(0, self.kept - len(taken))
-        batch = Batch(taken)
-        return batch, sum(map(len, batch.data)) + _OVERHEAD_BYTES * len(taken)
+        batch = Batch(taken) if self.mixed else Batch.of_data(taken)  # type: ignore[arg-type]
+        return batch, used or sum(map(len, batch.data)) + _OVERHEAD_BYTES * len(taken)
 
     def finish(self, batch: Batch, token: int) -> None:
         """Give back the room that a batch took."""
@@ -131,6 +137,7 @@ class _Buffer(Worker):
             SinkClosedError: If nothing is taken any more.
         """
         size = len(data_in(waiting)) + _OVERHEAD_BYTES
+        self.mixed = self.mixed or not isinstance(waiting, bytes)
         if size > self.capacity_bytes:
             msg = f"{self.name}: an event of {size} bytes is more than capacity_bytes={self.capacity_bytes}"
             raise FullError(msg)
@@ -503,6 +510,7 @@ class BackgroundSink(Sink):
         )
         self._floor = max(self._level, self._target.level)
         self._with_moment = self._overflow != "block" or self._target.needs_moment
+        self._buffer.mixed = self._buffer.mixed or self._with_moment
         busy = self._processors or self._closed or self._reporting
         self._plain = _ONE_AT_A_TIME and usual and not busy and self._target.plain
 

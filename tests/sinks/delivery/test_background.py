@@ -1071,29 +1071,6 @@ def test_a_task_that_gives_up_waiting_is_let_go():
     asyncio.run(main())
 
 
-def test_a_child_forked_in_c_has_a_thread_of_its_own(tmp_path):
-    """And nothing of what the parent has yet to deliver; Python was told nothing of the fork."""
-    path = tmp_path / "app.jsonl"
-    check(
-        """
-        import ctypes, os, sys
-        from outfall import BackgroundSink, FileSink
-        sink = BackgroundSink(FileSink(sys.argv[1]), linger=3600)
-        sink.handle({"event": "parent's", "level": "info"})
-        child = ctypes.PyDLL(None).fork()
-        if child == 0:
-            for number in range(3):
-                sink.handle({"event": "child's", "level": "info", "n": number})
-            closed = sink.close(30)
-            os._exit(not closed)
-        assert os.waitpid(child, 0)[1] == 0
-        assert sink.close(30)
-        """,
-        path,
-    )
-    assert sorted(event["event"] for event in events_of(path)) == ["child's"] * 3 + ["parent's"]
-
-
 @pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer's own lock is not for signal handlers")
 def test_an_interrupt_of_a_caller_that_waits_for_room_comes_through():
     """Whenever it comes, and each event is accounted for."""
