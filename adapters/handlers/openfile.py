@@ -41,6 +41,7 @@ class OpenFile(Kept):
         "binary",
         "byte_order_mark",
         "descriptor",
+        "flags",
         "half_line",
         "path",
         "regular",
@@ -59,11 +60,13 @@ class OpenFile(Kept):
         self.byte_order_mark = b"" if binary else "".encode(encoding)
         #: How long the file is whose end is half a line, or -1.
         self.half_line = -1
+        #: The flags of a descriptor that does not append by itself, or -1. Only records are appended whatever the mode,
+        #: since others may append to the file or truncate it; who writes by hand may seek.
+        self.flags = -1
         if self.regular:
             if fcntl is not None:
-                # Whatever the mode: others may append to it, or truncate it.
                 flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
-                fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
+                self.flags = -1 if flags & os.O_APPEND else flags
             if self.terminator:
                 self._look_for_half_line()
 
@@ -82,6 +85,9 @@ class OpenFile(Kept):
         stream.flush()
         if self.byte_order_mark or self.half_line >= 0:
             data = self._begun(data)
+        if self.flags >= 0:
+            self.write(data)
+            return
         try:
             written = _os_write(self.descriptor, data)
         except OSError:
@@ -109,6 +115,21 @@ class OpenFile(Kept):
 
     def write(self, data: bytes) -> None:
         """Write *data*, a record that is `ready`, to the end of the file, whole or not at all."""
+        if self.flags < 0:
+            self._write(data)
+            return
+        self._set_flags(self.flags | os.O_APPEND)
+        try:
+            self._write(data)
+        finally:
+            if self.flags >= 0:
+                self._set_flags(self.flags)
+
+    def _set_flags(self, flags: int) -> None:
+        with contextlib.suppress(OSError):  # closed by somebody, which the write finds out
+            fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags)
+
+    def _write(self, data: bytes) -> None:
         try:
             written = _os_write(self.descriptor, data)
         except OSError as error:
@@ -199,6 +220,7 @@ class OpenFile(Kept):
     def _open_again(self) -> None:
         """Put the file at the path in the place of a descriptor that somebody closed, under the same number."""
         fresh = os.open(self.path, _APPEND, 0o666)
+        self.flags = -1
         if fresh != self.descriptor:
             try:
                 os.dup2(fresh, self.descriptor, inheritable=False)

@@ -150,6 +150,8 @@ def _free_name(handler: Any) -> str:
     """
     stem = f"{handler.baseFilename}.{_text_of_interval(handler)}"
     name: str = handler.rotation_filename(stem)
+    if handler.backupCount <= 0 and not os.path.lexists(name):
+        return name
     number = max(
         (age[1] for age, made_of in _rotated_files(handler).values() if made_of in (stem, f"{stem}.{age[1]}")),
         default=0 if os.path.lexists(name) else -1,

@@ -167,7 +167,8 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
                 raise
             self._device, self._inode = handler.dev, handler.ino
             file.stream.flush()
-            if file.byte_order_mark or file.half_line >= 0 or not self.append_undisturbed(data):
+            unusual = file.byte_order_mark or file.half_line >= 0 or file.flags >= 0
+            if unusual or not self.append_undisturbed(data):
                 self.use(handler, self._put_watching, data, own)
                 self._ledger.delivered += 1
             flush = handler.flush

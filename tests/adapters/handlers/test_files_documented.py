@@ -633,6 +633,20 @@ def test_a_stream_that_is_assigned_gets_the_records(path):
     handler.close()
 
 
+def test_who_writes_by_hand_may_go_back(path):
+    """In mode "w", as with any file: the records alone go to the end, wherever that is."""
+    handler = FileHandler(path, mode="w")
+    handler.stream.write("[1]")
+    handler.stream.seek(2)
+    handler.stream.write(",2]")
+    handler.stream.seek(0)
+    handler.handle(record())
+    assert path.read_text() == "[1,2]message\n"
+    handler.stream.write("after\n")
+    handler.close()
+    assert path.read_text() == "[1,2]message\nafter\n"
+
+
 def test_a_stream_may_be_reconfigured(path):
     """Its encoding and error handler are those of the next record."""
     handler = FileHandler(path, encoding="utf-8")

@@ -634,6 +634,25 @@ def _closes_after_each_record(world, name):
 
 
 @hand(*FILES)
+def _goes_back_in_the_stream(world, name):
+    class Mine(world.kind(name)):
+        def emit(self, given):
+            self.stream.seek(0, 2)
+            end = self.stream.tell()
+            self.stream.seek(max(0, end - 1))
+            self.stream.write(f"{',' if end else '['}{self.format(given)}]")
+            self.flush()
+
+    handler = world.make(name, Mine)
+    if name != "TimedRotatingFileHandler":
+        handler.close()
+        handler.mode = "w"
+        handler.stream = handler._open()
+    log(handler, 3)
+    handler.close()
+
+
+@hand(*FILES)
 def _opens_while_open(world, name):
     handler = world.make(name)
     first = handler.stream
