@@ -86,8 +86,11 @@ class ConnectedSink(ByteSink):
         #: What `send_by_hand` looks with, where the peer's end can be seen, and sends with, if it may.
         self._poll: Callable[[int], list[Any]] | None = None
         self._send: Callable[[bytes], int] | None = None
-        #: When, by the system's monotonic clock, the next look is due whether the peer has closed.
-        self._look_due = 0.0
+        #: When, by the system's monotonic clock, the next look is due whether the peer has closed, and whether the
+        #: socket is still the one that was opened.
+        self._look_due = self._check_due = 0.0
+        #: What the system knows the socket by; None if it does not say.
+        self._identity: tuple[int, int] | None = None
         self.host: str = checked_host(host)
         self.port: int | None = checked_port(port)
         #: What `socket.socket.connect` is given: (host, port), or a path.
@@ -209,7 +212,8 @@ class ConnectedSink(ByteSink):
         made.settimeout(0)
         self._connected_at = self._clock()
         self._sent_unproven, self._delivered_before = 0, self._ledger.delivered
-        self._look_due = 0.0
+        self._look_due = self._check_due = 0.0
+        self._identity = _identity_of(made)
         if not self._ends:
             self._send = made.send
         elif POLL is not None:
@@ -231,6 +235,8 @@ class ConnectedSink(ByteSink):
         self._send_by(self._transmit, data)
 
     def _send_by(self, transmit: Callable[[_Data], None], data: _Data) -> None:
+        if self.sock is not None and not self._is_ours():
+            self._disconnect()
         if self.sock is None:
             self.create_socket()
         elif self._ends and self._has_ended():
@@ -345,7 +351,21 @@ class ConnectedSink(ByteSink):
                 return failure
         return None
 
-    # -- what the peer says
+    # -- whether the socket is still of use
+
+    def _look(self, moment: float) -> None:
+        """Raise LookupError if the connection seems to be of no more use; called now and then before `send_by_hand`."""
+        if moment > self._check_due:
+            self._check_due = moment + _CHECK_SECONDS
+            if not self._is_ours():
+                raise LookupError
+        if self._poll is None or self._poll(0):
+            raise LookupError  # most likely the peer has closed
+        self._look_due = moment + _LOOK_SECONDS
+
+    def _is_ours(self) -> bool:
+        """Return False if somebody else has closed the socket, whose number may be another's by now."""
+        return self._identity is None or self._identity == _identity_of(self.sock)
 
     def _has_ended(self) -> bool:
         """Return True if the peer has closed the connection; what it has sent is thrown away."""
@@ -413,11 +433,14 @@ class ConnectedSink(ByteSink):
         self.retry_time = self._clock() + self.retry_period
 
     def _disconnect(self) -> None:
-        sock, self.sock = self.sock, None
-        self._poll = self._send = None
+        sock, ours = self.sock, self._is_ours()
+        self.sock = self._poll = self._send = self._identity = None
         if sock is not None:
             with contextlib.suppress(OSError):
-                sock.close()
+                if ours:
+                    sock.close()
+                else:
+                    sock.detach()  # to close it would close what has the number now
 
     def _part(self) -> None:
         """End the connection in order, so that the peer can read all that was sent."""
@@ -460,12 +483,14 @@ class ConnectedSink(ByteSink):
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: no connection, the parent's is neither used nor shut down."""
+        if not self._is_ours():
+            self._disconnect()
         for sock in (self.sock, self._candidate):
             if sock is not None:
                 # The child's copy of the descriptor alone: nothing is told to the peer, nor to a TLS session.
                 with contextlib.suppress(OSError, ValueError):
                     os.close(sock.detach())
-        self.sock = self._candidate = self._poll = self._send = None
+        self.sock = self._candidate = self._poll = self._send = self._identity = None
         self.retry_time = None
         self.retry_period = 0.0
         self._short_lived = 0
@@ -506,20 +531,20 @@ def send_by_hand(sink: Any, data: bytes) -> Exception | None:
     del turn[0]
     holding = True
     try:
-        poll = sink._poll
-        if poll is not None:
+        ledger = sink._ledger
+        if sink._poll is not None:
             moment = monotonic()
             if moment > sink._look_due:
-                if poll(0):
-                    raise LookupError  # most likely the peer has closed
-                sink._look_due = moment + _LOOK_SECONDS
+                sink._look(moment)
+        elif not (ledger.delivered & _CHECK_MASK or sink._is_ours()):
+            raise LookupError
         if not here[0]:
             raise LookupError
         sent = sink._send(data)
         if sent != len(data):
             failure = sink._finish(data, sent)
         if failure is None:
-            sink._ledger.delivered += 1
+            ledger.delivered += 1
     except ConnectionRefusedError as error:
         # The system says once that a datagram was refused: the pipeline, sending again, would not hear of it.
         sink._give_up_on(error)
@@ -543,11 +568,23 @@ HAND_TAKEN.add(send_by_hand.__code__)
 
 #: Frames that follow one another more closely share one look: it takes a fifth of the time that sending does.
 _LOOK_SECONDS = 0.000_05
+#: How often it is asked whether the socket is still the one that was opened.
+_CHECK_SECONDS = 1.0
+#: For datagrams, which need no clock, how often by number: each 256th.
+_CHECK_MASK = 0xFF
 #: How long a server may take, after a TLS handshake, to say that it accepts the client; and three times as long as the
 #: handshake took.
 _VERDICT_SECONDS = 0.1
 _SHORT_LIVED_ALLOWED = 2
 _ADVICE = "check tls and the certificates of both sides"
+
+
+def _identity_of(sock: socket.socket | None) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(-1 if sock is None else sock.fileno())
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _checked_factor(factor: float) -> float:

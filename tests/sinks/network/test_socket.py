@@ -1154,6 +1154,42 @@ def test_a_child_forked_while_connecting_holds_nothing(monkeypatch):
         made.close()
 
 
+@pytest.mark.parametrize("kind", ["frames", "datagrams"])
+@pytest.mark.parametrize("other", ["nothing", "a file", "a socket"])
+def test_a_socket_that_somebody_else_closed_is_noticed(receiver, datagrams, tmp_path, kind, other):
+    """And what has its number by now is neither written to nor closed; the sink opens its own again."""
+    target = receiver.target if kind == "frames" else datagrams.getsockname()
+    make = SocketSink if kind == "frames" else DatagramSink
+    theirs, reader = socket.socketpair(type=socket.SOCK_STREAM if kind == "frames" else socket.SOCK_DGRAM)
+    path = tmp_path / "file"
+    with theirs, reader, path.open("wb") as file, make(*target, timeout=10, on_error="raise") as sink:
+        sink.handle({"event": 1})
+        if kind == "frames":
+            receiver.wait(1)
+        number = sink.sock.fileno()
+        if other == "nothing":
+            os.close(number)
+        else:
+            os.dup2(file.fileno() if other == "a file" else theirs.fileno(), number)
+        # A second later, or 255 datagrams.
+        sink._look_due = sink._check_due = 0.0
+        sink._ledger.delivered += 255
+        sink.handle({"event": 2})
+        sink.handle({"event": 3})
+        if kind == "frames":
+            assert [event["event"] for event in _events(receiver, 3)] == [1, 2, 3]
+        else:
+            assert [_datagram(datagrams)["event"] for _ in range(3)] == [1, 2, 3]
+        assert (sink.stats().delivered, dict(sink.stats().dropped)) == (258, {})
+        if other != "nothing":
+            os.fstat(number)
+            os.close(number)
+            reader.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                reader.recv(100)
+    assert path.read_bytes() == b""
+
+
 @pytest.mark.parametrize("reads", [False, True])
 @pytest.mark.parametrize("odd", [False, True])
 def test_close_during_a_send_keeps_its_deadline(reads, odd):
