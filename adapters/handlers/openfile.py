@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import importlib
 import os
 import select
 import stat
@@ -15,10 +16,8 @@ from typing import Any
 from outfall.adapters.handlers.base import Kept
 from outfall.adapters.handlers.stream import ended
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+#: Not on Windows.
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
