@@ -509,6 +509,14 @@ class Sink(_Guarded, Forwarding):
         """Return what tells this sink from others of its class, for reports: it stays the same, and is no secret."""
         return self._describe()
 
+    def _where_of(self, target: Sink) -> str:
+        """Return what to tell of *target*, which may have the name of the sink around it."""
+        return target._told_name() if target.name != self.name else target._where() or target.name
+
+    def _told_name(self) -> str:
+        """Return the sink's name and what tells it from its like."""
+        return f"{self.name} {self._where()}".rstrip()
+
     def _reads_metadata(self) -> bool:
         """Return True if something here may look at an event's metadata keys, which are costly to take out again."""
         return True
@@ -595,8 +603,7 @@ class Sink(_Guarded, Forwarding):
             raise self._closed_error()
 
     def _closed_error(self) -> SinkClosedError:
-        where = self._where()
-        return SinkClosedError(f"{self.name} {where} is closed" if where else f"{self.name} is closed")
+        return SinkClosedError(f"{self._told_name()} is closed")
 
     def _emit_each(self, batch: Sequence[Encoded], emit: Callable[[Encoded], None]) -> BatchResult | None:
         rejected: dict[int, str] = {}

@@ -540,6 +540,9 @@ class BackgroundSink(Sink):
     def _describe(self) -> str:
         return f"to {self._target!r}"
 
+    def _where(self) -> str:
+        return f"to {self._where_of(self._target)}"
+
 
 #: The same for a line of which the last byte does not stay.
 _LINE_OVERHEAD = _OVERHEAD_BYTES - 1

@@ -583,7 +583,7 @@ class MemorySink(BufferingSink):
         return described if self._target is None else f"{described} for {self._target.name}"
 
     def _where(self) -> str:
-        return "" if self._target is None else f"for {self._target.name} {self._target._where()}".rstrip()
+        return "" if self._target is None else f"for {self._target._told_name()}"
 
 
 def _checked_target(target: Sink | None) -> Sink | None:

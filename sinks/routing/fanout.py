@@ -133,6 +133,9 @@ class _Router(Sink):
     def _describe(self) -> str:
         return "to " + ", ".join(sink.name for sink in self.sinks)
 
+    def _where(self) -> str:
+        return "to " + ", ".join(sink._told_name() for sink in self.sinks)
+
 
 class FanoutSink(_Router):
     """Hand each event to several sinks; all are tried, whatever one does.

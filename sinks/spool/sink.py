@@ -753,6 +753,9 @@ class SpoolSink(DeferredSink):
     def _describe(self) -> str:
         return f"{self.directory!r} to {self._target!r}"
 
+    def _where(self) -> str:
+        return f"{self.directory!r} to {self._where_of(self._target)}"
+
     def after_fork(self) -> None:
         """Begin anew in a forked child: what is on disk, and its lock, are the parent's."""
         self._depot.forget()

@@ -431,7 +431,7 @@ def test_with_raise_the_threads_failures_are_reported(spool, capfd):
     sink = spool(Target(TemporaryDeliveryError("away")), on_error="raise", name="audit")
     sink.handle(event(1))
     assert sink.flush(PATIENCE_SECONDS)
-    assert "<Target> had a failure: TemporaryDeliveryError: away" in capfd.readouterr().err
+    assert "to Target had a failure: TemporaryDeliveryError: away" in capfd.readouterr().err
     with pytest.raises(TemporaryDeliveryError, match="more than max_bytes"):
         spool(directory=sink.directory + "2", max_bytes=10, on_error="raise").handle(event(1))
 
