@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import orjson
 
-from outfall.sinks.core.item import Batch
+from outfall.sinks.core.item import data_of
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.jsonable import plain
 
@@ -169,11 +169,6 @@ def _text(value: Any) -> str:
         return value.decode() if isinstance(value, bytes) else str(value)
     except Exception:
         return str(plain(value))
-
-
-def data_of(batch: Sequence[Encoded]) -> list[bytes]:
-    """Return each item's data, without making items of a `Batch`."""
-    return batch.data if isinstance(batch, Batch) else [item.data for item in batch]
 
 
 _renderer = OrjsonRenderer()
