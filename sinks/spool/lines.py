@@ -22,6 +22,8 @@ KEY = "$outfall"
 _START = b'{"$outfall":1,'
 _BEFORE_EVENT = b',"event":'
 
+_OPEN, _CLOSE = b"{}"
+
 
 def line_of(data: bytes, level: float, time: float) -> bytes:
     """Return an item's *data* as one line, with its end, from which `raw_of` makes the same item again.
@@ -62,9 +64,9 @@ def raw_of(line: bytes) -> Raw | None:
 
 def own_raws_of(lines: list[bytes]) -> tuple[list[Raw], int]:
     """Do what `raws_of` does with lines that this process has written itself: JSON is not parsed again."""
-    if any(line.startswith(_START) or line[:1] != b"{" or line[-1:] != b"}" for line in lines):
-        return raws_of(lines)
-    return lines, 0  # type: ignore[return-value]
+    if [1 for line in lines if not line or line[0] != _OPEN or line[-1] != _CLOSE or line.startswith(_START)]:
+        return raws_of(lines)  # an envelope, or what somebody else has written
+    return list(lines), 0
 
 
 def raws_of(lines: Iterable[bytes]) -> tuple[list[Raw], int]:

@@ -60,7 +60,7 @@ def run(kills, seed, directory):
             if chance.random() < 0.1:
                 time.sleep(chance.random() * 0.01)
             else:
-                collector.await_requests(chance.randrange(1, 4), 0.06)
+                collector.await_requests(chance.randrange(1, 4), 0.15)
                 time.sleep(chance.random() * 0.003)
             if chance.random() < 0.7:
                 os.kill(chance.choice(list(alive)), signal.SIGKILL)

@@ -1647,3 +1647,10 @@ def test_default_segments_are_an_eighth(tmp_path):
     """Of max_bytes, 16 MiB at most."""
     assert SpoolSink(CaptureSink(), tmp_path)._segment_bytes == 16 * 2**20
     assert SpoolSink(CaptureSink(), tmp_path, max_bytes=80_000)._segment_bytes == 10_000
+
+
+def test_a_file_is_no_directory(tmp_path):
+    """It is said when the sink is made, with the argument."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"directory=.*file.* is a file; a spool is a directory"):
+        SpoolSink(Target(), tmp_path / "file")
