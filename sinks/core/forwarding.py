@@ -99,6 +99,14 @@ class Forwarding:
         return False
 
     @property
+    def line_appender(self) -> Callable[[Any, bytes], None] | None:
+        """What puts out a line that `plain_line` has made, given this sink and the line; None: `deliver` does.
+
+        It counts the event. It raises where `deliver` has to do it, and has done nothing then.
+        """
+        return None
+
+    @property
     def needs_moment(self) -> bool:
         """Whether ``emit_batch`` looks at an item's level or time. If not, a wrapper need not find them out."""
         return not getattr(type(self).emit_batch, "reads_data_alone", False)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Union, overload
 
 from outfall.sinks.event.event import timestamp_of
@@ -181,6 +182,41 @@ def _digest(places: Sequence[int]) -> str:
 def data_of(batch: Sequence[Encoded]) -> list[bytes]:
     """Return the data of each item of *batch*, without making items where it is a `Batch`; not to be changed."""
     return batch.data if isinstance(batch, Batch) else [item.data for item in batch]
+
+
+class Ends(Sequence[int]):
+    """Where each of some data ends when they are written one after the other; computed when somebody asks.
+
+    Args:
+        data: The data.
+        end: What is written behind each.
+    """
+
+    __slots__ = ("_data", "_end", "_made")
+
+    def __init__(self, data: Sequence[bytes], end: bytes = b"") -> None:
+        self._data = data
+        self._end = len(end)
+        self._made: list[int] | None = None
+
+    def _all(self) -> list[int]:
+        if self._made is None:
+            end = self._end
+            self._made = list(accumulate(len(each) + end for each in self._data))
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.core.forwarding import reads_data_alone
-from outfall.sinks.core.item import BatchResult, data_of
+from outfall.sinks.core.item import BatchResult, Ends, data_of
 from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
@@ -398,6 +398,11 @@ class FileSink(ByteSink):
         elif usual:
             self._append, self._make_line = append_line, None if plain else line_by_chain
 
+    @property
+    def line_appender(self) -> Callable[[Any, bytes], None] | None:
+        """See `Forwarding.line_appender`: of a file without a buffer, a level and processors of its own."""
+        return self._append if self._make_line is None and not self._level else None
+
     def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
         """Return what writes a line where one write is not enough."""
         return None
@@ -519,8 +524,7 @@ class FileSink(ByteSink):
             with self._lock:
                 self._check_open()
                 self._flush()
-                end = len(self._item_end)
-                ends = tuple(accumulate(len(data) + end for data in data_of(batch)))
+                ends = Ends(data_of(batch), self._item_end)
                 try:
                     self._write_whole(self._joined(batch), ends)
                 except OSError as error:

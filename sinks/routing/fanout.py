@@ -11,6 +11,7 @@ from structlog import DropEvent
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.item import Batch, BatchResult, Encoded
 from outfall.sinks.core.ledger import Outcome
+from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import cleaned, describe, report
 from outfall.sinks.core.sink import OnError, Sink, checked_sink
 from outfall.sinks.errors import (
@@ -21,12 +22,13 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
     reason_of,
 )
+from outfall.sinks.event.event import as_event
 from outfall.sinks.event.json import plain_line
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.routing.parts import Answer, Note, Routed, key_for, offer, restored, routed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from outfall.sinks.core.ledger import SinkStats
 
@@ -59,6 +61,7 @@ class _Router(Sink):
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
         for sink in sinks:
             sink.surround(self)
+        self._changed()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Flush every child within one timeout; True if all said so."""
@@ -161,10 +164,74 @@ class FanoutSink(_Router):
         TypeError: If one of *sinks* is no `Sink`.
         ValueError: If there is none, or one comes twice.
 
-    Holds no lock, and so waits for no other thread. `flush` and `close` share their timeout among the children.
+    Where all children are files that take events as they are, an event is encoded once, and one thread at a time writes
+    to all of them; otherwise no lock is held. `flush` and `close` share their timeout among the children.
     """
 
     _kind = "fanout"
+
+    #: The children and what puts a line out there, if all can do that at once; None: each event is handed on.
+    _appenders: tuple[tuple[Sink, Callable[[Any, bytes], None]], ...] | None = None
+
+    def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
+        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``."""
+        # For children that append lines: one line is made for all, and one turn taken over all.
+        appenders = self._appenders
+        done = 0
+        if appenders is not None:
+            try:
+                line = plain_line(event, self._level)
+                if line:
+                    turn = self._turn
+                    try:
+                        del turn[0]
+                    except IndexError:
+                        with self._lock:
+                            for child, append in appenders:
+                                append(child, line)
+                                done += 1
+                            self._ledger.delivered += 1
+                        return
+                    holding = True
+                    try:
+                        for child, append in appenders:
+                            append(child, line)
+                            done += 1
+                        self._ledger.delivered += 1
+                    finally:
+                        try:
+                            holding = False
+                            turn += TURN
+                        finally:
+                            pass
+                    return
+                if line is not None:
+                    self._ledger.filter()
+                    return
+            except Exception:
+                pass
+            except BaseException:
+                if done < len(appenders):
+                    appenders[done][0]._count_dropped("interrupted")
+                self._count_dropped("interrupted")
+                raise
+        if not done:
+            super().handle(event)
+            return
+        failure = self._hand(as_event(event), done)
+        self._ledger.settle(Outcome(delivered=1))
+        if failure is not None:
+            self._fail(failure, event, events=0)
+
+    def _refresh(self) -> None:
+        self._turn = self._lock.turn
+        own = type(self)
+        hooks = ("deliver", "emit", "_put", "_hand")
+        usual = all(getattr(own, hook) is getattr(FanoutSink, hook) for hook in hooks)
+        found = [(child, child.line_appender) for child in self.sinks]
+        appenders = [(child, append) for child, append in found if append is not None]
+        busy = self._processors or self._closed or self._reporting
+        self._appenders = tuple(appenders) if usual and not busy and len(appenders) == len(found) else None
 
     def emit(self, event: dict[str, Any]) -> None:
         """Hand *event* to every child; raise what failed when all have been tried."""
@@ -317,9 +384,9 @@ class FanoutSink(_Router):
             self._ledger.delivered += 1
         return failure
 
-    def _hand(self, event: dict[str, Any]) -> Exception | None:
+    def _hand(self, event: dict[str, Any], first: int = 0) -> Exception | None:
         failures: list[tuple[Sink, Exception]] = []
-        for sink in self.sinks:
+        for sink in self.sinks[first:]:
             try:
                 sink.deliver(event)
             except ReentrantEventError:
@@ -481,6 +548,8 @@ class FallbackSink(_Router):
             self._ledger.delivered += 1
         return None
 
+
+HAND_TAKEN.add(FanoutSink.handle.__code__)
 
 #: How the data of an item begins that holds a part for each child of a fanout.
 _ROUTED = b'{"fanout":['

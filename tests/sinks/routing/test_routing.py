@@ -900,3 +900,93 @@ def test_what_all_share_is_restored_as_it_is():
     made = fanout.make_item({"event": "x", "level": "info", "exc_info": ValueError("v")})
     again = fanout.restore_item(made.data, made.level, made.time)
     assert again.parts == made.parts
+
+
+# -- one line for files
+
+
+def _fanout_of_files(tmp_path: Any, count: int = 3, **options: Any) -> FanoutSink:
+    return FanoutSink(*(FileSink(tmp_path / f"{number}", **options) for number in range(count)))
+
+
+def _written(tmp_path: Any, count: int = 3) -> list[list[int]]:
+    return [[json.loads(line)["n"] for line in (tmp_path / f"{n}").read_text().splitlines()] for n in range(count)]
+
+
+def test_files_are_written_to_at_once_and_each_counts(tmp_path):
+    """Plain events, events with an exception, and filtered ones; the files are the same."""
+    with _fanout_of_files(tmp_path) as sink:
+        sink.level = "info"
+        for number in range(6):
+            sink.handle({"event": "x", "level": "info" if number % 2 else "debug", "n": number})
+        sink.handle({"event": "x", "level": "error", "n": 6, "exc_info": ValueError("v")})
+        sink.handle({"event": "x", "level": "no such", "n": 7})
+        stats = sink.stats()
+    assert _written(tmp_path) == [[1, 3, 5, 6, 7]] * 3
+    assert len({(tmp_path / f"{number}").read_bytes() for number in range(3)}) == 1
+    assert (stats.delivered, stats.filtered) == (5, 3)
+    assert [each.delivered for each in stats.targets] == [5, 5, 5]
+
+
+def test_a_file_whose_level_is_set_later_gets_less(tmp_path):
+    """The others get all; the short way is for children that want the same."""
+    with _fanout_of_files(tmp_path) as sink:
+        sink.handle({"event": "x", "level": "info", "n": 1})
+        sink.sinks[1].level = "error"
+        sink.handle({"event": "x", "level": "info", "n": 2})
+        sink.sinks[1].level = "notset"
+        sink.handle({"event": "x", "level": "info", "n": 3})
+    assert _written(tmp_path) == [[1, 2, 3], [1, 3], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_file_that_fails_costs_the_others_nothing(tmp_path, place):
+    """They have each event once; the failure is told, and counted where it happened."""
+    told: list[SinkFailure] = []
+    sink = _fanout_of_files(tmp_path)
+    sink.on_error = told.append
+    sink.handle({"event": "x", "level": "info", "n": 1})
+    sink.sinks[place].close()
+    sink.handle({"event": "x", "level": "info", "n": 2})
+    assert _written(tmp_path) == [[1] if number == place else [1, 2] for number in range(3)]
+    assert [failure.events for failure in told] == [0]
+    assert sink.sinks[place].stats().dropped == {"closed": 1}
+    assert (sink.stats().delivered, dict(sink.stats().dropped)) == (2, {})
+    assert sink.close()
+
+
+def test_a_file_that_fails_in_the_midst_is_the_only_one_that_the_pipeline_is_asked_for(tmp_path, monkeypatch):
+    """What was written before it is not written again."""
+    told: list[SinkFailure] = []
+    sink = _fanout_of_files(tmp_path)
+    sink.on_error = told.append
+    failing = sink.sinks[1]
+    monkeypatch.setattr(failing, "_fd", -1)
+    monkeypatch.setattr(failing, "base_filename", str(tmp_path / "no" / "such" / "place"))
+    sink.handle({"event": "x", "level": "info", "n": 1})
+    monkeypatch.undo()
+    sink.handle({"event": "x", "level": "info", "n": 2})
+    assert sink.close()
+    assert _written(tmp_path) == [[1, 2], [2], [1, 2]]
+    assert len(told) == 1
+    assert failing.stats().dropped == {"error": 1}
+
+
+def test_eight_threads_write_to_all_files_in_one_order(tmp_path):
+    """One thread at a time: the files are the same, and none lacks an event."""
+    sink = _fanout_of_files(tmp_path)
+
+    def work(first: int) -> None:
+        for number in range(first, first + 500):
+            sink.handle({"event": "x", "level": "info", "n": number})
+
+    threads = [threading.Thread(target=work, args=(number * 500,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sink.close()
+    first, *others = _written(tmp_path)
+    assert sorted(first) == list(range(4000))
+    assert others == [first, first]
+    assert sink.stats().delivered == 4000
