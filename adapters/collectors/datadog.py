@@ -211,7 +211,7 @@ def datadog_sink(
     if not key:
         msg = "api_key=None: an API key is needed, here or as DD_API_KEY"
         raise ValueError(msg)
-    batch_size = options.get("batch_size", 0)
+    batch_size = options.setdefault("batch_size", MAX_ITEMS)
     if batch_size > MAX_ITEMS:
         msg = f"batch_size={batch_size!r}: the intake takes {MAX_ITEMS} logs at once"
         raise ValueError(msg)

@@ -293,6 +293,8 @@ class SpoolSink(DeferredSink):
 
     def start(self) -> None:
         """Start delivering what dead processes have left, without waiting for an event."""
+        if not here[0]:
+            notice_fork()
         if not self._closed:
             self._rouse()
 
