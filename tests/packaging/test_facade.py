@@ -150,6 +150,9 @@ def test_keywords_come_in_the_same_order_everywhere():
     """What two sinks both take by keyword, both list in one order, but for those that are named here."""
     # The base class for writers ends with what few of them need; a syslog is reached within a time first.
     apart = {("ByteSink",), ("SocketSink", "SysLogSink")}
+    # The compression and the time-out of requests and of files are things of their own.
+    for rotating in ("BaseRotatingFileSink", "RotatingFileSink", "TimedRotatingFileSink"):
+        apart |= {("HTTPSink", rotating), (rotating, "HTTPSink")}
     orders = {
         sink.__name__: [name for name, each in _parameters(sink).items() if each.kind is inspect.Parameter.KEYWORD_ONLY]
         for sink in SINKS
