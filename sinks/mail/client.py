@@ -211,7 +211,7 @@ def submit(
         sender: The envelope's address for bounces.
         recipients: The envelope's recipients.
         message: The message as it is sent, lines ending in CRLF.
-        opened: Is told of the connection, and by None of its end.
+        opened: Called with the connection when it is open, and with None when it is closed.
 
     Raises:
         TemporaryDeliveryError: If the server could not be reached, did not keep its time, hung up, or said that it

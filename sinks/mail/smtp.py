@@ -86,9 +86,9 @@ class SMTPSink(Sink):
     - `PermanentDeliveryError`: the server has read the message and refuses it with another 5xx. Only this one costs an
       event, the one that is found by halving the batch.
 
-    If only some recipients are refused, the others get the mail, and ``on_error`` is told with no event lost; a retry
-    would send it twice to those. When a connection breaks after the message was sent and before the answer, the server
-    may have taken it: who tries again may send it twice.
+    If only some recipients are refused, the others get the mail, and ``on_error`` gets a failure with no event lost; a
+    retry would send the mail twice to the others. When a connection breaks after the message was sent and before the
+    answer, the server may have taken it: a retry may send it twice.
 
     The text of failures has the server's words, but only its codes for login and message, which may repeat what is
     secret. The password is in no repr, report or exception.
@@ -274,7 +274,7 @@ class SMTPSink(Sink):
         """Return the subject for *event*; in a digest, for the first of its most severe events.
 
         The default looks at `subject`. What it returns is made one line. If it raises, the mail is sent with the
-        message as its subject, and ``on_error`` is told.
+        message as its subject, and the failure is reported.
         """
         if self._template is not None:
             return self._template.fill(event)

@@ -177,13 +177,13 @@ class ConnectedSink(ByteSink):
             return [(UNIX, self.host)]
         infos = socket.getaddrinfo(self.host, self.port, 0, self._kind)
         found: list[tuple[int, Any]] = [(family, address) for family, _, _, _, address in infos]
-        # Each takes a datagram, and that nobody listens shows afterwards, as may be at ::1 of localhost for a reader at
+        # Any address accepts a datagram, and a refusal comes afterwards: localhost may be ::1 first, and the reader at
         # 127.0.0.1.
         first = 0 if self._ends else self._refusals % (len(found) or 1)
         return found[first:] + found[:first]
 
     def create_socket(self) -> None:
-        """Have a connection in `sock`, unless the next attempt is not due yet; called by `send` if there is none.
+        """Connect, and keep the connection in `sock`, unless the next attempt is not due yet; `send` calls it.
 
         Raises:
             TemporaryDeliveryError: If there is none.
@@ -196,7 +196,7 @@ class ConnectedSink(ByteSink):
         try:
             made = self.make_socket()
         except OSError as error:
-            # UnicodeError is what a name no resolver may be asked for raises; it is a ValueError and told as it is.
+            # A name that no resolver takes raises UnicodeError; that is a ValueError and is reported as it is.
             self._back_off()
             msg = f"no connection to {self._peer}: {describe(error)}"
             if is_refused_tls(error):
@@ -249,7 +249,7 @@ class ConnectedSink(ByteSink):
             self._send_again(transmit, data, error)
 
     def _give_up_on(self, error: OSError) -> None:
-        """Let go of the socket on which sending failed with *error*; raise if another one would be of no use."""
+        """Close the socket on which sending failed with *error*; raise if a new one would not help."""
         if self._ends:
             self._lose_connection()
         else:
@@ -272,7 +272,7 @@ class ConnectedSink(ByteSink):
         try:
             self.create_socket()
         except BackoffError:
-            # The application is not told of a wait that it has not yet been told the reason of.
+            # The report names why the connection broke, and not the wait that follows from it.
             msg = f"the connection to {self._peer} broke: {describe(first)}"
             raise TemporaryDeliveryError(msg) from None
         try:
@@ -290,7 +290,7 @@ class ConnectedSink(ByteSink):
         self._push(self._on_wire(data))
 
     def _push(self, data: bytes) -> None:
-        """Have the system take all of *data*, within the timeout; on failure `_taken` of it may have gone."""
+        """Hand all of *data* to the system within the timeout; if that fails, it has taken `_taken` bytes."""
         sock = self.sock
         self._taken = sent = 0
         wait: BaseException | None = None
@@ -326,7 +326,7 @@ class ConnectedSink(ByteSink):
                 wait = error
 
     def _push_frames(self, frames: list[bytes]) -> None:
-        """Do `_push` with all of *frames* at once; if that fails, take out of the list what has gone."""
+        """Hand all of *frames* to the system at once; if that fails, remove those it has taken whole from the list."""
         try:
             self._push(b"".join(frames))
         except OSError:
@@ -338,7 +338,7 @@ class ConnectedSink(ByteSink):
             self._sent_unproven += len(frames) - 1
 
     def _finish(self, data: bytes, sent: int) -> Exception | None:
-        """Send the rest of *data*, or all of it once more over a new connection; return why that failed."""
+        """Send the rest of *data*, or all of it over a new connection; return the error if that fails too."""
         try:
             sock = self.sock
             if sock is not None:
@@ -388,10 +388,10 @@ class ConnectedSink(ByteSink):
         return False
 
     def _note_refusal(self, error: BaseException) -> None:
-        """Count what was sent to a peer that has refused the connection with *error* as lost."""
+        """Count the events sent to a peer that has refused the connection with *error* as lost."""
         if self._proven or not self._sent_unproven or not is_refused_tls(error):
             return
-        # A wrapper has counted by itself what came in a batch: it is told, and our ledger is right.
+        # A wrapper counts the events of a batch itself: they are reported, and this ledger has none of them.
         with self._ledger.lock:
             counted = min(self._ledger.delivered - self._delivered_before, self._sent_unproven)
             self._ledger.delivered -= counted
@@ -410,7 +410,7 @@ class ConnectedSink(ByteSink):
     # -- ending
 
     def _lose_connection(self) -> None:
-        """Let go of a connection that broke; from the third in a row that was short-lived, wait before the next."""
+        """Close a connection that broke; from the third short-lived one in a row on, wait before the next."""
         if not self._proven and self.sock is not None:
             refusal = heard_refusal(self.sock)
             if refusal is not None:
@@ -422,7 +422,7 @@ class ConnectedSink(ByteSink):
             self._back_off()
 
     def _forgive_if_it_lasted(self) -> None:
-        """Begin the waits anew if the socket that is of no more use was good for some time."""
+        """Start the waits from the shortest again if the socket worked for some time before it failed."""
         if self._clock() - self._connected_at >= self.retry_start:
             self._short_lived = 0
             self.retry_period = 0.0
@@ -487,7 +487,7 @@ class ConnectedSink(ByteSink):
             self._disconnect()
         for sock in (self.sock, self._candidate):
             if sock is not None:
-                # The child's copy of the descriptor alone: nothing is told to the peer, nor to a TLS session.
+                # This closes the child's copy of the descriptor alone: the peer and a TLS session see nothing of it.
                 with contextlib.suppress(OSError, ValueError):
                     os.close(sock.detach())
         self.sock = self._candidate = self._poll = self._send = self._identity = None

@@ -166,7 +166,7 @@ class PickleFrames:
 class SignedFrames:
     """Frames of another codec, each with an HMAC-SHA256 before its payload: 32 bytes, then the payload.
 
-    Who does not have the key can neither forge an event nor change one. Frames are not encrypted, and one that was
+    Nobody without the key can forge an event or change one. Frames are not encrypted, and one that was
     recorded can be sent again: where that matters, use TLS.
 
     Args:

@@ -81,8 +81,8 @@ class SocketListener:
         idle_timeout: Seconds, a timedelta or text such as ``"2s"``, for which a connection may be silent between two
             frames. Default 3 600. None for no limit.
         tls: An `ssl.SSLContext` made for servers, with a certificate, to encrypt with. Default None.
-        on_error: What is told of a connection or datagram that was refused, of a sink that raised, and of the system's
-            errors: a callable that gets a `SinkFailure`. Each reason is told at most once in 30 seconds. Default
+        on_error: Called with a `SinkFailure` for a connection, frame or datagram that was refused, for a sink that
+            raised, and for errors of the system. Each reason is reported at most once in 30 seconds. Default
             `report`.
         name: What to call the listener in reports and stats. Default the name of its class.
 
@@ -203,7 +203,7 @@ class SocketListener:
             selector.register(wake[0], selectors.EVENT_READ)
             self._bound, self._selector, self._wake = bound, selector, wake
             if self.kind == "datagram":
-                # One byte more than may come; what is not used of it is never in memory.
+                # One byte more than a datagram may have; pages that are never written take no memory.
                 self._room = memoryview(bytearray(min(self.max_frame_bytes, _GREATEST_DATAGRAM) + LENGTH_BYTES + 1))
             # A daemon, since who forgets to stop it must be able to end the process; then `drain` stops it.
             self._thread = threading.Thread(target=self._run, name=f"outfall {self.name}", daemon=True)

@@ -89,8 +89,8 @@ class SocketSink(ConnectedSink):
 
     With TLS 1.3 a server refuses a client's certificate after the handshake is over. So the first event waits for the
     server's first word after it, for a tenth of a second and three times the handshake's time at most. Where the
-    refusal comes even later, what was sent before is counted as ``dropped["error"]`` after all, and told; what a
-    wrapper has counted as delivered is told.
+    refusal comes even later, the events sent before it are counted as ``dropped["error"]`` after all, and reported;
+    those that a wrapper has counted as delivered are reported.
 
     A connection that the peer has closed in the meantime is noticed before the next event is sent, and made anew. An
     event whose sending fails is sent once more after connecting again; a frame sent in part makes a connection
@@ -162,7 +162,7 @@ class SocketSink(ConnectedSink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: Events dropped while backing off that on_error has not been told of.
+        #: Events dropped while backing off that have not been reported yet.
         self._untold = 0
         self._sending = False
         #: What a signal handler has sent during a send of the same thread, and by what.
@@ -209,7 +209,7 @@ class SocketSink(ConnectedSink):
                 self._settle()
 
     def _apply_policy(self, error: Exception, event: object, events: int) -> None:
-        """Tell of *error*, and of what was lost before, unless it is one more event lost while backing off."""
+        """Report *error*, and the events lost before it, unless it is one more event lost while backing off."""
         if isinstance(error, BackoffError) and self.on_error != "raise":
             with self._ledger.lock:
                 self._untold += events
@@ -219,7 +219,7 @@ class SocketSink(ConnectedSink):
             self._fail(error, event, events=events + untold, suppressed=untold)
 
     def _settle(self) -> None:
-        """Do what was left undone: send what came from signal handlers, tell of what was dropped or refused before."""
+        """Send what signal handlers have logged meanwhile, and report what was dropped or refused before."""
         if self._interrupting:
             with self._lock:
                 if not (self._sending or self._lock._borrowed):
@@ -269,7 +269,7 @@ class SocketSink(ConnectedSink):
         self._changed()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Let go of the connection; idempotent. Return False if a send in progress had to be given up.
+        """Close the connection; idempotent. Return False if a send in progress had to be given up.
 
         It is False too if the peer has refused the connection after events had been sent. Events that come later are
         counted as ``dropped["closed"]``.
@@ -341,7 +341,7 @@ class SocketSink(ConnectedSink):
         self._send_undivided(self.send, data)
 
     def _send_undivided(self, send: Callable[[Any], None], data: Any) -> None:
-        """Send *data* by *send*; within another frame, in whose midst a signal handler logs, right after that one."""
+        """Send *data* by *send*; if a signal handler logs while its thread sends a frame, send it right after."""
         if self._sending or self._lock._borrowed:
             self._interrupting.append((send, data))
             self._aftermath = True
@@ -390,7 +390,7 @@ class SocketSink(ConnectedSink):
             raise
 
     def _await_turn(self, data: bytes) -> Exception | None:
-        """Send *data*, made for the connection there was, when others have had their turn; return why that failed."""
+        """Wait for the turn and send *data*, which is complete as it is; return the error if that fails."""
         try:
             self._put_frame(lambda frame: self._send_undivided(self._send_made, frame), data)
         except Exception as error:
@@ -462,7 +462,7 @@ class SocketSink(ConnectedSink):
         return None
 
     def _give_up(self) -> None:
-        # The thread that is in the midst of sending lets go of the connection.
+        # The thread that is sending closes the connection when it is done.
         self._given_up = self._aftermath = True
 
 

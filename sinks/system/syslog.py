@@ -546,7 +546,7 @@ SysLogSink._hot_class = SysLogSink
 #: What every receiver has to take and should take, by RFC 5424, section 6.1.
 _LEAST_MESSAGE_BYTES, _UDP_MESSAGE_BYTES = 480, 2048
 
-#: rsyslogd's ``maxMessageSize`` is 8 KiB by default, of which a message gets so much.
+#: rsyslogd's ``maxMessageSize`` is 8 KiB by default; a message gets this much of it.
 _MESSAGE_BYTES = 8096
 
 #: The priorities of levels without a name of their own, by the least number.
