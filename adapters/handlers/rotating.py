@@ -16,6 +16,7 @@ from outfall.adapters.handlers.base import account_of, count_failure, untouched
 from outfall.adapters.handlers.file import FileHandler
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import SinkError
+from outfall.sinks.files.sharing import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,6 +27,9 @@ _flush = logging.StreamHandler.flush
 
 #: Seconds from a rollover that failed to the next attempt: the first wait, which doubles, and the longest.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
+
+#: How long a handler waits for another one on the same file.
+_TURN_SECONDS = 1.0
 
 #: By the method ``shouldRollover`` of a class: what tells, with less ado, that no rollover is due before so many bytes
 #: are written; and whether their number matters.
@@ -83,6 +87,10 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record*, having rolled over if that is due; a failure of either goes to `handleError`."""
+        # Handlers and sinks of this process on one file take turns: who rolls it over finds nobody in the midst of a
+        # write. Not for ever, since a namer that logs may do so by the very handler that waits here.
+        turn = lock_of_file(self)
+        taken = turn.acquire(_TURN_SECONDS)
         try:
             if write_early(self, record):
                 return
@@ -94,6 +102,18 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
             files.append(self, record)
         except Exception:
             self.handleError(record)
+        finally:
+            if taken:
+                turn.release()
+
+
+def lock_of_file(handler: Any) -> Any:
+    """Return the lock in which all that this process has on the file of *handler* take turns."""
+    path, place = getattr(handler, "_outfall_place", None) or (None, None)
+    if place is None or path != handler.baseFilename:
+        place = place_of(os.fspath(handler.baseFilename))
+        handler._outfall_place = handler.baseFilename, place
+    return place.lock()
 
 
 def write_early(handler: Any, record: logging.LogRecord) -> bool:
