@@ -218,7 +218,7 @@ class SocketSink(ConnectedSink):
             untold = self._take_untold()
             self._fail(error, event, events=events + untold, suppressed=untold)
 
-    def _settle(self) -> None:
+    def _settle(self, *, raising: bool = True) -> None:
         """Send what signal handlers have logged meanwhile, and report what was dropped or refused before."""
         if self._interrupting:
             with self._lock:
@@ -233,12 +233,15 @@ class SocketSink(ConnectedSink):
                 self._disconnect()
         self._aftermath = bool(self._interrupting)
         untold = self._take_untold()
-        while self._refused:
-            error, events = self._refused.popleft()
-            self._fail(error, None, events=events)
+        losses: list[tuple[Exception, int, int]] = [(error, events, 0) for error, events in self._refused]
+        self._refused.clear()
         if untold:
-            told = TemporaryDeliveryError(f"there was no connection to {self._peer}")
-            self._fail(told, None, events=untold, suppressed=untold - 1)
+            losses.append((TemporaryDeliveryError(f"there was no connection to {self._peer}"), untold, untold - 1))
+        for error, events, suppressed in losses:
+            if raising:
+                self._fail(error, None, events=events, suppressed=suppressed)
+            else:
+                self._fail_unraised(error, None, events=events)
 
     def _refresh(self) -> None:
         self._turn = self._lock.turn
@@ -430,7 +433,8 @@ class SocketSink(ConnectedSink):
         else:
             result = self._emit_together(frames)
         if self._aftermath:
-            self._settle()
+            # What is raised from a batch would say that none of it was taken.
+            self._settle(raising=False)
         return result
 
     def _frames_together(self, batch: Sequence[Encoded]) -> list[bytes] | None:

@@ -332,6 +332,17 @@ def test_of_a_batch_that_broke_the_rest_is_sent_from_the_first_frame_that_was_no
         until(lambda: any(receiver.endings))
 
 
+def test_losses_before_a_batch_are_reported_and_never_raised_from_it(receiver, capfd):
+    """A batch that raises would be sent again."""
+    with SocketSink(*receiver.target, on_error="raise") as sink:
+        sink._refused.append((PermanentDeliveryError("refused after 2 events"), 2))
+        sink._aftermath = True
+        assert sink.emit_batch([sink.encode({"event": 1})]) is None
+        assert _events(receiver, 1) == [{"event": 1}]
+        assert not sink._refused
+    assert "refused after 2 events" in capfd.readouterr().err
+
+
 def test_a_batch_that_broke_twice_is_left_for_a_retry_from_what_has_gone(receiver):
     """The index is that of the first frame that the system has not taken whole."""
     with SocketSink(*receiver.target) as sink:
