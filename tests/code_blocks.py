@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from outfall import Sink
+
 FENCE = re.compile(r"^(?P<mark>```+)(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=mark)$", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"^:(?P<name>[\w-]+):\s*(?P<value>.*)\n", re.MULTILINE)
 
@@ -85,25 +87,31 @@ def run_page(page: Path) -> int:
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed, looked_at = io.StringIO(), 0
-    for block in blocks(page):
-        where = f"{page.name}:{block.line}"
-        if block.language == "python" and block.caption:
-            Path(block.caption).write_text(block.body, encoding="utf-8")
-        elif block.language == "python":
-            code = compile("\n" * (block.line - 1) + block.body, str(page), "exec")
-            with contextlib.redirect_stdout(printed):
-                exec(code, namespace)
-        elif block.language in ("text", "json"):
-            _compare(printed.getvalue(), block.body, where)
-            # The same object goes on: sinks hold on to the stream that they were made with.
-            printed.seek(0)
-            printed.truncate()
-        elif block.language == "console":
-            for command, expected in _commands(block.body):
-                _run_command(command, expected, where)
-        else:
-            continue
-        looked_at += 1
+    try:
+        for block in blocks(page):
+            where = f"{page.name}:{block.line}"
+            if block.language == "python" and block.caption:
+                Path(block.caption).write_text(block.body, encoding="utf-8")
+            elif block.language == "python":
+                code = compile("\n" * (block.line - 1) + block.body, str(page), "exec")
+                with contextlib.redirect_stdout(printed):
+                    exec(code, namespace)
+            elif block.language in ("text", "json"):
+                _compare(printed.getvalue(), block.body, where)
+                # The same object goes on: sinks hold on to the stream that they were made with.
+                printed.seek(0)
+                printed.truncate()
+            elif block.language == "console":
+                for command, expected in _commands(block.body):
+                    _run_command(command, expected, where)
+            else:
+                continue
+            looked_at += 1
+    finally:
+        # A page may leave that to the exit.
+        for value in namespace.values():
+            if isinstance(value, Sink):
+                value.close()
     assert not printed.getvalue(), f"{page.name} does not show: {printed.getvalue()}"
     return looked_at
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import structlog
+
+from tests._state import State, find_logging, restore_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,11 +26,39 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("outfall")
 
 
+#: Programs that tests talk to, and the packages of Debian that bring them; .ci/run installs them.
+_PACKAGES = {
+    "rsyslogd": "rsyslog",
+    "rsyslogd's TLS driver": "rsyslog-gnutls",
+    "logrotate": "logrotate",
+    "clickhouse-server": "clickhouse-server",
+    "nginx": "nginx-light",
+}
+_MISSING = " is not installed"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what was skipped, and how to have it run."""
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())]
+    if not reasons:
+        return
+    missing = sorted({reason.removesuffix(_MISSING) for reason in reasons if reason.endswith(_MISSING)})
+    parts = []
+    if missing:
+        parts.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed")
+    if packages := [_PACKAGES[name] for name in missing if name in _PACKAGES]:
+        parts.append(f"`sudo apt-get install {' '.join(packages)}`")
+    if "syslog-ng" in missing:  # its package would take rsyslog's place
+        parts.append("`sudo .ci/syslog-ng`")
+    parts += sorted({reason for reason in reasons if not reason.endswith(_MISSING)})
+    terminalreporter.write_line(f"{len(reasons)} skipped: {'; '.join(parts)}")
+
+
 def _find_service(name: str) -> str:
     # Debian keeps daemons where the PATH of an ordinary user does not look.
     path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     if path is None:
-        reason = f"{name} is not installed"
+        reason = name + _MISSING
         if os.environ.get("OUTFALL_REQUIRE_SERVICES") == "1":
             pytest.fail(f"{reason}, and OUTFALL_REQUIRE_SERVICES=1 allows no skipping", pytrace=False)
         pytest.skip(reason)
@@ -43,19 +72,26 @@ def require_service() -> Callable[[str], str]:
 
 
 @pytest.fixture(autouse=True)
-def _global_state_as_found() -> Iterator[None]:
-    """Undo what a test configured for the whole process."""
-    root = logging.getLogger()
-    handlers, filters, level, disabled = root.handlers[:], root.filters[:], root.level, root.manager.disable
-    raise_exceptions = logging.raiseExceptions
+def _process_as_found(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves the process in another state than it found it in."""
+    state, failed = State(), request.session.testsfailed
     yield
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
-    root.handlers[:] = handlers
-    root.filters[:] = filters
-    root.setLevel(level)
-    root.manager.disable = disabled
-    logging.raiseExceptions = raise_exceptions
+    # A test that failed keeps the frames it failed in, and all they hold.
+    left = [] if request.session.testsfailed > failed else state.left(request.node.funcargs)
+    state.restore()
+    if left:
+        pytest.fail("\n".join(["the test leaves behind:", *left]), pytrace=False)
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Let a test set up logging and structlog as it likes; put both back."""
+    before = find_logging()
+    yield
+    if (module := sys.modules.get("outfall.adapters.setup")) is not None:
+        while (left := module._outlet.setup) is not None:
+            left.close(1)
+    restore_logging(before)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def _has_code(page: Path) -> bool:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _has_code(page)], ids=_name)
+@pytest.mark.usefixtures("own_logging")
 def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path, monkeypatch):
     """The code blocks of a page run from top to bottom, and what they print is what stands below them."""
     if "os.fork" in page.read_text(encoding="utf-8") and not hasattr(os, "fork"):

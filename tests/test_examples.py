@@ -228,6 +228,7 @@ def test_a_balance_that_is_off_is_found(run, service):
     assert "the client got statuses" in wrong
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_the_exit_code_says_that_something_is_wrong(service, tmp_path, monkeypatch, capsys):
     """A file that somebody cut short while the service ran ends in exit code 1 and a line that says why."""
     genuine = service.read_back

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import outfall
 from tests.code_blocks import blocks, run_page
 
@@ -14,6 +16,7 @@ BASES = {"Sink", "ByteSink", "BaseRotatingFileSink", "BufferingSink"}
 TEXT = README.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_the_examples_run_and_print_what_the_page_shows(tmp_path, monkeypatch, capfd):
     """Each Python block runs from top to bottom, and its output is the one printed below it."""
     monkeypatch.chdir(tmp_path)

@@ -16,20 +16,7 @@ import structlog
 
 import outfall
 
-
-@pytest.fixture(autouse=True)
-def _ended():
-    """End what a test has set up, whatever became of it; loggers that it disabled are as they were."""
-    known = logging.Logger.manager.loggerDict
-    disabled = {name: logger.disabled for name, logger in known.items() if isinstance(logger, logging.Logger)}
-    yield
-    from outfall.adapters import setup
-
-    for name, was in disabled.items():
-        logging.getLogger(name).disabled = was
-
-    while setup._outlet.setup is not None:
-        setup._outlet.setup.close(1)
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 
 def read(path):

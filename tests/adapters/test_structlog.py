@@ -24,6 +24,8 @@ from outfall import CaptureSink, FileSink, SinkHandler, SinkLogger, SinkLoggerFa
 from outfall.sinks.event.event import as_event, timestamp_of, without_metadata
 from tests.adapters._structlog import OLD, PACKING, Told
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 packing_arguments = pytest.mark.skipif(OLD, reason="structlog has no render_to_log_args_and_kwargs yet")
 
 LEVELS = ["debug", "info", "warning", "error", "critical"]

@@ -26,6 +26,8 @@ from structlog.stdlib import ProcessorFormatter
 from outfall import CaptureSink, FanoutSink, FileSink, OrjsonRenderer, SinkHandler, SinkLoggerFactory, StreamSink, tee
 from tests.adapters._structlog import OLD, PACKING, Told
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 FROZEN = structlog.processors.TimeStamper
 
 

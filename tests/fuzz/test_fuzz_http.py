@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-
+import pytest
 from hypothesis import strategies as st
 
 from outfall import NDJSON, BatchResult, DeliveryError, Encoded, HTTPSink
@@ -63,16 +62,22 @@ class _Reading(NDJSON):
         return BatchResult(rejected={0: response_body.decode("utf-8", "replace")}) if response_body else None
 
 
-@cache
-def server():
-    """Give a server that stays for all examples; its threads are daemons."""
-    return Server()
+SERVERS = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server():
+    """Have a server that stays for all examples."""
+    with Server() as server:
+        SERVERS.append(server)
+        yield
+    SERVERS.clear()
 
 
 @fuzz(raw=st.lists(answers(), min_size=1, max_size=3), reads=st.booleans(), alone=st.booleans())
 def test_whatever_a_server_answers_is_a_failure_of_the_delivery_at_most(raw, reads, alone):
     """Each answer is taken, or raises a DeliveryError without a secret, a value or a cause; and in time."""
-    here = server()
+    [here] = SERVERS
     here.requests.clear()
     here.errors.clear()
     batch = Batch([Encoded(b'{"event":"%b"}' % VALUE.encode(), 20, 0.0) for _ in range(1 if alone else 2)])

@@ -8,8 +8,8 @@ import json
 import pickle
 import socket
 import struct
-from functools import cache
 
+import pytest
 from hypothesis import strategies as st
 
 from outfall import (
@@ -161,10 +161,20 @@ class Listening:
             assert type(json.loads(line)) is dict
 
 
-@cache
-def listening(codec, kind):
-    """Give the listener for *codec* and *kind*; its thread is a daemon, and it stops with the process."""
-    return Listening(CODECS[codec], kind)
+#: By codec and kind.
+LISTENING = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _listening():
+    """Have listeners that stay for all examples."""
+    LISTENING.update(
+        {(name, kind): Listening(codec, kind) for name, codec in CODECS.items() for kind in ("stream", "datagram")}
+    )
+    yield
+    for each in LISTENING.values():
+        each.listener.stop()
+    LISTENING.clear()
 
 
 @fuzz(data=st.data(), codec=st.sampled_from(sorted(CODECS)), good=st.booleans())
@@ -174,7 +184,7 @@ def test_whatever_a_peer_sends_over_tcp_costs_its_own_connection_at_most(data, c
     if data.draw(st.integers(0, 3)) == 0:
         sent = sent[: data.draw(st.integers(0, len(sent)))]
     step = data.draw(st.integers(1, 200))
-    here = listening(codec, "stream")
+    here = LISTENING[codec, "stream"]
     begun = here.begin()
     if good:
         # The first frame is whole, whatever comes after it.
@@ -195,7 +205,7 @@ def test_whatever_a_peer_sends_over_tcp_costs_its_own_connection_at_most(data, c
 def test_whatever_comes_in_a_datagram_costs_that_datagram_at_most(data, codec):
     """Each is either an event or counted as refused."""
     payloads = data.draw(st.lists(st.one_of(PAYLOADS[codec], frames(PAYLOADS[codec])), min_size=1, max_size=4))
-    here = listening(codec, "datagram")
+    here = LISTENING[codec, "datagram"]
     begun = here.begin()
     settled = begun.events + sum(begun.rejected.values()) + len(payloads)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

@@ -337,6 +337,7 @@ def test_dict_config_makes_them_by_their_path(tmp_path):
             handler.close()
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_file_config_makes_them_by_their_path(tmp_path):
     """So does the older form of configuration."""
     config = tmp_path / "logging.ini"

@@ -325,6 +325,7 @@ def test_a_closed_handler_connects_again(module, receiver):
 
 
 @pytest.mark.parametrize("hook", ["makePickle", "makeSocket", "createSocket", "send", "emit", "handleError", "close"])
+@pytest.mark.usefixtures("own_logging")
 def test_hooks_of_a_socket_handler(module, receiver, hook):
     """Each documented method can be overridden, in a subclass or on the instance, and calls of the original work."""
     calls = []
@@ -1248,6 +1249,7 @@ def test_they_are_configured_by_dicts(module, receiver, datagrams):
     log.handlers.clear()
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_they_are_configured_by_files(module, tmp_path, datagrams):
     """fileConfig makes them."""
     name = module.__name__

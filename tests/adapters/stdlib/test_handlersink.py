@@ -174,6 +174,7 @@ def test_a_level_s_number_and_name_are_the_record_s(sink, keeper, fields, number
     assert (keeper.records[0].levelno, keeper.records[0].levelname) == (number, name)
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_a_level_carried_beside_the_event_counts(keeper):
     """An event that a chain hands over without a level has its method's, rendered text too."""
     sink = HandlerSink(keeper)

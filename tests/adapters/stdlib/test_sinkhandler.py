@@ -41,6 +41,8 @@ from outfall.adapters.stdlib.sinkhandler import build
 from outfall.sinks.event.event import timestamp_of
 from outfall.sinks.event.levels import parse_level
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 CALLSITE = {"pathname", "lineno", "func_name", "process", "process_name", "thread", "thread_name"}
 
 

@@ -211,6 +211,7 @@ def test_what_was_suppressed_before_it_came_here_is_counted_too(told, clock):
     assert told() == ["outfall: S lost 1 event: ValueError: bad (and 7 more failures before, 1 event)"]
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_raise_exceptions_false_silences(told, clock):
     """Who has silenced the handlers of logging has silenced the sinks, the summary at exit included."""
     logging.raiseExceptions = False

@@ -242,6 +242,7 @@ def test_it_is_a_processor_of_any_sink(tmp_path):
     assert json.loads(path.read_text()) == {"msg": "order placed", "user": 7}
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_it_is_a_processor_of_a_chain():
     """In a structlog chain it decides what comes after it."""
     factory = structlog.testing.CapturingLoggerFactory()

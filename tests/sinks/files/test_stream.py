@@ -271,7 +271,8 @@ def test_what_fails_to_write_is_counted_and_reported():
         assert [failure.events for failure in failures] == [0, 1, 1]
     finally:
         # It keeps the event and cannot be closed otherwise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
         stream.close()
 
 

@@ -987,6 +987,7 @@ def test_flush_and_close_keep_their_time_while_a_request_hangs(server):
     assert sink._transport is None
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_what_the_http_library_logs_does_not_come_back(server):
     """With a DEBUG root logger the libraries' own events are dropped as reentrant, also from emit_batch itself."""
     root = logging.getLogger()

@@ -887,5 +887,5 @@ def test_what_is_no_sink_is_refused():
     """A class instead of an object, for example."""
     with pytest.raises(TypeError, match="is not a Sink"):
         SocketListener(LOOPBACK, CaptureSink)
-    with pytest.raises(ValueError, match="timeout=-1"):
-        SocketListener(LOOPBACK).start().stop(-1)
+    with SocketListener(LOOPBACK) as listener, pytest.raises(ValueError, match="timeout=-1"):
+        listener.stop(-1)

@@ -494,6 +494,7 @@ def test_it_may_stand_behind_a_router(spool, tmp_path):
     assert one.target.numbers == two.target.numbers == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_structlog_ends_in_it(spool):
     """A chain may end in a spool."""
     sink = spool()

@@ -225,6 +225,7 @@ def test_own_and_adopted_events_take_turns(tmp_path):
     _append(depot, *range(6))
     depot.adopt()
     assert _numbers(_deliver(depot, lines=1)) == [0, 100, 1, 101, 2, 102, 3, 103, 4, 104, 5, 105]
+    depot.close()
 
 
 # -- the batch in flight

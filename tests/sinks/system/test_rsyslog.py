@@ -256,7 +256,7 @@ def encrypted(require_service, tmp_path_factory, authority):
         if any(Path("/usr").glob(f"lib*/**/rsyslog/{plugin}"))
     }
     if not drivers:
-        require_service("rsyslogd's TLS driver (rsyslog-gnutls or rsyslog-openssl)")
+        require_service("rsyslogd's TLS driver")
     directory = _directory(tmp_path_factory)
     authority.cert_pem.write_to_path(directory / "ca.pem")
     certificate = authority.issue_cert("localhost", "127.0.0.1")

@@ -1,0 +1,206 @@
+"""What a test may change in its process and has to put back."""
+
+from __future__ import annotations
+
+import gc
+import locale
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DESCRIPTORS = Path("/proc/self/fd")
+#: How long a thread that has been asked to end, or a descriptor that such a thread closes, may take.
+_PATIENCE_SECONDS = 10.0
+#: pytest's own: it names the test that runs.
+_NOT_OURS = frozenset({"PYTEST_CURRENT_TEST"})
+
+
+def _handlers() -> dict[str, Any]:
+    found = {each.name: signal.getsignal(each) for each in signal.valid_signals() if isinstance(each, signal.Signals)}
+    for name, handler in found.items():
+        if getattr(handler, "__module__", None) == "pytest_timeout":  # which goes early if the test fails
+            found[name] = signal.SIG_DFL
+    return found
+
+
+def _of_multiprocessing() -> set[str]:
+    """Return the descriptors of the two processes that multiprocessing starts once and keeps."""
+    kept = {
+        ("multiprocessing.resource_tracker", "_resource_tracker", "_fd"),
+        ("multiprocessing.forkserver", "_forkserver", "_forkserver_alive_fd"),
+    }
+    return {
+        str(getattr(getattr(sys.modules[module], name), attribute))
+        for module, name, attribute in kept
+        if module in sys.modules
+    }
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    if _DESCRIPTORS.is_dir():
+        for name in set(os.listdir(_DESCRIPTORS)) - _of_multiprocessing():
+            try:
+                found[name] = os.readlink(_DESCRIPTORS / name)
+            except FileNotFoundError:  # that of the listing
+                continue
+    return found
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _loggers() -> list[logging.Logger]:
+    root = logging.getLogger()
+    return [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
+
+
+def find_logging() -> dict[str, Any]:
+    """Return how logging is set up; loggers that nobody has set up are left out."""
+    of_all = {
+        "disabled": logging.root.manager.disable,
+        "raiseExceptions": logging.raiseExceptions,
+        "captures warnings": logging._warnings_showwarning is not None,  # type: ignore[attr-defined]
+        "class": logging.getLoggerClass(),
+        "factory": logging.getLogRecordFactory(),
+    }
+    of_each = {
+        f"logger {each.name}": (each.handlers[:], each.filters[:], each.level, each.propagate, each.disabled)
+        for each in _loggers()
+    }
+    return of_all | {name: found for name, found in of_each.items() if found != _UNTOUCHED}
+
+
+_UNTOUCHED = ([], [], logging.NOTSET, True, False)
+
+
+def restore_logging(before: dict[str, Any]) -> None:
+    """Put back what `find_logging` has returned, closing the handlers that came since; take structlog's set-up away."""
+    for logger in _loggers():
+        handlers, *others = before.get(f"logger {logger.name}", _UNTOUCHED)
+        for handler in logger.handlers[:]:
+            if handler not in handlers:
+                logger.removeHandler(handler)
+                handler.close()
+        logger.handlers[:] = handlers
+        logger.filters[:], level, logger.propagate, logger.disabled = others
+        logger.setLevel(level)
+    logging.root.manager.disable = before["disabled"]
+    logging.raiseExceptions = before["raiseExceptions"]
+    logging.captureWarnings(before["captures warnings"])
+    logging.setLoggerClass(before["class"])
+    logging.setLogRecordFactory(before["factory"])
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def _structlog() -> dict[str, Any]:
+    configuration: dict[str, Any] = {"configured": structlog.is_configured()}
+    if configuration["configured"]:
+        configuration |= structlog.get_config()
+    return configuration | structlog.contextvars.get_contextvars()
+
+
+def _limits() -> dict[str, Any]:
+    try:
+        import resource
+    except ImportError:
+        return {}
+    return {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")}
+
+
+def _interpreter() -> dict[str, Any]:
+    return {
+        "switch interval": sys.getswitchinterval(),
+        "recursion limit": sys.getrecursionlimit(),
+        "garbage collection": (gc.isenabled(), gc.get_threshold()),
+        "sys.excepthook": sys.excepthook,
+        "tracing": (sys.gettrace(), sys.getprofile()),
+        "local time": time.tzname,
+        "locale": locale.setlocale(locale.LC_ALL),
+    }
+
+
+#: What is looked at, by the name under which it is reported.
+_PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "signal handlers": _handlers,
+    "signals blocked": lambda: {str(each): True for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())},
+    "environment": lambda: {name: value for name, value in os.environ.items() if name not in _NOT_OURS},
+    "working directory": lambda: {"": os.getcwd()},
+    "umask": lambda: {"": oct(_umask())},
+    "logging": find_logging,
+    "structlog": _structlog,
+    "limits": _limits,
+    "interpreter": _interpreter,
+}
+#: The same for what may take a moment to end. What ends meanwhile that was there before is not the test's.
+_ENDING: dict[str, Callable[[], dict[str, Any]]] = {
+    "threads": lambda: {f"{each.name}, {each.ident}": each for each in threading.enumerate()},
+    "descriptors": _descriptors,
+}
+
+
+class State:
+    """The state of this process, and of nothing that is on disk."""
+
+    def __init__(self) -> None:
+        self._parts = {name: look() for name, look in _PARTS.items()}
+        self._ending = {name: look() for name, look in _ENDING.items()}
+
+    def left(self, given: dict[str, Any]) -> list[str]:
+        """Return what is not as it was, in words; threads and descriptors get a while to end.
+
+        Args:
+            given: The fixtures of the test, which are let go of if they may hold something.
+        """
+        found = [
+            f"{part} {key}: {before.get(key)!r} is now {now.get(key)!r}"
+            for part, before in self._parts.items()
+            for now in (_PARTS[part](),)
+            for key in before.keys() | now.keys()
+            if before.get(key) != now.get(key)
+        ]
+        if still := self._still_there():
+            given.clear()
+            gc.collect()
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while (still := self._still_there()) and time.monotonic() < deadline:
+                time.sleep(0.001)
+        return found + still
+
+    def _still_there(self) -> list[str]:
+        return [
+            f"{part} {key}: {value!r}"
+            for part, before in self._ending.items()
+            for key, value in _ENDING[part]().items()
+            if before.get(key) != value
+        ]
+
+    def restore(self) -> None:
+        """Put back what later tests would trip over."""
+        before = self._parts
+        now = _handlers()
+        for name, handler in before["signal handlers"].items():
+            if now[name] != handler:
+                signal.signal(signal.Signals[name], handler)
+        blocked = {each for each in signal.valid_signals() if str(each) in before["signals blocked"]}
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for name in os.environ.keys() - before["environment"].keys() - _NOT_OURS:
+            del os.environ[name]
+        os.environ.update(before["environment"])
+        os.chdir(before["working directory"][""])
+        os.umask(int(before["umask"][""], 8))
+        restore_logging(before["logging"])
