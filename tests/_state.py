@@ -171,7 +171,8 @@ class State:
             for part, before in self._parts.items()
             for now in (_PARTS[part](),)
             for key in before.keys() | now.keys()
-            if before.get(key) != now.get(key)
+            # Other loggers than the root are put back without a word: dictConfig disables all there are.
+            if before.get(key) != now.get(key) and (not key.startswith("logger ") or key == "logger root")
         ]
         if still := self._still_there():
             given.clear()

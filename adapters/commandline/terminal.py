@@ -61,8 +61,10 @@ def _write(stream: TextIO | None, text: str) -> None:
 def silence() -> None:
     """Let the interpreter's last flush of stdout go nowhere, after it has failed once."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
+        # Asked for first: a stream that is no file raises.
+        stdout = sys.stdout.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stdout)
         os.close(nowhere)
 
 
