@@ -16,6 +16,7 @@ import contextlib
 import gzip
 import itertools
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -562,6 +563,8 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, help="where to keep the log files (default: nowhere)")
     parser.add_argument("--requests", type=int, default=400, help="how many to make (default: %(default)s)")
     arguments = parser.parse_args()
+    # The collector is on loopback, whatever proxy this machine has.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     if arguments.directory is None:
         with tempfile.TemporaryDirectory(prefix="outfall-demo-") as directory:
             return run(Path(directory), arguments.requests)

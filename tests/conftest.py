@@ -26,6 +26,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("outfall")
 
 
+#: What a test means to depend on, it sets: peers are on loopback, and output is as wide as it is by default.
+_ODD = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "no_color", "force_color", "columns", "pythonwarnings"}
+for name in [name for name in os.environ if name.lower() in _ODD]:
+    del os.environ[name]
+
 #: Programs that tests talk to, and the packages of Debian that bring them; .ci/run installs them.
 _PACKAGES = {
     "rsyslogd": "rsyslog",
