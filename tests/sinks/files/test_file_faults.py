@@ -1084,9 +1084,11 @@ def test_the_descriptor_is_looked_at_once_a_second(tmp_path, monkeypatch):
         for _ in range(5):
             sink.handle({"i": tenth})
     assert looks == 2
-    _steal(_descriptor_of(path), "append", other)
+    descriptor = _descriptor_of(path)
+    _steal(descriptor, "append", other)
     now += 1.0
     sink.handle({"i": 30})
     assert path.read_bytes().endswith(b'{"i":30}\n')
     assert other.read_bytes() == b""
     sink.close()
+    os.close(descriptor)
