@@ -42,9 +42,9 @@ class StreamSink(ByteSink):
         stream: Anything with ``write``, and ``flush`` if it has one. Default None: ``sys.stderr``, whatever that is
             when an event comes (pytest, notebooks and daemons exchange it). Text streams get text, binary ones bytes;
             one that is neither by type gets text, and bytes from then on if it refuses that with a TypeError.
-        terminator: What ends each event. Default ``"\n"``. Settable; read at each event.
         timeout: How long an event waits, in seconds or as a timedelta, for room in a pipe, socket or terminal that does
             not block. Default 5.0. Once that time has passed in vain, events are dropped at once until there is room.
+        terminator: What ends each event. Default ``"\n"``. Settable; read at each event.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
             ``structlog.dev.ConsoleRenderer()`` for people.
         encoding: How text is encoded for a binary stream. Default UTF-8.
@@ -80,8 +80,8 @@ class StreamSink(ByteSink):
         self,
         stream: Any = None,
         *,
-        terminator: str = "\n",
         timeout: float | dt.timedelta = 5.0,
+        terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
         errors: str | None = None,
