@@ -1,5 +1,8 @@
 """Sinks that hand events to other sinks: `FanoutSink` and `FallbackSink`."""
 
+# WriteLock reads `holding` from the frame.
+# pyright: reportUnusedVariable=false
+
 from __future__ import annotations
 
 from dataclasses import replace
