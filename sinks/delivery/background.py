@@ -18,6 +18,7 @@ from outfall.sinks.core.lifecycle import here, notice_fork
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import Sink, checked_sink
+from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.worker import NEVER, ON_FULL, FullError, Worker
 from outfall.sinks.errors import DeliveryError, ReentrantEventError, SinkClosedError, TemporaryDeliveryError
 from outfall.sinks.event.json import plain_line
@@ -482,6 +483,8 @@ class BackgroundSink(Sink):
 
     def _take(self, item: Encoded) -> None:
         buffer = self._buffer
+        if buffer.thread is None:
+            check_threads()
         if buffer.inline:
             self._check_open()
             buffer.deliver_here(Batch([item]))

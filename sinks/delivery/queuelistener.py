@@ -21,6 +21,7 @@ from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
 from outfall.sinks.core.sink import Sink, checked_sink
+from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.lane import Account, Lane, Mark, Ticket
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import LevelledEvent, TextEvent, as_event
@@ -192,6 +193,7 @@ class QueueListener:
         Raises:
             RuntimeError: If no thread can be started any more.
         """
+        check_threads()
         with self._life:
             if self.running:
                 return self

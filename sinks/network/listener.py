@@ -19,6 +19,7 @@ from outfall.sinks.core.arguments import checked_choice, checked_count, checked_
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, report
 from outfall.sinks.core.sink import Sink, checked_sink
+from outfall.sinks.core.threads import check_threads
 from outfall.sinks.errors import PermanentDeliveryError
 from outfall.sinks.network.bound import BoundSocket, checked_address
 from outfall.sinks.network.frames import LENGTH_BYTES, MAX_FRAME_BYTES, Codec, FrameError, JSONFrames, length_of
@@ -189,6 +190,7 @@ class SocketListener:
         Raises:
             OSError: If the address cannot be bound.
         """
+        check_threads()
         with self._lock:
             if self._thread is not None:
                 return self

@@ -29,6 +29,7 @@ from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import cleaned, describe, report
 from outfall.sinks.core.sink import Sink
+from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.deferred import ON_FULL, DeferredSink, FullError
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.depth import is_tracked, too_deep
@@ -354,6 +355,8 @@ class SpoolSink(DeferredSink):
     # -- what the pipeline calls
 
     def _take(self, item: Encoded) -> None:
+        if self._worker is None:
+            check_threads()
         self._keep(line_of(item.data, item.level, item.time))
 
     @property
