@@ -20,22 +20,19 @@ from os import write as _os_write
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from structlog import DropEvent
-
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, Ends, data_of
-from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkClosedError, SinkError
-from outfall.sinks.event.depth import is_tracked
-from outfall.sinks.event.event import METADATA, TextEvent, as_event, copy_event
+from outfall.sinks.event.event import TextEvent, as_event
 from outfall.sinks.event.json import OrjsonRenderer, plain_line
-from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_name, level_of, parse_level
+from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_of, parse_level
 from outfall.sinks.files.sharing import OpenFile, place_of
+from outfall.sinks.files.shortcut import Begun, BegunError, line_by_chain, line_for_buffer
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -59,34 +56,6 @@ Mode = Literal["a", "w", "x", "ab", "wb", "xb", "at", "wt", "xt", "a+", "w+", "x
 class _NotInTimeError(TimeoutError):
     """A flush with a deadline met a pipe or terminal that nobody reads."""
 
-
-class _Begun:
-    """An event that the short cut has begun with, for the pipeline to go on with: nothing is done to it twice.
-
-    Args:
-        event: The event as it was given.
-        processed: What the processors have made of it.
-        data: What the renderer has made of it, as it is written.
-        error: What one of them has raised.
-    """
-
-    __slots__ = ("data", "error", "event", "processed")
-
-    def __init__(
-        self, event: Any, *, processed: Any = None, data: bytes | None = None, error: Exception | None = None
-    ) -> None:
-        self.event, self.processed, self.data, self.error = event, processed, data, error
-
-
-class _BegunError(Exception):
-    """Leads from the short cut to the pipeline."""
-
-    def __init__(self, begun: _Begun) -> None:
-        self.begun = begun
-
-
-#: What processors and renderers get as the method's name.
-_METHOD_NAMES = {name: level_name(number) for name, number in NUMBERS.items()}
 
 #: Without it threads may come in between any two steps of the interpreter.
 HAS_GLOBAL_LOCK: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -128,13 +97,6 @@ def append_line(sink: Any, data: bytes) -> None:
 HAND_TAKEN.add(append_line.__code__)
 
 
-def line_for_buffer(sink: Any, event: Any) -> bytes | None:
-    """Return the line for *event* if it may wait in the buffer."""
-    if event["level"] in sink._passing_levels and "level_number" not in event and here[0]:
-        return plain_line(event, 0)
-    return None
-
-
 def append_to_buffer(sink: Any, data: bytes) -> None:
     """Have *data*, a line, wait in the buffer of *sink*, without its lock.
 
@@ -147,60 +109,6 @@ def append_to_buffer(sink: Any, data: bytes) -> None:
         raise LookupError
     sink._buffer += (data,)
     sink._buffered += size
-
-
-def line_by_chain(sink: Any, event: Any) -> bytes | None:
-    """Return the line that the sink's processors and renderer make of a plain event, b"" if it is filtered.
-
-    Raises:
-        _BegunError: If the pipeline has to go on.
-        Exception: If it has to do all.
-    """
-    if (
-        event.__class__ is not dict
-        or "exc_info" in event
-        or "_record" in event
-        or "_logger" in event
-        or "_name" in event
-        or "_from_structlog" in event
-        or "level_number" in event
-    ):
-        return None
-    level = event["level"]
-    if NUMBERS[level] < sink._level:
-        return b""
-    name = _METHOD_NAMES[level]
-    # Processors may change what is nested, renderers may only take keys out.
-    made: Any = copy_event(event) if sink._processors and is_tracked(event) else event.copy()
-    try:
-        for processor in sink._processors:
-            made = processor(None, name, made)
-    except DropEvent:
-        return b""
-    except Exception as error:
-        raise _BegunError(_Begun(event, error=error)) from None
-    renderer = sink._renderer
-    data: bytes | None = None
-    if type(renderer) is OrjsonRenderer:
-        if renderer.is_plain:
-            with contextlib.suppress(Exception):
-                data = plain_line(made, 0)
-            if data and sink._line_end != b"\n":
-                data = data[:-1] + sink._line_end
-    elif made.__class__ is dict and not (sink._processors and METADATA & made.keys()):
-        try:
-            rendered = renderer(None, name, made)
-        except Exception as error:
-            raise _BegunError(_Begun(event, error=error)) from None
-        if rendered.__class__ is bytes:
-            return rendered + sink._line_end  # type: ignore[no-any-return]
-        try:
-            return sink._ended(rendered)  # type: ignore[no-any-return]
-        except Exception as error:
-            raise _BegunError(_Begun(event, error=error)) from None
-    if data is None:
-        raise _BegunError(_Begun(event, processed=made))
-    return data
 
 
 class FileSink(ByteSink):
@@ -360,11 +268,11 @@ class FileSink(ByteSink):
                 if data is not None:
                     self._ledger.filter()
                     return
-            except _BegunError as error:
+            except BegunError as error:
                 rest = error.begun
             except Exception:
                 if data:
-                    rest = _Begun(event, data=data)
+                    rest = Begun(event, data=data)
             except BaseException:
                 self._count_dropped("interrupted")
                 raise
@@ -426,7 +334,7 @@ class FileSink(ByteSink):
             raise
 
     def _admit(self, event: object) -> Any:
-        if event.__class__ is not _Begun:
+        if event.__class__ is not Begun:
             return super()._admit(event)
         begun: Any = event
         if begun.error is not None:
@@ -439,7 +347,7 @@ class FileSink(ByteSink):
         return made
 
     def _fail(self, error: Exception, event: object, *, events: int = 1, suppressed: int = 0) -> None:
-        event = event.event if isinstance(event, _Begun) else event
+        event = event.event if isinstance(event, Begun) else event
         super()._fail(error, event, events=events, suppressed=suppressed)
 
     # -- the pipeline
@@ -447,7 +355,7 @@ class FileSink(ByteSink):
     def _put(self, event: dict[str, Any]) -> Exception | None:
         if type(self).emit is not ByteSink.emit:
             return super()._put(event)
-        begun: Any = event if isinstance(event, _Begun) else None
+        begun: Any = event if isinstance(event, Begun) else None
         data = self.render(event) if begun is None else begun.data
         settled = False
         try:

@@ -1,0 +1,104 @@
+"""The lines that a file sink's short cut makes: by processors, by a renderer of one's own, for the buffer."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from structlog import DropEvent
+
+from outfall.sinks.core.lifecycle import here
+from outfall.sinks.event.depth import is_tracked
+from outfall.sinks.event.event import METADATA, copy_event
+from outfall.sinks.event.json import OrjsonRenderer, plain_line
+from outfall.sinks.event.levels import NUMBERS, level_name
+
+
+class Begun:
+    """An event that the short cut has begun with, for the pipeline to go on with: nothing is done to it twice.
+
+    Args:
+        event: The event as it was given.
+        processed: What the processors have made of it.
+        data: What the renderer has made of it, as it is written.
+        error: What one of them has raised.
+    """
+
+    __slots__ = ("data", "error", "event", "processed")
+
+    def __init__(
+        self, event: Any, *, processed: Any = None, data: bytes | None = None, error: Exception | None = None
+    ) -> None:
+        self.event, self.processed, self.data, self.error = event, processed, data, error
+
+
+class BegunError(Exception):
+    """Leads from the short cut to the pipeline."""
+
+    def __init__(self, begun: Begun) -> None:
+        self.begun = begun
+
+
+#: What processors and renderers get as the method's name.
+_METHOD_NAMES = {name: level_name(number) for name, number in NUMBERS.items()}
+
+
+def line_for_buffer(sink: Any, event: Any) -> bytes | None:
+    """Return the line for *event* if it may wait in the buffer."""
+    if event["level"] in sink._passing_levels and "level_number" not in event and here[0]:
+        return plain_line(event, 0)
+    return None
+
+
+def line_by_chain(sink: Any, event: Any) -> bytes | None:
+    """Return the line that the sink's processors and renderer make of a plain event, b"" if it is filtered.
+
+    Raises:
+        BegunError: If the pipeline has to go on.
+        Exception: If it has to do all.
+    """
+    if (
+        event.__class__ is not dict
+        or "exc_info" in event
+        or "_record" in event
+        or "_logger" in event
+        or "_name" in event
+        or "_from_structlog" in event
+        or "level_number" in event
+    ):
+        return None
+    level = event["level"]
+    if NUMBERS[level] < sink._level:
+        return b""
+    name = _METHOD_NAMES[level]
+    # Processors may change what is nested, renderers may only take keys out.
+    made: Any = copy_event(event) if sink._processors and is_tracked(event) else event.copy()
+    try:
+        for processor in sink._processors:
+            made = processor(None, name, made)
+    except DropEvent:
+        return b""
+    except Exception as error:
+        raise BegunError(Begun(event, error=error)) from None
+    renderer = sink._renderer
+    data: bytes | None = None
+    if type(renderer) is OrjsonRenderer:
+        if renderer.is_plain:
+            with contextlib.suppress(Exception):
+                data = plain_line(made, 0)
+            if data and sink._line_end != b"\n":
+                data = data[:-1] + sink._line_end
+    elif made.__class__ is dict and not (sink._processors and METADATA & made.keys()):
+        try:
+            rendered = renderer(None, name, made)
+        except Exception as error:
+            raise BegunError(Begun(event, error=error)) from None
+        if rendered.__class__ is bytes:
+            return rendered + sink._line_end  # type: ignore[no-any-return]
+        try:
+            return sink._ended(rendered)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise BegunError(Begun(event, error=error)) from None
+    if data is None:
+        raise BegunError(Begun(event, processed=made))
+    return data
