@@ -14,7 +14,7 @@ import threading
 from dataclasses import replace
 from os import write as _os_write
 from queue import Empty
-from time import monotonic, time
+from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -22,6 +22,7 @@ from orjson import dumps
 
 from outfall.sinks.core import flock
 from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.item import Batch, Encoded, item_of
 from outfall.sinks.core.lifecycle import here, notice_fork
 from outfall.sinks.core.lock import HAND_TAKEN, TURN

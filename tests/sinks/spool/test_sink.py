@@ -1655,3 +1655,20 @@ def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"directory=.*file.* is a file; a spool is a directory"):
         SpoolSink(Target(), tmp_path / "file")
+
+
+def test_a_spools_waits_end_where_the_clock_stands_still(tmp_path, monkeypatch):
+    """Tests freeze time; flush and close of a spool whose target is away keep theirs all the same."""
+    sink = SpoolSink(Target(default=TemporaryDeliveryError("away")), tmp_path, linger=0, on_error=lambda _: None)
+    sink.handle({"event": "x", "level": "info"})
+    instant = time.monotonic()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("outfall") and getattr(module, "monotonic", None) is time.monotonic:
+            monkeypatch.setattr(module, "monotonic", lambda: instant)
+    monkeypatch.setattr(time, "monotonic", lambda: instant)
+    results = []
+    work = threading.Thread(target=lambda: results.extend((sink.flush(0.05), sink.close(0.05))), daemon=True)
+    work.start()
+    work.join(PATIENCE_SECONDS)
+    assert results == [False, True]
+    assert sink.stats().spooled == 1
