@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.errors import TemporaryDeliveryError
 
 if sys.platform != "win32":
@@ -50,10 +51,10 @@ class DirectoryLock:
         # Opened anew each time: a descriptor kept would be shared with forked children, and its lock with them.
         self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            deadline = time.monotonic() + self._patience
+            deadline = monotonic() + self._patience
             pause = 0.000_5
             while not try_lock(self._descriptor):
-                if time.monotonic() >= deadline:
+                if monotonic() >= deadline:
                     # Who has kept it so long may be stopped: from now on nobody waits for him that long again.
                     self._patience = _PATIENCE_SECONDS / 100
                     msg = f"another process has kept the lock on {self._directory!r} for {_PATIENCE_SECONDS:g} s"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from queue import SimpleQueue
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from structlog import DropEvent
 
 from outfall.sinks.core.arguments import checked_count, checked_seconds
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.item import BatchResult, Encoded
 from outfall.sinks.core.lifecycle import here, notice_fork
 from outfall.sinks.core.reentrancy import delivering

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds
 from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.reporting import report
@@ -285,7 +286,7 @@ class StreamSink(ByteSink):
         """Write *data* past the stream's buffers, which do not say how much of it they still hold."""
         deadline = self._deadline
         if deadline is None:
-            deadline = time.monotonic() + (0.0 if self._stalled else self._timeout)
+            deadline = monotonic() + (0.0 if self._stalled else self._timeout)
         self._empty(deadline)
         self._rest = data
         try:
@@ -329,10 +330,10 @@ class StreamSink(ByteSink):
             raise BlockingIOError(errno.EAGAIN, "the stream takes no more now")
         poll = select.poll()
         poll.register(self._fileno, select.POLLOUT)
-        if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+        if not poll.poll(1000 * max(0.0, deadline - monotonic())):
             self._stalled = True
             raise TimeoutError(errno.ETIMEDOUT, "nobody reads it", self._describe())
-        if time.monotonic() >= deadline:
+        if monotonic() >= deadline:
             raise TimeoutError(errno.ETIMEDOUT, "there is not enough room", self._describe())
         time.sleep(0.000_1)  # there is room, but not enough for a write that goes whole or not at all
 
@@ -447,7 +448,7 @@ class StreamSink(ByteSink):
         if self._rest or self._unflushed:
             try:
                 if self._raw is not None and (self._rest or not _blocks(self._fileno)):
-                    self._empty(time.monotonic() if self._deadline is None else self._deadline)
+                    self._empty(monotonic() if self._deadline is None else self._deadline)
                 else:
                     stream.flush()
                     self._settle()
