@@ -131,7 +131,7 @@ class Setup:
         self,
         destinations: tuple[Destination, ...],
         console: Callable[[], Sink] | None,
-        root: Callable[[tuple[Sink, ...]], _Root],
+        root: Callable[[tuple[Sink, ...]], Any],
     ) -> None:
         self._destinations = destinations
         self._console = console
@@ -159,7 +159,7 @@ class Setup:
             if self._console is not None:
                 sinks.append(self._console())
                 self._owned.append(sinks[-1])
-            self._root = self._make_root(tuple(sinks))
+            self._root: _Root = self._make_root(tuple(sinks))
         except BaseException:
             for sink in self._owned:
                 sink.close(0)

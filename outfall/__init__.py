@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         otlp_sink,
         splunk_sink,
     )
-    from outfall.adapters.setup import Setup, close_all, configure, get_logger, open_sinks
+    from outfall.adapters.setup import Destination, Setup, close_all, configure, get_logger, open_sinks
     from outfall.adapters.stdlib.handlersink import HandlerSink
     from outfall.adapters.stdlib.sinkhandler import SinkHandler
     from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
@@ -48,10 +48,12 @@ if TYPE_CHECKING:
         SinkError,
         TemporaryDeliveryError,
     )
+    from outfall.sinks.event.event import NaiveTimestamps
     from outfall.sinks.event.fields import Constant, Projection
     from outfall.sinks.event.json import OrjsonRenderer
     from outfall.sinks.event.jsonable import plain
     from outfall.sinks.event.levels import Level
+    from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.by_size import RotatingFileSink
     from outfall.sinks.files.by_time import TimedRotatingFileSink
     from outfall.sinks.files.file import FileSink
@@ -74,6 +76,10 @@ else:
     # Importing everything takes longer than structlog does, and most programs use two or three sinks (PEP 562). Type
     # checkers read the imports above, since with this function in sight they would take any misspelt name.
     _MODULES = {
+        "Span": "sinks.event.units",
+        "Size": "sinks.event.units",
+        "NaiveTimestamps": "sinks.event.event",
+        "Destination": "adapters.setup",
         "BackgroundSink": "sinks.delivery.background",
         "BaseRotatingFileSink": "sinks.files.rotating",
         "BatchResult": "sinks.core.item",
@@ -190,6 +196,7 @@ __all__ = [
     "DatadogLogs",
     "DatagramSink",
     "DeliveryError",
+    "Destination",
     "ElasticsearchBulk",
     "Encoded",
     "FallbackSink",
@@ -209,6 +216,7 @@ __all__ = [
     "MemorySink",
     "MissingDependencyError",
     "NTEventLogSink",
+    "NaiveTimestamps",
     "NullSink",
     "OTLPLogs",
     "OnError",
@@ -236,8 +244,10 @@ __all__ = [
     "SinkLoggerFactory",
     "SinkOptions",
     "SinkStats",
+    "Size",
     "SocketListener",
     "SocketSink",
+    "Span",
     "SplunkEvents",
     "SpoolSink",
     "SpoolStatus",

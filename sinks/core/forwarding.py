@@ -61,7 +61,7 @@ class Forwarding:
     _wrappers: tuple[weakref.ref[Sink], ...] = ()
 
     def make_item(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
-        """Do all that has to be done in the thread that logs; return what to give to `emit_batch`, None if filtered.
+        """Do all that has to be done in the thread that logs; return what to give to ``emit_batch``, None if filtered.
 
         A wrapper overrides ``encode(event)`` to return ``target.make_item(event)``, and raises `structlog.DropEvent`
         where that is None; its own level and processors run before.
@@ -93,16 +93,16 @@ class Forwarding:
     def plain(self) -> bool:
         """Whether ``plain_line(event, level)`` without its line break is all that `make_item` makes of a plain event.
 
-        It is for `outfall.sinks.event.json.plain_line`; the level is the higher one of the wrapper's and this sink's.
+        It is for ``plain_line``; the level is the higher one of the wrapper's and this sink's.
         Default: False.
         """
         return False
 
     @property
     def line_appender(self) -> Callable[[Any, bytes], None] | None:
-        """What puts out a line that `plain_line` has made, given this sink and the line; None: `deliver` does.
+        """What puts out a line that ``plain_line`` has made, given this sink and the line; None: ``deliver`` does.
 
-        It counts the event. It raises where `deliver` has to do it, and has done nothing then.
+        It counts the event. It raises where ``deliver`` has to do it, and has done nothing then.
         """
         return None
 

@@ -128,7 +128,7 @@ class Sink(_Guarded, Forwarding):
     #: True in sinks that keep what `emit_batch` gives them (buffers, spools), and so count it themselves.
     counts_batches: ClassVar[bool] = False
 
-    #: True in sinks that people look at, and in those that only hand on: text for people is right there.
+    #: True in sinks that people look at, and in those that only hand on. Text for people is right there.
     shows_people: ClassVar[bool] = False
 
     #: What no user of a sink calls: hooks for writers of sinks, and calls from within.

@@ -474,7 +474,7 @@ class BackgroundSink(Sink):
 
     @property
     def keeps_in_memory(self) -> bool:
-        """True: what waits here is lost with the process."""
+        """Whether it does. True, since what waits here is lost with the process."""
         return True
 
     def _put(self, event: dict[str, Any]) -> Exception | None:

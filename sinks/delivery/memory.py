@@ -257,7 +257,7 @@ class BufferingSink(Sink):
 
     @property
     def keeps_in_memory(self) -> bool:
-        """True: what is in the buffer."""
+        """Whether it does. True, as for what is in the buffer."""
         return True
 
     def _describe(self) -> str:

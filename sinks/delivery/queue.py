@@ -300,7 +300,7 @@ class QueueSink(Sink):
 
     @property
     def keeps_in_memory(self) -> bool:
-        """True: whoever reads the queue has yet to put the events out."""
+        """Whether it does. True, since whoever reads the queue has yet to put the events out."""
         return True
 
     def _describe(self) -> str:

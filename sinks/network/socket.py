@@ -107,8 +107,8 @@ class SocketSink(ConnectedSink):
     the peer has read everything and ended the connection too, both within its timeout. Without TLS what the operating
     system has is still transmitted afterwards, and the peer sees an orderly end.
 
-    Source: `logging.handlers.SocketHandler`, whose `make_socket`, `create_socket`, `make_frame` (``makePickle``) and
-    `send` may be overridden as there; CPython bpo-10252 on what is lost when the receiver restarts.
+    Source: `logging.handlers.SocketHandler`, whose ``make_socket``, ``create_socket``, ``make_frame`` (``makePickle``)
+    and ``send`` may be overridden as there; CPython bpo-10252 on what is lost when the receiver restarts.
     """
 
     #: The attribute that limits the size of an event.

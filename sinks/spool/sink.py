@@ -362,7 +362,7 @@ class SpoolSink(DeferredSink):
 
     @property
     def plain(self) -> bool:
-        """False: what is stored is a line that has to tell the event's time."""
+        """Whether it is. False, since the line that is stored has to tell the event's time."""
         return False
 
     def _keep(self, line: bytes) -> None:

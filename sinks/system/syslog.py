@@ -155,7 +155,7 @@ class SysLogSink(SocketSink):
     nothing to do, ``close`` nothing to wait for but a send in progress.
 
     Source: `logging.handlers.SysLogHandler`, whose `encode_priority` (``encodePriority``), `map_priority`
-    (``mapPriority``) and `create_socket` (``createSocket``) may be overridden as there; RFC 3164, 5424, 5425 (TLS),
+    (``mapPriority``) and ``create_socket`` (``createSocket``) may be overridden as there; RFC 3164, 5424, 5425 (TLS),
     6587 (TCP).
     """
 
@@ -387,7 +387,7 @@ class SysLogSink(SocketSink):
         return rfc5424.NIL
 
     def make_socket(self, timeout: float | None = None) -> socket.socket:
-        """Return a connected socket; called by `create_socket`.
+        """Return a connected socket; called by ``create_socket``.
 
         Args:
             timeout: Seconds for each address of the name. None stands for the sink's *timeout*.
