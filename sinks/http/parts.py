@@ -208,9 +208,16 @@ class Parts:
         return PausedDeliveryError(f"{error.reason}; {_NOT_AN_EVENT}")
 
     def _acquit_the_server(self) -> None:
-        """Take note that an event was taken, so that those refused before are to blame themselves."""
-        for index, error in self._suspects.items():
-            self._rejected[index] = error.reason
+        """Take note that an event was taken, so that those refused before are to blame themselves.
+
+        What was refused before the first that was taken is sent once more: a gateway may have let the events through
+        only since.
+        """
+        if self._taken:
+            for index, error in self._suspects.items():
+                self._rejected[index] = error.reason
+        else:
+            self._parts.extendleft([index] for index in reversed(self._suspects))
         self._suspects.clear()
         self._taken = True
         self._doubts = self._history.refused_in_a_row = self._history.rounds = 0

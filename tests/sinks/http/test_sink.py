@@ -620,13 +620,22 @@ def test_an_event_that_is_too_large_alone_is_refused(server):
 
 
 def test_a_part_of_one_event_that_is_refused_costs_no_other(server):
-    """Where an event is alone in its part, it is known to be the one, and the others are sent."""
-    server.answers += [400, 200, 400]
+    """Where an event is alone in its part, it is known to be the one; it is asked for again once another is taken."""
+    server.answers += [400, 200, 400, 400]
     with sink_for(server, body=JSONArray(), max_body_bytes=40) as sink:
         result = sink.emit_batch(batch_of(sink, 4))
     assert list(result.rejected) == [0, 2]
     assert list(result.retry) == []
-    assert [numbers(request) for request in server.requests] == [[0], [1], [2], [3]]
+    assert [numbers(request) for request in server.requests] == [[0], [1], [0], [2], [3]]
+
+
+def test_what_was_refused_before_the_server_let_anything_through_is_sent_again(server):
+    """A gateway that is set right meanwhile costs no event."""
+    server.answers += [400, 400, 200]
+    with sink_for(server, body=JSONArray()) as sink:
+        assert sink.emit_batch(batch_of(sink, 4)) is None
+    assert [numbers(request) for request in server.requests][:2] == [[0, 1, 2, 3], [0]]
+    assert sorted(n for request in server.requests[2:] for n in numbers(request)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("single", [True, False])
