@@ -691,6 +691,8 @@ class FileSink(ByteSink):
             current = _NOT_OPEN
         opened, prefix = self._open_file()
         if current != _NOT_OPEN:
+            state = os.fstat(opened)
+            self._next_identity = state.st_dev, state.st_ino
             # In one step: a write that a signal handler interrupted still holds the number, and must not meet another
             # file under it, nor none.
             os.dup2(opened, current, inheritable=False)
@@ -798,11 +800,19 @@ class FileSink(ByteSink):
 
     def _is_own(self, descriptor: int) -> bool:
         """Return True if *descriptor* is still what was opened under this number."""
-        try:
-            state = os.fstat(descriptor)
-        except OSError:
-            return False
-        return (state.st_dev, state.st_ino) == self._shared_file.identity
+        while True:
+            known = self._shared_file.identity
+            try:
+                state = os.fstat(descriptor)
+            except OSError:
+                return False
+            if (state.st_dev, state.st_ino) in (known, self._next_identity):
+                return True
+            if known == self._shared_file.identity:  # else a signal handler has gone on to another file meanwhile
+                return False
+
+    #: Device and inode of the file that is about to take the place of the one that is open.
+    _next_identity: tuple[int, int] | None = None
 
     def _close_own(self, descriptor: int) -> None:
         if descriptor != _NOT_OPEN and self._is_own(descriptor):
