@@ -22,6 +22,7 @@ from orjson import dumps
 
 from outfall.sinks.core import flock
 from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
+from outfall.sinks.core.bells import Bells
 from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.item import Batch, Encoded, item_of
 from outfall.sinks.core.lifecycle import here, notice_fork
@@ -207,9 +208,8 @@ class SpoolSink(DeferredSink):
         #: At exit the files are removed as soon as all is settled; and whether that has been looked to.
         self._leaving = False
         self._left = False
-        #: For those who wait for something to be settled, and how many they are.
-        self._progress = threading.Condition()
-        self._watchers = 0
+        #: For those who wait for something to be settled.
+        self._progress = Bells()
         #: True while all is settled and recorded.
         self._resting = False
         #: Wakes the thread that syncs at intervals, to end.
@@ -414,14 +414,8 @@ class SpoolSink(DeferredSink):
 
     def _await_room(self, seconds: float, seen: int) -> None:
         """Wait until something more than *seen* is settled."""
-        with self._progress:
-            self._watchers += 1
-            try:
-                # In small steps too: room on a disk is made by others.
-                if self._given_up + self._ledger.delivered == seen and not self._closed:
-                    self._progress.wait(min(seconds, 0.1))
-            finally:
-                self._watchers -= 1
+        # In small steps too: room on a disk is made by others.
+        self._progress.wait(min(seconds, 0.1), lambda: self._given_up + self._ledger.delivered != seen or self._closed)
 
     def _interrupted(self) -> None:
         """Count an event whose storing a KeyboardInterrupt may have cut short."""
@@ -451,7 +445,7 @@ class SpoolSink(DeferredSink):
         self._own_due = monotonic() + self._linger_seconds
         while generation == self._generation and not self._stopping:
             self._step(generation)
-        self._notify()
+        self._progress.ring()
 
     def _step(self, generation: int) -> None:
         """Deliver one batch, or wait for one."""
@@ -469,7 +463,7 @@ class SpoolSink(DeferredSink):
                     self._depot.leave_all()
             self._disk_failed(DeliveryError(describe(cleaned(error, None))), generation)
         self._tell_news()
-        self._notify()
+        self._progress.ring()
 
     def _deliver(self, store: Store, portion: Portion, generation: int) -> None:
         left: list[Batch] = []
@@ -533,7 +527,7 @@ class SpoolSink(DeferredSink):
             self._left = leaving
             self._resting = True
         self._tell_news()
-        self._notify()
+        self._progress.ring()
         if self._worker is None:
             return  # somebody does its work for as long as there is some
         self._wait(self._adopt_due - monotonic())
@@ -628,16 +622,11 @@ class SpoolSink(DeferredSink):
         self._rouse()
         if self._worker is None:
             return self._work_here(mark, deadline)
-        with self._progress:
-            self._watchers += 1
-            try:
-                while not self._is_settled(mark):
-                    left = deadline - monotonic()
-                    if left <= 0 or self._stopping:
-                        return False
-                    released(self._progress.wait, left)
-            finally:
-                self._watchers -= 1
+        while not self._is_settled(mark):
+            left = deadline - monotonic()
+            if left <= 0 or self._stopping:
+                return False
+            self._progress.wait(left, lambda: self._is_settled(mark) or self._stopping)
         return True
 
     def _work_here(self, mark: int, deadline: float) -> bool:
@@ -658,16 +647,11 @@ class SpoolSink(DeferredSink):
         adopted = not self._unadopted and not depot.adopted
         return depot.settled >= mark and adopted and (rests or depot.stored > mark)
 
-    def _notify(self) -> None:
-        if self._watchers:
-            with self._progress:
-                self._progress.notify_all()
-
     def _stop(self, deadline: float) -> bool:
         """End the delivering thread and let go of the files; return False if the thread had to be given up."""
         worker = self._worker
         self._stopping = True
-        self._notify()
+        self._progress.ring()
         self._urgent_until = 0.0
         self._sync_ended.set()
         self._wakeups.put(None)
@@ -688,8 +672,7 @@ class SpoolSink(DeferredSink):
         else:
             # The disk itself hangs. What is on it stays.
             self._generation += 1
-        with self._progress:
-            self._progress.notify_all()
+        self._progress.ring()
         return stopped
 
     def _sync_at_intervals(self, generation: int) -> None:

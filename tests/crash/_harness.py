@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,7 +169,12 @@ def _problems_of_keys(requests):
         if by_key.setdefault(note["key"], note["events"]) != note["events"]:
             yield f"two batches had the key {note['key']}"
             return
-    times = Counter(tuple(event) for batch in by_key.values() for event in batch if event is not None)
-    twice = [event for event, count in times.items() if count > 1]
+    # A part of a batch, which is sent after a time-out, has a key that begins with that of the batch.
+    batches = {}
+    for key, events in by_key.items():
+        for event in events:
+            if event is not None:
+                batches.setdefault(tuple(event), set()).add(key.partition(".")[0])
+    twice = [event for event, keys in batches.items() if len(keys) > 1]
     if twice:
-        yield f"{len(twice)} events came under two keys, the first of them {twice[:3]}"
+        yield f"{len(twice)} events came under the keys of two batches, the first of them {twice[:3]}"

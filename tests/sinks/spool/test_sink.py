@@ -563,7 +563,7 @@ def test_when_full_handle_waits_for_room(spool):
     ]
     for thread in threads:
         thread.start()
-    until(lambda: sink._watchers)
+    until(lambda: len(sink._progress))
     release.set()
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
@@ -1143,7 +1143,7 @@ def test_close_ends_a_flush_that_waits(spool):
     results = []
     flushing = threading.Thread(target=lambda: results.append(sink.flush(600)))
     flushing.start()
-    until(lambda: sink._watchers)
+    until(lambda: len(sink._progress))
     assert sink.close(0.1)
     flushing.join(PATIENCE_SECONDS)
     assert results == [False]
