@@ -177,6 +177,8 @@ class SinkLoggerFactory:
     with `structlog.stdlib.LoggerFactory`.
     """
 
+    sink: Sink
+
     def __init__(self, sink: Sink) -> None:
         self.sink = checked_sink(sink)
 

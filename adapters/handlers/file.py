@@ -46,6 +46,8 @@ class FileHandler(StreamHandler, _FileHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#filehandler
     """
 
+    stream: Any
+
     #: Of the stream that this class's ``_open`` has returned last.
     _outfall_file: OpenFile | None = None
     #: True while ``_open`` is called for a file that must not be truncated.

@@ -36,6 +36,15 @@ class OpenFile(Kept):
         terminator: What ends the handler's records.
     """
 
+    binary: bool
+    byte_order_mark: bytes
+    flags: int
+    half_line: int
+    path: str
+    regular: bool
+    stream: Any
+    terminator: str
+
     __slots__ = (
         "binary",
         "byte_order_mark",

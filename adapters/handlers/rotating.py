@@ -61,6 +61,10 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#baserotatinghandler
     """
 
+    mode: str
+    encoding: str | None
+    errors: str | None
+
     stream: Any
 
     def __init__(

@@ -47,6 +47,9 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
     Source: https://docs.python.org/3/library/logging.handlers.html#watchedfilehandler
     """
 
+    dev: int
+    ino: int
+
     stream: Any
 
     def __init__(

@@ -76,6 +76,8 @@ class Batch(Sequence[Encoded]):
         key: The key. Default: a random one.
     """
 
+    notes: dict[object, dict[int, Any]]
+
     __slots__ = ("_data", "_items", "_places", "_root", "key", "notes")
 
     def __init__(self, items: Iterable[Encoded | Raw], key: str | None = None) -> None:

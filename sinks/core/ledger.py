@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +80,12 @@ class Ledger:
     addition, without a call in it) adds to a count without it: ``ledger.delivered += 1``. A forked child makes a new
     ledger.
     """
+
+    dead_lettered: int
+    delivered: int
+    filtered: int
+    lock: Any
+    retried: int
 
     __slots__ = ("dead_lettered", "delivered", "dropped", "filtered", "last_error", "lock", "retried")
 

@@ -136,7 +136,7 @@ def drain() -> None:
 class _ByNumber:
     """Stands for `_page` where there is none: the process's number is asked for each time."""
 
-    value = 1
+    value: int = 1
 
     def __getitem__(self, index: int) -> int:
         return self.value if os.getpid() == _State.pid else 0

@@ -86,6 +86,20 @@ class Worker:
     `lock` is an RLock. Who waits holds nothing, so an interrupt may come at any moment of it.
     """
 
+    lock: Any
+    put: int
+    settled: int
+    done: int
+    wake_at: int
+    limit: int
+    inline: bool
+    closed: bool
+    stopping: bool
+    ended: bool
+    urgent_until: float
+    delivery: Delivery
+    bells: Bells
+
     def __init__(
         self,
         owner: weakref.ref[Any],

@@ -30,6 +30,8 @@ class OpenFile:
         identity: Device and inode; None while nothing is open.
     """
 
+    identity: tuple[int, int] | None
+
     __slots__ = ("identity", "size")
 
     def __init__(self, identity: tuple[int, int] | None = None) -> None:
@@ -40,6 +42,9 @@ class OpenFile:
 
 class Place:
     """Sinks of this process whose paths led to one file when they were made."""
+
+    rolling: bool
+    counts_size: bool
 
     def __init__(self) -> None:
         #: True while files are being moved: what hooks and signal handlers log then must not move them too.

@@ -24,6 +24,11 @@ class Begun:
         error: What one of them has raised.
     """
 
+    data: bytes | None
+    error: Exception | None
+    event: Any
+    processed: Any
+
     __slots__ = ("data", "error", "event", "processed")
 
     def __init__(

@@ -69,6 +69,14 @@ class Exchange:
         total_seconds: For everything else.
     """
 
+    connect_seconds: float
+    connected: bool
+    cut: bool
+    due: float
+    fresh: bool
+    received: bool
+    total_seconds: float
+
     __slots__ = ("connect_seconds", "connected", "cut", "due", "fresh", "received", "total_seconds")
 
     def __init__(self, connect_seconds: float, total_seconds: float) -> None:
@@ -105,6 +113,8 @@ class Exchange:
 
 class _State:
     """What an adapter and its connections share."""
+
+    exchange: Exchange
 
     def __init__(self) -> None:
         #: What is under way.
@@ -353,6 +363,8 @@ class Adapter(requests.adapters.HTTPAdapter):
     Args:
         context: What to encrypt with, instead of what *verify* and *cert* say; or None.
     """
+
+    state: _State
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self._context = context

@@ -24,6 +24,8 @@ class BoundSocket:
         OSError: If the address cannot be bound.
     """
 
+    sock: socket.socket
+
     def __init__(self, address: tuple[str, int] | str, kind: socket.SocketKind, backlog: int) -> None:
         family: int = socket.AF_UNIX
         where: Any = address

@@ -59,6 +59,8 @@ class ConnectedSink(ByteSink):
     The arguments are those of `SocketSink`, which describes them; *options* are for `ByteSink`.
     """
 
+    nodelay: bool
+
     _kind: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
     #: Whether the peer's end of a connection can be seen.
     _ends: ClassVar[bool] = True

@@ -21,6 +21,16 @@ class Incoming:
         handshaking: Whether a handshake of TLS comes first.
     """
 
+    began: float
+    buffer: bytearray
+    counted: int
+    handshaking: bool
+    heard: float
+    interest: int
+    proven: bool
+    skipping: int
+    sock: socket.socket
+
     __slots__ = ("began", "buffer", "counted", "handshaking", "heard", "interest", "proven", "skipping", "sock")
 
     def __init__(self, sock: socket.socket, moment: float, *, handshaking: bool) -> None:
