@@ -66,6 +66,7 @@ def append_line(sink: Any, data: bytes) -> None:
 
     Raises:
         Exception: If the pipeline has to do it.
+        BaseException: An interrupt; an event that it kept out is counted here.
     """
     # Taking the lock by hand: see WriteLock.
     turn = sink._turn
@@ -86,6 +87,11 @@ def append_line(sink: Any, data: bytes) -> None:
         elif not write(sink, data):
             raise LookupError
         sink._ledger.delivered += 1
+    except Exception:
+        raise
+    except BaseException:
+        sink._count_dropped("interrupted")
+        raise
     finally:
         try:
             holding = False
@@ -103,9 +109,14 @@ def append_to_buffer(sink: Any, data: bytes) -> None:
     Raises:
         LookupError: If the pipeline has to do it.
     """
-    size = len(data)
+    try:
+        size = len(data)
+        late = monotonic() >= sink._flush_due
+    except BaseException:
+        sink._count_dropped("interrupted")
+        raise
     # No call from here on, and so no place for another thread or a signal handler.
-    if monotonic() >= sink._flush_due or sink._buffered + size >= sink._buffer_limit:
+    if late or sink._buffered + size >= sink._buffer_limit:
         raise LookupError
     sink._buffer += (data,)
     sink._buffered += size
@@ -274,7 +285,10 @@ class FileSink(ByteSink):
                 if data:
                     rest = Begun(event, data=data)
             except BaseException:
-                self._count_dropped("interrupted")
+                # A line that is made was handed to `append`, which counts what it has not put out. Python 3.10 looks
+                # for signals on the way back from it, too.
+                if not data:
+                    self._count_dropped("interrupted")
                 raise
         super().handle(rest)
 
@@ -328,9 +342,11 @@ class FileSink(ByteSink):
                     self.write(data)
                 self._ledger.delivered += 1
                 delivered = True
-        except BaseException:
+        except BaseException as error:
             if delivered:  # interrupted at the way out, and counted as that
                 self._ledger.delivered -= 1
+            if not isinstance(error, Exception):
+                self._count_dropped("interrupted")
             raise
 
     def _admit(self, event: object) -> Any:

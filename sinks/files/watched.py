@@ -196,9 +196,6 @@ class WatchedFileSink(FileSink):
             append_line(self, data)
         except Exception:
             return False
-        except BaseException:
-            self._count_dropped("interrupted")
-            raise
         return True
 
     def _refresh(self) -> None:

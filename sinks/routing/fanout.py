@@ -214,8 +214,7 @@ class FanoutSink(_Router):
             except Exception:
                 pass
             except BaseException:
-                if done < len(appenders):
-                    appenders[done][0]._count_dropped("interrupted")
+                # The child that it came in at has counted it there.
                 self._count_dropped("interrupted")
                 raise
         if not done:
