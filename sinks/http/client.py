@@ -6,6 +6,7 @@ import http.client
 import os
 import socket
 import ssl
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,9 @@ class Transport:
 
         What is raised names the peer and what happened, and nothing of URL, headers or body.
         """
+        if _CRASHES and sys.is_finalizing():
+            msg = f"{self._peer} is not asked any more: Python 3.13.0 crashes in requests when the interpreter ends"
+            raise TemporaryDeliveryError(msg)
         exchange = Exchange(*timeout)
         while True:
             stale = self._used and not exchange.fresh
@@ -246,6 +250,9 @@ class Transport:
             halve_after = 1 if isinstance(root, TimeoutError) else LOST_ATTEMPTS
         return TemporaryDeliveryError(f"{self._peer} {what}", halve_after=halve_after)
 
+
+#: On this version making requests' answer object within the interpreter's last collection ends the process.
+_CRASHES = sys.version_info[:3] == (3, 13, 0)
 
 #: The request itself is at fault: an address, a header or a proxy's address that is none.
 _UNUSABLE = (
