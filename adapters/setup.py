@@ -25,6 +25,7 @@ from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.levels import Level, level_of, parse_level
+from outfall.sinks.event.record import utc_text
 from outfall.sinks.files.console import StreamKind, console_renderer, streams_of
 from outfall.sinks.files.file import FileSink
 from outfall.sinks.files.stream import StreamSink
@@ -432,7 +433,9 @@ def _put_in_logging(undo: list[Callable[[], None]], number: float, levels: Mappi
         root.setLevel(root_level)
 
     undo.append(restore)
-    kept = [each for each in handlers if type(each) is not logging.StreamHandler and not _leads_here(each)]
+    kept = [
+        each for each in handlers if type(each) is not logging.StreamHandler and not isinstance(each, _OutletHandler)
+    ]
     root.handlers[:] = [*kept, _OutletHandler(_outlet)]
     root.setLevel(int(number))
     for name, level in levels.items():
@@ -448,10 +451,6 @@ class _OutletHandler(SinkHandler):
         """Do nothing to the sinks."""
 
 
-def _leads_here(handler: logging.Handler) -> bool:
-    return isinstance(handler, _OutletHandler)
-
-
 def _put_in_hooks(undo: list[Callable[[], None]]) -> None:
     """Make an event of what nobody catches. What another program's hook does with it, it does as well."""
     main, in_thread, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
@@ -462,8 +461,6 @@ def _put_in_hooks(undo: list[Callable[[], None]]) -> None:
     undo.append(restore)
 
     def log(message: str, level: str, error: BaseException | None, **fields: Any) -> None:
-        from outfall.sinks.event.record import utc_text
-
         event = {"event": message, "level": level, "logger": _UNCAUGHT, "timestamp": utc_text(time.time())}
         _outlet.handle(event | fields | ({} if error is None else {"exc_info": error}))
 
