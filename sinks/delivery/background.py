@@ -149,7 +149,12 @@ class _Buffer(Worker):
                 if self.closed:
                     msg = f"{self.name} is closed"
                     raise SinkClosedError(msg)
-                while not (found := self.has_room(size)) and self._evict(level):
+                # No condition at the loop's head: from Python 3.12 on its jump back is outside the `with`, and an
+                # interrupt there would leave the lock held.
+                while True:
+                    found = self.has_room(size)
+                    if found or not self._evict(level):
+                        break
                     evicted += 1
                 if found:
                     rouses = self.put >= self.wake_at

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from structlog import DropEvent
 
+from outfall.sinks.core import threads
 from outfall.sinks.core.arguments import checked_count, checked_seconds
 from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.item import BatchResult, Encoded
@@ -232,7 +233,7 @@ class DeferredSink(Sink):
                     raise
 
     def _start(self, worker: threading.Thread) -> None:
-        worker.start()
+        threads.start(worker)
 
     def _run(self, generation: int) -> None:
         with self._lock:

@@ -225,7 +225,9 @@ class BufferingSink(Sink):
         with self._left:
             excess = 0
             with contextlib.suppress(IndexError):  # a signal handler was here as well
-                while len(self._buffer) > keep:
+                while True:  # no condition here: from Python 3.12 on an interrupt at its jump back leaves the lock held
+                    if len(self._buffer) <= keep:
+                        break
                     self._buffer.popleft()
                     excess += 1
             self._lost_from_buffer += excess

@@ -13,7 +13,7 @@ from collections import defaultdict
 from queue import Empty, Full, SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from outfall.sinks.core import lifecycle
+from outfall.sinks.core import lifecycle, threads
 from outfall.sinks.core.arguments import checked_count, checked_seconds
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.ledger import SinkStats
@@ -213,7 +213,7 @@ class QueueListener:
             try:
                 # The reader last, so that it does not read for nobody.
                 for worker in reversed(run.threads):
-                    worker.start()
+                    threads.start(worker)
             except BaseException:
                 self._run = None
                 with self._lock:

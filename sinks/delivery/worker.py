@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from time import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from outfall.sinks.core import lifecycle
+from outfall.sinks.core import lifecycle, threads
 from outfall.sinks.core.bells import LONGEST_WAIT_SECONDS, Bells
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.ledger import Ledger, Outcome
@@ -187,9 +187,11 @@ class Worker:
         try:
             self.urgent_until = max(self.urgent_until, deadline)
             self.rouse()
-            while self.done < mark.number and (left := deadline - now()) > 0:
+            while True:  # see _Buffer.append
+                left = deadline - now()
+                if self.done >= mark.number or left <= 0:
+                    return self.done >= mark.number
                 self.bells.wait(left, lambda: self.done >= mark.number)
-            return self.done >= mark.number
         finally:
             self._marks.remove(mark)
             if not self._marks and not self.stopping:
@@ -223,7 +225,7 @@ class Worker:
             # Said before it runs, so that an event from a signal handler does not start another.
             self.thread = made
             try:
-                made.start()
+                threads.start(made)
             except BaseException as error:
                 # The interpreter is going down, or there are too many threads, or an interrupt came: the next event
                 # tries again. A thread that runs nevertheless finds in _run, under the lock, what it is.

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from outfall.sinks.core import flock
+from outfall.sinks.core import flock, threads
 from outfall.sinks.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Compressor:
             # Set first: what a signal handler logs meanwhile must not start a second one.
             self._thread = threading.Thread(target=self._run, name="outfall-compressor", daemon=True)
             try:
-                self._thread.start()
+                threads.start(self._thread)
             except RuntimeError:
                 self._thread = None  # the interpreter is going down; the next start finishes it
 

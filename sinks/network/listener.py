@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from outfall.sinks.core import lifecycle
+from outfall.sinks.core import lifecycle, threads
 from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, report
@@ -210,7 +210,7 @@ class SocketListener:
             # A daemon, since who forgets to stop it must be able to end the process; then `drain` stops it.
             self._thread = threading.Thread(target=self._run, name=f"outfall {self.name}", daemon=True)
             try:
-                self._thread.start()
+                threads.start(self._thread)
             except BaseException:
                 self._thread = None
                 self._close_all()

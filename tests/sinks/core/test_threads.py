@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
 
 from tests.sinks._processes import check
+
+INTERRUPTED = """
+import signal, threading, time
+from outfall.sinks.core import threads
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+came = 0
+for number in range(1_000):  # an interrupt that comes in a finalizer is ignored
+    thread = threading.Thread(target=int, daemon=True)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.000_001 * (1 + number % 120))
+        threads.start(thread)
+        time.sleep(0.001)
+    except KeyboardInterrupt:
+        came += 1
+assert came > 500
+until = time.monotonic() + 30
+while threading.active_count() > 1:
+    assert time.monotonic() < until, threading.enumerate()
+    time.sleep(0.01)
+"""
 
 REPLACED = """
 import queue, sys
@@ -67,3 +92,9 @@ def test_threads_that_are_replaced_first_are_no_matter(tmp_path):
     """With gevent, whose patch comes before the import."""
     pytest.importorskip("gevent")
     check(GEVENT, tmp_path, env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_an_interrupt_while_a_thread_starts_leaves_no_thread_that_hangs():
+    """And what comes through is the interrupt, not the RuntimeError of a lock of `threading`."""
+    check(INTERRUPTED)
