@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
@@ -22,8 +23,9 @@ author = "The Outfall authors"
 project_copyright = author
 version = release = version_of("outfall")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "public_names"]
+exclude_patterns = ["_build", "_extensions"]
 nitpicky = True
 # What refuses wrong use of a sink's class is shown as a base, and documented nowhere.
 nitpick_ignore = [("py:class", "outfall.sinks.core.sink._Guarded")]

@@ -20,7 +20,7 @@ from tests.code_blocks import blocks, run_page
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
-REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").rglob("*.md"))
 
 
 def _name(page: Path) -> str:
@@ -48,7 +48,8 @@ def test_there_are_examples():
 
 
 def _documented() -> set[str]:
-    return set(re.findall(r"^\.\. (?:auto(?:class|function|exception)|py:data):: (\w+)$", REFERENCE, re.MULTILINE))
+    directives = r"^(?:\.\. (?:auto(?:class|function|exception)|py:data)::|```\{sink\}) (\w+)$"
+    return set(re.findall(directives, REFERENCE, re.MULTILINE))
 
 
 def test_the_reference_has_every_public_name():
