@@ -24,7 +24,14 @@ project_copyright = author
 version = release = version_of("outfall")
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "public_names"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "guarantees",
+    "public_names",
+]
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True
 # What refuses wrong use of a sink's class is shown as a base, and documented nowhere.
@@ -51,10 +58,13 @@ maximum_signature_line_length = 80
 
 # -- HTML
 
+copybutton_prompt_text = "$ "
+
 html_theme = "furo"
 html_title = "Outfall"
 html_static_path = ["_static"]
 html_css_files = ["outfall.css"]
+html_js_files = ["tables.js"]
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}

@@ -1,4 +1,4 @@
-"""The table of guarantees: it is complete, it agrees with its own text, and the tests that it names are there."""
+"""The guarantees: each sink is in each section, and the tests that are named are there."""
 
 from __future__ import annotations
 
@@ -38,16 +38,8 @@ SINKS = {
 }
 
 
-def table() -> dict[str, dict[str, str]]:
-    """Return the cells of the table, by sink and fault."""
-    lines = PAGE.partition("## The table\n")[2].partition("\n## ")[0].strip().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    faults = [re.sub(r"\[(.*)\]\(.*\)", r"\1", cell) for cell in rows[0][1:]]
-    return {row[0].strip("`"): dict(zip(faults, row[1:], strict=True)) for row in rows[2:]}
-
-
 def entries(fault: str) -> list[tuple[list[str], str, list[str]]]:
-    """Return what a fault's section says: sinks, the word in the table, and the tests."""
+    """Return what a fault's section says: sinks, the word for it, and the tests."""
     section = PAGE.partition(f"\n## {fault}\n")[2].partition("\n## ")[0]
     found = []
     for entry in re.split(r"\n(?=`\w+Sink`)", section)[1:]:
@@ -82,22 +74,17 @@ def exists(test: str) -> bool:
     return False
 
 
-def test_every_sink_has_a_row_and_every_fault_a_column():
-    """A new sink has to say what it does when things go wrong."""
-    assert set(table()) == SINKS
-    assert {tuple(row) for row in table().values()} == {FAULTS}
-
-
-def test_no_cell_is_empty():
-    """Each cell says something."""
-    assert [(sink, fault) for sink, row in table().items() for fault, cell in row.items() if not cell] == []
+def test_the_sections_are_the_faults():
+    """And nothing else has the form of one."""
+    assert tuple(re.findall(r"^## (.*)$", PAGE, re.MULTILINE)) == FAULTS
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_section_says_of_each_sink_what_the_table_says(fault):
-    """Each sink is in one entry of each fault, under the word that is in its cell."""
-    said = [(sink, word) for sinks, word, _ in entries(fault) for sink in sinks]
-    assert sorted(said) == sorted((sink, row[fault]) for sink, row in table().items())
+def test_each_section_speaks_of_every_sink_once(fault):
+    """A new sink has to say what becomes of its events in each fault, in a word and in a sentence."""
+    said = entries(fault)
+    assert sorted(sink for sinks, _, _ in said for sink in sinks) == sorted(SINKS)
+    assert [sinks for sinks, word, _ in said if not word] == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -110,11 +97,11 @@ def test_each_promise_names_a_test_that_is_there(fault):
 
 def test_a_test_that_is_not_there_is_noticed():
     """The test above can fail."""
-    assert exists("test_guarantees.py::test_no_cell_is_empty")
+    assert exists("test_guarantees.py::test_the_sections_are_the_faults")
     assert exists("sinks/test_contract.py::TestFileSink::test_a_forked_child_begins_anew")
     for wrong in (
         "test_guarantees.py::test_no_such_thing",
-        "test_no_such_file.py::test_no_cell_is_empty",
+        "test_no_such_file.py::test_the_sections_are_the_faults",
         "sinks/test_contract.py::TestFileSink::test_no_such_thing",
         "sinks/test_contract.py::TestNoSuchSink::test_a_forked_child_begins_anew",
         "test_guarantees.py::exists",
