@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import charts
+from benchmarks import charts, words
 from benchmarks.groups import GROUPS
 from benchmarks.harness import FEWEST_ROUNDS, measure
 from benchmarks.machine import describe
@@ -74,7 +74,7 @@ def _check(report: dict[str, Any]) -> int:
         for row in group["rows"]:
             if row["budget"] is None:
                 continue
-            measured, unit = charts.measured_of(row, group["unit"])
+            measured, unit = words.measured_of(row, group["unit"])
             name = f"{group['name']}: {row['name']}"
             if row["met"] is None:
                 unknown.append(f"{name}: {row['missing'] or 'what it is compared with was not measured'}")

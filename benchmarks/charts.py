@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import escape
 
+from benchmarks import words
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -329,18 +331,13 @@ def _bar(chart: Chart, row: dict[str, Any], label: str) -> Bar:
         text = str(row["missing"])
     else:
         unit = "µs" if chart.axis.startswith("microseconds") else "ms"
-        text = f"{value:.1f} {unit}" if chart.by == "median" else _number(value)
+        text = f"{value:.1f} {unit}" if chart.by == "median" else words.number(value)
         if row["arrived"] is not None and row["arrived"] < 1:
             text += f", {1 - row['arrived']:.1%} lost"
     return Bar(label, value, text, budget, bool(_OURS.search(row["name"])))
 
 
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= _WHOLE_FROM else f"{value:.2f}" if value >= _TWO_PLACES_FROM else f"{value:.3f}"
-
-
 _OURS = re.compile(r"Sink|outfall")
-_WHOLE_FROM, _TWO_PLACES_FROM = 20, 0.1
 
 
 # -- drawing
@@ -386,7 +383,11 @@ def draw(chart: Chart, bars: Sequence[Bar], theme: Theme) -> str:
     ]
     for index, bar in enumerate(bars):
         parts += _drawn(bar, scale, _TOP + _ROW * index, theme)
-    parts.append(_text(0, height - 8, chart.axis, theme.faint, size=11))
+    parts.append(
+        _text(
+            0, height - 8, f"{chart.axis}; {'more' if chart.by == 'rate' else 'less'} is better", theme.faint, size=11
+        )
+    )
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -411,7 +412,7 @@ def _drawn(bar: Bar, scale: float, top: int, theme: Theme) -> Iterator[str]:
     if bar.ours and bar.budget is not None:
         mark = bar.budget / scale * room
         yield f'<path d="M{mark:.1f} {top + 17}v{_BAR + 6}" stroke="{theme.budget}" stroke-width="2"/>'
-        note += f" (budget {_number(bar.budget)})"
+        note += f" (budget {words.number(bar.budget)})"
         end = max(end, mark)
     yield _text(end + 6, top + 31, note, theme.text, weight=weight)
 
@@ -422,59 +423,7 @@ def _text(x: float, y: float, text: str, colour: str, *, weight: int = 400, size
     )
 
 
-# -- words
-
-
-def machine_of(results: dict[str, Any]) -> str:
-    """Return when, with what and on what was measured."""
-    libraries = ", ".join(f"{name} {version}" for name, version in results["libraries"].items() if version)
-    return (
-        f"Measured on {results['date']} on {results['machine']}, {results['system']}, file system"
-        f" {results['file system']}, load {results['load']} at the beginning, with {results['python']}, {libraries}.\n"
-    )
-
-
-def budgets_of(results: dict[str, Any]) -> str:
-    """Return a table of what has a budget, and whether it was kept."""
-    lines = ["| what | compared with | measured | budget | |", "| --- | --- | --- | --- | --- |"]
-    for group in results["groups"]:
-        for row in group["rows"]:
-            if row["budget"] is not None:
-                measured, unit = measured_of(row, group["unit"])
-                told = row["missing"] or f"{_number(measured)}{unit}"
-                verdict = {True: "kept", False: "**not kept**", None: "not measured"}[row["met"]]
-                other = row["peer"] or row["floor"] or ""
-                lines.append(f"| {row['name']} | {other} | {told} | {_number(row['budget'])}{unit} | {verdict} |")
-    return "\n".join(lines) + "\n"
-
-
-def measured_of(row: dict[str, Any], unit: str) -> tuple[float, str]:
-    """Return what the budget of *row* is about, and its unit."""
-    if row["peer"] is not None:
-        return row["peer_ratio"] or 0.0, ""
-    if row["floor"] is not None:
-        return row["floor_ratio"] or 0.0, ""
-    return row["median"] or 0.0, f" {unit}"
-
-
-def figures_of(results: dict[str, Any]) -> str:
-    """Return a table of everything that was measured, for each group."""
-    parts: list[str] = []
-    for group in results["groups"]:
-        parts.append(f"**{group['name']}**: {group['about']}. {group['rounds']} rounds of {group['events']}.\n")
-        parts.append(
-            f"| | {group['unit']} | spread | x floor | x peer | arrived |\n| --- | --- | --- | --- | --- | --- |"
-        )
-        for row in group["rows"]:
-            cells = [
-                "-" if row["median"] is None else _number(row["median"]),
-                "-" if row["spread"] is None else f"{row['spread']:.0%}",
-                *("-" if row[ratio] is None else _number(row[ratio]) for ratio in ("floor_ratio", "peer_ratio")),
-                "-" if row["arrived"] is None else f"{row['arrived']:.1%}",
-            ]
-            parts.append(f"| {row['name']} | {' | '.join(cells)} |")
-        parts.append("")
-    return "\n".join(parts)
+# -- the documentation
 
 
 def publish(directory: Path, results: dict[str, Any] | None = None) -> None:
@@ -487,9 +436,10 @@ def publish(directory: Path, results: dict[str, Any] | None = None) -> None:
         results = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
     assert results is not None
     made = {
-        "machine.inc": machine_of(results),
-        "budgets.inc": budgets_of(results),
-        "figures.inc": figures_of(results),
+        "machine.inc": words.machine_of(results),
+        "summary.inc": words.summary_of(results),
+        "budgets.inc": words.budgets_of(results),
+        "figures.inc": words.figures_of(results),
         RESULTS: json.dumps(results, indent=1, ensure_ascii=False) + "\n",
     }
     for chart in CHARTS:

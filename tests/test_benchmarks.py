@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import requests
 
-from benchmarks import charts, scale, sustained, walks
+from benchmarks import charts, scale, sustained, walks, words
 from benchmarks.__main__ import main
 from benchmarks.collector import collector
 from benchmarks.events import REQUEST_ID
@@ -274,7 +274,14 @@ def test_a_chart_has_a_bar_for_each_row_it_names(chart, results):
         root = ET.fromstring(charts.draw(chart, bars, theme))
         text = "".join(root.itertext())
         assert all(bar.label in text and bar.text in text for bar in bars)
-        assert chart.axis in text
+        assert f"{chart.axis}; {'more' if chart.by == 'rate' else 'less'} is better" in text
+
+
+def test_a_budget_that_is_not_kept_needs_a_reason(results):
+    """A figure above its budget is not published without a word on why."""
+    _row(results, "file", "FileSink").update(name="no such row", met=False)
+    with pytest.raises(KeyError):
+        words.budgets_of(results)
 
 
 def test_every_budget_has_a_chart():
@@ -304,7 +311,8 @@ def test_what_is_published_can_be_published_again(results, tmp_path):
     assert "outfall 1" in before["machine.inc"]
     assert "loguru" not in before["machine.inc"]
     [line] = [line for line in before["budgets.inc"].splitlines() if line.startswith("| FileSink |")]
-    assert "| 1.50 | 1.25 | **not kept** |" in line
+    assert f"| 1.50 | 1.25 | **no**: {words.REASONS['FileSink']} |" in line
+    assert before["summary.inc"].count("\n| ") == 11
     assert {f"{chart.slug}-{theme.name}.svg" for chart in charts.CHARTS for theme in charts.THEMES} < before.keys()
 
 
