@@ -8,6 +8,9 @@ ARGS ?=
 # As many at a time as there are processors, each going on with what another has not begun.
 PARALLEL := -n auto --dist worksteal
 
+# Code in pages fits the column of a page.
+PAGES := --line-length 88 --config "format.exclude=['*.py']" README.md docs
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
@@ -73,10 +76,12 @@ crash: $(VENV)/.outfall-test
 lint: $(VENV)/.outfall-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check $(PAGES)
 
 format: $(VENV)/.outfall-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/ruff format $(PAGES)
 
 types: $(VENV)/.outfall-test $(VENV)/.outfall-lint
 	$(BIN)/mypy

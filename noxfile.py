@@ -42,6 +42,8 @@ def lint(session: nox.Session) -> None:
     session.install("-e", ".[lint]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    pages = ("--line-length", "88", "--config", "format.exclude=['*.py']", "README.md", "docs")
+    session.run("ruff", "format", "--check", *pages)
 
 
 @nox.session
