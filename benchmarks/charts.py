@@ -55,6 +55,8 @@ CHARTS = (
             ("file", "FileSink"),
             ("file", "FileSink, level set"),
             ("file", "FileSink, a processor"),
+            ("file", "FileSink, throttled, none held back"),
+            ("file", "FileSink, a storm of one message, throttled"),
             ("file", "FileSink, a renderer"),
             ("structlog", "structlog → BytesLogger"),
             ("stdlib", "FileHandler + json", "logging → FileHandler + json"),

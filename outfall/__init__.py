@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from outfall.sinks.network.listener import ListenerStats, SocketListener
     from outfall.sinks.network.socket import SocketSink
     from outfall.sinks.routing.fanout import FallbackSink, FanoutSink
+    from outfall.sinks.shaping import Once, Sample, Throttle
     from outfall.sinks.spool.sink import SpoolSink
     from outfall.sinks.spool.status import SpoolStatus, StoreStatus
     from outfall.sinks.system.eventlog import NTEventLogSink
@@ -115,6 +116,7 @@ else:
         "NullSink": "sinks.files.stream",
         "OTLPLogs": "adapters.collectors",
         "OnError": "sinks.core.sink",
+        "Once": "sinks.shaping",
         "OrjsonRenderer": "sinks.event.json",
         "OversizeDeliveryError": "sinks.errors",
         "PausedDeliveryError": "sinks.errors",
@@ -128,6 +130,7 @@ else:
         "RotatedFile": "sinks.files.rotating",
         "RotatingFileSink": "sinks.files.by_size",
         "SMTPSink": "sinks.mail.smtp",
+        "Sample": "sinks.shaping",
         "Setup": "adapters.setup",
         "SignedFrames": "sinks.network.frames",
         "Sink": "sinks.core.sink",
@@ -148,6 +151,7 @@ else:
         "StreamSink": "sinks.files.stream",
         "SysLogSink": "sinks.system.syslog",
         "TemporaryDeliveryError": "sinks.errors",
+        "Throttle": "sinks.shaping",
         "TimedRotatingFileSink": "sinks.files.by_time",
         "TokenOptions": "adapters.collectors",
         "WatchedFileSink": "sinks.files.watched",
@@ -220,6 +224,7 @@ __all__ = [
     "NullSink",
     "OTLPLogs",
     "OnError",
+    "Once",
     "OrjsonRenderer",
     "OversizeDeliveryError",
     "PausedDeliveryError",
@@ -233,6 +238,7 @@ __all__ = [
     "RotatedFile",
     "RotatingFileSink",
     "SMTPSink",
+    "Sample",
     "Setup",
     "SignedFrames",
     "Sink",
@@ -255,6 +261,7 @@ __all__ = [
     "StreamSink",
     "SysLogSink",
     "TemporaryDeliveryError",
+    "Throttle",
     "TimedRotatingFileSink",
     "TokenOptions",
     "WatchedFileSink",

@@ -9,8 +9,8 @@ from orjson import dumps
 
 from benchmarks.events import drive
 from benchmarks.groups import floors
-from benchmarks.harness import Group, Row
-from outfall import FileSink
+from benchmarks.harness import Group, Row, nothing_written
+from outfall import FileSink, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +42,20 @@ def _rendered(_logger: object, _name: str, event: dict[str, Any]) -> bytes:
     return dumps(event)
 
 
+#: More than ever come in its window.
+_PASSING = Throttle(10**12, "1 day")
+
+
+@contextmanager
+def _storm(directory: Path) -> Iterator[Run]:
+    """Log one message, of which a throttle lets the first pass and holds back the others."""
+    path = directory / "events.jsonl"
+    with FileSink(path, on_error="raise", processors=[Throttle(1, "1 day")]) as sink:
+        yield drive(sink.handle)
+        assert sink.stats().filtered
+    assert path.read_bytes().count(b"\n") == 2  # the first event, and how many others there were
+
+
 GROUP = Group(
     "file",
     "event dicts to FileSink.handle",
@@ -50,6 +64,14 @@ GROUP = Group(
         Row("FileSink", _sink(), floor=floors.WRITTEN.name, budget=1.25),
         Row("FileSink, level set", _sink(level="info"), floor=floors.WRITTEN.name, budget=1.35),
         Row("FileSink, a processor", _sink(processors=[_same]), floor=floors.WRITTEN.name, budget=1.7),
+        Row("FileSink, throttled, none held back", _sink(processors=[_PASSING]), floor=floors.WRITTEN.name, budget=1.7),
+        Row(
+            "FileSink, a storm of one message, throttled",
+            _storm,
+            floor=floors.WRITTEN.name,
+            budget=0.6,
+            proof=nothing_written,
+        ),
         Row("FileSink, a renderer", _sink(renderer=_rendered), floor=floors.WRITTEN.name, budget=1.6),
         floors.BUFFERED,
         Row(

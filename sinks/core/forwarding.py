@@ -20,10 +20,11 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from outfall.sinks.core.item import Encoded
+from outfall.sinks.event.event import Remainder
 from outfall.sinks.event.levels import level_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from outfall.sinks.core.sink import Sink
 
@@ -73,6 +74,8 @@ class Forwarding:
         Raises:
             Exception: What processors and renderers raise; `structlog.DropEvent` filters the event.
         """
+        if isinstance(event, Remainder) and not self.has_processor(event.maker):
+            return None
         if respect_level and self._level and level_of(event) < self._level:
             return None
         return self.encode(self._processed(event) if self._processors else event)
@@ -88,6 +91,21 @@ class Forwarding:
     def surround(self, wrapper: Sink) -> None:
         """Let *wrapper* own this sink: it drains it at exit, and hears of changes that its short cuts depend on."""
         self._wrappers += (weakref.ref(wrapper),)
+
+    @property
+    def behind(self) -> tuple[Sink, ...]:
+        """The sinks that get what `make_item` makes or ``deliver`` takes, before ``deliver`` returns. Default: none."""
+        return ()
+
+    def all_processors(self) -> Iterator[Any]:
+        """Give the processors that an event may meet before ``deliver`` returns: this sink's, then those behind it."""
+        yield from self._processors
+        for sink in self.behind:
+            yield from sink.all_processors()
+
+    def has_processor(self, processor: object) -> bool:
+        """Return True if *processor* is one of `all_processors`."""
+        return any(each is processor for each in self.all_processors())
 
     @property
     def plain(self) -> bool:

@@ -21,6 +21,9 @@ TURN = (None,)
 #: The code of functions that take and give a turn by hand, holding it while their local ``holding`` is true.
 HAND_TAKEN: set[CodeType] = set()
 
+#: Without it threads may come in between any two steps of the interpreter.
+HAS_GLOBAL_LOCK: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
 
 class _Turn(list[None]):
     """The right to go on: its one item."""

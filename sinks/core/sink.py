@@ -36,7 +36,7 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
     reason_of,
 )
-from outfall.sinks.event.event import TextEvent, as_event, copy_event, timestamp_of
+from outfall.sinks.event.event import Remainder, TextEvent, as_event, copy_event, timestamp_of
 from outfall.sinks.event.json import line_to_send
 from outfall.sinks.event.levels import NOTSET, Level, level_name, level_of, parse_level
 
@@ -327,6 +327,7 @@ class Sink(_Guarded, Forwarding):
             lifecycle.notice_fork()
         seconds = self._seconds(timeout)
         deadline = now() + seconds
+        self._put_remainders(deadline)
         if not self._lock.acquire(seconds):
             return False
         errors: list[Exception] = []
@@ -353,7 +354,7 @@ class Sink(_Guarded, Forwarding):
         """
         seconds = self._seconds(timeout)
         deadline = now() + seconds
-        if not self._begin_to_close():
+        if not self._begin_to_close(deadline):
             return self._close_result
         if not self._lock.acquire(seconds):
             self._give_up()
@@ -376,10 +377,11 @@ class Sink(_Guarded, Forwarding):
             lost = 0
         return self._close_result
 
-    def _begin_to_close(self) -> bool:
+    def _begin_to_close(self, deadline: float) -> bool:
         """Take no more events; return False if that was so already."""
         if not lifecycle.here[0]:
             lifecycle.notice_fork()
+        self._put_remainders(deadline)
         with self._ledger.lock:
             if self._closed:
                 return False
@@ -387,6 +389,33 @@ class Sink(_Guarded, Forwarding):
             self._close_result = False
         self._changed()
         return True
+
+    def _put_remainders(self, deadline: float) -> None:
+        """Put out the events by which processors tell what they have held back, unless the sink around does it."""
+        if self._closed or self.has_owner:
+            return
+        remainders: list[Remainder] = []
+        for processor in self.all_processors():
+            held_back: Any = getattr(processor, "held_back", None)
+            if callable(held_back):
+                told: Any = held_back()
+                remainders += [Remainder(event, processor) for event in told]
+
+        def put() -> None:
+            for event in remainders:
+                try:
+                    self.deliver(event)
+                except Exception as error:
+                    self._fail_unraised(error, event)
+
+        if remainders and self.delivers_through_loggers and not self.delivers_later:
+            # A peer that says nothing may take longer than the caller has.
+            work = threading.Thread(target=put, name=f"{self.name} tells what was held back", daemon=True)
+            with suppress(RuntimeError):  # the interpreter is going down, or there are too many threads
+                work.start()
+                work.join(max(0.0, deadline - now()))
+                return
+        put()
 
     async def aflush(self, timeout: float | None = None) -> bool:
         """Do `flush` in a thread of its own, for asyncio."""
@@ -551,6 +580,8 @@ class Sink(_Guarded, Forwarding):
     def _admit(self, event: object) -> dict[str, Any] | None:
         """Return the event to put out, past level and processors, or None if it was filtered."""
         admitted: dict[str, Any] = event if type(event) is dict else as_event(event)
+        if type(admitted) is Remainder and not self.has_processor(admitted.maker):
+            return None
         if self._level and level_of(admitted) < self._level:
             self._ledger.filter()
             return None
@@ -573,8 +604,14 @@ class Sink(_Guarded, Forwarding):
         if logger is None and "_record" in event:
             logger = logging.getLogger(event["_record"].name)  # what structlog's processors take it for
         name = event.get("_name") or level_name(level)
+        processors = self._processors
+        if isinstance(event, Remainder):
+            places = [place for place, processor in enumerate(processors) if processor is event.maker]
+            if not places:
+                return event  # its maker is behind this sink
+            processors = processors[places[0] + 1 :]
         processed: Any = copy_event(event)
-        for processor in self._processors:
+        for processor in processors:
             processed = processor(logger, name, processed)
         made = as_event(processed)
         if isinstance(made, TextEvent) and made.carried_level is None:
@@ -701,6 +738,7 @@ class Sink(_Guarded, Forwarding):
 
     def hasten(self, deadline: float) -> None:
         """Have a thread that delivers linger no more, at exit; until *deadline* `drain` waits for it."""
+        self._put_remainders(deadline)
 
     def drain(self, timeout: float) -> None:
         """Put out what waits, at exit; the sink stays open and keeps nothing back any more."""

@@ -391,6 +391,7 @@ class BackgroundSink(Sink):
         if not here[0]:
             notice_fork()
         deadline = now() + self._seconds(timeout)
+        self._put_remainders(deadline)
         settled = self._buffer.settle_all(deadline)
         flushed = self._target.flush(max(0.0, deadline - now()))
         return settled and flushed
@@ -402,7 +403,7 @@ class BackgroundSink(Sink):
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
         deadline = now() + self._seconds(timeout)
-        if not self._begin_to_close():
+        if not self._begin_to_close(deadline):
             return self._close_result
         settled, unconfirmed, lost = self._buffer.close(deadline)
         for reason, events in (("unconfirmed", unconfirmed), ("closed", lost)):
@@ -418,6 +419,7 @@ class BackgroundSink(Sink):
 
     def hasten(self, deadline: float) -> None:
         """Have the thread linger no more, at exit; until *deadline* `drain` waits for it."""
+        super().hasten(deadline)
         if not self._closed:
             self._buffer.hasten(deadline)
 
@@ -472,6 +474,11 @@ class BackgroundSink(Sink):
         if item is None:
             raise DropEvent
         return item
+
+    @property
+    def behind(self) -> tuple[Sink, ...]:
+        """See `Forwarding.behind`."""
+        return (self._target,)
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
         """Return what the target makes of it; see `Forwarding.restore_item`."""

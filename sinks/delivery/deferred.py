@@ -160,6 +160,7 @@ class DeferredSink(Sink):
         if not here[0]:
             notice_fork()
         deadline = monotonic() + self._seconds(timeout)
+        self._put_remainders(deadline)
         settled = self._settle_all(deadline)
         flushed = self._target.flush(max(0.0, deadline - monotonic()))
         return settled and flushed
@@ -195,6 +196,11 @@ class DeferredSink(Sink):
     def _put(self, event: dict[str, Any]) -> Exception | None:
         self._take(self.encode(event))
         return None
+
+    @property
+    def behind(self) -> tuple[Sink, ...]:
+        """See `Forwarding.behind`."""
+        return (self._target,)
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
         """Return what the target makes of it; see `Forwarding.restore_item`."""
@@ -243,6 +249,7 @@ class DeferredSink(Sink):
 
     def hasten(self, deadline: float) -> None:
         """Have the thread linger no more, at exit; until *deadline* `Sink.drain` waits for it."""
+        super().hasten(deadline)
         if self._worker is not None and not self._closed:
             self._urgent_until = max(self._urgent_until, deadline)
             self._wakeups.put(None)

@@ -173,7 +173,7 @@ class BufferingSink(Sink):
         Args:
             timeout: Seconds, or None; for subclasses.
         """
-        self._seconds(timeout)
+        self._put_remainders(now() + self._seconds(timeout))
         self._discard("discarded")
         return True
 
@@ -186,7 +186,7 @@ class BufferingSink(Sink):
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
         seconds = self._seconds(timeout)
-        if not self._begin_to_close():
+        if not self._begin_to_close(now() + seconds):
             return self._close_result
         flushed = True
         failures: list[Exception] = []
@@ -388,6 +388,7 @@ class MemorySink(BufferingSink):
                 a thread of its own.
         """
         seconds = self._seconds(timeout)
+        self._put_remainders(now() + seconds)
         with self._left:
             if not self._buffer and self._in_hand is None:
                 return True

@@ -260,6 +260,7 @@ class QueueSink(Sink):
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
         seconds = self._seconds(timeout)
+        self._put_remainders(now() + seconds)
         return True if self.listener is None else self.listener.flush(seconds)
 
     def close(self, timeout: float | None = None) -> bool:

@@ -75,6 +75,21 @@ class TextEvent(LevelledEvent):
         return text if isinstance(text, (str, bytes)) else str(text)
 
 
+class Remainder(LevelledEvent):
+    """An event that a processor has made to tell of those it held back; only what comes after it in its chain sees it.
+
+    Args:
+        event: The event.
+        maker: The processor.
+    """
+
+    __slots__ = ("maker",)
+
+    def __init__(self, event: Mapping[str, Any], maker: object) -> None:
+        super().__init__(event, None)
+        self.maker: object = maker
+
+
 def as_event(given: object, method_name: str | None = None) -> dict[str, Any]:
     """Return *given* as an event dict, *given* itself when it already is one.
 

@@ -12,7 +12,6 @@ import os
 import re
 import select
 import stat
-import sys
 import time
 from dataclasses import replace
 from itertools import accumulate
@@ -25,14 +24,14 @@ from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, Ends, data_of
-from outfall.sinks.core.lock import HAND_TAKEN, TURN
+from outfall.sinks.core.lock import HAND_TAKEN, HAS_GLOBAL_LOCK, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkClosedError, SinkError
 from outfall.sinks.event.event import TextEvent, as_event
 from outfall.sinks.event.json import OrjsonRenderer, plain_line
 from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_of, parse_level
 from outfall.sinks.files.sharing import OpenFile, place_of
-from outfall.sinks.files.shortcut import Begun, BegunError, line_by_chain, line_for_buffer
+from outfall.sinks.files.shortcut import Begun, BegunError, line_by_chain, line_by_screen, line_for_buffer
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -55,10 +54,6 @@ Mode = Literal["a", "w", "x", "ab", "wb", "xb", "at", "wt", "xt", "a+", "w+", "x
 
 class _NotInTimeError(TimeoutError):
     """A flush with a deadline met a pipe or terminal that nobody reads."""
-
-
-#: Without it threads may come in between any two steps of the interpreter.
-HAS_GLOBAL_LOCK: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def append_line(sink: Any, data: bytes) -> None:
@@ -277,7 +272,7 @@ class FileSink(ByteSink):
                     append(self, data)
                     return
                 if data is not None:
-                    self._ledger.filter()
+                    self._ledger.filtered += 1
                     return
             except BegunError as error:
                 rest = error.begun
@@ -301,10 +296,17 @@ class FileSink(ByteSink):
             and not (self._closed or self._reporting or self._may_block)
             # Whoever counts the size of the same file has to know what is written to it.
             and (self._counts_size or not self._place.counts_size)
+            # What is filtered is counted without a lock.
+            and (HAS_GLOBAL_LOCK or not (self._level or self._processors))
         )
-        plain = (
-            type(renderer) is OrjsonRenderer and renderer.is_plain and self._terminator == "\n" and not self._processors
+        plain = type(renderer) is OrjsonRenderer and renderer.is_plain and self._terminator == "\n"
+        processors = self._processors
+        #: What the first processor decides by, if it only looks at events: see `outfall.sinks.shaping`.
+        self._screen: Callable[[Any, float], Any] | None = (
+            getattr(processors[0], "screen", None) if processors else None
         )
+        by_screen = plain and len(processors) == 1 and getattr(processors[0], "screen_usual", None) is not None
+        plain = plain and not processors
         self._line_end = self._terminator_bytes
         highest = self._flush_level if self._buffer_limit else UNKNOWN
         self._passing_levels = frozenset(n for n, number in NUMBERS.items() if self._level <= number < highest)
@@ -318,7 +320,8 @@ class FileSink(ByteSink):
             if plain and HAS_GLOBAL_LOCK:
                 self._append, self._make_line = append_to_buffer, line_for_buffer
         elif usual:
-            self._append, self._make_line = append_line, None if plain else line_by_chain
+            self._append = append_line
+            self._make_line = None if plain else line_by_screen if by_screen else line_by_chain
 
     @property
     def line_appender(self) -> Callable[[Any, bytes], None] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from structlog import DropEvent
@@ -55,6 +54,29 @@ def line_for_buffer(sink: Any, event: Any) -> bytes | None:
     return None
 
 
+def line_by_screen(sink: Any, event: Any) -> bytes | None:
+    """Return the line for an event that the sink's one processor only looks at, b"" if it is held back.
+
+    Raises:
+        BegunError: If the pipeline has to go on.
+        Exception: If it has to do all.
+    """
+    if event.__class__ is not dict or "level_number" in event:
+        return None
+    if sink._level and NUMBERS[event["level"]] < sink._level:
+        return b""
+    made = sink._processors[0].screen_usual(event)
+    if made is None:
+        return b""
+    try:
+        data = plain_line(made, 0)
+    except Exception:
+        data = None
+    if data is None:
+        raise BegunError(Begun(event, processed=made))
+    return data
+
+
 def line_by_chain(sink: Any, event: Any) -> bytes | None:
     """Return the line that the sink's processors and renderer make of a plain event, b"" if it is filtered.
 
@@ -73,24 +95,42 @@ def line_by_chain(sink: Any, event: Any) -> bytes | None:
     ):
         return None
     level = event["level"]
-    if NUMBERS[level] < sink._level:
+    number = NUMBERS[level]
+    if number < sink._level:
         return b""
+    processors = sink._processors
+    screen = sink._screen
+    made: Any = event
+    if screen is not None:
+        # It changes nothing, so that it needs no copy.
+        try:
+            made = screen(event, number)
+        except Exception as error:
+            raise BegunError(Begun(event, error=error)) from None
+        if made is None:
+            return b""
+        processors = processors[1:]
     name = _METHOD_NAMES[level]
+    renderer = sink._renderer
     # Processors may change what is nested, renderers may only take keys out.
-    made: Any = copy_event(event) if sink._processors and is_tracked(event) else event.copy()
+    if processors and is_tracked(made):
+        made = copy_event(made)
+    elif processors or type(renderer) is not OrjsonRenderer:
+        made = made.copy()
     try:
-        for processor in sink._processors:
+        for processor in processors:
             made = processor(None, name, made)
     except DropEvent:
         return b""
     except Exception as error:
         raise BegunError(Begun(event, error=error)) from None
-    renderer = sink._renderer
     data: bytes | None = None
     if type(renderer) is OrjsonRenderer:
         if renderer.is_plain:
-            with contextlib.suppress(Exception):
+            try:
                 data = plain_line(made, 0)
+            except Exception:
+                data = None
             if data and sink._line_end != b"\n":
                 data = data[:-1] + sink._line_end
     elif made.__class__ is dict and not (sink._processors and METADATA & made.keys()):

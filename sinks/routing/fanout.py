@@ -69,6 +69,7 @@ class _Router(Sink):
     def flush(self, timeout: float | None = None) -> bool:
         """Flush every child within one timeout; True if all said so."""
         deadline = now() + self._seconds(timeout)
+        self._put_remainders(deadline)
         flushed = [sink.flush(max(0.0, deadline - now())) for sink in self.sinks]
         return all(flushed)
 
@@ -78,6 +79,11 @@ class _Router(Sink):
         super().close(timeout)
         closed = [sink.close(max(0.0, deadline - now())) for sink in self.sinks]
         return all(closed)
+
+    @property
+    def behind(self) -> tuple[Sink, ...]:
+        """See `Forwarding.behind`."""
+        return self.sinks
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
         """Return what each sink wants of an item that a disk has kept; see `Forwarding.restore_item`."""
@@ -445,6 +451,11 @@ class FallbackSink(_Router):
         name: str | None = None,
     ) -> None:
         super().__init__(primary, *others, level=level, processors=processors, on_error=on_error, name=name)
+
+    @property
+    def behind(self) -> tuple[Sink, ...]:
+        """See `Forwarding.behind`: what the others hold back is told when they are closed."""
+        return self.sinks[:1]
 
     def emit(self, event: dict[str, Any]) -> None:
         """Hand *event* to the first child that takes it; raise if none does."""

@@ -332,7 +332,7 @@ class SpoolSink(DeferredSink):
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
         deadline = monotonic() + self._seconds(timeout)
-        if not self._begin_to_close():
+        if not self._begin_to_close(deadline):
             return self._close_result
         with self._lock:
             # Nothing that is on its way past the question whether this is closed is stored any more.
