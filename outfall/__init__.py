@@ -64,7 +64,14 @@ if TYPE_CHECKING:
     from outfall.sinks.http.sink import HTTPSink
     from outfall.sinks.mail.smtp import SMTPSink
     from outfall.sinks.network.datagram import DatagramSink
-    from outfall.sinks.network.frames import Codec, FrameError, JSONFrames, PickleFrames, SignedFrames
+    from outfall.sinks.network.frames import (
+        Codec,
+        FrameError,
+        JSONFrames,
+        JSONLines,
+        PickleFrames,
+        SignedFrames,
+    )
     from outfall.sinks.network.listener import ListenerStats, SocketListener
     from outfall.sinks.network.socket import SocketSink
     from outfall.sinks.routing.fanout import FallbackSink, FanoutSink
@@ -105,6 +112,7 @@ else:
         "HandlerSink": "adapters.stdlib.handlersink",
         "JSONArray": "sinks.http.bodies",
         "JSONFrames": "sinks.network.frames",
+        "JSONLines": "sinks.network.frames",
         "JSONObject": "sinks.http.bodies",
         "Level": "sinks.event.levels",
         "ListenerStats": "sinks.network.listener",
@@ -213,6 +221,7 @@ __all__ = [
     "HandlerSink",
     "JSONArray",
     "JSONFrames",
+    "JSONLines",
     "JSONObject",
     "Level",
     "ListenerStats",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from outfall.sinks.core.reporting import report
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.network.connection import send_by_hand
-from outfall.sinks.network.frames import Codec, pack_length
+from outfall.sinks.network.frames import Codec, JSONLines, delimiter_of, pack_length
 from outfall.sinks.network.peer import checked_limit
 from outfall.sinks.network.socket import ShortCut, SocketSink
 
@@ -27,6 +27,12 @@ def _send_datagram(sink: Any, event: Any, line: bytes) -> Exception | None:
     return send_by_hand(sink, line)
 
 
+def _send_line(sink: Any, event: Any, line: bytes) -> Exception | None:
+    if len(line) >= sink.max_datagram_bytes:
+        raise LookupError
+    return send_by_hand(sink, line + b"\n")
+
+
 class DatagramSink(SocketSink):
     """Send each event as one datagram to *host*:*port*, over UDP or a Unix datagram socket.
 
@@ -39,8 +45,8 @@ class DatagramSink(SocketSink):
             ``"truncated": true``; if that is not enough, the largest fields are left out. Default 8 192; 65 507 is
             what UDP over IPv4 can carry.
         codec: What is in a datagram. With ``JSONFrames()``, the default, one JSON object and nothing else. With
-            `PickleFrames` what `logging.handlers.DatagramHandler` sends, the four bytes of length included. With
-            `SignedFrames` the signature and the payload.
+            `JSONLines` a line feed ends it. With `PickleFrames` what `logging.handlers.DatagramHandler` sends, the four
+            bytes of length included. With `SignedFrames` the signature and the payload.
         timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for room in the system's buffers, which a Unix
             socket's reader has to make. Default 1.0.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the name could not be resolved, the
@@ -117,7 +123,7 @@ class DatagramSink(SocketSink):
         )
 
     def _by_hand(self) -> ShortCut | None:
-        return _send_datagram
+        return _send_line if type(self._codec) is JSONLines else _send_datagram
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
         """Return the datagram for *event*, shortened if need be. Called outside the sink's lock.
@@ -128,7 +134,8 @@ class DatagramSink(SocketSink):
         return super().make_frame(event)
 
     def _frame(self, payload: bytes) -> bytes:
-        return pack_length(len(payload)) + payload if self.codec.length_in_datagrams else payload
+        codec = self._codec
+        return pack_length(len(payload)) + payload if codec.length_in_datagrams else payload + delimiter_of(codec)
 
     @property
     def _limit(self) -> int:

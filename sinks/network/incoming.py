@@ -37,7 +37,7 @@ class Incoming:
         self.sock = sock
         #: What has come of a frame that is not whole.
         self.buffer = bytearray()
-        #: How many bytes more of a frame too large are to be thrown away.
+        #: How many bytes more of a frame too large are to be thrown away; where lines come, whether the rest of one is.
         self.skipping = 0
         #: How much of `buffer` is in the listener's total.
         self.counted = 0
@@ -137,6 +137,37 @@ class Incoming:
             del self.buffer[:at]
         else:
             self.buffer += data[at:]
+
+    def lines(self, data: bytes, moment: float, limit: int, delimiter: bytes) -> Iterator[bytes | int]:
+        """Yield each payload that a delimiter in *data* ends, and the length of each above *limit*; keep the rest.
+
+        Blank ones are skipped.
+        """
+        *ended, rest = data.split(delimiter)
+        for part in ended:
+            self.proven = True
+            self.began = moment
+            if self.skipping:  # its length has been told
+                self.skipping = 0
+                continue
+            payload = bytes(self.buffer) + part
+            self.buffer.clear()
+            if len(payload) > limit:
+                yield len(payload)
+            elif payload.strip():
+                yield payload
+        if not self.skipping:
+            self.buffer += rest
+            if len(self.buffer) > limit:
+                yield len(self.buffer)
+                self.buffer.clear()
+                self.skipping = 1
+
+    def last_line(self) -> bytes:
+        """Return the line that has not been ended, and forget it."""
+        line = bytes(self.buffer)
+        self.buffer.clear()
+        return line
 
 
 def would_block(error: Exception) -> bool:

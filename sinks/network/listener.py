@@ -22,12 +22,20 @@ from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.core.threads import check_threads
 from outfall.sinks.errors import PermanentDeliveryError
 from outfall.sinks.network.bound import BoundSocket, checked_address
-from outfall.sinks.network.frames import LENGTH_BYTES, MAX_FRAME_BYTES, Codec, FrameError, JSONFrames, length_of
+from outfall.sinks.network.frames import (
+    LENGTH_BYTES,
+    MAX_FRAME_BYTES,
+    Codec,
+    FrameError,
+    JSONFrames,
+    delimiter_of,
+    length_of,
+)
 from outfall.sinks.network.incoming import Incoming
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -68,10 +76,10 @@ class SocketListener:
             `SignedFrames`.
         sinks: Where events go, by `Sink.handle`. They are not owned: close them after the listener.
         kind: ``"stream"`` (default) for TCP and Unix stream sockets, ``"datagram"`` for UDP and Unix datagrams.
-        codec: How an event is found in a frame. Default ``JSONFrames()``. Nothing is ever unpickled unless you name
-            `PickleFrames`, which runs whatever code a peer sends.
-        max_frame_bytes: Length of a frame, or a datagram, above which it is refused. Default 1 MiB. A frame too large
-            is read and thrown away, and those after it are taken; above 64 MiB it is no frame, and the connection is
+        codec: How an event is found in a frame. Default ``JSONFrames()``. `JSONLines` for lines of JSON, whoever sends
+            them. Nothing is ever unpickled unless you name `PickleFrames`, which runs whatever code a peer sends.
+        max_frame_bytes: Length of a frame, line or datagram above which it is refused. Default 1 MiB. One too large is
+            read and thrown away, and those after it are taken; a length above 64 MiB is none, and the connection is
             closed.
         max_connections: How many may be open at once; what comes then is closed at once. Default 1 024. Mind the
             limit of open files that the process has.
@@ -94,7 +102,8 @@ class SocketListener:
     One thread serves all connections, and calls the sinks in it: a slow sink slows all senders, whose timeouts then
     run out. Put a background sink between where a target may be slow. Garbage, a signature that is not good, or a
     frame that is not whole in time cost the connection that sent it, a frame too large itself alone, and are counted;
-    the others are served. What is counted as refused holds nothing of what was sent.
+    the others are served. Of lines a bad one costs itself alone. What is counted as refused holds nothing of what was
+    sent.
 
     Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. A forked
     child has a listener that is not started, and leaves the parent's connections alone. At the exit of the process it
@@ -374,10 +383,24 @@ class SocketListener:
         if data:
             self._take(peer, data, now)
         if ended and peer.sock in self._peers:
-            if peer.unfinished:
-                self._refuse(peer, "truncated", f"the peer was gone after {len(peer.buffer)} bytes of a frame")
-            else:
-                self._drop(peer)
+            self._part_with(peer, "the peer was gone")
+
+    def _part_with(self, peer: Incoming, why: str) -> None:
+        """Close a connection that is at its end; of lines the last one need not have been ended."""
+        if peer.unfinished and delimiter_of(self.codec):
+            line = b"" if peer.skipping else peer.last_line()
+            if line.strip():
+                try:
+                    event = self._decoded(line)
+                except FrameError:
+                    self._reject("truncated", f"{why} after {len(line)} bytes of a line")
+                else:
+                    self._hand_on(event)
+            self._drop(peer)
+        elif peer.unfinished:
+            self._refuse(peer, "truncated", f"{why} after {len(peer.buffer)} bytes of a frame")
+        else:
+            self._drop(peer)
 
     def _shake_hands(self, peer: Incoming) -> bool:
         before = peer.interest
@@ -392,21 +415,38 @@ class SocketListener:
 
     def _take(self, peer: Incoming, data: bytes, now: float) -> None:
         """Hand on the whole frames in what came."""
-        try:
-            for payload in peer.frames(data, now, self.max_frame_bytes):
-                if isinstance(payload, int):
-                    why = f"a frame of {payload} bytes came, where max_frame_bytes={self.max_frame_bytes}"
-                    self._reject("oversize", why)
-                else:
-                    self._hand_on(self._decoded(payload))
-        except FrameError as error:
-            self._refuse(peer, *_why(error))
-            return
+        delimiter, limit = delimiter_of(self.codec), self.max_frame_bytes
+        if delimiter:
+            self._take_lines(peer.lines(data, now, limit, delimiter))
+        else:
+            try:
+                for payload in peer.frames(data, now, limit):
+                    if isinstance(payload, int):
+                        self._reject("oversize", f"a frame of {payload} bytes came, where max_frame_bytes={limit}")
+                    else:
+                        self._hand_on(self._decoded(payload))
+            except FrameError as error:
+                self._refuse(peer, *_why(error))
+                return
         self._buffered += len(peer.buffer) - peer.counted
         peer.counted = len(peer.buffer)
         if self._buffered > self.max_buffered_bytes:
             greatest = max(self._peers.values(), key=lambda each: len(each.buffer))
             self._refuse(greatest, "overload", f"{self._buffered} bytes of half frames are in memory")
+
+    def _take_lines(self, payloads: Iterable[bytes | int]) -> None:
+        """Hand on the events in *payloads*; where one ends the others do not depend on."""
+        for payload in payloads:
+            if isinstance(payload, int):
+                limit = self.max_frame_bytes
+                self._reject("oversize", f"a line of {payload} bytes or more came, where max_frame_bytes={limit}")
+                continue
+            try:
+                event = self._decoded(payload)
+            except FrameError as error:
+                self._reject(*_why(error))
+            else:
+                self._hand_on(event)
 
     def _decoded(self, payload: bytes) -> dict[str, Any]:
         try:
@@ -433,6 +473,10 @@ class SocketListener:
         prefix = LENGTH_BYTES if self.codec.length_in_datagrams else 0
         if len(data) - prefix > self.max_frame_bytes:
             self._reject("oversize", f"a datagram of more than {self.max_frame_bytes} bytes")
+            return
+        delimiter = delimiter_of(self.codec)
+        if delimiter:
+            self._take_lines(line for line in data.split(delimiter) if line.strip())
             return
         if prefix and (len(data) < prefix or length_of(data) != len(data) - prefix):
             self._reject("garbage", f"a datagram of {len(data)} bytes that does not begin with its length")
@@ -476,7 +520,7 @@ class SocketListener:
                 return
         for peer in list(self._peers.values()):
             if peer.unfinished:
-                self._refuse(peer, "truncated", f"stopped after {len(peer.buffer)} bytes of a frame")
+                self._part_with(peer, "stopped")
 
     # -- letting go, counting and telling
 

@@ -20,7 +20,15 @@ from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OPTIONS, OrjsonRenderer, plain_line
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.network.connection import BackoffError, ConnectedSink, send_by_hand
-from outfall.sinks.network.frames import LENGTH_BYTES, MAX_FRAME_BYTES, Codec, JSONFrames, pack_length
+from outfall.sinks.network.frames import (
+    LENGTH_BYTES,
+    MAX_FRAME_BYTES,
+    Codec,
+    JSONFrames,
+    JSONLines,
+    delimiter_of,
+    pack_length,
+)
 from outfall.sinks.network.peer import OversizeError, checked_limit
 
 if TYPE_CHECKING:
@@ -46,17 +54,28 @@ def _send_frame(sink: Any, event: Any, line: bytes) -> Exception | None:
     return send_by_hand(sink, pack_length(size) + line)
 
 
+def _send_line(sink: Any, event: Any, line: bytes) -> Exception | None:
+    if len(line) > sink.max_frame_bytes:
+        raise LookupError
+    return send_by_hand(sink, line + b"\n")
+
+
+#: Codecs whose payload is the data of an item, as an `OrjsonRenderer` makes it.
+PLAIN_CODECS = (JSONFrames, JSONLines)
+
+
 class SocketSink(ConnectedSink):
-    """Send each event in a frame to *host*:*port*, over TCP or a Unix socket.
+    """Send each event in a frame or a line to *host*:*port*, over TCP or a Unix socket.
 
     Args:
         host: Name or address, IPv4 or IPv6; the path of a Unix socket when *port* is None.
         port: TCP port, 1 to 65535, or None.
-        codec: How an event becomes a frame. Default ``JSONFrames()``. `PickleFrames` for the standard library's
-            receivers, `SignedFrames` for who must be sure of the sender.
-        max_frame_bytes: Size of a frame, without the four bytes of its length, above which the longest text fields are
-            shortened and the event gets ``"truncated": true``; if that is not enough, the largest fields are left out.
-            Default 1 MiB, which is what `SocketListener` takes by default; at least 512. Settable.
+        codec: How an event becomes a frame. Default ``JSONFrames()``, which a `SocketListener` takes. `JSONLines` for
+            Logstash, Vector, syslog-ng and whatever reads lines, `PickleFrames` for the standard library's receivers,
+            `SignedFrames` for who must be sure of the sender.
+        max_frame_bytes: Size of a frame or line, without its length or line feed, above which the longest text fields
+            are shortened and the event gets ``"truncated": true``; if that is not enough, the largest fields are left
+            out. Default 1 MiB, which is what `SocketListener` takes by default; at least 512. Settable.
         tls: An `ssl.SSLContext` to encrypt with, which may hold a client certificate, or True for
             ``ssl.create_default_context()``. Default None: no encryption. The server's certificate has to name *host*,
             unless the context says otherwise.
@@ -251,7 +270,7 @@ class SocketSink(ConnectedSink):
             all(getattr(own, hook) is getattr(self._hot_class, hook) for hook in self._hot_hooks)
             and type(renderer) is OrjsonRenderer
             and renderer.is_plain
-            and type(self._codec) is JSONFrames
+            and type(self._codec) in PLAIN_CODECS
             and self._tls is None
             and not (self._terminator or self._processors or self._closed or self._reporting)
         )
@@ -259,7 +278,7 @@ class SocketSink(ConnectedSink):
         self._short_cut = self._by_hand() if usual else None
 
     def _by_hand(self) -> ShortCut | None:
-        return _send_frame
+        return _send_line if type(self._codec) is JSONLines else _send_frame
 
     @property
     def codec(self) -> Codec:
@@ -307,7 +326,8 @@ class SocketSink(ConnectedSink):
     def make_frame(self, event: dict[str, Any]) -> bytes:
         """Return the bytes to send for *event*: its length in four bytes, big-endian, and what the codec makes of it.
 
-        An event that is too large is shortened. Called outside the sink's lock.
+        With a codec that has a delimiter, such as `JSONLines`, that ends it, and no length stands before it. An event
+        that is too large is shortened. Called outside the sink's lock.
 
         Raises:
             PermanentDeliveryError: If it cannot be made small enough.
@@ -320,11 +340,12 @@ class SocketSink(ConnectedSink):
         return data if len(data) <= self._limit else self._shortened(item.event)
 
     def _frame(self, payload: bytes) -> bytes:
-        return pack_length(len(payload)) + payload
+        delimiter = delimiter_of(self._codec)
+        return payload + delimiter if delimiter else pack_length(len(payload)) + payload
 
     @property
     def _limit(self) -> int:
-        return self.max_frame_bytes + LENGTH_BYTES
+        return self.max_frame_bytes + (len(delimiter_of(self._codec)) or LENGTH_BYTES)
 
     def _shortened(self, event: dict[str, Any]) -> bytes:
         data = shortened(event, lambda short: self._frame(self.codec.encode(short, self.render)), self._limit)
@@ -410,13 +431,13 @@ class SocketSink(ConnectedSink):
 
     @property
     def needs_moment(self) -> bool:
-        """See `Forwarding.needs_moment`: a frame of JSON is the item's data."""
-        return super().needs_moment or type(self._codec) is not JSONFrames
+        """See `Forwarding.needs_moment`: a frame or line of JSON is the item's data."""
+        return super().needs_moment or type(self._codec) not in PLAIN_CODECS
 
     @property
     def takes_any_number(self) -> bool:
         """See `Forwarding.takes_any_number`: on a stream frames are sent together."""
-        return super().takes_any_number and self._ends and type(self._codec) is JSONFrames
+        return super().takes_any_number and self._ends and type(self._codec) in PLAIN_CODECS
 
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
@@ -440,11 +461,14 @@ class SocketSink(ConnectedSink):
     def _frames_together(self, batch: Sequence[Encoded]) -> list[bytes] | None:
         """Return the frames of *batch* as they go over a stream; None if they have to be sent one by one."""
         payloads = data_of(batch)
-        if not self._ends or type(self._codec) is not JSONFrames:
+        if not self._ends or type(self._codec) not in PLAIN_CODECS:
             return None
         if max(map(len, payloads), default=0) > self.max_frame_bytes:
             return None
-        return [pack_length(len(payload)) + payload for payload in payloads]
+        if type(self._codec) is JSONFrames:
+            return [pack_length(len(payload)) + payload for payload in payloads]
+        # A renderer of somebody's may have put line breaks into them.
+        return [payload + b"\n" for payload in payloads] if type(self._renderer) is OrjsonRenderer else None
 
     def _emit_together(self, frames: list[bytes]) -> BatchResult | None:
         first = size = 0

@@ -49,14 +49,19 @@ input(type="imuxsock" socket="{directory}/datagram" useSpecialParser="off" parse
 class Rsyslogd:
     """One rsyslogd, started in the foreground and ended by its own process id."""
 
-    def __init__(self, program, directory, driver="", defaults="", size='maxMessageSize="64k"') -> None:
+    def __init__(
+        self, program, directory, driver="", defaults="", size='maxMessageSize="64k"', configuration=CONFIGURATION
+    ) -> None:
         self.program = program
         self.directory = directory
         self.output = directory / "out.jsonl"
         self.udp, self.tcp = _port_for_both(), _port_for_both()
         self.datagram, self.stream = str(directory / "datagram"), str(directory / "stream")
         ports = {"udp": self.udp, "tcp": self.tcp}
-        self.start(CONFIGURATION.format(directory=directory, driver=driver, defaults=defaults, size=size, **ports))
+        given = configuration.format(directory=directory, driver=driver, defaults=defaults, size=size, **ports)
+        self.start(
+            given, None if "imuxsock" in given else lambda: self.takes_tcp() and _is_taken(socket.SOCK_DGRAM, self.udp)
+        )
 
     def start(self, configuration=None, ready=None):
         """Start it, with another *configuration* if given, and return when it takes messages by all its inputs."""

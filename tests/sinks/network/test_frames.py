@@ -1,4 +1,4 @@
-"""JSONFrames, PickleFrames and SignedFrames."""
+"""JSONFrames, JSONLines, PickleFrames and SignedFrames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.network.frames import FrameError, JSONFrames, PickleFrames, SignedFrames
+from outfall.sinks.network.frames import FrameError, JSONFrames, JSONLines, PickleFrames, SignedFrames
 
 KEY = b"0123456789abcdef"
 render = OrjsonRenderer().render
@@ -237,3 +237,26 @@ def test_a_key_is_in_no_repr():
     text = repr(SignedFrames(KEY, PickleFrames()))
     assert text == "SignedFrames(<key>, PickleFrames())"
     assert "0123" not in json.dumps([text, repr(vars(SignedFrames(KEY)))])
+
+
+# -- lines
+
+
+@pytest.mark.parametrize(
+    ("rendered", "line"),
+    [
+        (b'{"event":1}', b'{"event":1}'),
+        (b'{\n  "event": "a\\nb",\r\n  "n": 1\n}\n', b'{   "event": "a\\nb",    "n": 1 }'),
+        (b"event=a\nb\r\nc\n", rb"event=a\nb\r\nc"),
+    ],
+)
+def test_whatever_a_renderer_makes_is_one_line(rendered, line):
+    """JSON over several lines stays the same JSON; in other text a line break is escaped."""
+    codec = JSONLines()
+    assert codec.encode({"event": 1}, lambda _: rendered) == line
+    assert codec.encode_item(Encoded(rendered, 20, 0.0)) == line
+
+
+def test_a_line_of_text_is_an_object():
+    """Text that somebody rendered becomes an event's, unless it is an object already."""
+    assert JSONLines().encode(TextEvent("two\nlines"), _text_of) == (b'{"event":"two\\nlines"}')
