@@ -52,8 +52,8 @@ class Codec(Protocol):
 
     #: True if a datagram carries the four bytes of the length too, though it needs none.
     length_in_datagrams: bool
-    #: One byte that ends each payload, in streams and datagrams, and is in none. Empty: on a stream the length stands
-    #: before each payload. A codec without the attribute counts as one where it is empty.
+    #: One byte that ends each payload, in streams and datagrams, and is in none; or empty, if on a stream the length
+    #: stands before each payload. A codec without the attribute counts as one where it is empty.
     delimiter: bytes
 
     def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
