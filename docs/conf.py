@@ -121,6 +121,7 @@ _TYPES = {
     "NoReturn": "typing.NoReturn",
     "ExcInfo": "sys.exc_info",
     "Fields": "outfall.Projection",
+    "Key": "outfall.Throttle",
     "OnError": "outfall.OnError",
     "Level": "outfall.Level",
     "Callsite": "structlog.processors.CallsiteParameter",

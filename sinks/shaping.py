@@ -91,9 +91,9 @@ class Throttle(_Shaper):
         TypeError: If *key* is neither names nor a callable.
 
     The first event of a key that passes after others were held back says how many in its field ``suppressed``. A
-    sink's `flush` and `close`, and the exit of the process, put out one event for each key that still has some to
-    tell of: it has the fields of the key, ``event``, ``level`` and ``logger``, the time of the last that was held back,
-    and ``suppressed``. Give each sink a Throttle of its own.
+    sink's `Sink.flush` and `Sink.close`, and the exit of the process, put out one event for each key that still has
+    some to tell of: it has the fields of the key, ``event``, ``level`` and ``logger``, the time of the last that was
+    held back, and ``suppressed``. Give each sink a Throttle of its own.
 
     An event is not changed. Safe from any thread; a forked child goes on with what the parent counted. What is kept
     of a key is short, whatever the event holds.
@@ -220,7 +220,7 @@ class Sample(_Shaper):
         keep: Events at or above this level always pass. Default ``"error"``. None: none do.
         key: Fields, or a callable, as for `Throttle`: all events of one key pass or none, in every process and on every
             machine. An event that has none of the fields passes at random. Default None: each event by itself.
-        random: Gives a number from 0 up to 1, without it. Default `random.random`.
+        random: Gives a number from 0 up to 1, without it. Default ``random.random``.
 
     Raises:
         ValueError: If *rate* is not from 0 to 1, *keep* is no level, or *key* is empty.
