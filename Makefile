@@ -26,8 +26,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo         set up and run the example service"
-	@echo "make test         the suite; wheel and sdist are wheel-check's"
-	@echo "make coverage     the suite, with the coverage gate"
+	@echo "make test         the suite without what is marked as slow; wheel and sdist are wheel-check's"
+	@echo "make coverage     all of the suite, with the coverage gate"
 	@echo "make fuzz         each fuzz test for ten minutes  (make fuzz SECONDS=60: for one)"
 	@echo "make crash        thousands of kills of processes that log through a spool"
 	@echo "make lint         ruff: rules and formatting      (make format applies them)"
@@ -58,10 +58,10 @@ demo: $(VENV)/.outfall-demo
 	$(BIN)/python examples/service.py $(ARGS)
 
 test: $(VENV)/.outfall-test
-	$(BIN)/python -m pytest $(PARALLEL) --ignore=tests/packaging/test_distribution.py $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" --ignore=tests/packaging/test_distribution.py $(ARGS)
 
-# The same with the coverage gate, which makes it take half as long again.
-coverage: override ARGS := --cov --cov-report=term-missing:skip-covered $(ARGS)
+# All of it, with the coverage gate.
+coverage: override ARGS := -m "" --cov --cov-report=term-missing:skip-covered $(ARGS)
 coverage: test
 
 # The limit on memory is for what a pickle may ask of the machine. Findings become tests in tests/fuzz/test_found.py.

@@ -1,7 +1,11 @@
-"""What a test may change in its process and has to put back."""
+"""What a test may change in its process and has to put back.
+
+It is looked at before and after each of thousands of tests, so what is usual is found out by one comparison.
+"""
 
 from __future__ import annotations
 
+import _signal
 import gc
 import locale
 import logging
@@ -10,26 +14,32 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_DESCRIPTORS = Path("/proc/self/fd")
+_DESCRIPTORS = "/proc/self/fd"
 #: How long a thread that has been asked to end, or a descriptor that such a thread closes, may take.
 _PATIENCE_SECONDS = 10.0
-#: pytest's own: it names the test that runs.
-_NOT_OURS = frozenset({"PYTEST_CURRENT_TEST"})
+_SIGNALS = [(each.name, int(each)) for each in signal.valid_signals() if isinstance(each, signal.Signals)]
+_LIMITS = [(name, getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
 def _handlers() -> dict[str, Any]:
-    found = {each.name: signal.getsignal(each) for each in signal.valid_signals() if isinstance(each, signal.Signals)}
+    # signal.getsignal would look each answer up among the enumeration's members.
+    found = {name: _signal.getsignal(number) for name, number in _SIGNALS}
     for name, handler in found.items():
-        if getattr(handler, "__module__", None) == "pytest_timeout":  # which goes early if the test fails
-            found[name] = signal.SIG_DFL
+        # pytest-timeout's goes early if the test fails.
+        if callable(handler) and getattr(handler, "__module__", None) == "pytest_timeout":
+            found[name] = _signal.SIG_DFL
     return found
 
 
@@ -48,13 +58,20 @@ def _of_multiprocessing() -> set[str]:
 
 def _descriptors() -> dict[str, str]:
     found = {}
-    if _DESCRIPTORS.is_dir():
+    if os.path.isdir(_DESCRIPTORS):
         for name in set(os.listdir(_DESCRIPTORS)) - _of_multiprocessing():
             try:
-                found[name] = os.readlink(_DESCRIPTORS / name)
+                found[name] = os.readlink(f"{_DESCRIPTORS}/{name}")
             except FileNotFoundError:  # that of the listing
                 continue
     return found
+
+
+def _environment() -> dict[bytes, bytes]:
+    # As it is, since decoding it takes longer than all else that is looked at.
+    environment: dict[bytes, bytes] = os.environ._data.copy()  # type: ignore[attr-defined]
+    environment.pop(b"PYTEST_CURRENT_TEST", None)  # pytest's own: it names the test that runs
+    return environment
 
 
 def _umask() -> int:
@@ -80,8 +97,9 @@ def find_logging() -> dict[str, Any]:
     of_each = {
         f"logger {each.name}": (each.handlers[:], each.filters[:], each.level, each.propagate, each.disabled)
         for each in _loggers()
+        if each.handlers or each.filters or each.level or not each.propagate or each.disabled
     }
-    return of_all | {name: found for name, found in of_each.items() if found != _UNTOUCHED}
+    return of_all | of_each
 
 
 _UNTOUCHED = ([], [], logging.NOTSET, True, False)
@@ -115,11 +133,7 @@ def _structlog() -> dict[str, Any]:
 
 
 def _limits() -> dict[str, Any]:
-    try:
-        import resource
-    except ImportError:
-        return {}
-    return {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")}
+    return {name: resource.getrlimit(number) for name, number in _LIMITS}
 
 
 def _interpreter() -> dict[str, Any]:
@@ -135,10 +149,10 @@ def _interpreter() -> dict[str, Any]:
 
 
 #: What is looked at, by the name under which it is reported.
-_PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+_PARTS: dict[str, Callable[[], dict[Any, Any]]] = {
     "signal handlers": _handlers,
     "signals blocked": lambda: {str(each): True for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())},
-    "environment": lambda: {name: value for name, value in os.environ.items() if name not in _NOT_OURS},
+    "environment": _environment,
     "working directory": lambda: {"": os.getcwd()},
     "umask": lambda: {"": oct(_umask())},
     "logging": find_logging,
@@ -147,46 +161,56 @@ _PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "interpreter": _interpreter,
 }
 #: The same for what may take a moment to end. What ends meanwhile that was there before is not the test's.
-_ENDING: dict[str, Callable[[], dict[str, Any]]] = {
+_ENDING: dict[str, Callable[[], dict[Any, Any]]] = {
     "threads": lambda: {f"{each.name}, {each.ident}": each for each in threading.enumerate()},
     "descriptors": _descriptors,
 }
+
+
+def _look(parts: dict[str, Callable[[], dict[Any, Any]]]) -> dict[str, dict[Any, Any]]:
+    return {name: look() for name, look in parts.items()}
 
 
 class State:
     """The state of this process, and of nothing that is on disk."""
 
     def __init__(self) -> None:
-        self._parts = {name: look() for name, look in _PARTS.items()}
-        self._ending = {name: look() for name, look in _ENDING.items()}
+        self._parts = _look(_PARTS)
+        self._ending = _look(_ENDING)
 
     def left(self, given: dict[str, Any]) -> list[str]:
-        """Return what is not as it was, in words; threads and descriptors get a while to end.
+        """Return what is not as it was, in words, and put it back; threads and descriptors get a while to end.
 
         Args:
-            given: The fixtures of the test, which are let go of if they may hold something.
+            given: The fixtures of the test, which are dropped if they may hold something.
         """
-        found = [
-            f"{part} {key}: {before.get(key)!r} is now {now.get(key)!r}"
-            for part, before in self._parts.items()
-            for now in (_PARTS[part](),)
-            for key in before.keys() | now.keys()
-            # Other loggers than the root are put back without a word: dictConfig disables all there are.
-            if before.get(key) != now.get(key) and (not key.startswith("logger ") or key == "logger root")
-        ]
+        found = []
+        if (parts := _look(_PARTS)) != self._parts:
+            found = [
+                f"{part} {key}: {before.get(key)!r} is now {now.get(key)!r}"
+                for part, before, now in zip(_PARTS, self._parts.values(), parts.values(), strict=True)
+                for key in before.keys() | now.keys()
+                # Other loggers than the root are put back without a word: dictConfig disables all there are.
+                if before.get(key) != now.get(key)
+                and (part != "logging" or key[:7] != "logger " or key == "logger root")
+            ]
         if still := self._still_there():
             given.clear()
             gc.collect()
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while (still := self._still_there()) and time.monotonic() < deadline:
                 time.sleep(0.001)
+        if parts != self._parts:
+            self.restore()
         return found + still
 
     def _still_there(self) -> list[str]:
         return [
             f"{part} {key}: {value!r}"
             for part, before in self._ending.items()
-            for key, value in _ENDING[part]().items()
+            for now in (_ENDING[part](),)
+            if now != before
+            for key, value in now.items()
             if before.get(key) != value
         ]
 
@@ -199,9 +223,9 @@ class State:
                 signal.signal(signal.Signals[name], handler)
         blocked = {each for each in signal.valid_signals() if str(each) in before["signals blocked"]}
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        for name in os.environ.keys() - before["environment"].keys() - _NOT_OURS:
-            del os.environ[name]
-        os.environ.update(before["environment"])
+        for name in _environment().keys() - before["environment"].keys():
+            del os.environb[name]
+        os.environb.update(before["environment"])
         os.chdir(before["working directory"][""])
         os.umask(int(before["umask"][""], 8))
         restore_logging(before["logging"])

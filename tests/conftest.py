@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -15,7 +16,6 @@ from tests._state import State, find_logging, restore_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 # A busy machine is no failure, so no example has a deadline. The rest stays as hypothesis chooses it, which
 # depends on whether CI is set.
@@ -70,6 +70,15 @@ def _find_service(name: str) -> str:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Have programs that tests start import children/sitecustomize.py, and the package of this checkout."""
+    # Not before: the processes of xdist are no such programs.
+    tests = Path(__file__).parent
+    path = [str(tests / "children"), str(tests.parent), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+
+
 @pytest.fixture(scope="session")
 def require_service() -> Callable[[str], str]:
     """Give a function from a program's name to its path; it skips the test, or fails it, if there is none."""
@@ -81,10 +90,9 @@ def _process_as_found(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves the process in another state than it found it in."""
     state, failed = State(), request.session.testsfailed
     yield
-    # A test that failed keeps the frames it failed in, and all they hold.
-    left = [] if request.session.testsfailed > failed else state.left(request.node.funcargs)
-    state.restore()
-    if left:
+    if request.session.testsfailed > failed:  # and keeps the frames it failed in, and all they hold
+        state.restore()
+    elif left := state.left(request.node.funcargs):
         pytest.fail("\n".join(["the test leaves behind:", *left]), pytrace=False)
 
 

@@ -273,7 +273,7 @@ def drain(target: Guard, directory: str, *, waiting: int, batch_size: int, patie
         except KeyboardInterrupt as interrupt:
             account.interrupted = number_of(interrupt)
         finally:
-            sink.close(_CLOSE_SECONDS)
+            sink.close(0 if target.stopped else _CLOSE_SECONDS)
         stats = sink.stats()
         show(stats.adopted - stats.spooled, max(waiting, stats.adopted))
     account.delivered, account.refused, account.left = target.taken, target.refused, stats.spooled

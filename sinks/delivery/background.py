@@ -143,6 +143,8 @@ class _Buffer(Worker):
             msg = f"{self.name}: an event of {size} bytes is more than capacity_bytes={self.capacity_bytes}"
             raise FullError(msg)
         deadline = now() + self.block_seconds
+        # A signal handler's event, in the midst of one that has the lock: the thread that makes room would wait for it.
+        cannot_wait = self.overflow == "block" and self.lock._is_owned()
         evicted = 0
         while True:
             with self.lock:
@@ -152,7 +154,7 @@ class _Buffer(Worker):
                 # No condition at the loop's head: from Python 3.12 on its jump back is outside the `with`, and an
                 # interrupt there would leave the lock held.
                 while True:
-                    found = self.has_room(size)
+                    found = self.has_room(size) or cannot_wait
                     if found or not self._evict(level):
                         break
                     evicted += 1

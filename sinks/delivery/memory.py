@@ -526,6 +526,8 @@ class MemorySink(BufferingSink):
         if len(self._buffer) <= self.capacity:
             self._impatient = False
             return
+        if self._left._is_owned():
+            return  # a signal handler's event, in the midst of another that will look: who makes room needs the lock
         if self._handing == get_ident() or self._await_room():
             return
         dropped = self._discard("discarded" if self.ring else "overflow", keep=self.capacity)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(script: str, *args: object, **options: Any) -> subprocess.Popen[bytes]:
     """Start *script*, dedented, as a Python program of its own with *args* in ``sys.argv[1:]``."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    environment = {**os.environ, **options.pop("env", {})}
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, args)]
     return subprocess.Popen(command, env=environment, **options)
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -206,12 +207,12 @@ def test_drain_delivers_what_was_left(capsys, spool, server):
 def test_drain_leaves_running_processes_alone(capsys, spool, server):
     """What they have is theirs to deliver, and that is said."""
     sink = SpoolSink(CaptureSink(), spool, linger=600)
-    sink._adopt_due = float("inf")
+    sink._adopt_due = time.monotonic() + 3600
     sink.handle(event(100))
     code, out, _ = _run(capsys, "spool", "drain", spool, "--to", server.url)
     assert (code, out) == (0, "3 events delivered\n1 event of running processes left to them\n")
     assert _numbers(server) == [0, 1, 2]
-    sink.close()
+    sink.close(0)
 
 
 def test_drain_sends_events_whatever_they_were_stored_for(capsys, tmp_path, server):
@@ -317,8 +318,15 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("where", [[], ["--dead-letters", "letters.jsonl"], ["--discard-refused"]])
-@pytest.mark.parametrize("answer", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize(
+    ("answer", "where"),
+    [
+        *((answer, []) for answer in REFUSALS.values()),
+        *((REFUSALS[name], ["--dead-letters", "letters.jsonl"]) for name in ("page", "403", "413")),
+        *((REFUSALS[name], ["--discard-refused"]) for name in ("json", "404", "413")),
+    ],
+    ids=lambda value: value[0] if value and isinstance(value, list) else getattr(value, "status", None),
+)
 def test_a_server_that_refuses_everything_costs_no_event(capsys, tmp_path, monkeypatch, server, answer, where):
     """It stops after a few requests, says once what the server said, and all is where it was."""
     monkeypatch.chdir(tmp_path)

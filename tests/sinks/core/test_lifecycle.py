@@ -15,7 +15,7 @@ import pytest
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.files.file import FileSink
-from tests.sinks._processes import PATIENCE_SECONDS, ROOT, check, events_of, in_fork, run
+from tests.sinks._processes import PATIENCE_SECONDS, check, events_of, in_fork, run
 
 
 @pytest.fixture
@@ -345,11 +345,9 @@ def test_what_waits_is_written_when_a_child_of_multiprocessing_ends(tmp_path, pa
     }[imported]
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(_CHILDREN).format(imports=imports))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     endings = ["return", "finalizer", "exit", "raise"] if imported == "first" else ["finalizer"]
     result = subprocess.run(
         [sys.executable, script, path, method, *endings],
-        env=environment,
         timeout=PATIENCE_SECONDS,
         capture_output=True,
         text=True,

@@ -91,7 +91,7 @@ def test_threads_that_are_replaced_later_are_refused_with_what_to_do(tmp_path):
 def test_threads_that_are_replaced_first_are_no_matter(tmp_path):
     """With gevent, whose patch comes before the import."""
     pytest.importorskip("gevent")
-    check(GEVENT, tmp_path, env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    check(GEVENT, tmp_path, env={"PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], *filter(None, sys.path)])})
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")

@@ -730,7 +730,7 @@ def test_signal_handlers_may_log() -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.0005, 0.0005)
         number = 0
         deadline = time.monotonic() + 60
-        while handled[0] < 200 and time.monotonic() < deadline:
+        while handled[0] < 50 and time.monotonic() < deadline:
             _log(sink, number)
             number += 1
     finally:
@@ -740,6 +740,47 @@ def test_signal_handlers_may_log() -> None:
     assert _numbers(event for event in target.events if event["number"] >= 0) == list(range(number))
     assert sum(event["number"] == -1 for event in target.events) == handled[0]
     assert_balanced(sink.stats())
+
+
+class _Interrupted:
+    """A lock that raises a signal once, as soon as it is held."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._signals = [signal.SIGUSR1]
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._signals:
+            signal.raise_signal(self._signals.pop())
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+
+def test_an_event_from_a_signal_handler_does_not_wait_for_room_that_it_keeps_from_being_made() -> None:
+    """It interrupts an event under the lock that the thread needs which hands on, so it is taken at once."""
+    target = StuckSink()
+    sink = MemorySink(1, target=target, block_timeout=60)
+    first = threading.Thread(target=_log, args=(sink, 1))
+    first.start()
+    assert target.stuck.wait(30)
+    _log(sink, 2)
+    before = signal.signal(signal.SIGUSR1, lambda *_: _log(sink, 100))
+    opening = threading.Timer(0.1, target.release)
+    opening.start()
+    sink._left = _Interrupted(sink._left)
+    try:
+        _log(sink, 3)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        opening.join()
+        first.join(30)
+    assert (_numbers(target.events), sink.stats().dropped) == ([1, 2, 100, 3], {})
+    assert sink.close()
 
 
 # -- threads

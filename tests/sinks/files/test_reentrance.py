@@ -71,7 +71,15 @@ class _Injection:
 
 
 @EACH
-@pytest.mark.parametrize(("nested", "stride"), [(1, 3), (3, 11)], ids=["one event", "a rollover"])
+@pytest.mark.parametrize(
+    ("nested", "stride"),
+    [
+        pytest.param(1, 31, id="one event"),
+        pytest.param(3, 37, id="a rollover"),
+        pytest.param(1, 3, id="one event, each step", marks=pytest.mark.slow),
+        pytest.param(3, 11, id="a rollover, each step", marks=pytest.mark.slow),
+    ],
+)
 def test_an_event_at_each_step_of_a_rollover_is_written_once(tmp_path, make, options, nested, stride):
     """A handler may run between any two steps; what it logs is in a file, as is all that came before and after."""
     if make is _by_time:

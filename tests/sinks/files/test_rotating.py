@@ -24,7 +24,7 @@ from outfall import BaseRotatingFileSink, RotatingFileSink
 from outfall.sinks.errors import SinkError
 from outfall.sinks.files import rotating as rotation
 from outfall.sinks.testing import assert_balanced
-from tests.sinks._processes import PATIENCE_SECONDS, ROOT, check, in_fork, start, until
+from tests.sinks._processes import PATIENCE_SECONDS, check, in_fork, start, until
 from tests.sinks._rotated import by_name, in_order, line, numbers
 
 if TYPE_CHECKING:
@@ -1413,7 +1413,6 @@ def test_a_full_disk(tmp_path):
             sys.executable,
             textwrap.dedent(script),
         ],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,

@@ -793,7 +793,11 @@ def test_close_keeps_its_time_while_a_send_hangs():
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(1)
         sink = SysLogSink(
-            deaf.getsockname(), socktype=STREAM, timeout=1, max_message_bytes=50_000_000, on_error=lambda failure: None
+            deaf.getsockname(),
+            socktype=STREAM,
+            timeout=0.5,
+            max_message_bytes=50_000_000,
+            on_error=lambda failure: None,
         )
         thread = threading.Thread(target=sink.handle, args=({"event": "x" * 20_000_000},))
         thread.start()
