@@ -327,11 +327,13 @@ def get_logger(name: str | None = None, **context: Any) -> Any:
 
 
 def open_sinks() -> tuple[Sink, ...]:
-    """Return the sinks of the process that are open and have no other sink around them."""
+    """Return the sinks of the process that are open and have no other sink around them, those of `configure` too."""
+    found = [sink for sink in participants() if isinstance(sink, Sink) and not sink.closed]
+    of_set_ups = {id(sink) for root in found if isinstance(root, _Root) for sink in root.sinks}
     return tuple(
         sink
-        for sink in participants()
-        if isinstance(sink, Sink) and not (sink.closed or sink.has_owner or isinstance(sink, (_Outlet, _Root)))
+        for sink in found
+        if (id(sink) in of_set_ups or not sink.has_owner) and not isinstance(sink, (_Outlet, _Root))
     )
 
 

@@ -29,6 +29,8 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "console_picture",
+    "figures",
     "guarantees",
     "public_names",
 ]
@@ -39,7 +41,7 @@ nitpick_ignore = [("py:class", "outfall.sinks.core.sink._Guarded")]
 
 # -- Text
 
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["deflist", "substitution"]
 myst_heading_anchors = 3
 # In docstrings `name` is a reference, to a name of ours or to one that _URLS below knows.
 default_role = "py:obj"
@@ -61,7 +63,8 @@ maximum_signature_line_length = 80
 copybutton_prompt_text = "$ "
 
 html_theme = "furo"
-html_title = "Outfall"
+html_title = f"Outfall {release}"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["outfall.css"]
 html_js_files = ["tables.js"]

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,18 @@ def _has_code(page: Path) -> bool:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _has_code(page)], ids=_name)
 @pytest.mark.usefixtures("own_logging")
+@pytest.mark.filterwarnings("default")
 def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path, monkeypatch):
     """The code blocks of a page run from top to bottom, and what they print is what stands below them."""
     if "os.fork" in page.read_text(encoding="utf-8") and not hasattr(os, "fork"):
         pytest.skip("the example forks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert run_page(page) > 0
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_page(page) > 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_there_are_examples():

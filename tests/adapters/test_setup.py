@@ -337,3 +337,15 @@ def test_a_forked_child_logs_on(tmp_path):
                 os._exit(0)
         os.waitpid(child, 0)
     assert [event["event"] for event in read(tmp_path / "a.jsonl")] == ["parent", "child"]
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_open_sinks_has_those_of_a_set_up(tmp_path):
+    """Those that it opened and those that it was given, and `close_all` delivers what they hold."""
+    given = outfall.BackgroundSink(outfall.CaptureSink(), linger=60)
+    with outfall.configure(tmp_path / "app.jsonl", given, console=False) as setup:
+        assert set(setup.sinks) <= set(outfall.open_sinks())
+        outfall.get_logger().info("order placed")
+        assert outfall.close_all(5)
+        assert outfall.open_sinks() == ()
+        assert given.stats().delivered == 1
