@@ -38,6 +38,7 @@ _PACKAGES = {
     "logrotate": "logrotate",
     "clickhouse-server": "clickhouse-server",
     "nginx": "nginx-light",
+    "redis-server": "redis-server",
 }
 _MISSING = " is not installed"
 

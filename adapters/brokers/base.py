@@ -1,0 +1,871 @@
+"""What the sinks and listeners of all brokers have in common: `BrokerSink`, `BrokerListener`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time as time_module
+import weakref
+from collections import deque
+from importlib import import_module
+from queue import Empty, SimpleQueue
+from random import random
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from structlog import DropEvent
+
+from outfall.sinks.core import lifecycle, threads
+from outfall.sinks.core.arguments import checked_count, checked_seconds
+from outfall.sinks.core.bells import Bells
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.item import Batch, BatchResult, Encoded
+from outfall.sinks.core.ledger import Ledger
+from outfall.sinks.core.logginglock import released
+from outfall.sinks.core.reentrancy import delivering
+from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
+from outfall.sinks.core.sink import OnError, Sink, checked_sink
+from outfall.sinks.core.threads import check_threads
+from outfall.sinks.delivery.delivery import RetryPolicy
+from outfall.sinks.delivery.worker import Worker
+from outfall.sinks.errors import (
+    DeliveryError,
+    MissingDependencyError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    SinkClosedError,
+    TemporaryDeliveryError,
+    reason_of,
+)
+from outfall.sinks.event.event import METADATA, LevelledEvent
+from outfall.sinks.event.json import loads
+from outfall.sinks.event.levels import NOTSET, Level, level_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from outfall.sinks.core.ledger import SinkStats
+    from outfall.sinks.event.units import Span
+
+
+def timeout_of(timeout: Span) -> float:
+    """Return *timeout* in seconds.
+
+    Raises:
+        ValueError: If it is no span of time, or none that ends and lasts.
+    """
+    seconds = checked_seconds(timeout, "timeout")
+    if not 0 < seconds < float("inf"):
+        msg = f"timeout={timeout!r} is not above 0, or has no end"
+        raise ValueError(msg)
+    return seconds
+
+
+def package(name: str, extra: str) -> Any:
+    """Return the package *name*, which the *extra* of the distribution installs.
+
+    Raises:
+        MissingDependencyError: If it is not there.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise MissingDependencyError(name.partition(".")[0], extra) from None
+
+
+# -- sinks
+
+
+class BrokerSink(Sink):
+    """A sink that hands events to a broker by a client of the broker's own.
+
+    A message is the event's JSON and nothing else. A subclass sets what `_connect` needs before it calls this
+    constructor, and implements `_connect`, `_send`, `_disconnect`, `_failure` and `_describe`.
+
+    Args:
+        timeout: Seconds that connecting may take, and each exchange with the broker.
+        level: Events below it are left out.
+        processors: Processors of structlog, applied in order to a copy of each event.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``.
+        name: What to call the sink in reports and stats.
+
+    The client is made at construction, without connecting, so that a missing package is found out there, and nothing is
+    imported while the process ends. A forked child makes a client of its own, and leaves the parent's alone.
+    """
+
+    delivers_through_loggers = True  # the clients log
+
+    # Only what talks to the broker is locked, by `emit_batch`.
+    locks_emit = False
+
+    def __init__(
+        self,
+        *,
+        timeout: Span,
+        level: Level = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self._timeout = timeout_of(timeout)
+        self._client: Any = None
+        #: Clients of the processes that this one was forked from. They are kept, since some say farewell when they go.
+        self._inherited: list[Any] = []
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+        self._client = self._connect()
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        if self._client is not None:
+            self._inherited.append(self._client)
+            self._client = None
+
+    # -- what a subclass implements, all but _failure and _break_off under the lock
+
+    def _connect(self) -> Any:
+        """Return a client. It connects when it is first used."""
+        raise NotImplementedError
+
+    def _send(self, client: Any, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Hand *batch* to the broker, and return when it has confirmed or refused each event; see ``emit_batch``.
+
+        What is raised goes through `_failure`.
+        """
+        raise NotImplementedError
+
+    def _disconnect(self, client: Any, seconds: float) -> None:
+        """Close *client*, within *seconds*."""
+        raise NotImplementedError
+
+    def _break_off(self, client: Any) -> None:
+        """Make an exchange that another thread waits for fail, where that can be done. Called without the lock."""
+
+    def _failure(self, error: Exception) -> DeliveryError:
+        """Return what *error*, raised by the client, means. It must hold no event and no secret."""
+        raise NotImplementedError
+
+    # -- the sink
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Hand over one event, once."""
+        result = self.emit_batch([self.encode(event)])
+        if result is not None:
+            if result.retry:
+                msg = f"{self._describe()}: the broker does not take it now"
+                raise TemporaryDeliveryError(msg, result.retry_after)
+            raise PermanentDeliveryError(next(iter(result.rejected.values()), "the broker refused it"))
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Hand over all of *batch*; return None if the broker has confirmed all, else what became of the others.
+
+        Raises:
+            DeliveryError: If it has confirmed none.
+        """
+        if not len(batch):
+            return None
+        failure: DeliveryError
+        with self._lock:
+            self._check_open()
+            try:
+                with delivering():
+                    if self._client is None:
+                        self._client = self._connect()
+                    return self._send(self._client, batch)
+            except DeliveryError as error:
+                failure = error
+            except Exception as error:
+                failure = self._failure(error)
+            finally:
+                if self._closed:  # and close() did not wait for it
+                    self._release()
+        # Out here, so that it has no context that may hold an event or a secret.
+        raise failure from None
+
+    def _release(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            left = self._timeout if self._deadline is None else max(0.0, self._deadline - now())
+            with delivering(), contextlib.suppress(Exception):
+                self._disconnect(client, min(left, self._timeout))
+
+    def _give_up(self) -> None:
+        client = self._client
+        if client is not None:
+            with contextlib.suppress(Exception):
+                self._break_off(client)
+
+
+class Lacking(NamedTuple):
+    """What an item has that its JSON does not tell.
+
+    Args:
+        data: The JSON.
+        level: The level number, or None if it is in the JSON.
+        time: When it happened, in seconds since the epoch, or None if that is in the JSON.
+    """
+
+    data: bytes
+    level: float | None
+    time: float | None
+
+
+def lacking(batch: Sequence[Encoded]) -> Iterator[tuple[bytes, float | None, float | None]]:
+    """Yield for each item of *batch* its data, and its level and time where the JSON lacks them; see `Lacking`.
+
+    Nothing is parsed where the keys can be found without: that would halve the rate.
+    """
+    raws: Any = batch._items if isinstance(batch, Batch) else batch
+    for raw in raws:
+        if type(raw) is bytes:
+            yield raw, None, None
+            continue
+        stamp: Any = False
+        if type(raw) is tuple:
+            data, level, time, stamp = raw
+        else:
+            data, level, time = raw.data, raw.level, raw.time
+        if level is not None and (_has_key(data, b'"level":') or _has_key(data, b'"level_number":')):
+            level = None
+        if stamp is not False or _has_key(data, b'"timestamp":'):
+            time = None
+        yield data, level, time
+
+
+def _has_key(data: bytes, key: bytes) -> bool:
+    """Return True if the JSON object in *data* has *key*, given with its quotes and colon, itself and not within."""
+    place = data.find(key)
+    if place < 0:
+        return False
+    inner = data.find(b"{", 1)
+    if inner < 0 or place < inner:
+        return True
+    try:
+        return key[1:-2].decode() in loads(data)
+    except (ValueError, RecursionError):
+        return False
+
+
+# -- listeners
+
+
+class Message(NamedTuple):
+    """One message as it came from a broker.
+
+    Args:
+        token: What the broker is told when it has been settled.
+        data: Its body.
+        level: The level number that came beside the body, or None.
+        time: When it happened, in seconds since the epoch, as far as the broker knows: used if the body has no
+            ``timestamp``. None: not known.
+    """
+
+    token: Any
+    data: bytes
+    level: float | None = None
+    time: float | None = None
+
+
+class _Ticket:
+    """A batch of messages on its way. It is settled once each sink has settled it."""
+
+    __slots__ = ("events", "holders", "tokens")
+
+    def __init__(self, tokens: list[Any]) -> None:
+        self.tokens = tokens
+        #: How many of them are events that sinks were given.
+        self.events = 0
+        #: How many sinks have not settled it, and 1 for the reader while it hands it on.
+        self.holders = 1
+
+
+class _Lane(Worker):
+    """The way from a listener to one of its sinks.
+
+    Args:
+        listener: The listener, held weakly.
+        sink: The sink.
+        ledger: What the listener counts for that sink, over all its starts.
+    """
+
+    def __init__(self, listener: BrokerListener, sink: Sink, ledger: Ledger) -> None:
+        self.sink = sink
+        self.batches: deque[tuple[Batch, _Ticket]] = deque()
+        super().__init__(
+            weakref.ref(listener),
+            f"{listener.name} {sink.name}",
+            sink,
+            ledger,
+            batch_size=1,
+            linger=0.0,
+            retry=listener._retry,
+            dead_letter=listener._dead_letter,
+        )
+        self.inline = False
+
+    def add(self, batch: Batch, ticket: _Ticket) -> None:
+        """Have *batch* delivered, and *ticket* released then."""
+        with self.lock:
+            self.batches.append((batch, ticket))
+            self.put += len(batch)
+            wake = self.put > self.wake_at
+        if wake:
+            self.rouse()
+
+    def waiting(self) -> int:
+        """Return how many events wait."""
+        return sum(len(batch) for batch, _ in self.batches)
+
+    def take(self) -> tuple[Batch, _Ticket]:
+        """Take the oldest batch."""
+        return self.batches.popleft()
+
+    def finish(self, batch: Batch, token: _Ticket) -> None:
+        """Release the ticket of a batch that is settled."""
+        listener = self._owner()
+        if listener is not None:
+            listener._release_ticket(token)
+
+    def discard(self) -> None:
+        """Forget what waits: the broker still has it."""
+        self.batches.clear()
+
+    def _tell(self, error: Exception, events: int) -> None:
+        listener = self._owner()
+        if listener is not None:
+            self.ledger.last_error = describe(error)
+            with delivering(value=False):
+                listener._tell_of_sink(self.sink, error, events)
+
+
+class _Run:
+    """One start of a listener, until it is stopped."""
+
+    def __init__(self, lanes: list[_Lane], before: threading.Thread | None) -> None:
+        self.lanes = lanes
+        self.thread: threading.Thread | None = None
+        #: A reader that stop() had given up waiting for, which has the connection until it ends.
+        self.before = before
+        #: What wakes the reader.
+        self.wakeups: SimpleQueue[None] = SimpleQueue()
+        self.stopping = False
+        self.deadline = float("inf")
+        #: True once stop() has given up waiting for the reader.
+        self.abandoned = False
+        #: Batches that are not settled, oldest first, and those that are and have not been acknowledged.
+        self.tickets: deque[_Ticket] = deque()
+        self.settled: deque[_Ticket] = deque()
+        #: How often the reader has begun to read, and at which of these there was nothing more and all was settled.
+        self.rounds = self.empty_round = 0
+        #: How many callers of flush() wait.
+        self.flushing = 0
+        self.complete = False
+
+    def wake(self) -> None:
+        """Wake the reader."""
+        self.wakeups.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until somebody wakes the reader, or *seconds* have passed."""
+        with contextlib.suppress(Empty):
+            self.wakeups.get(timeout=max(0.0, seconds))
+            while True:
+                self.wakeups.get_nowait()
+
+
+class BrokerListener:
+    """A listener that takes events from a broker and hands them to *sinks*, in batches.
+
+    A subclass sets what it needs before it calls this constructor, and implements `_read`, `_acknowledge`,
+    `_disconnect`, `_failure` and `_describe`. All of them are called by one thread, the reader. A thread for each sink
+    delivers.
+
+    Args:
+        *sinks: Where the events go. Not owned.
+        respect_sink_level: Whether a sink's own level applies.
+        batch_size: How many messages are read, and given to a sink, at a time.
+        retry: When a batch that a sink could not take is tried again, and when the broker is, that could not be read.
+        dead_letter: A sink that gets what a sink refuses for good, and messages that are no events. Not owned.
+        timeout: Seconds that connecting may take, and each exchange with the broker.
+        on_error: Called with a `SinkFailure` for each failure.
+        name: What to call the listener in reports and stats.
+
+    A batch is acknowledged once each sink has settled all of it. Two batches are under way at most: what is not read is
+    left to other processes.
+    """
+
+    delivers_later: ClassVar[bool] = True
+    has_owner = False
+
+    #: What `stop` and `flush` take for *timeout* None, in seconds. Settable.
+    drain_timeout: float = 5.0
+
+    #: How many batches may be under way.
+    _READ_AHEAD: ClassVar[int] = 2
+
+    #: How long a read may wait for a message while there is nothing else to do, in seconds.
+    _READ_SECONDS: ClassVar[float] = 0.2
+
+    def __init__(
+        self,
+        *sinks: Sink,
+        respect_sink_level: bool = False,
+        batch_size: int = 500,
+        retry: RetryPolicy | None = None,
+        dead_letter: Sink | None = None,
+        timeout: Span,
+        on_error: Callable[[SinkFailure], object] = report,
+        name: str | None = None,
+    ) -> None:
+        for sink in sinks:
+            checked_sink(sink, "sinks")
+        if not callable(on_error):
+            msg = f"on_error={on_error!r} is not callable"
+            raise TypeError(msg)
+        #: Settable while it is stopped.
+        self.sinks: tuple[Sink, ...] = sinks
+        self.respect_sink_level: bool = bool(respect_sink_level)
+        self.on_error: Callable[[SinkFailure], object] = on_error
+        self.name: str = type(self).__name__ if name is None else str(name)
+        self._batch_size = checked_count(batch_size, "batch_size", "events")
+        self._retry = retry
+        self._dead_letter = dead_letter
+        self._timeout = timeout_of(timeout)
+        self._fresh_state()
+        for sink in sinks:
+            _Lane(self, sink, Ledger())  # refuses what a delivery cannot use
+        lifecycle.join(self)
+
+    def _fresh_state(self) -> None:
+        #: Around start and stop.
+        self._life = threading.RLock()
+        self._run: _Run | None = None
+        self._last_reader: threading.Thread | None = None
+        self._ledger = Ledger()
+        #: By the identity of the sink, which is kept with it; and what delivers to it, while it is started.
+        self._accounts: dict[int, tuple[Sink, Ledger]] = {}
+        self._bells = Bells()
+
+    # -- what a subclass implements, all in the reader's thread
+
+    def _read(self, number: int, seconds: float) -> list[Message] | None:
+        """Return *number* messages at most, waiting *seconds* for the first; connect if there is no connection.
+
+        Returns:
+            An empty list if the broker has no more for this listener; None if there came nothing, and that is not sure.
+        """
+        raise NotImplementedError
+
+    def _acknowledge(self, tokens: list[Any]) -> None:
+        """Tell the broker that the messages of *tokens* are settled."""
+        raise NotImplementedError
+
+    def _disconnect(self, seconds: float) -> None:
+        """Give back what was read and is not acknowledged, and end the connection, within *seconds*."""
+        raise NotImplementedError
+
+    def _failure(self, error: Exception) -> DeliveryError:
+        """Return what *error*, raised by the client, means. It must hold no event and no secret."""
+        raise NotImplementedError
+
+    def _describe(self) -> str:
+        """Return what it listens to, without credentials."""
+        raise NotImplementedError
+
+    def _look_after(self, tokens: list[Any]) -> None:
+        """Do what has to be done now and then while messages of these *tokens* are under way. Called often."""
+
+    def _bury(self, message: Message) -> bool:
+        """Hand *message*, which is no event, to the broker's own place for such; return True if the broker has it."""
+        return False
+
+    # -- what applications call
+
+    @property
+    def running(self) -> bool:
+        """True between `start` and `stop`."""
+        run = self._run
+        return run is not None and run.thread is not None and run.thread.is_alive()
+
+    def start(self) -> Self:
+        """Begin to read; return the listener. Does nothing if it has been started.
+
+        Raises:
+            RuntimeError: If no thread can be started any more.
+        """
+        check_threads()
+        with self._life:
+            if self.running:
+                return self
+            self.stop()
+            run = _Run([_Lane(self, sink, self._account(sink)) for sink in self.sinks], self._last_reader)
+            run.thread = threading.Thread(target=self._listen, args=(run,), name=f"outfall {self.name}", daemon=True)
+            # Before the reader runs, which asks for it.
+            self._run = run
+            try:
+                threads.start(run.thread)
+            except BaseException:
+                run.stopping = run.abandoned = True
+                self._run = None
+                raise
+            self._last_reader = run.thread
+        return self
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Read no more, deliver and acknowledge what was read; idempotent.
+
+        Args:
+            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+
+        Returns:
+            False if something had to be given up: it is not acknowledged, so the broker gives it to another listener,
+            or to the next start. What a sink was given of it comes twice.
+        """
+        deadline = now() + self._seconds(timeout)
+        with self._life:
+            run = self._run
+            if run is None:
+                return True
+            run.deadline = min(run.deadline, deadline)
+            run.stopping = True
+            for lane in run.lanes:
+                lane.hasten(deadline)
+            run.wake()
+            if threading.current_thread() is run.thread:
+                return False
+            if run.thread is not None:
+                # A little more, in which the reader, which has the same deadline, gives up in order.
+                released(run.thread.join, max(0.0, deadline - now()) + _GRACE_SECONDS)
+            run.abandoned = True
+            left = 0
+            for lane in run.lanes:
+                left += sum(lane.end())
+            self._run = None
+            self._bells.ring()
+        if left or not run.complete:
+            waits = sum(ticket.events for ticket in run.tickets)
+            msg = f"{self.name} was stopped before its sinks had taken everything; the broker keeps {waits} events"
+            self._tell(DeliveryError(msg), 0)
+            return False
+        return True
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Do `stop`."""
+        return self.stop(timeout)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the broker has no more for this listener, and all it gave is settled and acknowledged.
+
+        While it is not started there is nobody to deliver: then True says that nothing it has read waits.
+
+        Args:
+            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+
+        Returns:
+            False if that takes too long.
+        """
+        deadline = now() + self._seconds(timeout)
+        run = self._run
+        if run is None or not self.running:
+            return True
+        if threading.current_thread() in (run.thread, *(lane.thread for lane in run.lanes)):
+            return False
+        wanted = run.rounds + 1
+
+        def done() -> bool:
+            return run.empty_round >= wanted or run.stopping
+
+        run.flushing += 1
+        try:
+            for lane in run.lanes:
+                lane.hasten(deadline)
+            run.wake()
+            while True:
+                left = deadline - now()
+                if done() or left <= 0:
+                    break
+                self._bells.wait(left, done)
+            return run.empty_round >= wanted
+        finally:
+            run.flushing -= 1
+            if not (run.flushing or run.stopping):
+                for lane in run.lanes:
+                    lane.urgent_until = 0.0
+
+    def stats(self) -> SinkStats:
+        """Return the ledger as it stands: of what was read, with each sink's in ``targets``.
+
+        Delivered here means that all sinks are done with it. What was given back to the broker is not counted. A sink's
+        ledger says what became of it there, and has the sink's own among its ``targets``.
+        """
+        run = self._run
+        lanes = {} if run is None else {id(lane.sink): lane for lane in run.lanes}
+        targets: list[SinkStats] = []
+        for number, (sink, ledger) in list(self._accounts.items()):
+            lane = lanes.get(number)
+            pending = 0 if lane is None else lane.put - lane.settled
+            targets.append(ledger.stats(sink.name, pending=pending, targets=(sink.stats(),)))
+        pending = 0 if run is None else sum(ticket.events for ticket in tuple(run.tickets))
+        return self._ledger.stats(self.name, pending=pending, targets=tuple(targets))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        sinks = ", ".join(sink.name for sink in self.sinks)
+        state = "" if self.running else " stopped"
+        return f"<{type(self).__name__} of {self._describe()} to {sinks or 'nothing'}{state}>"
+
+    # -- the reader
+
+    def _listen(self, run: _Run) -> None:
+        failures = pauses = 0
+        if run.before is not None:
+            run.before.join()
+        with delivering():
+            while True:
+                if run.stopping:
+                    break
+                try:
+                    self._turn(run)
+                except Exception as error:
+                    failure = self._meaning(error)
+                    self._tell(failure, 0)
+                    if isinstance(failure, PausedDeliveryError):
+                        pauses += 1
+                    else:
+                        failures += 1
+                    self._wait_after(run, failure, failures, pauses)
+                else:
+                    failures = pauses = 0
+            self._conclude(run)
+
+    def _turn(self, run: _Run) -> None:
+        """Acknowledge what is settled, and read if there is room; or wait for either."""
+        self._settle_with_broker(run)
+        under_way = len(run.tickets)
+        if under_way >= self._READ_AHEAD:
+            run.wait(_LOOK_SECONDS)
+            return
+        run.rounds += 1
+        messages = self._read(self._batch_size, 0.0 if under_way or run.flushing else self._READ_SECONDS)
+        if messages:
+            self._hand_on(run, messages)
+        elif under_way:
+            run.wait(_LOOK_SECONDS)
+        elif messages is not None:
+            run.empty_round = run.rounds
+            self._bells.ring()
+        elif run.flushing:
+            run.wait(_LOOK_SECONDS)
+
+    def _meaning(self, error: Exception) -> DeliveryError:
+        return error if isinstance(error, DeliveryError) else self._failure(error)
+
+    def _settle_with_broker(self, run: _Run) -> None:
+        tokens: list[Any] = []
+        settled = tuple(run.settled)
+        for ticket in settled:
+            tokens += ticket.tokens
+        if tokens:
+            self._acknowledge(tokens)
+            for _ in settled:
+                run.settled.popleft()
+        self._look_after([token for ticket in tuple(run.tickets) for token in ticket.tokens])
+
+    def _wait_after(self, run: _Run, failure: DeliveryError, failures: int, pauses: int) -> None:
+        policy = self._retry or RetryPolicy()
+        paused = isinstance(failure, PausedDeliveryError)
+        seconds = policy.pause_seconds(pauses) if paused else policy.wait_seconds(failures, random)
+        until = now() + seconds
+        while True:
+            left = until - now()
+            if run.stopping or run.flushing or left <= 0:
+                break
+            run.wait(left)
+        if run.flushing:
+            run.wait(_LOOK_SECONDS)
+
+    def _conclude(self, run: _Run) -> None:
+        """Wait for the sinks until the deadline, acknowledge what they have settled, and disconnect."""
+        reachable = True
+        while True:
+            if not run.tickets or run.abandoned or now() >= run.deadline:
+                break
+            try:
+                self._settle_with_broker(run)
+            except Exception as error:
+                self._tell(self._meaning(error), 0)
+                run.wait(min(_RETRY_SECONDS, run.deadline - now()))
+            else:
+                run.wait(min(_LOOK_SECONDS, run.deadline - now()))
+        if not run.abandoned:
+            for lane in run.lanes:
+                lane.end()
+        try:
+            self._settle_with_broker(run)
+        except Exception as error:
+            self._tell(self._meaning(error), 0)
+            reachable = False
+        with contextlib.suppress(Exception):
+            self._disconnect(min(self._timeout, max(_GRACE_SECONDS, run.deadline - now())))
+        run.complete = reachable and not run.tickets
+
+    # -- from messages to batches
+
+    def _hand_on(self, run: _Run, messages: list[Message]) -> None:
+        ticket = _Ticket([message.token for message in messages])
+        run.tickets.append(ticket)
+        data: list[bytes] = []
+        events: list[dict[str, Any]] = []
+        usual = True
+        for message in messages:
+            body = message[1]
+            try:
+                event = loads(body)
+            except (ValueError, RecursionError):
+                event = None
+            if type(event) is not dict:
+                self._put_aside(message)
+                continue
+            if message[2] is not None or ("timestamp" not in event and message[3] is not None):
+                event = LevelledEvent(event, message[2], message[3])
+                usual = False
+            elif b"\n" in body or b"\r" in body or (b'"_' in body and METADATA & event.keys()):
+                usual = False
+            data.append(body)
+            events.append(event)
+        ticket.events = len(events)
+        if events:
+            for lane in run.lanes:
+                batch = self._batch_for(lane, data, events, usual=usual)
+                if len(batch):
+                    ticket.holders += 1
+                    lane.add(batch, ticket)
+        self._release_ticket(ticket)
+
+    def _batch_for(self, lane: _Lane, data: list[bytes], events: list[dict[str, Any]], *, usual: bool) -> Batch:
+        """Return what the sink of *lane* is to be given: the messages as they are, where it would make the same."""
+        sink = lane.sink
+        respected = self.respect_sink_level
+        whole = sink.plain and not sink.closed
+        if whole and usual and not (respected and sink.level):
+            return Batch.of_data(data)
+        items: list[Any] = []
+        for body, event in zip(data, events, strict=True):
+            try:
+                if sink.closed:
+                    msg = f"{sink.name} is closed"
+                    raise SinkClosedError(msg)
+                if whole and usual:
+                    item: Any = body if level_of(event) >= sink.level else None
+                else:
+                    item = sink.make_item(event, respect_level=respected)
+            except DropEvent:
+                item = None
+            except Exception as error:
+                lane.ledger.drop(reason_of(error))
+                told = cleaned(error, event)
+                lane.tell(told if isinstance(told, Exception) else DeliveryError(describe(told)), 1)
+                continue
+            if item is None:
+                lane.ledger.filter()
+            else:
+                items.append(item)
+        return Batch(items)
+
+    def _put_aside(self, message: Message) -> None:
+        """Give *message*, which is no event, to whoever takes such; else count it as lost."""
+        told = PermanentDeliveryError("a message is no JSON object")
+        taken = False
+        try:
+            if self._dead_letter is not None:
+                with delivering(value=False):
+                    self._dead_letter.deliver(_text_event(message))
+                taken = True
+            else:
+                taken = self._bury(message)
+        except Exception as error:
+            self._tell(error, 0, message.data)
+        if taken:
+            with self._ledger.lock:
+                self._ledger.dead_lettered += 1
+        else:
+            self._ledger.drop("garbage")
+        self._tell(told, 0 if taken else 1)
+
+    def _release_ticket(self, ticket: _Ticket) -> None:
+        run = self._run
+        if run is None:
+            return
+        with self._ledger.lock:
+            ticket.holders -= 1
+            if ticket.holders or ticket not in run.tickets:
+                return
+            # In this order, so that it is in one of them at any moment.
+            run.settled.append(ticket)
+            run.tickets.remove(ticket)
+            self._ledger.delivered += ticket.events
+        run.wake()
+
+    # -- counting and telling
+
+    def _account(self, sink: Sink) -> Ledger:
+        return self._accounts.setdefault(id(sink), (sink, Ledger()))[1]
+
+    def _seconds(self, timeout: float | None) -> float:
+        return lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
+
+    def _tell_of_sink(self, sink: Sink, error: Exception, events: int) -> None:
+        if sink.on_error is not report and sink.on_error != "raise":
+            sink._fail(error, None, events=events)
+        self._call_on_error(sink._failed_with(error, events))
+
+    def _tell(self, error: Exception, events: int, item: object = None) -> None:
+        told = cleaned(error, item)
+        self._ledger.last_error = describe(told)
+        self._call_on_error(SinkFailure(self.name, told, events, time_module.time(), 0, self._describe()))
+
+    def _call_on_error(self, failure: SinkFailure) -> None:
+        try:
+            with delivering(value=False):
+                self.on_error(failure)
+        except Exception as raised:
+            report(SinkFailure(self.name, cleaned(raised, None), 0, time_module.time()))
+
+    # -- the process's life, see outfall.sinks.core.lifecycle
+
+    def hasten(self, deadline: float) -> None:
+        """Have the threads wait no more, at exit; until *deadline* `drain` waits for them."""
+        run = self._run
+        if run is not None:
+            for lane in run.lanes:
+                lane.hasten(deadline)
+
+    def drain(self, timeout: float) -> None:
+        """Stop, at exit: what is not acknowledged by then comes again."""
+        self.stop(timeout)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: not started, and an empty ledger. What was read is the parent's."""
+        self._fresh_state()
+
+
+def _text_event(message: Message) -> dict[str, Any]:
+    return LevelledEvent({"event": message.data.decode("utf-8", "backslashreplace")}, message.level, message.time)
+
+
+#: How long the reader waits for a sink before it looks around.
+_LOOK_SECONDS = 0.05
+
+#: How long it waits at the end before it tries again to acknowledge.
+_RETRY_SECONDS = 0.25
+
+#: How long after a deadline what has the same deadline is still waited for.
+_GRACE_SECONDS = 0.15

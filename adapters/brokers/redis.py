@@ -1,0 +1,204 @@
+"""Events into Redis: `RedisSink`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from outfall.adapters.brokers.base import BrokerSink, lacking, timeout_of
+from outfall.adapters.brokers.redisserver import RedisLink, RedisServer
+from outfall.sinks.core.arguments import checked_choice, checked_count, checked_size
+from outfall.sinks.core.item import BatchResult, Encoded, data_of
+from outfall.sinks.core.reporting import report
+from outfall.sinks.errors import DeliveryError, PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError
+from outfall.sinks.event.levels import NOTSET, Level, level_name
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Sequence
+
+    from outfall.sinks.core.sink import OnError
+    from outfall.sinks.event.units import Span
+
+#: What of the time-out a server may wait for its replicas.
+_SHARE_OF_WAIT = 0.8
+
+
+class RedisSink(BrokerSink):
+    """Append events to a stream of Redis, or to a list.
+
+    Args:
+        url: ``redis://user:password@host:port/database``; ``rediss://`` for TLS. Port 6379 and database 0 by default.
+            Several hosts, separated by commas, are tried in turn; with *sentinel* they are sentinels, port 26379.
+        key: The stream or list.
+        kind: ``"stream"`` (XADD, default) or ``"list"`` (RPUSH, which Logstash and Vector read).
+        max_events: About how many events the stream keeps: the oldest are trimmed, read or not. Default None: all of
+            them, until the server has no more memory.
+        wait_replicas: How many replicas have to have an event before it counts as delivered. Default 0.
+        username: The user, if it is not in the URL. Default None.
+        password: The password, if it is not in the URL. Default None.
+        sentinel: The name that sentinels know the master by. Default None: *url* names servers.
+        verify: With TLS, True to trust the certificate authorities that Python trusts (default), or the path of a file
+            of others; False to trust anybody.
+        cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key. Default
+            None.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take, that sending a batch may take,
+            and that the server may leave unanswered. Default 5.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
+
+    Raises:
+        ValueError: If *url* is no such URL, *kind* is neither, *max_events* comes with a list, or another argument is
+            out of range.
+        MissingDependencyError: Without redis-py; it comes with the extra ``redis``.
+
+    An entry of a stream has the event's JSON in its field ``event``, and nothing else; where the JSON has no
+    ``timestamp`` (or no level) there is a field ``time``, in seconds since the epoch (or ``level``). An item of a list
+    is the JSON.
+
+    Delivered means that the server has answered: how safe an event is then is the server's business (``appendfsync``,
+    *wait_replicas*). A batch is one pipeline. What became of each event is told one by one: a server that is full
+    (``noeviction``) refuses those for which there is no room, and they are tried again. A refused login, or a key of
+    another kind, pauses; the events are kept. When the connection breaks before the answer, all of the batch is sent
+    again, so events may come twice.
+
+    A member of a cluster tells which one has *key*, and that one is used. The client's own retries are off: it tries
+    once, and whoever is around it decides. So put a `BackgroundSink` or `SpoolSink` around it; alone it is synchronous.
+
+    Safe from any thread; batches leave one after the other. It connects with the first event. A forked child makes a
+    connection of its own. ``flush`` and ``close`` keep their timeout whatever the server does; an exchange that is
+    under way when ``close`` gives up is broken off.
+
+    Source: https://redis.io/docs/latest/commands/xadd/ and https://redis.io/docs/latest/commands/wait/.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        kind: Literal["stream", "list"] = "stream",
+        *,
+        max_events: int | None = None,
+        wait_replicas: int = 0,
+        username: str | None = None,
+        password: str | None = None,
+        sentinel: str | None = None,
+        verify: bool | str | os.PathLike[str] = True,
+        cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+        timeout: Span = 5.0,
+        level: Level = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self._key = checked_key(key)
+        self._kind = checked_choice(kind, "kind", KINDS)
+        self._bound: tuple[Any, ...] = ()
+        if max_events is not None:
+            if kind == "list":
+                msg = f"max_events={max_events!r}: a list has no bound; write kind='stream'"
+                raise ValueError(msg)
+            self._bound = ("MAXLEN", "~", checked_count(max_events, "max_events", "events"))
+        self._replicas = checked_size(wait_replicas, "wait_replicas", "replicas")
+        seconds = timeout_of(timeout)
+        self._server = RedisServer(
+            url,
+            username=username,
+            password=password,
+            sentinel=sentinel,
+            verify=verify,
+            cert=cert,
+            timeout=seconds,
+        )
+        super().__init__(timeout=seconds, level=level, processors=processors, on_error=on_error, name=name)
+
+    @property
+    def needs_moment(self) -> bool:
+        """Whether level and time are looked at: a list has no place for them."""
+        return self._kind == "stream"
+
+    def _connect(self) -> RedisLink:
+        return RedisLink(self._server)
+
+    def _send(self, client: RedisLink, batch: Sequence[Encoded]) -> BatchResult | None:
+        answers = self._exchange(client, batch)
+        confirmed: Any = answers.pop() if self._replicas else 0
+        failures = {at: each for at, each in enumerate(answers) if isinstance(each, Exception)}
+        if failures:
+            first = next(iter(failures.values()))
+            if client.failed(first) and len(failures) == len(answers):
+                return self._send(client, batch)
+            if len(answers) != len(batch):
+                raise first  # RPUSH takes all or none
+            return self._result({at: self._server.failure(each) for at, each in failures.items()}, len(batch))
+        if isinstance(confirmed, Exception):
+            raise confirmed
+        if confirmed < self._replicas:
+            msg = f"{self._server.peer}: {confirmed} of {self._replicas} replicas have confirmed"
+            raise TemporaryDeliveryError(msg)
+        return None
+
+    @staticmethod
+    def _result(failures: dict[int, DeliveryError], wanted: int) -> BatchResult:
+        first = next(iter(failures.values()))
+        paused = next((each for each in failures.values() if isinstance(each, PausedDeliveryError)), None)
+        if len(failures) == wanted and not isinstance(first, PermanentDeliveryError):
+            raise paused or first
+        rejected = {at: each.reason for at, each in failures.items() if isinstance(each, PermanentDeliveryError)}
+        return BatchResult(retry=[at for at in failures if at not in rejected], rejected=rejected)
+
+    def _exchange(self, client: RedisLink, batch: Sequence[Encoded]) -> list[Any]:
+        """Send *batch* in one pipeline; return the answers, exceptions among them."""
+        pipe = client.client.pipeline(transaction=False)
+        command, key = pipe.execute_command, self._key
+        if self._kind == "list":
+            command("RPUSH", key, *data_of(batch))
+        else:
+            head = ("XADD", key, *self._bound, "*", "event")
+            for data, level, time in lacking(batch):
+                if level is None and time is None:
+                    command(*head, data)
+                else:
+                    more: tuple[Any, ...] = () if level is None else ("level", level_name(level))
+                    command(*head, data, *more, *(() if time is None else ("time", repr(time))))
+        if self._replicas:
+            command("WAIT", self._replicas, max(1, int(self._timeout * _SHARE_OF_WAIT * 1000)))
+        try:
+            answers: list[Any] = pipe.execute(raise_on_error=False)
+        except Exception as error:
+            client.failed(error)
+            raise
+        return answers
+
+    def _disconnect(self, client: RedisLink, seconds: float) -> None:
+        client.close()
+
+    def _break_off(self, client: RedisLink) -> None:
+        client.close()
+
+    def _failure(self, error: Exception) -> DeliveryError:
+        return self._server.failure(error)
+
+    def _describe(self) -> str:
+        return f"to {self._kind} {self._key} at {self._server.peer}"
+
+
+KINDS: tuple[Literal["stream", "list"], ...] = ("stream", "list")
+
+
+def checked_key(key: str) -> str:
+    """Return *key*.
+
+    Raises:
+        ValueError: If it is empty.
+        TypeError: If it is no text.
+    """
+    if not isinstance(key, str):
+        msg = f"key={key!r} is not text"
+        raise TypeError(msg)
+    if not key:
+        msg = "key='' is empty"
+        raise ValueError(msg)
+    return key

@@ -1,0 +1,201 @@
+"""A Redis server, and the connection to it: `RedisServer`, `RedisLink`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from os import fspath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from outfall.adapters.brokers.base import package
+from outfall.sinks.core.arguments import MAX_PORT
+from outfall.sinks.errors import DeliveryError, PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError
+
+if TYPE_CHECKING:
+    import os
+
+_PORT = 6379
+_SENTINEL_PORT = 26379
+
+
+class RedisServer:
+    """Where a Redis server is, and how to log in to it.
+
+    Args:
+        url: ``redis://user:password@host:port/database``, or ``rediss://`` for TLS. Several hosts by commas are tried
+            in turn; with *sentinel* they are sentinels.
+        username: The user, if not in the URL.
+        password: The password, if not in the URL.
+        sentinel: The name of the master to ask sentinels for.
+        verify: True to trust the authorities that Python trusts, or a file of others; False to trust anybody.
+        cert: The client's certificate.
+        timeout: Seconds that connecting may take, and each answer.
+
+    Raises:
+        ValueError: If *url* is not usable.
+        MissingDependencyError: Without redis-py.
+
+    A member of a cluster tells who has a key; that is followed. No ``repr`` holds the password.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        username: str | None,
+        password: str | None,
+        sentinel: str | None,
+        verify: bool | str | os.PathLike[str],
+        cert: Any,
+        timeout: float,
+    ) -> None:
+        if not isinstance(url, str):
+            msg = f"url={url!r} is not text"
+            raise TypeError(msg)
+        found = _URL.fullmatch(url)
+        if found is None:
+            msg = "url is not redis://host:port/database, nor rediss:// for TLS; its other options are arguments"
+            raise ValueError(msg)
+        scheme, userinfo, places, database = found.groups()
+        if userinfo is not None:
+            name, _, secret = userinfo.partition(":")
+            username, password = unquote(name) or username, unquote(secret) or password
+        self.redis: Any = package("redis", "redis")
+        retry = package("redis.retry", "redis").Retry(package("redis.backoff", "redis").NoBackoff(), 0)
+        tls: dict[str, Any] = {}
+        if scheme.lower() == "rediss":
+            tls = {"ssl": True, "ssl_cert_reqs": "required" if verify is not False else "none"}
+            tls["ssl_check_hostname"] = verify is not False
+            if not isinstance(verify, bool):
+                tls["ssl_ca_certs"] = fspath(verify)
+            if cert is not None:
+                pair = cert if isinstance(cert, tuple) else (cert, cert)
+                tls["ssl_certfile"], tls["ssl_keyfile"] = map(fspath, pair)
+        self._usual: dict[str, Any] = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "retry": retry,
+            "protocol": 2,
+            **tls,
+        }
+        self._login = {"username": username, "password": password, "db": int(database or 0)}
+        self.sentinel = sentinel
+        self.places = [_place(each, _PORT if sentinel is None else _SENTINEL_PORT) for each in places.split(",")]
+        shown = ",".join(f"{host}:{port}" for host, port in self.places)
+        self.peer = f"{scheme.lower()}://{shown}/{self._login['db']}" + (f" ({sentinel})" if sentinel else "")
+
+    def __repr__(self) -> str:
+        return f"<RedisServer {self.peer}>"
+
+    def client(self, place: tuple[str, int]) -> Any:
+        """Return a client for the server at *place*, or the one that sentinels name. It connects when it is used."""
+        if self.sentinel is None:
+            return self.redis.Redis(host=place[0], port=place[1], **self._login, **self._usual)
+        sentinels = package("redis.sentinel", "redis").Sentinel(
+            self.places, sentinel_kwargs=self._usual, **self._login, **self._usual
+        )
+        return sentinels.master_for(self.sentinel)
+
+    def failure(self, error: Exception) -> DeliveryError:
+        """Return what *error*, raised or answered by redis-py, means, without what it may repeat of an event."""
+        text = _told(error)
+        named = f"{self.peer}: {text}"
+        redis = self.redis
+        code = text.partition(" ")[0].removesuffix(":")
+        refused = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
+        if isinstance(error, refused) or code in _PAUSING or any(word in text for word in _PAUSING_WORDS):
+            return PausedDeliveryError(named)
+        if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
+            timed_out = isinstance(error, (redis.TimeoutError, TimeoutError))
+            return TemporaryDeliveryError(named, halve_after=1 if timed_out else None)
+        if code in _TEMPORARY or isinstance(error, _temporary(redis)):
+            return TemporaryDeliveryError(named)
+        if isinstance(error, redis.ResponseError):
+            return PermanentDeliveryError(named)
+        return TemporaryDeliveryError(f"{self.peer}: {type(error).__name__}")
+
+
+#: Codes at the beginning of an answer: what somebody has to change before anything is taken.
+_PAUSING = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "DENIED"})
+_PAUSING_WORDS = (
+    "unknown command",
+    "DB index",
+    "invalid password",
+    "without any password configured",
+    "no password is",
+)
+
+#: What passes by itself, or when there is room.
+_TEMPORARY = frozenset(
+    {"OOM", "LOADING", "BUSY", "READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "MOVED"}
+    | {"ASK", "UNBLOCKED", "NOGROUP"}
+)
+
+
+def _temporary(redis: Any) -> tuple[type[Exception], ...]:
+    # redis-py cuts the code off from the text of these.
+    exceptions = redis.exceptions
+    names = ("OutOfMemoryError", "ReadOnlyError", "AskError", "TryAgainError", "ClusterDownError")
+    return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
+
+
+def _told(error: Exception) -> str:
+    """Return the words of *error*, without what it quotes: an unknown command is answered with its arguments."""
+    words = re.split(r"['\"`]", str(error), maxsplit=1)[0].strip().rstrip(",:")
+    return words[:200] or type(error).__name__
+
+
+_URL = re.compile(r"(rediss?)://(?:([^@/?#]*)@)?([^/?#@]+)(?:/([0-9]*))?", re.IGNORECASE)
+
+
+def _place(text: str, port: int) -> tuple[str, int]:
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?", text)
+    number = int(found[2]) if found and found[2] else port
+    if found is None or not 0 < number <= MAX_PORT:
+        msg = f"url: the host or port {text!r} is not usable"
+        raise ValueError(msg)
+    return unquote(found[1].strip("[]")), number
+
+
+class RedisLink:
+    """The client of one sink or listener: of one server after the other, where they fail or name another.
+
+    Args:
+        server: Where to connect.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._next = 0
+        self._place = server.places[0]
+        #: redis-py's client.
+        self.client: Any = server.client(self._place)
+
+    def failed(self, error: Any) -> bool:
+        """Choose another server if *error* is a reason for that; return True if to try again at once may help."""
+        redis = self._server.redis
+        if self._server.sentinel is not None:
+            # What was the master may have become a replica: a new connection asks the sentinels.
+            self.close()
+            return False
+        if isinstance(error, redis.exceptions.MovedError):
+            self._use((error.host or self._place[0], int(error.port)))
+            return True
+        gone = isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError))
+        if gone or isinstance(error, redis.exceptions.ReadOnlyError):
+            places = self._server.places
+            self._next = (self._next + 1) % len(places)
+            if places[self._next] != self._place:
+                self._use(places[self._next])
+        return False
+
+    def _use(self, place: tuple[str, int]) -> None:
+        self.close()
+        self._place = place
+        self.client = self._server.client(place)
+
+    def close(self) -> None:
+        """Close the connection; the client makes another when it is used again."""
+        with contextlib.suppress(Exception):
+            self.client.connection_pool.disconnect()
