@@ -440,7 +440,8 @@ def _http(request: _Request) -> Sink:
 
 def _target_url(request: _Request, scheme: str) -> str:
     """Return the URL to send to: without the credentials and options, with ``query.NAME`` as its own query."""
-    _ = request.needed_host
+    if not scheme.endswith("unix"):
+        _ = request.needed_host
     queries = {name: request.texts.pop(name) for name in list(request.texts) if name.startswith("query.")}
     query = "&".join(f"{quote(name[6:], safe='')}={quote(text, safe='')}" for name, text in queries.items())
     path = request.where.removeprefix("//").partition("/")
@@ -464,7 +465,7 @@ def _collector(name: str, token: str | None = "token") -> Callable[[_Request], S
 
         factory = getattr(outfall, name)
         place = "endpoint" if name == "otlp_sink" else "url"
-        url = _target_url(request, request.scheme.rpartition("+")[2])
+        url = _target_url(request, request.scheme.partition("+")[2])
         arguments = request.take(factory)
         if request.user is not None:
             arguments["auth"] = (request.user, request.password or "")
@@ -608,6 +609,7 @@ _SCHEMES: dict[str, _Kind] = {
     ),
     "http": _Kind("an HTTP server; body=ndjson, json, array or form", _http, _named("HTTPSink"), frozenset({"url"})),
     "https": _Kind("the same over TLS", _http, _named("HTTPSink"), frozenset({"url"})),
+    "http+unix": _Kind("the same over a Unix socket", _http, _named("HTTPSink"), frozenset({"url"})),
     "smtp": _Kind("mails", _mail(implicit_tls=False), _named("SMTPSink"), frozenset({"mailhost", "credentials"})),
     "smtps": _Kind("mails, TLS", _mail(implicit_tls=True), _named("SMTPSink"), frozenset({"mailhost", "credentials"})),
 }
@@ -620,9 +622,9 @@ for _name, _factory, _token in (
     ("datadog", "datadog_sink", "api_key"),
     ("gelf", "gelf_sink", "token"),
 ):
-    for _transport in ("http", "https"):
+    for _transport in ("http", "https", "http+unix"):
         _SCHEMES[f"{_name}+{_transport}"] = _Kind(
-            f"{_name}, over {_transport.upper()}",
+            f"{_name}, over {_transport.upper().replace('+UNIX', ' and a Unix socket')}",
             _collector(_factory, _token),
             _named(_factory),
             frozenset({"url", "endpoint", "spool"}),

@@ -27,6 +27,7 @@ from outfall.sinks.core.item import Batch, BatchResult
 from outfall.sinks.errors import PausedDeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
+from outfall.sinks.http.endpoint import with_socket_as_host
 
 if TYPE_CHECKING:
     import os
@@ -415,6 +416,7 @@ def _bulk_url(url: str, index: str) -> str:
     _check_index(index)
     path = f"/{quote(index, safe='')}/_bulk"
     try:
+        url = with_socket_as_host(url)
         own = urlsplit(url).path.rstrip("/")
     except (ValueError, AttributeError):
         own = ""

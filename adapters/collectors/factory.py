@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 from outfall.sinks.delivery.background import BackgroundSink
+from outfall.sinks.http.endpoint import with_socket_as_host
 from outfall.sinks.http.sink import HTTPSink
 from outfall.sinks.spool.sink import SpoolSink
 
@@ -157,6 +158,7 @@ def with_path(
         ValueError: If the URL's path is one of *others*.
     """
     try:
+        url = with_socket_as_host(url)
         parts = urlsplit(url)
     except (ValueError, AttributeError):
         return url  # HTTPSink says so, without repeating a secret in it

@@ -47,6 +47,7 @@ class Transport:
         verify: True, False, or a path.
         cert: A path, a pair of paths, or None.
         proxies: By scheme, or None for those of the environment.
+        socket_path: The path of a Unix socket to connect to instead of the URL's host, or None.
     """
 
     def __init__(
@@ -58,14 +59,17 @@ class Transport:
         verify: bool | str,
         cert: Any,
         proxies: Mapping[str, str] | None,
+        socket_path: str | None = None,
     ) -> None:
         self._peer = peer
-        self._adapter = Adapter(context) if session is None else None
+        self._adapter = Adapter(context, socket_path) if session is None else None
         self._session = session if session is not None else requests.Session()
         if self._adapter is not None:
             self._session.mount("http://", self._adapter)
             self._session.mount("https://", self._adapter)
             self._session.headers.clear()
+            # The environment's proxies are for networks.
+            self._session.trust_env = socket_path is None
         # In a session that was given, True is overruled by what it has itself.
         self._verify = None if session is not None and verify is True else verify
         self._cert = cert

@@ -16,6 +16,7 @@ import queue
 import re
 import socket
 import ssl
+import struct
 import sys
 import weakref
 from collections import deque
@@ -121,6 +122,8 @@ class _State:
         self.exchange = Exchange(0, 0)
         #: The connections that are open, and their descriptors.
         self.connections: dict[_Paced, int] = {}
+        #: The path of the Unix socket to connect to, or None.
+        self.socket_path: str | None = None
 
 
 class _PacedReader(io.RawIOBase):
@@ -199,6 +202,8 @@ class _Paced(urllib3.connection.HTTPConnection):
     def _connect(self, exchange: Exchange) -> socket.socket:
         """Try each address of the name; each has its share of the time that is left for all."""
         deadline = min(monotonic() + exchange.connect_seconds, exchange.due)
+        if self.state.socket_path is not None:
+            return _connect_to_path(self.state.socket_path, deadline)
         host = str(getattr(self, "_dns_host", self.host)).strip("[]")
         family = urllib3.util.connection.allowed_gai_family()
         addresses = socket.getaddrinfo(host, self.port, family, socket.SOCK_STREAM)
@@ -293,6 +298,23 @@ class _Paced(urllib3.connection.HTTPConnection):
         super().close()
 
 
+def _connect_to_path(path: str, deadline: float) -> socket.socket:
+    """Return a connection to the Unix socket at *path*, which a server with many waiting may take a while to take."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A socket with a timeout of Python's does not wait where the server's queue is full: connect(2), EAGAIN.
+        seconds, part = divmod(max(deadline - monotonic(), _LEAST_SECONDS), 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(part * 1e6)))
+        made.connect(path)
+        made.settimeout(max(deadline - monotonic(), _LEAST_SECONDS))
+    except BaseException as error:
+        made.close()
+        if isinstance(error, BlockingIOError):
+            raise TimeoutError from None
+        raise
+    return made
+
+
 # To http.client response_class is a variable.
 class _PacedTLS(_Paced, urllib3.connection.HTTPSConnection):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The same, encrypted."""
@@ -362,13 +384,15 @@ class Adapter(requests.adapters.HTTPAdapter):
 
     Args:
         context: What to encrypt with, instead of what *verify* and *cert* say; or None.
+        socket_path: The path of a Unix socket to connect to, whatever the URL's host is; or None.
     """
 
     state: _State
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    def __init__(self, context: ssl.SSLContext | None, socket_path: str | None = None) -> None:
         self._context = context
         self.state = _State()
+        self.state.socket_path = socket_path
         self._pools = self._pools_of(_Paced, _PacedTLS)
         super().__init__(pool_connections=1, pool_maxsize=1)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote_plus, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit, urlunsplit
 
 from outfall.sinks.core.arguments import checked_seconds, is_loopback
 from outfall.sinks.errors import PausedDeliveryError
@@ -61,6 +62,8 @@ class Endpoint:
         self._context = _checked_context(ssl_context, self._verify, self._cert, session)
         self._proxies = _checked_proxies(proxies)
         self._auth = _checked_auth(auth)
+        #: The path of the Unix socket that is connected to, or None.
+        self._socket_path: str | None = None
         self._url, self.peer, from_url = _taken_apart(url)
         if from_url is not None:
             if auth is not None:
@@ -68,6 +71,7 @@ class Endpoint:
                 raise ValueError(msg)
             self._auth = _checked_auth(from_url)
         self._check_credentials()
+        self._take_socket()
         # Here, where whoever makes the sink waits for it, and not with the first request: that is often made by a
         # thread, and a child that is forked meanwhile would be left with half a module for good. And at the
         # interpreter's end nothing can be imported any more.
@@ -76,7 +80,7 @@ class Endpoint:
         self._transport = Transport
 
     def __repr__(self) -> str:
-        return f"{urlsplit(self._url).scheme}://{self.peer}"
+        return self.peer if self._socket_path is not None else f"{urlsplit(self._url).scheme}://{self.peer}"
 
     @property
     def url(self) -> str:
@@ -91,9 +95,28 @@ class Endpoint:
             self._auth = _checked_auth(from_url)
         try:
             self._check_credentials()
+            self._take_socket()
         except ValueError:
             self._url, self.peer, self._auth = before
             raise
+
+    @property
+    def request_url(self) -> str:
+        """The URL that a request is made of: that of a Unix socket has a host, since HTTP asks for one."""
+        if self._socket_path is None:
+            return self._url
+        return urlunsplit(urlsplit(self._url)._replace(scheme="http", netloc="localhost"))
+
+    def _take_socket(self) -> None:
+        """Take the path of a Unix socket out of the URL, if that is one; refuse what such a one cannot have."""
+        parts = urlsplit(self._url)
+        path = unquote(parts.netloc) if parts.scheme == UNIX else None
+        if path is not None:
+            for argument, value in (("session", self._session), ("proxies", self._proxies)):
+                if value is not None:
+                    msg = f"{argument}: {UNIX}:// connects by itself"
+                    raise ValueError(msg)
+        self._socket_path = path
 
     @property
     def timeout(self) -> tuple[float, float]:
@@ -163,6 +186,7 @@ class Endpoint:
             verify=self._verify,
             cert=self._cert,
             proxies=self._proxies,
+            socket_path=self._socket_path,
         )
 
     def _check_credentials(self) -> None:
@@ -205,22 +229,68 @@ def _taken_apart(url: Any) -> tuple[str, str, tuple[str, str] | None]:
     if not isinstance(url, str):
         msg = f"url: text is needed, not {type(url).__name__}"
         raise TypeError(msg)
+    url = with_socket_as_host(url)
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        unix = parts.scheme == UNIX
+        # The path of a socket is told in upper and lower case, and has no port.
+        host, port = (parts.netloc.rpartition("@")[2], None) if unix else (parts.hostname, parts.port)
     except ValueError:
-        parts, host, port = urlsplit(""), None, None
-    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        parts, host, port, unix = urlsplit(""), None, None, False
+    if parts.scheme not in ("http", "https", UNIX) or not host or not url.isprintable() or " " in url:
         # What comes after the scheme may hold a secret, and cannot be told from it.
-        msg = f"url='{url.partition('://')[0][:20]}…' is not http://host… or https://host…"
+        msg = f"url='{url.partition('://')[0][:20]}…' is not http://host…, https://host… or {UNIX}:///path/of/socket"
         raise ValueError(msg)
     credentials = None
     if parts.username is not None or parts.password is not None:
         credentials = (unquote(parts.username or ""), unquote(parts.password or ""))
-    shown = f"[{host}]" if ":" in host else host
-    peer = f"{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
+    if unix:
+        peer = f"unix:{_checked_socket_path(unquote(host))}"
+    else:
+        shown = f"[{host}]" if ":" in host else host
+        peer = f"{shown}:{port or (443 if parts.scheme == 'https' else 80)}"
     bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path or "/", parts.query, ""))
     return bare, peer, credentials
+
+
+#: The scheme of HTTP over a Unix socket.
+UNIX = "http+unix"
+
+#: How long the path of a socket may be on Linux and macOS, in bytes.
+_LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
+
+
+def with_socket_as_host(url: str) -> str:
+    """Return *url* with the path of a Unix socket where a host stands, percent-encoded; any other as it is.
+
+    ``http+unix:///run/c.sock`` and, with a path of its own behind a colon, ``http+unix:///run/c.sock:/push`` become
+    ``http+unix://%2Frun%2Fc.sock/push``.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark or scheme.lower() != UNIX:
+        return url
+    credentials, at, place = rest.rpartition("@") if "@" in rest.partition("?")[0].partition("/")[0] else ("", "", rest)
+    if not place.startswith("/"):
+        return f"{UNIX}://{rest}"
+    where, query, asked = place.partition("?")
+    socket_path, colon, path = where.partition(":/")
+    return f"{UNIX}://{credentials}{at}{quote(unquote(socket_path), safe='')}/{path if colon else ''}{query}{asked}"
+
+
+def _checked_socket_path(path: str) -> str:
+    import socket
+
+    msg = ""
+    if not hasattr(socket, "AF_UNIX"):
+        msg = "this platform has no Unix sockets"
+    elif not path.startswith(("/", "\0")):
+        msg = f"{path!r} is not the absolute path of a socket"
+    elif len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        msg = f"the path of a socket has at most {_LONGEST_SOCKET_PATH} bytes, not {len(os.fsencode(path))}"
+    if msg:
+        msg = f"url: {UNIX}://: {msg}"
+        raise ValueError(msg)
+    return path.replace("\0", "@")
 
 
 def _is_header_value(value: Any) -> bool:

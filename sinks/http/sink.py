@@ -63,7 +63,9 @@ class HTTPSink(Sink):
     request, made in the thread that logs and tried once.
 
     Args:
-        url: Where to, ``http://`` or ``https://``. A user name and password in it are taken out, for *auth*.
+        url: Where to, ``http://`` or ``https://``, or the path of a Unix socket: ``http+unix:///run/c.sock``, with the
+            request's path behind a colon, ``http+unix:///run/c.sock:/push``, or behind the encoded path of the socket,
+            ``http+unix://%2Frun%2Fc.sock/push``. A user name and password in it are taken out, for *auth*.
         method: ``"POST"`` (default), ``"PUT"``, ``"PATCH"``, or ``"GET"``, which needs a *body* of `FormURLEncoded`.
         body: What a request's body looks like, a `BodyFormat`. Default ``JSONObject()``: one event a request. `NDJSON`
             and `JSONArray` take many; collectors have formats of their own.
@@ -293,7 +295,7 @@ class HTTPSink(Sink):
             raise OversizeDeliveryError(msg)
         token = self._endpoint.token()
         headers = self._headers(key, token)
-        url, data = self._endpoint.url, body
+        url, data = self._endpoint.request_url, body
         if self._method == "GET":
             url += ("&" if "?" in url else "?") + body.decode("ascii")
             reply = self._exchange(url, headers, None)
