@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from outfall.sinks.spool.sink import SpoolSink
     from outfall.sinks.spool.status import SpoolStatus, StoreStatus
     from outfall.sinks.system.eventlog import NTEventLogSink
+    from outfall.sinks.system.journald import JournaldSink
     from outfall.sinks.system.syslog import SysLogSink
 else:
     # Importing everything takes longer than structlog does, and most programs use two or three sinks (PEP 562). Type
@@ -114,6 +115,7 @@ else:
         "JSONFrames": "sinks.network.frames",
         "JSONLines": "sinks.network.frames",
         "JSONObject": "sinks.http.bodies",
+        "JournaldSink": "sinks.system.journald",
         "Level": "sinks.event.levels",
         "ListenerStats": "sinks.network.listener",
         "LokiStreams": "adapters.collectors",
@@ -223,6 +225,7 @@ __all__ = [
     "JSONFrames",
     "JSONLines",
     "JSONObject",
+    "JournaldSink",
     "Level",
     "ListenerStats",
     "LokiStreams",

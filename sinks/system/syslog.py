@@ -247,7 +247,7 @@ class SysLogSink(SocketSink):
         self.naive_timestamps: NaiveTimestamps = checked_naive(naive_timestamps)
         self._use(socket.SOCK_DGRAM if self.socktype is None else self.socktype)
         if renderer is None and format == "rfc5424":
-            renderer = _text_of_event
+            renderer = text_of_event
         super().__init__(
             host,
             port,
@@ -297,7 +297,7 @@ class SysLogSink(SocketSink):
         self._ident = ident
         self._ident_bytes = rfc5424.without_controls(ident.encode("utf-8", "backslashreplace"))
         self._prefixes = {}
-        self._app_name = rfc5424.header_field(ident.rstrip(": ") or _program_name(), 48)
+        self._app_name = rfc5424.header_field(ident.rstrip(": ") or program_name(), 48)
         self._set_origin()
 
     @property
@@ -377,10 +377,7 @@ class SysLogSink(SocketSink):
         known = self.priority_map.get(level) or self.priority_map.get(level.lower())
         if known is not None:
             return known
-        number = level_of({"level": level})
-        if number == UNKNOWN:
-            return "warning"
-        return next((name for least, name in _PRIORITIES if number >= least), "debug")
+        return usual_priority(level)
 
     def get_message_id(self, event: Mapping[str, Any]) -> str:
         """Return the MSGID of RFC 5424, which tells kinds of events apart; by default there is none."""
@@ -478,7 +475,7 @@ class SysLogSink(SocketSink):
             return rfc5424.cut(made({}, self._shown(self.render(event))), self._limit)
         plain = rfc5424.plain_fields(event)
         # Plain fields for the text of the event, which may be anything; a renderer of somebody's gets what was logged.
-        message = self._message_of(plain if self._renderer is _text_of_event else event)
+        message = self._message_of(plain if self._renderer is text_of_event else event)
         whole = made(plain, message)
         limit = self._limit
         if len(whole) > limit:
@@ -488,8 +485,8 @@ class SysLogSink(SocketSink):
         return whole
 
     def _message_of(self, event: dict[str, Any]) -> bytes:
-        if self._renderer is _text_of_event and self._renders_as_usual:
-            return self._shown(_text_of_event(None, "", event).encode("utf-8", "backslashreplace"))
+        if self._renderer is text_of_event and self._renders_as_usual:
+            return self._shown(text_of_event(None, "", event).encode("utf-8", "backslashreplace"))
         return self._shown(self.render(event))
 
     def _shown(self, rendered: bytes) -> bytes:
@@ -553,13 +550,22 @@ _MESSAGE_BYTES = 8096
 _PRIORITIES = ((50, "critical"), (40, "error"), (30, "warning"), (25, "notice"), (20, "info"))
 
 
-def _text_of_event(logger: object, name: str, event: Mapping[str, Any]) -> str:
+def usual_priority(level: str) -> str:
+    """Return the name of the priority for a level that has none of its own, by its number."""
+    number = level_of({"level": level})
+    if number == UNKNOWN:
+        return "warning"
+    return next((name for least, name in _PRIORITIES if number >= least), "debug")
+
+
+def text_of_event(logger: object, name: str, event: Mapping[str, Any]) -> str:
     """Render the message alone, for who has the fields already."""
     message = event.get(message_key(event), "")
     return message if isinstance(message, str) else rfc5424.value_text(message)
 
 
-def _program_name() -> str:
+def program_name() -> str:
+    """Return the name of the program that runs; empty if it has none."""
     path = PurePath(sys.argv[0] if sys.argv else "")
     # python -m package
     name = path.parent.name if path.name == "__main__.py" else path.name

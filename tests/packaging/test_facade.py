@@ -198,6 +198,7 @@ EXAMPLES = {
     "SpoolSink": lambda path: outfall.SpoolSink(outfall.NullSink(), path.with_name("spool")),
     "StreamSink": lambda path: outfall.StreamSink(io.StringIO()),
     "SysLogSink": lambda path: outfall.SysLogSink(("127.0.0.1", 9)),
+    "JournaldSink": outfall.JournaldSink,
     "TimedRotatingFileSink": outfall.TimedRotatingFileSink,
     "WatchedFileSink": outfall.WatchedFileSink,
 }
