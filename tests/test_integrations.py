@@ -38,6 +38,7 @@ from outfall import (
 from tests.code_blocks import blocks
 from tests.sinks._http import Server
 from tests.sinks._processes import PATIENCE_SECONDS, ROOT, events_of, until
+from tests.sinks._wire import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,12 +92,6 @@ def running(where: Path, *arguments: str, group: bool = False, **env: str) -> It
         elif child.poll() is None:
             child.kill()
         child.wait(PATIENCE_SECONDS)
-
-
-def free_port() -> int:
-    """Return a port of loopback that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def accepts(port: int, child: subprocess.Popen[bytes]) -> bool:
@@ -246,6 +241,7 @@ charge.delay(4)
     return tmp_path
 
 
+@pytest.mark.slow  # most of it is Celery's own waiting
 @forks
 def test_celerys_worker_processes_bind_the_task_and_lose_nothing_at_their_end(celery_worker):
     """What tasks log has the task and the request that asked for it, and is out when a pool's process has ended."""

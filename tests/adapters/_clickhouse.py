@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
 
 from tests.sinks._processes import until
+from tests.sinks._wire import free_port
 
 CONFIGURATION = """<?xml version="1.0"?>
 <yandex>
@@ -49,9 +49,7 @@ class ClickHouse:
     def __init__(self, program, directory) -> None:
         self.program = program
         self.directory = directory
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         (directory / "config.xml").write_text(CONFIGURATION.format(port=self.port, directory=directory))
         (directory / "users.xml").write_text(USERS)
         self.start()

@@ -7,7 +7,8 @@ import subprocess
 from typing import Any
 
 from tests.sinks._processes import PATIENCE_SECONDS, until
-from tests.sinks._rsyslogd import _connects, _port_for_both
+from tests.sinks._rsyslogd import _connects
+from tests.sinks._wire import free_port
 
 
 class RedisProcess:
@@ -23,7 +24,7 @@ class RedisProcess:
         import redis
 
         self.program, self.directory, self.options = program, directory, options
-        self.port = _port_for_both()
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self.client: Any = redis.Redis(port=self.port, protocol=2)
         self.start()

@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from tests.sinks._wire import free_port
+
 
 class Collector:
     """Takes NDJSON over HTTP, and writes down what came before it answers.
@@ -23,9 +25,7 @@ class Collector:
 
     def __init__(self, directory):
         self._directory = Path(directory)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self._lives = 0
         self._pid = 0
 

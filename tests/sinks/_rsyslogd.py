@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import signal
 import socket
@@ -11,6 +10,7 @@ import subprocess
 from urllib.parse import unquote
 
 from tests.sinks._processes import PATIENCE_SECONDS, until
+from tests.sinks._wire import free_port, is_taken
 
 CONFIGURATION = """
 global(workDirectory="{directory}" {size} net.enableDNS="off"
@@ -55,12 +55,12 @@ class Rsyslogd:
         self.program = program
         self.directory = directory
         self.output = directory / "out.jsonl"
-        self.udp, self.tcp = _port_for_both(), _port_for_both()
+        self.udp, self.tcp = free_port(), free_port()
         self.datagram, self.stream = str(directory / "datagram"), str(directory / "stream")
         ports = {"udp": self.udp, "tcp": self.tcp}
         given = configuration.format(directory=directory, driver=driver, defaults=defaults, size=size, **ports)
         self.start(
-            given, None if "imuxsock" in given else lambda: self.takes_tcp() and _is_taken(socket.SOCK_DGRAM, self.udp)
+            given, None if "imuxsock" in given else lambda: self.takes_tcp() and is_taken(socket.SOCK_DGRAM, self.udp)
         )
 
     def start(self, configuration=None, ready=None):
@@ -86,7 +86,7 @@ class Rsyslogd:
 
     def _is_ready(self):
         return (
-            _is_taken(socket.SOCK_DGRAM, self.udp)
+            is_taken(socket.SOCK_DGRAM, self.udp)
             and self.takes_tcp()
             and _connects(socket.AF_UNIX, self.stream)
             and _connects(socket.AF_UNIX, self.datagram, socket.SOCK_DGRAM)
@@ -152,21 +152,7 @@ def fields_of(text, sd_id="outfall@32473", names="names@32473"):
     return {whole[name] if name in whole else unquote(name): value for name, value in fields.items()}
 
 
-def _port_for_both():
-    # Below what systems give to who asks for any port, so that nobody gets it between the look and the use.
-    while True:
-        port = random.randrange(12_000, 30_000)
-        if not _is_taken(socket.SOCK_DGRAM, port) and not _is_taken(socket.SOCK_STREAM, port):
-            return port
-
-
-def _is_taken(kind, port):
-    with socket.socket(socket.AF_INET, kind) as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
+_port_for_both = free_port
 
 
 def _connects(family, address, kind=socket.SOCK_STREAM):

@@ -8,7 +8,8 @@ import socket
 import subprocess
 
 from tests.sinks._processes import PATIENCE_SECONDS, until
-from tests.sinks._rsyslogd import _connects, _is_taken, _port_for_both
+from tests.sinks._rsyslogd import _connects
+from tests.sinks._wire import free_port, is_taken
 
 CONFIGURATION = """@version: 3.38
 options { stats-freq(0); dns-cache(no); use-dns(no); keep-hostname(yes); ts-format(iso); frac-digits(6); };
@@ -35,7 +36,7 @@ class SyslogNg:
     def __init__(self, program, directory, configuration=CONFIGURATION) -> None:
         self.directory = directory
         self.output = directory / "out.jsonl"
-        self.ports = {name: _port_for_both() for name in ("syslog", "udp_syslog", "network", "structured", "udp")}
+        self.ports = {name: free_port() for name in ("syslog", "udp_syslog", "network", "structured", "udp")}
         self.datagram = str(directory / "datagram")
         (directory / "syslog-ng.conf").write_text(configuration % {"directory": directory, **self.ports})
         command = [program, "-F", "-e", "--no-caps", "-f", "syslog-ng.conf", "-R", "persist", "-p", "pid", "-c", "ctl"]
@@ -53,7 +54,7 @@ class SyslogNg:
         for name, port in self.ports.items():
             if f"port({port})" in configured:
                 udp = name.startswith("udp")
-                if not (_is_taken(socket.SOCK_DGRAM, port) if udp else _connects(socket.AF_INET, ("127.0.0.1", port))):
+                if not (is_taken(socket.SOCK_DGRAM, port) if udp else _connects(socket.AF_INET, ("127.0.0.1", port))):
                     return False
         return "unix-dgram" not in configured or _connects(socket.AF_UNIX, self.datagram, socket.SOCK_DGRAM)
 

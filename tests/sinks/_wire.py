@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import socket
 import struct
 import threading
@@ -198,11 +200,27 @@ class Stream:
         self.hang_up()
 
 
-def free_port(family=socket.AF_INET, host="127.0.0.1"):
-    """Return a port on which nobody listens."""
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+# Below what systems give to who asks for any port, so that nobody gets one between the look and the use, and in a
+# hundred that hardly another process of tests has.
+_PORTS = itertools.cycle(range(first := 10_000 + os.getpid() % 220 * 100, first + 100))
+
+
+def free_port():
+    """Return a port of loopback that nobody uses, for TCP and UDP; it is not given again soon."""
+    return next(port for port in _PORTS if not any(is_taken(kind, port) for kind in _KINDS))
+
+
+_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+
+
+def is_taken(kind, port):
+    """Return True if somebody uses the port of loopback."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
 
 
 def has_ipv6():
