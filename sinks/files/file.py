@@ -299,7 +299,9 @@ class FileSink(ByteSink):
             # What is filtered is counted without a lock.
             and (HAS_GLOBAL_LOCK or not (self._level or self._processors))
         )
-        plain = type(renderer) is OrjsonRenderer and renderer.is_plain and self._terminator == "\n"
+        #: Whether a plain event is rendered as `plain_line` does it, but for the terminator.
+        self._renders_plain = type(renderer) is OrjsonRenderer and renderer.is_plain
+        plain = self._renders_plain and self._terminator == "\n"
         processors = self._processors
         #: What the first processor decides by, if it only looks at events: see `outfall.sinks.shaping`.
         self._screen: Callable[[Any, float], Any] | None = (

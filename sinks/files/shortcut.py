@@ -9,7 +9,7 @@ from structlog import DropEvent
 from outfall.sinks.core.lifecycle import here
 from outfall.sinks.event.depth import is_tracked
 from outfall.sinks.event.event import METADATA, copy_event
-from outfall.sinks.event.json import OrjsonRenderer, plain_line
+from outfall.sinks.event.json import plain_line
 from outfall.sinks.event.levels import NUMBERS, level_name
 
 
@@ -84,19 +84,14 @@ def line_by_chain(sink: Any, event: Any) -> bytes | None:
         BegunError: If the pipeline has to go on.
         Exception: If it has to do all.
     """
-    if (
-        event.__class__ is not dict
-        or "exc_info" in event
-        or "_record" in event
-        or "_logger" in event
-        or "_name" in event
-        or "_from_structlog" in event
-        or "level_number" in event
-    ):
+    # What is not in NUMBERS and METHOD_NAMES, which have the same keys, is for the pipeline.
+    if event.__class__ is not dict or "_record" in event or "_logger" in event or "_name" in event:
+        return None
+    if "_from_structlog" in event or "exc_info" in event or "level_number" in event:
         return None
     level = event["level"]
-    number = NUMBERS[level]
-    if number < sink._level:
+    name = _METHOD_NAMES[level]
+    if sink._level and NUMBERS[level] < sink._level:
         return b""
     processors = sink._processors
     screen = sink._screen
@@ -104,18 +99,17 @@ def line_by_chain(sink: Any, event: Any) -> bytes | None:
     if screen is not None:
         # It changes nothing, so that it needs no copy.
         try:
-            made = screen(event, number)
+            made = screen(event, NUMBERS[level])
         except Exception as error:
             raise BegunError(Begun(event, error=error)) from None
         if made is None:
             return b""
         processors = processors[1:]
-    name = _METHOD_NAMES[level]
-    renderer = sink._renderer
+    renders_plain = sink._renders_plain
     # Processors may change what is nested, renderers may only take keys out.
     if processors and is_tracked(made):
         made = copy_event(made)
-    elif processors or type(renderer) is not OrjsonRenderer:
+    elif processors or not renders_plain:
         made = made.copy()
     try:
         for processor in processors:
@@ -125,22 +119,18 @@ def line_by_chain(sink: Any, event: Any) -> bytes | None:
     except Exception as error:
         raise BegunError(Begun(event, error=error)) from None
     data: bytes | None = None
-    if type(renderer) is OrjsonRenderer:
-        if renderer.is_plain:
-            try:
-                data = plain_line(made, 0)
-            except Exception:
-                data = None
-            if data and sink._line_end != b"\n":
-                data = data[:-1] + sink._line_end
-    elif made.__class__ is dict and not (sink._processors and METADATA & made.keys()):
+    if renders_plain:
         try:
-            rendered = renderer(None, name, made)
-        except Exception as error:
-            raise BegunError(Begun(event, error=error)) from None
-        if rendered.__class__ is bytes:
-            return rendered + sink._line_end  # type: ignore[no-any-return]
+            data = plain_line(made, 0)
+        except Exception:
+            data = None
+        if data and sink._line_end != b"\n":
+            data = data[:-1] + sink._line_end
+    elif made.__class__ is dict and not (processors and METADATA & made.keys()):
         try:
+            rendered = sink._renderer(None, name, made)
+            if rendered.__class__ is bytes:
+                return rendered + sink._line_end  # type: ignore[no-any-return]
             return sink._ended(rendered)  # type: ignore[no-any-return]
         except Exception as error:
             raise BegunError(Begun(event, error=error)) from None
