@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 import orjson
 
+from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import data_of
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.jsonable import plain
@@ -113,6 +114,7 @@ class JSONObject(BodyFormat):
 
     single: bool = True
 
+    @reads_data_alone()
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return the event."""
         return data_of(batch)[0]
@@ -121,6 +123,7 @@ class JSONObject(BodyFormat):
 class JSONArray(BodyFormat):
     """Events as a JSON array, ``application/json``."""
 
+    @reads_data_alone()
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return ``[event,event…]``."""
         return b"[" + b",".join(data_of(batch)) + b"]"
@@ -131,6 +134,7 @@ class NDJSON(BodyFormat):
 
     content_type: str = "application/x-ndjson"
 
+    @reads_data_alone()
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return ``event\\nevent\\n…``."""  # noqa: D301 - two characters each
         return b"\n".join([*data_of(batch), b""])
@@ -155,6 +159,7 @@ class FormURLEncoded(BodyFormat):
             plainly: dict[str, Any] = orjson.loads(_renderer.render(event))
             return {name: value if type(value) in _KEPT else str(value) for name, value in plainly.items()}
 
+    @reads_data_alone()
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return ``name=value&name=value…``."""
         return urlencode(batch[0].event).encode("ascii")

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from outfall.sinks.core.arguments import checked_size
+from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import Batch, BatchResult
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import report
@@ -261,6 +262,7 @@ class HTTPSink(Sink):
                 next(iter(result.rejected.values()), f"{self._endpoint.peer} refused the event")
             )
 
+    @reads_data_alone()  # but for the body: see needs_moment
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Send *batch* in one request, or in several where the format or ``max_body_bytes`` asks for that.
 
@@ -426,6 +428,11 @@ class HTTPSink(Sink):
             and not self._processors
             and self._naive == "utc"
         )
+
+    @property
+    def needs_moment(self) -> bool:
+        """See `Forwarding.needs_moment`: where the format of the body looks at an event's level or time."""
+        return super().needs_moment or not getattr(type(self._body).encode, "reads_data_alone", False)
 
     def _reads_metadata(self) -> bool:
         mapped = type(self).map_event is not HTTPSink.map_event or "map_event" in vars(self)

@@ -24,6 +24,7 @@ from outfall import (
     HTTPSink,
     JSONArray,
     JSONObject,
+    LokiStreams,
     MissingDependencyError,
     OversizeDeliveryError,
     PausedDeliveryError,
@@ -1113,3 +1114,22 @@ def test_a_format_is_not_a_sink_of_its_own():
     assert first.body is second.body is shared
     assert isinstance(HTTPSink("http://localhost/").body, JSONObject)
     assert isinstance(shared, BodyFormat)
+
+
+def test_a_sink_around_it_finds_out_time_and_level_only_for_formats_that_look_at_them():
+    """A format of one's own may look at them, unless it is marked; so may an ``emit_batch`` of one's own."""
+
+    class Own(NDJSON):
+        def encode(self, batch):
+            return super().encode(batch)
+
+    class OwnSink(HTTPSink):
+        def emit_batch(self, batch):
+            return super().emit_batch(batch)
+
+    made = [
+        HTTPSink("http://127.0.0.1:9/", body=body)
+        for body in (NDJSON(), JSONArray(), JSONObject(), FormURLEncoded(), Own(), LokiStreams({"app": "x"}))
+    ]
+    made.append(OwnSink("http://127.0.0.1:9/", body=NDJSON()))
+    assert [sink.needs_moment for sink in made] == [False, False, False, False, True, True, True]
