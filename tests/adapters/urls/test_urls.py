@@ -9,7 +9,7 @@ from importlib import metadata
 import pytest
 
 import outfall
-from outfall.adapters.urls import is_url, open_sink, parameters_of, schemes
+from outfall.adapters.urls import is_url, open_sink, options_of, schemes
 from tests.sinks._http import Server
 
 
@@ -206,11 +206,11 @@ def test_options_may_be_python_values(opened, tmp_path):
 
 def test_a_plug_in_has_a_scheme(monkeypatch, opened):
     """An entry point's callable gets the URL and the options, and returns a sink."""
-    entry = metadata.EntryPoint("memo", "tests.adapters.test_urls:made_by_plugin", "outfall.sinks")
+    entry = metadata.EntryPoint("memo", "tests.adapters.urls.test_urls:made_by_plugin", "outfall.sinks")
     monkeypatch.setattr(metadata, "entry_points", lambda *, group: [entry] if group == "outfall.sinks" else [])
     assert opened("memo:there", name="n").name == "memo:there n"
     assert is_url("memo:there")
-    assert schemes()["memo"] == "by tests.adapters.test_urls:made_by_plugin"
+    assert schemes()["memo"] == "by tests.adapters.urls.test_urls:made_by_plugin"
 
 
 def made_by_plugin(url, name):
@@ -240,5 +240,5 @@ def test_a_url_is_told_from_a_path(text, expected):
 def test_every_parameter_that_a_url_can_hold_is_accepted_by_name():
     """The registry and the signatures of the sinks are one."""
     for scheme in schemes():
-        names = parameters_of(scheme)
+        names = options_of(scheme)
         assert {"level", "name"} <= names.keys(), scheme

@@ -1,0 +1,96 @@
+"""From a scheme to what it stands for: `open_sink`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from outfall.adapters.urls.kinds import SCHEMES
+from outfall.adapters.urls.request import Request, parameters_of
+from outfall.sinks.core.arguments import nearest
+from outfall.sinks.core.sink import Sink
+
+#: The group of entry points whose names are schemes, each a callable ``(url, **options) -> Sink``.
+ENTRY_POINTS = "outfall.sinks"
+
+
+def open_sink(url: str, **options: Any) -> Sink:
+    """Return the sink that *url* names.
+
+    Args:
+        url: For example ``"file:app.jsonl?max_bytes=50MB&backup_count=5"``, ``"stderr:"``, ``"syslog://127.0.0.1"`` or
+            ``"loki+https://host?labels.app=shop"``. Percent signs are decoded once. The query has the sink's parameters
+            by name. A sink whose target is over a network gets a `BackgroundSink` around it, whose parameters may stand
+            there too. ``background=false`` leaves it out; ``spool=DIRECTORY`` puts a `SpoolSink` there instead, whose
+            own parameters are ``spool.max_bytes`` and so on. ``token_env=NAME`` takes a token from the environment. A
+            user and password in the URL are HTTP's basic authentication.
+        **options: More parameters, as Python values; one that a URL cannot hold (a processor, a TLS context) goes here.
+
+    Raises:
+        ValueError: If the scheme or an option is not known, comes twice, or has no meaning; the message names the
+            nearest one, and never a value that may be a secret.
+        TypeError: If *url* is no text.
+
+    A scheme that is not built in is looked up among the entry points of the group ``outfall.sinks``.
+    """
+    if not isinstance(url, str):
+        msg = f"url={url!r} is not text"
+        raise TypeError(msg)
+    scheme, _, rest = url.partition(":")
+    scheme = scheme.lower()
+    kind = SCHEMES.get(scheme)
+    if kind is None:
+        plugin = _plugins().get(scheme)
+        if plugin is not None:
+            return _checked_sink(plugin.load()(url, **options), scheme)
+        raise ValueError(_unknown_scheme(url, scheme))
+    return kind.make(Request(scheme, kind, rest, options))
+
+
+def is_url(text: str) -> bool:
+    """Return True if *text* is a URL and not a path: it has ``://``, or begins with a known scheme and a colon.
+
+    One letter and a colon is a drive.
+    """
+    scheme, colon, rest = text.partition(":")
+    if not colon or len(scheme) < 2 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return False
+    return rest.startswith("//") or scheme.lower() in SCHEMES or scheme.lower() in _plugins()
+
+
+def schemes() -> dict[str, str]:
+    """Return what each scheme stands for, those of installed plug-ins included."""
+    return {name: kind.about for name, kind in SCHEMES.items()} | {
+        name: f"by {entry.value}" for name, entry in _plugins().items() if name not in SCHEMES
+    }
+
+
+def options_of(scheme: str) -> dict[str, str]:
+    """Return the options that URLs of a built-in *scheme* take, each with its annotation or its choices."""
+    kind = SCHEMES[scheme]
+    names = {name: str(each.annotation) for target in kind.targets() for name, each in parameters_of(target).items()}
+    chosen = {name: " | ".join(choices) for name, (_, choices) in kind.choices.items()}
+    return {name: text for name, text in names.items() if name not in kind.fixed} | chosen
+
+
+def _checked_sink(made: Any, scheme: str) -> Sink:
+    if not isinstance(made, Sink):
+        msg = f"{scheme}: what the entry point returned is no sink, but a {type(made).__name__}"
+        raise TypeError(msg)
+    return made
+
+
+def _unknown_scheme(url: str, scheme: str) -> str:
+    known = sorted({*SCHEMES, *_plugins()})
+    if ":" not in url:
+        return f"url={url!r} has no scheme: write file:{url}" if "@" not in url else "the URL has no scheme"
+    if len(scheme) == 1:
+        return f"the URL begins with a drive: write file:{url}"
+    near = nearest(scheme, known)
+    return f"the scheme {scheme!r} is not known" + (f": did you mean {near!r}?" if near else "")
+
+
+def _plugins() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}

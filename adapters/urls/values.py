@@ -1,0 +1,122 @@
+"""Text to values, as the annotation of a parameter asks.
+
+Numbers, sizes such as ``50MB``, spans such as ``1h30m``, ``true`` and ``false``, lists by commas, another sink as an
+encoded URL.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outfall.sinks.core.sink import Sink
+
+
+def converted(name: str, text: str, annotation: str) -> Any:
+    """Return *text* as a value for a parameter with *annotation*.
+
+    Raises:
+        ValueError: If it is none, or such a value cannot stand in a URL.
+    """
+    if text.lower() == "none" and "None" in annotation:
+        return None
+    for pattern, convert in _CONVERTERS if not re.match(r"(Iterable\[)?Callable|OnError", annotation) else ():
+        if re.search(pattern, annotation):
+            made = convert(name, text, annotation)
+            if made is not _NOT_THIS:
+                return made
+    msg = f"{name}: such a value cannot stand in a URL: give it to open_sink() as an argument"
+    raise ValueError(msg)
+
+
+_NOT_THIS = object()
+
+
+def boolean(name: str, text: str) -> bool:
+    """Return whether *text* says yes.
+
+    Raises:
+        ValueError: If it says neither yes nor no.
+    """
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off"):
+        return False
+    msg = f"{name}={text!r} is neither true nor false"
+    raise ValueError(msg)
+
+
+def _maybe_boolean(name: str, text: str, annotation: str) -> Any:
+    if re.fullmatch(r"bool( \| None)?", annotation) or text.lower() in ("true", "false"):
+        return boolean(name, text)
+    return _NOT_THIS
+
+
+def _span(_name: str, text: str, annotation: str) -> Any:
+    if "tuple" in annotation and "," in text:
+        return tuple(_number(part) for part in text.split(","))
+    return _number(text)
+
+
+def _number(text: str) -> Any:
+    """Return *text* as a number if it is one, else as it is, for a sink to read as a span, a size or a name."""
+    try:
+        return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else float(text)
+    except ValueError:
+        return text
+
+
+def _whole(name: str, text: str, annotation: str) -> Any:
+    if name.endswith("permissions"):
+        if re.fullmatch(r"(0o)?[0-7]{3,4}", text):
+            return int(text.removeprefix("0o"), 8)
+    elif re.fullmatch(r"[+-]?[0-9]+", text):
+        return int(text)
+    elif name.endswith("bytes") or not re.fullmatch(r"int( \| None)?", annotation):
+        return text
+    msg = f"{name}={text!r} is not a whole number"
+    raise ValueError(msg)
+
+
+def _float(name: str, text: str, annotation: str) -> Any:
+    made = _number(text)
+    if isinstance(made, str) and "str" not in annotation and "Level" not in annotation:
+        msg = f"{name}={text!r} is not a number"
+        raise ValueError(msg)
+    return made
+
+
+def _time(name: str, text: str, _annotation: str) -> Any:
+    try:
+        return dt.time.fromisoformat(text)
+    except ValueError:
+        msg = f"{name}={text!r} is not a time of day such as 03:30"
+        raise ValueError(msg) from None
+
+
+def _pair(_name: str, text: str, _annotation: str) -> Any:
+    return tuple(text.split(",", 1)) if "," in text else _NOT_THIS
+
+
+def _sink(_name: str, text: str, _annotation: str) -> Sink:
+    from outfall.adapters.urls.registry import open_sink
+
+    return open_sink(text)
+
+
+#: By what stands in an annotation, in this order.
+_CONVERTERS: tuple[tuple[str, Callable[[str, str, str], Any]], ...] = (
+    (r"\bbool\b", _maybe_boolean),
+    (r"\bSpan\b|timedelta", _span),
+    (r"\bSize\b|\bint\b", _whole),
+    (r"\bfloat\b|\bLevel\b", _float),
+    (r"dt\.time\b", _time),
+    (r"\bSink\b", _sink),
+    (r"tuple\[", _pair),
+    (r"(Iterable|Collection|Sequence|list)\[str", lambda _name, text, _annotation: text.split(",")),
+    (r"\bstr\b|PathLike|Literal|\b(Level|Mode|When|Method)\b|NaiveTimestamps", lambda _name, text, _annotation: text),
+)
