@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 
 from outfall import CaptureSink, FanoutSink, FileSink, SpoolSink, TemporaryDeliveryError
 from outfall.adapters.commandline import main as commandline
-from outfall.adapters.commandline import redelivery, terminal
+from outfall.adapters.commandline import redelivery, sending, terminal
 from outfall.adapters.commandline.main import main
 from outfall.sinks.spool.store import stores_in
 from outfall.sinks.testing import FailingSink
@@ -693,10 +694,36 @@ def test_the_version(capsys):
 
 
 def test_without_a_command_it_says_which_there_are(capsys):
-    """And ends with 2."""
-    code, _, err = _run(capsys)
-    assert code == 2
-    assert "COMMAND" in err
+    """As with --help."""
+    assert _run(capsys) == _run(capsys, "--help")
+    code, out, _ = _run(capsys)
+    assert (code, "replay" in out) == (0, True)
+
+
+def _commands(parser=None, path=()):
+    """Give each command with its parser, those of `spool` too."""
+    for action in (parser or commandline._parser())._actions:
+        for name, inner in action.choices.items() if isinstance(action.choices, dict) else ():
+            yield (*path, name), inner
+            yield from _commands(inner, (*path, name))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in _commands()], ids=" ".join)
+def test_each_help_has_an_example_that_can_be_parsed(path):
+    """It is shown as it is typed, and all that it names is an argument of the command."""
+    shown = dict(_commands())[path].format_help().partition("example:\n")[2].partition("\n\n")[0]
+    examples = [shlex.split(line.partition(" | ")[0]) for line in shown.splitlines()]
+    assert examples
+    for words in examples:
+        assert words[: len(path) + 1] == ["outfall", *path]
+        commandline._parser().parse_args(words[1:])
+
+
+@pytest.mark.parametrize("body", sending._BODIES)
+def test_a_request_may_have_each_body(capsys, spool, server, body):
+    """Those that a URL's body= has."""
+    code, out, _ = _run(capsys, "spool", "drain", spool, "--to", server.url, "--body", body)
+    assert (code, out) == (0, "3 events delivered\n")
 
 
 def test_an_interrupt_ends_it_in_order(capsys, spool, server, monkeypatch):

@@ -1,0 +1,85 @@
+"""What the commands have in common: exit codes, kinds of arguments, and an end with a message."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NoReturn
+
+from outfall.sinks.core.arguments import checked_seconds, checked_size
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    #: What a module with a command adds itself to.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+#: Exit codes. 2 is argparse's, for what it cannot parse.
+DONE, NOT_ALL_DELIVERED, UNUSABLE = 0, 1, 2
+
+EXIT_CODES = (
+    "exit codes: 0 all is done; 1 something was left or refused; 2 the arguments cannot be used; 130, 143 interrupted"
+)
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message says what to do."""
+
+
+def unusable(message: str) -> NoReturn:
+    """End the command with *message*."""
+    raise UsageError(message) from None
+
+
+def add_command(
+    commands: Commands, name: str, *, about: str, example: str, epilog: str = "", **more: Any
+) -> argparse.ArgumentParser:
+    """Add the command *name*, and return its parser.
+
+    Args:
+        commands: What it is added to.
+        name: The command.
+        about: One line, for the list of commands.
+        example: Lines that show how it is used.
+        epilog: What else stands at the end of its help.
+        **more: For the parser.
+    """
+    shown = "".join(f"\n  {line}" for line in example.strip().splitlines())
+    more.setdefault("description", f"{about[:1].upper()}{about[1:]}.")
+    return commands.add_parser(
+        name,
+        help=about,
+        epilog=f"example:{shown}" + (f"\n\n{epilog}" if epilog else ""),
+        formatter_class=Help,
+        **more,
+    )
+
+
+class Help(argparse.HelpFormatter):
+    """Fills what a paragraph says; what is indented stays as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.split("\n\n")
+        return "\n\n".join(
+            part if "\n " in part else super(Help, self)._fill_text(part, width, indent) for part in parts
+        )
+
+
+def count(text: str) -> int:
+    """Return *text* as a whole number from 1 up."""
+    try:
+        number = checked_size(int(text), "number", "events")
+    except ValueError:
+        number = 0
+    if number == 0:
+        msg = f"{text!r} is not a whole number from 1 up"
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def seconds(text: str) -> float:
+    """Return *text*, a number of seconds or a span such as ``1h30m``, in seconds."""
+    try:
+        return checked_seconds(text, "")
+    except ValueError:
+        msg = f"{text!r} is not a number of seconds from 0 up, nor a span such as 1h30m"
+        raise argparse.ArgumentTypeError(msg) from None
