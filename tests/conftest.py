@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,9 @@ hypothesis.settings.load_profile("outfall")
 _ODD = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "no_color", "force_color", "columns", "pythonwarnings"}
 for name in [name for name in os.environ if name.lower() in _ODD]:
     del os.environ[name]
+# What a shell starts in the background has it ignored, as have the programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Programs that tests talk to, and the packages of Debian that bring them; .ci/run installs them.
 _PACKAGES = {

@@ -18,6 +18,7 @@ import pytest
 import outfall
 from outfall.sinks import testing
 from tests.code_blocks import blocks, run_page
+from tests.sinks._processes import check
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
@@ -37,9 +38,13 @@ def _has_code(page: Path) -> bool:
 @pytest.mark.filterwarnings("default")
 def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path, monkeypatch):
     """The code blocks of a page run from top to bottom, and what they print is what stands below them."""
-    if "os.fork" in page.read_text(encoding="utf-8") and not hasattr(os, "fork"):
+    text = page.read_text(encoding="utf-8")
+    if "os.fork" in text and not hasattr(os, "fork"):
         pytest.skip("the example forks")
     monkeypatch.chdir(tmp_path)
+    if "open_sinks()" in text or "close_all()" in text:  # which are about all of a process, and this one has more
+        check("import pathlib, sys, tests.code_blocks as it; assert it.run_page(pathlib.Path(sys.argv[1]))", page)
+        return
     monkeypatch.syspath_prepend(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -589,11 +589,11 @@ _FORKED_IN_C = """
     for n in range(3):
         sink.handle({"level": "info", "event": "e", "who": 0, "n": n, "timestamp": 1.5})
     if kind in ("background", "spool"):
-        # Its thread must not be waiting for the interpreter, which nobody hands on in such a child.
         sink.flush(30)
+    for child in (1, 2):
+        # No thread may be waiting for the interpreter just then, which nobody hands on in such a child.
         while not others_rest():
             time.sleep(0.005)
-    for child in (1, 2):
         pid = ctypes.PyDLL(None).fork()
         if pid == 0:
             signal.alarm(60)
