@@ -15,6 +15,7 @@ import orjson
 
 from outfall.sinks.event.depth import too_deep
 from outfall.sinks.event.event import timestamp_of
+from outfall.sinks.event.jsonable import plain
 from outfall.sinks.event.levels import level_name
 
 if TYPE_CHECKING:
@@ -146,13 +147,14 @@ def text_of(value: object) -> str:
 
 
 def dump(value: object) -> bytes:
-    """Return *value*, which was JSON before, as JSON."""
+    """Return *value*, which was JSON before, as JSON; bytes that it may have in it as text."""
     try:
         if not too_deep(value):
-            return orjson.dumps(value)
+            return orjson.dumps(value, plain)
     except TypeError:  # an integer beyond 64 bits
         pass
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=plain)
+    return text.encode("utf-8", "backslashreplace")
 
 
 _SEVERITIES = ((50, 2), (40, 3), (30, 4), (25, 5), (20, 6))

@@ -1,13 +1,14 @@
-"""OpenTelemetry: log records for OTLP over HTTP, as JSON."""
+"""OpenTelemetry: log records for OTLP over HTTP, as JSON or Protocol Buffers."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import unquote
 
 import orjson
@@ -22,10 +23,13 @@ from outfall.adapters.collectors.fields import (
     take_level,
     take_time,
 )
+from outfall.adapters.collectors.otlp_protobuf import CONTENT_TYPE, Messages
 from outfall.adapters.collectors.placement import Placement
-from outfall.sinks.core.item import BatchResult
+from outfall.sinks.core.arguments import checked_choice
+from outfall.sinks.core.item import BatchResult, TypedEncoded
 from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import take_failure
+from outfall.sinks.http.answers import header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.spool.sink import SpoolSink
+
+#: How log records are sent.
+Encoding = Literal["json", "protobuf"]
 
 _DEFAULT_ENDPOINT, _PATH = "http://localhost:4318", "/v1/logs"
 _OTHER_PATHS = ("/v1/traces", "/v1/metrics", "/v1development/profiles")
@@ -64,7 +71,7 @@ _CALLSITE: dict[str, tuple[str, type]] = {
 
 
 class OTLPLogs(CollectorFormat):
-    """Events as log records of the OpenTelemetry protocol, OTLP/HTTP with JSON.
+    """Events as log records of the OpenTelemetry protocol, OTLP/HTTP with JSON or Protocol Buffers.
 
     ==========================  =====================================================================================
     ``event``                   ``body``
@@ -80,15 +87,19 @@ class OTLPLogs(CollectorFormat):
                                 has ``_`` at the end of it, and an empty name is ``_``
     ==========================  =====================================================================================
 
-    Integers beyond 64 bits are attributes of text, and so is, as JSON, what is nested deeper than 16. Bytes in an event
-    are text by the time it is sent.
+    Integers beyond 64 bits are attributes of text, and so is, as JSON, what is nested deeper than 16. Bytes, NaN and
+    the infinities are what they are, as long as an event waits in memory; a `SpoolSink` keeps JSON, and makes text and
+    null of them.
 
     Args:
         resource: Attributes of what logs, such as ``{"service.name": "shop"}``: text, numbers, booleans, bytes, and
             lists and mappings of them. Default none.
+        encoding: ``"json"`` (default), or ``"protobuf"``, which needs the extra ``otel``. Both say the same.
 
     Raises:
         TypeError: If *resource* is no mapping, or a name in it is no text.
+        ValueError: If *encoding* is neither.
+        MissingDependencyError: For ``encoding="protobuf"`` without opentelemetry-proto.
 
     A collector that takes a part of a batch (``partialSuccess``) says how many it refused and not which: they are
     counted as refused, and nothing is sent again.
@@ -98,23 +109,28 @@ class OTLPLogs(CollectorFormat):
     https://opentelemetry.io/docs/specs/semconv/exceptions/exceptions-logs/
     """
 
-    content_type = "application/json"
+    keeps_types = True
 
-    def __init__(self, resource: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
+    def __init__(self, resource: Mapping[str, Any] | None = None, *, encoding: Encoding = "json") -> None:
+        self.encoding: Encoding = checked_choice(encoding, "encoding", ("json", "protobuf"))
+        self._messages = Messages() if encoding == "protobuf" else None
+        super().__init__(content_type="application/json" if self._messages is None else CONTENT_TYPE)
         self.resource: Mapping[str, Any] = _checked_resource(resource)
-        self._resource = orjson.Fragment(dump({"attributes": _key_values(self.resource)}))
+        self._attributes = _key_values(self.resource)
+        self._resource = orjson.Fragment(dump({"attributes": self._attributes}))
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return *batch* as an ``ExportLogsServiceRequest``."""
         scopes: dict[str, list[dict[str, Any]]] = {}
         for item in batch:
-            usual = _placement.usual(item.data)
+            usual = None if isinstance(item, TypedEncoded) else _placement.usual(item.data)
             event = item.event if usual is None else usual
             logger = event.pop("logger", None)
             if logger is not None and not isinstance(logger, str):
                 event["logger"], logger = logger, None
             scopes.setdefault(logger or "", []).append(_record(item, event, usual=usual is not None))
+        if self._messages is not None:
+            return self._messages.request(self._attributes, scopes)
         return orjson.dumps(
             {
                 "resourceLogs": [
@@ -142,10 +158,13 @@ class OTLPLogs(CollectorFormat):
             PausedDeliveryError: If the answer is a page of HTML.
         """
         super().read(response_status, response_headers, response_body, batch)
-        try:
-            rejected = int(parsed(response_body)["partialSuccess"]["rejectedLogRecords"])
-        except (ValueError, TypeError, KeyError):
-            return None
+        rejected = 0
+        # As the server has it: some answer in JSON whatever they were sent.
+        if "protobuf" in (header(response_headers, "content-type") or "").lower():
+            rejected = 0 if self._messages is None else self._messages.rejected(response_body)
+        else:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                rejected = int(parsed(response_body)["partialSuccess"]["rejectedLogRecords"])
         if rejected <= 0:
             return None
         if rejected >= len(batch):
@@ -268,6 +287,7 @@ def otlp_sink(
     endpoint: str | None = ...,
     *,
     resource: Mapping[str, Any] | None = ...,
+    encoding: Literal["json", "protobuf"] | None = ...,
     spool: None = None,
     **options: Unpack[TokenOptions],
 ) -> BackgroundSink: ...
@@ -276,6 +296,7 @@ def otlp_sink(
     endpoint: str | None = ...,
     *,
     resource: Mapping[str, Any] | None = ...,
+    encoding: Literal["json", "protobuf"] | None = ...,
     spool: str | os.PathLike[str],
     **options: Unpack[TokenOptions],
 ) -> SpoolSink: ...
@@ -283,10 +304,11 @@ def otlp_sink(
     endpoint: str | None = None,
     *,
     resource: Mapping[str, Any] | None = None,
+    encoding: Literal["json", "protobuf"] | None = None,
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[TokenOptions],
 ) -> BackgroundSink | SpoolSink:
-    """Return a sink that sends events to an OpenTelemetry collector in the background, by OTLP/HTTP with JSON.
+    """Return a sink that sends events to an OpenTelemetry collector in the background, by OTLP/HTTP.
 
     What is not given here is taken from the environment variables that OpenTelemetry defines; of two, that with
     ``_LOGS_`` counts.
@@ -298,6 +320,7 @@ def otlp_sink(
                                                 here win
     ``OTEL_EXPORTER_OTLP[_LOGS]_TIMEOUT``       ``timeout``, in milliseconds
     ``OTEL_EXPORTER_OTLP[_LOGS]_COMPRESSION``   ``compression``, ``gzip`` or ``none``
+    ``OTEL_EXPORTER_OTLP[_LOGS]_PROTOCOL``      *encoding*, ``http/json`` or ``http/protobuf``
     ``OTEL_EXPORTER_OTLP[_LOGS]_CERTIFICATE``   ``verify``, a file
     ``OTEL_EXPORTER_OTLP[_LOGS]_CLIENT_…``      ``cert``, the files ``CERTIFICATE`` and ``KEY``
     ``OTEL_SERVICE_NAME``                       ``service.name`` of *resource*
@@ -309,6 +332,8 @@ def otlp_sink(
             unless it is there.
         resource: Attributes of what logs. ``service.name`` is ``"unknown_service:"`` and the program's name where
             nobody says it. Default none but that.
+        encoding: ``"json"``, or ``"protobuf"``, which needs the extra ``otel``. Default None: as the environment has
+            it, else JSON.
         spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
         options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
@@ -316,6 +341,7 @@ def otlp_sink(
         ValueError: If a variable has a value that is none, or the endpoint that the environment names is for gRPC
             (``OTEL_EXPORTER_OTLP_PROTOCOL``); or what the sinks refuse.
         TypeError: What `OTLPLogs` and the sinks refuse.
+        MissingDependencyError: For Protocol Buffers without opentelemetry-proto.
 
     OpenTelemetry's SDK for Python takes the timeout's variable for seconds; here it is what the specification says.
 
@@ -328,9 +354,8 @@ def otlp_sink(
     given = _options_of_environment()
     headers = given.pop("headers", {})
     options.setdefault("name", "otlp")
-    return shipped(
-        otlp_sink, url, OTLPLogs(_resource_of_environment() | own), given | options, spool=spool, headers=headers
-    )
+    body = OTLPLogs(_resource_of_environment() | own, encoding=encoding or _encoding_of_environment())
+    return shipped(otlp_sink, url, body, given | options, spool=spool, headers=headers)
 
 
 def _environment(name: str) -> tuple[str, str | None]:
@@ -349,6 +374,21 @@ def _endpoint_of_environment() -> str:
         msg = f"{told}='grpc': {variable} is an endpoint for gRPC; give one for HTTP, as endpoint="
         raise ValueError(msg)
     return url if "_LOGS_" in variable else with_path(url, _PATH)
+
+
+def _encoding_of_environment() -> Encoding:
+    variable, protocol = _environment("PROTOCOL")
+    # An endpoint given as an argument is one for HTTP, whatever the environment's is for.
+    encodings: dict[str | None, Encoding] = {
+        None: "json",
+        "grpc": "json",
+        "http/json": "json",
+        "http/protobuf": "protobuf",
+    }
+    if protocol not in encodings:
+        msg = f"{variable}={protocol!r} is none of 'http/json', 'http/protobuf', 'grpc'"
+        raise ValueError(msg)
+    return encodings[protocol]
 
 
 def _options_of_environment() -> dict[str, Any]:

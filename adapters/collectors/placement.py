@@ -117,7 +117,7 @@ class Placement:
         if kind is int:
             return value if _LEAST <= value <= _MOST else str(value)
         if kind is float:
-            return value if abs(value) <= self._largest else repr(value)
+            return repr(value) if abs(value) > self._largest else value  # NaN is a value
         if kind is dict:
             return dump(value).decode()
         if kind is list:

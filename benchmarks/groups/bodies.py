@@ -64,6 +64,7 @@ GROUP = Group(
         _row("HTTPSink, LokiStreams", lambda: LokiStreams(labels={"app": "shop"}), 2.0),
         _row("HTTPSink, ElasticsearchBulk", ElasticsearchBulk, 4.0),
         _row("HTTPSink, OTLPLogs", lambda: OTLPLogs(resource={"service.name": "shop"}), 6.0),
+        _row("HTTPSink, OTLPLogs, Protocol Buffers", lambda: OTLPLogs({"service.name": "shop"}, encoding="protobuf")),
         _row("HTTPSink, SplunkEvents", SplunkEvents),
         _row("HTTPSink, DatadogLogs", DatadogLogs),
     ),

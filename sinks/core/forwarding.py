@@ -125,6 +125,14 @@ class Forwarding:
         return None
 
     @property
+    def keeps_types(self) -> bool:
+        """Whether `make_item` keeps what JSON does not carry; then a line with a ``null``, perhaps a NaN, is not plain.
+
+        Default: False.
+        """
+        return False
+
+    @property
     def needs_moment(self) -> bool:
         """Whether ``emit_batch`` looks at an item's level or time. If not, a wrapper need not find them out."""
         return not getattr(type(self).emit_batch, "reads_data_alone", False)

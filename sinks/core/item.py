@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -37,6 +39,67 @@ class Encoded:
         """The event as a dict, decoded anew at each access; text that is no JSON object is ``{"event": text}``."""
         return event_of(self.data)
 
+
+#: A value that JSON has no place for, and the names and numbers that lead to it in the decoded event.
+_Lost = tuple[tuple[str | int, ...], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TypedEncoded(Encoded):
+    """An event in memory, with the values that its JSON does not carry: bytes, NaN, the infinities.
+
+    Args:
+        data: The event as JSON.
+        level: The level number.
+        time: When it happened.
+        lost: Where these values are, and the values.
+    """
+
+    lost: tuple[_Lost, ...]
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The event as a dict, decoded anew at each access, with these values in their places."""
+        event = event_of(self.data)
+        for path, value in self.lost:
+            place: Any = event
+            try:
+                for key in path[:-1]:
+                    place = place[key]
+                place[path[-1]]  # what the renderer has left out stays so
+                place[path[-1]] = value
+            except (LookupError, TypeError):
+                continue
+        return event
+
+
+def lost_in_json(event: Mapping[str, Any]) -> tuple[_Lost, ...]:
+    """Return the values in *event* that JSON does not carry, copied, and where they are. Never raises."""
+    found: list[_Lost] = []
+    with contextlib.suppress(Exception):  # what another thread changes meanwhile
+        _look_for_lost(event, (), found)
+    return tuple(found)
+
+
+def _look_for_lost(container: Any, path: tuple[str | int, ...], found: list[_Lost]) -> None:
+    if len(path) > _DEEPEST:
+        return
+    items: Any = container.items() if isinstance(container, dict) else enumerate(container)
+    for key, value in list(items):
+        kind = type(value)
+        if kind is str or kind is int or type(key) not in (str, int):
+            continue
+        if issubclass(kind, float):
+            if not math.isfinite(value):
+                found.append(((*path, key), float(value)))
+        elif kind in (bytes, bytearray, memoryview):
+            found.append(((*path, key), bytes(value)))
+        elif kind in (dict, list, tuple):
+            _look_for_lost(value, (*path, key), found)
+
+
+#: Deeper than this nothing is looked for.
+_DEEPEST = 16
 
 #: What waits in a queue until somebody asks for the item: its data alone, where that tells the rest; or its data, its
 #: level (None: in the data), when it was handled (None: now), and its own timestamp as the event has it (True: in the

@@ -298,7 +298,7 @@ class BackgroundSink(Sink):
         self._retry = retry
         self._dead_letter = dead_letter
         #: Whether the usual event takes the short cut, from which level on, and whether its level and time are taken.
-        self._plain = False
+        self._plain = self._typed = False
         self._floor = 0.0
         self._with_moment = True
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
@@ -334,7 +334,7 @@ class BackgroundSink(Sink):
         if self._plain:
             try:
                 line = plain_line(event, self._floor)
-                if line and here[0] and not (active and thread.delivering):
+                if line and here[0] and not (active and thread.delivering) and not (self._typed and b"null" in line):
                     # orjson's bytes keep the buffer they were made in, ten times as large at worst; cut from it they
                     # are as large as they look.
                     data = line[:-1]
@@ -491,6 +491,11 @@ class BackgroundSink(Sink):
         """Whether it does. True, since what waits here is lost with the process."""
         return True
 
+    @property
+    def keeps_types(self) -> bool:
+        """See `Forwarding.keeps_types`."""
+        return self._target.keeps_types
+
     def _put(self, event: dict[str, Any]) -> Exception | None:
         self._take(self.encode(event))
         return None
@@ -529,6 +534,7 @@ class BackgroundSink(Sink):
         self._with_moment = self._overflow != "block" or self._target.needs_moment
         self._buffer.mixed = self._buffer.mixed or self._with_moment
         busy = self._processors or self._closed or self._reporting
+        self._typed = self._target.keeps_types
         self._plain = _ONE_AT_A_TIME and usual and not busy and self._target.plain
 
     # -- counting and telling

@@ -35,6 +35,10 @@ class BodyFormat:
     #: True if a request holds one event. A batch is then sent one by one.
     single: bool = False
 
+    #: True if `encode` can make something of bytes, NaN and the infinities: an item's ``event`` has them then, as long
+    #: as it waits in memory. False: it has text and null.
+    keeps_types: bool = False
+
     #: More headers, which those of the sink come before.
     headers: Mapping[str, str] = {}
 

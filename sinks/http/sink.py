@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.forwarding import reads_data_alone
-from outfall.sinks.core.item import Batch, BatchResult
+from outfall.sinks.core.item import Batch, BatchResult, TypedEncoded, lost_in_json
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
@@ -248,7 +248,10 @@ class HTTPSink(Sink):
         if not isinstance(mapped, dict):
             msg = f"map_event returned {type(mapped).__name__}, not a dict"
             raise TypeError(msg)
-        return self._encoded(event, line_to_send(self._body.prepare(mapped)))
+        prepared = self._body.prepare(mapped)
+        item = self._encoded(event, line_to_send(prepared))
+        lost = lost_in_json(prepared) if self._body.keeps_types else ()
+        return TypedEncoded(item.data, item.level, item.time, lost) if lost else item
 
     def emit(self, event: dict[str, Any]) -> None:
         """Send one event, in one request, once."""
@@ -433,6 +436,11 @@ class HTTPSink(Sink):
     def needs_moment(self) -> bool:
         """See `Forwarding.needs_moment`: where the format of the body looks at an event's level or time."""
         return super().needs_moment or not getattr(type(self._body).encode, "reads_data_alone", False)
+
+    @property
+    def keeps_types(self) -> bool:
+        """See `Forwarding.keeps_types`: if the format does."""
+        return self._body.keeps_types
 
     def _reads_metadata(self) -> bool:
         mapped = type(self).map_event is not HTTPSink.map_event or "map_event" in vars(self)

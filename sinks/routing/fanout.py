@@ -340,6 +340,11 @@ class FanoutSink(_Router):
         return usual and all(sink.plain and not sink.level for sink in self.sinks)
 
     @property
+    def keeps_types(self) -> bool:
+        """See `Forwarding.keeps_types`: if one of the children does."""
+        return any(sink.keeps_types for sink in self.sinks)
+
+    @property
     def needs_moment(self) -> bool:
         """See `Forwarding.needs_moment`: if one of the children does."""
         return any(sink.needs_moment for sink in self.sinks)
@@ -363,7 +368,7 @@ class FanoutSink(_Router):
             Exception: What a child raises, if no other one takes it.
         """
         line = _plain_line(event) if self.plain else None
-        if line is not None:
+        if line is not None and not (self.keeps_types and b"null" in line):
             return self._encoded(event, line[:-1])
         parts: list[Encoded | None] = []
         failures: list[tuple[Sink, Exception]] = []

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
 from tests.sinks._http import Answer, Server
 
@@ -129,17 +129,22 @@ class OTLPCollector(Collector):
     """Of https://opentelemetry.io/docs/specs/otlp/#otlphttp; `received` has log records with their scope's name."""
 
     path = "/v1/logs"
+    content_types = ("application/json", "application/x-protobuf")
     #: How many records of each request it says it refused.
     rejects = 0
 
     def take(self, request: Request) -> Answer:
         """Parse with the real classes."""
-        made = parse_otlp(request.body)
+        binary = request.headers["content-type"] == "application/x-protobuf"
+        made = ExportLogsServiceRequest.FromString(request.body) if binary else parse_otlp(request.body)
         self.resources = [each.resource for each in made.resource_logs]
         for resource in made.resource_logs:
             for scope in resource.scope_logs:
                 self.received += [(scope.scope.name, record) for record in scope.log_records]
         partial = {"partialSuccess": {"rejectedLogRecords": str(self.rejects), "errorMessage": "too old"}}
+        if binary:
+            answer = json_format.ParseDict(partial if self.rejects else {}, ExportLogsServiceResponse())
+            return Answer(200, answer.SerializeToString(), {"Content-Type": "application/x-protobuf"})
         return Answer(200, partial if self.rejects else {})
 
 
