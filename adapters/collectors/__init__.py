@@ -8,6 +8,7 @@ from outfall.adapters.collectors.datadog import DatadogLogs, datadog_sink
 from outfall.adapters.collectors.elasticsearch import ElasticsearchBulk, elasticsearch_sink, opensearch_sink
 from outfall.adapters.collectors.factory import SinkOptions, TokenOptions
 from outfall.adapters.collectors.gelf import GELFMessage, gelf_sink
+from outfall.adapters.collectors.gelf_sockets import GELFDatagramSink, GELFFrames
 from outfall.adapters.collectors.loki import LokiStreams, loki_sink
 from outfall.adapters.collectors.otlp import OTLPLogs, otlp_sink
 from outfall.adapters.collectors.splunk import SplunkEvents, splunk_sink
@@ -15,6 +16,8 @@ from outfall.adapters.collectors.splunk import SplunkEvents, splunk_sink
 __all__ = [
     "DatadogLogs",
     "ElasticsearchBulk",
+    "GELFDatagramSink",
+    "GELFFrames",
     "GELFMessage",
     "LokiStreams",
     "OTLPLogs",

@@ -47,7 +47,8 @@ class GELFMessage(CollectorFormat):
     ==========================  =====================================================================================
 
     Characters that a name cannot have are ``_``, and so is an empty part of one with dots. ``id`` is sent as ``_id_``,
-    since ``_id`` is not allowed. A name that is taken, or is a level of another, gets ``_`` at its end.
+    since ``_id`` is not allowed, and likewise ``host``, ``source``, ``message`` and others that Graylog would leave out
+    because a message has them already. A name that is taken, or is a level of another, gets ``_`` at its end.
 
     Args:
         host: The name of what sends. Default the machine's.
@@ -103,8 +104,11 @@ class GELFMessage(CollectorFormat):
         return dump(made)
 
 
-#: Graylog keeps its fields where a dot in a name is a level; ``_id`` it refuses.
-_placement = Placement(own=("id",))
+#: Graylog keeps its fields where a dot in a name is a level. ``_id`` it refuses; a field whose name, without its ``_``,
+#: is one that a message has already, it leaves out without a word.
+_placement = Placement(
+    own=("id", "version", "host", "source", "short_message", "message", "full_message", "timestamp", "level", "streams")
+)
 
 
 def _field(value: object) -> str | int | float:

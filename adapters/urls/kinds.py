@@ -271,11 +271,27 @@ def _bare(sink: Any) -> Sink:
 # -- the table
 
 _HOST = frozenset({"host", "port"})
+#: The port that Graylog's inputs have unless they are given another.
+_GELF = 12201
 _FRAMING = {"framing": ("codec", {"lines": "JSONLines", "frames": "JSONFrames"})}
 _BODIES = {"ndjson": "NDJSON", "json": "JSONObject", "array": "JSONArray", "form": "FormURLEncoded"}
 _SYSLOG = (("SysLogSink",), frozenset({"address"}))
 _MAIL = (("SMTPSink",), frozenset({"mailhost", "credentials"}))
 _MAIL_OPTIONS = "?fromaddr=a@example.org&toaddrs=b@example.org&subject=Log"
+
+
+def _gelf(**defaults: Any) -> Maker:
+    def make(request: Request) -> Sink:
+        from outfall import GELFFrames
+
+        return at_host("SocketSink", port=_GELF, codec=GELFFrames(), **defaults)(request)
+
+    return make
+
+
+def _journald(request: Request) -> Sink:
+    places = () if request.where in ("", "//") else (request.file_path,)
+    return finished(request, _class("JournaldSink"), *places)
 
 
 def _over_http(name: str, about: str, token: str | None, options: str = "") -> dict[str, Kind]:
@@ -317,6 +333,7 @@ SCHEMES: dict[str, Kind] = {
         "unix:/path", "the same over a Unix socket", at_path("SocketSink", None), ("SocketSink",), _HOST, _FRAMING
     ),
     "udp": Kind("udp://host:port", "datagrams", at_host("DatagramSink"), ("DatagramSink",), _HOST, _FRAMING),
+    "journald": Kind("journald:", "systemd's journal", _journald, ("JournaldSink",), frozenset({"path"})),
     "syslog": Kind("syslog://host", "a syslog daemon over UDP, or at a path: syslog:///dev/log", _syslog(), *_SYSLOG),
     "syslog+tcp": Kind("syslog+tcp://host", "a syslog daemon over TCP", _syslog(stream=True), *_SYSLOG),
     "syslog+tls": Kind("syslog+tls://host", "a syslog daemon over TLS", _syslog(stream=True, tls=True), *_SYSLOG),
@@ -337,4 +354,9 @@ SCHEMES: dict[str, Kind] = {
     **_over_http("splunk", "Splunk's HTTP Event Collector", "token", "?token_env=SPLUNK_TOKEN"),
     **_over_http("datadog", "Datadog", "api_key", "?token_env=DD_API_KEY"),
     **_over_http("gelf", "Graylog", "token"),
+    "gelf+udp": Kind(
+        "gelf+udp://host", "Graylog, by UDP", at_host("GELFDatagramSink", port=_GELF), ("GELFDatagramSink",), _HOST
+    ),
+    "gelf+tcp": Kind("gelf+tcp://host", "Graylog, by TCP", _gelf(), ("SocketSink",), _HOST | {"codec"}),
+    "gelf+tls": Kind("gelf+tls://host", "Graylog, by TLS", _gelf(tls=True), ("SocketSink",), _HOST | {"codec"}),
 }

@@ -28,11 +28,13 @@ from outfall.sinks.network.peer import (
     OversizeError,
     await_socket,
     await_verdict,
+    checked_age,
     checked_host,
     checked_port,
     checked_tls,
     heard_refusal,
     is_refused_tls,
+    keep_alive,
     waits_of,
     wants_read,
 )
@@ -79,6 +81,7 @@ class ConnectedSink(ByteSink):
         retry_factor: float,
         retry_max: Span,
         clock: Callable[[], float],
+        max_connection_age: Span | None = None,
         **options: Any,
     ) -> None:
         #: The connected socket, or None.
@@ -113,7 +116,11 @@ class ConnectedSink(ByteSink):
         self.retry_time: float | None = None
         #: The wait before it, in seconds.
         self.retry_period: float = 0.0
+        #: Seconds after which a connection is replaced, or None; settable.
+        self.max_connection_age: float | None = checked_age(max_connection_age)
         self._connected_at = 0.0
+        #: When, by the clock, the connection is to be replaced, if none could be had in its place last time.
+        self._renewal_due = 0.0
         #: How many connections in a row have ended soon after they were made.
         self._short_lived = 0
         #: How much of what could not be sent whole the system has taken.
@@ -150,7 +157,7 @@ class ConnectedSink(ByteSink):
                 made.settimeout(seconds)
                 made.connect(address)
                 if family != UNIX and self._kind == socket.SOCK_STREAM:
-                    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    keep_alive(made)
                     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self.nodelay)
                 self._proven = True
                 if self._tls is not None:
@@ -214,10 +221,12 @@ class ConnectedSink(ByteSink):
         made.settimeout(0)
         self._connected_at = self._clock()
         self._sent_unproven, self._delivered_before = 0, self._ledger.delivered
-        self._look_due = self._check_due = 0.0
+        self._look_due = self._check_due = self._renewal_due = 0.0
         self._identity = _identity_of(made)
         if not self._ends:
             self._send = made.send
+            if self.max_connection_age is not None:
+                self._poll = _never_ends  # by which `send_by_hand` looks at the time
         elif POLL is not None:
             poll = POLL()
             poll.register(made, select.POLLIN)
@@ -239,6 +248,8 @@ class ConnectedSink(ByteSink):
     def _send_by(self, transmit: Callable[[_Data], None], data: _Data) -> None:
         if self.sock is not None and not self._is_ours():
             self._disconnect()
+        if self.sock is not None and self._is_aged():
+            self._renew()
         if self.sock is None:
             self.create_socket()
         elif self._ends and self._has_ended():
@@ -359,11 +370,33 @@ class ConnectedSink(ByteSink):
         """Raise LookupError if the connection seems to be of no more use; called now and then before `send_by_hand`."""
         if moment > self._check_due:
             self._check_due = moment + _CHECK_SECONDS
-            if not self._is_ours():
+            if self._is_aged() or not self._is_ours():
                 raise LookupError
         if self._poll is None or self._poll(0):
             raise LookupError  # most likely the peer has closed
         self._look_due = moment + _LOOK_SECONDS
+
+    def _is_aged(self) -> bool:
+        """Return True if the connection has lasted as long as it may."""
+        age = self.max_connection_age
+        if age is None:
+            return False
+        moment = self._clock()
+        return moment - self._connected_at >= age and moment >= self._renewal_due
+
+    def _renew(self) -> None:
+        """Put a new connection in the place of the one there is, which stays where none can be had."""
+        try:
+            made = self.make_socket()
+        except (OSError, UnicodeError):
+            self._renewal_due = self._clock() + min(self.max_connection_age or 0.0, self.retry_max)
+            return
+        try:
+            self._part()
+        except BaseException:
+            made.close()
+            raise
+        self._adopt(made)
 
     def _is_ours(self) -> bool:
         """Return False if somebody else has closed the socket, whose number may be another's by now."""
@@ -567,6 +600,11 @@ def send_by_hand(sink: Any, data: bytes) -> Exception | None:
 
 
 HAND_TAKEN.add(send_by_hand.__code__)
+
+
+def _never_ends(_milliseconds: int) -> list[Any]:
+    return []
+
 
 #: Frames that follow one another more closely share one look: it takes a fifth of the time that sending does.
 _LOOK_SECONDS = 0.000_05

@@ -53,7 +53,9 @@ class DatagramSink(SocketSink):
             path was not there, or there was no room. Default 1.0.
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
-        clock: What tells the time for these waits. Default `time.monotonic`; for tests.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the name is resolved again, so
+            that a changed address is found, which no error shows. Default None: after a failed send alone.
+        clock: What tells the time for these waits and ages. Default `time.monotonic`; for tests.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``. An event
             that has to be shortened is given to it again, with plain values.
         encoding: How text is encoded. Default UTF-8.
@@ -94,6 +96,7 @@ class DatagramSink(SocketSink):
         retry_start: Span = 1.0,
         retry_factor: float = 2.0,
         retry_max: Span = 30.0,
+        max_connection_age: Span | None = None,
         clock: Callable[[], float] = monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
@@ -112,6 +115,7 @@ class DatagramSink(SocketSink):
             retry_start=retry_start,
             retry_factor=retry_factor,
             retry_max=retry_max,
+            max_connection_age=max_connection_age,
             clock=clock,
             renderer=renderer,
             encoding=encoding,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import socket
 from typing import TYPE_CHECKING, Literal
 
-from outfall.sinks.core.arguments import MAX_PORT, checked_size
+from outfall.sinks.core.arguments import MAX_PORT, checked_seconds, checked_size
 from outfall.sinks.errors import PermanentDeliveryError
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from outfall.sinks.event.units import Size
+    from outfall.sinks.event.units import Size, Span
 
 #: The family of Unix sockets, or -1 where there are none.
 UNIX: int = getattr(socket, "AF_UNIX", -1)
@@ -34,6 +35,33 @@ class OversizeError(PermanentDeliveryError):
     """An event that does not fit into a datagram, or a message."""
 
     dropped_as = "oversize"
+
+
+#: Options by which the system notices within a minute that a path has died without a word: the seconds of silence
+#: before it asks, those between its questions, how many may have no answer, and the milliseconds for which what was
+#: sent may stay unacknowledged.
+KEEP_ALIVE: tuple[tuple[int, int, int], ...] = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", 20),
+            ("TCP_KEEPALIVE", 20),  # what macOS calls it
+            ("TCP_KEEPINTVL", 10),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 50_000),
+        )
+        if hasattr(socket, name)
+    ),
+)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Let the system notice by itself that the peer of *sock* is gone, as far as it can."""
+    for level, option, value in KEEP_ALIVE:
+        # A system may know a name that its kernel does not.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(level, option, value)
 
 
 def await_socket(sock: socket.socket, seconds: float, *, for_reading: bool) -> bool:
@@ -174,6 +202,19 @@ def checked_limit(limit: Size, argument: str, least: int = LEAST_FRAME_BYTES) ->
         msg = f"{argument}={limit!r} is not a number of bytes from {least} to {(1 << 32) - 1}"
         raise ValueError(msg)
     return size
+
+
+def checked_age(age: Span | None) -> float | None:
+    """Return *age*, which a connection may reach, in seconds; None for no limit.
+
+    Raises:
+        ValueError: If it is no length of time, or none at all.
+    """
+    seconds = None if age is None else checked_seconds(age, "max_connection_age")
+    if seconds == 0:
+        msg = f"max_connection_age={age!r} leaves no time to send in; None is for connections without a limit"
+        raise ValueError(msg)
+    return seconds
 
 
 def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) -> ssl.SSLContext | None:

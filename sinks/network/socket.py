@@ -86,7 +86,10 @@ class SocketSink(ConnectedSink):
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
-        clock: What tells the time for these waits. Default `time.monotonic`; for tests.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a connection is replaced by a
+            new one, so that a changed address of the name, or a new backend of a balancer, is found. The old one is
+            ended in order, and stays where no new one can be had. Default None: it lasts as long as it works.
+        clock: What tells the time for these waits and ages. Default `time.monotonic`; for tests.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``. A listener
             with `JSONFrames` takes JSON objects only.
         encoding: How text is encoded. Default UTF-8.
@@ -149,6 +152,7 @@ class SocketSink(ConnectedSink):
         retry_start: Span = 1.0,
         retry_factor: float = 2.0,
         retry_max: Span = 30.0,
+        max_connection_age: Span | None = None,
         clock: Callable[[], float] = monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
@@ -169,6 +173,7 @@ class SocketSink(ConnectedSink):
             retry_start=retry_start,
             retry_factor=retry_factor,
             retry_max=retry_max,
+            max_connection_age=max_connection_age,
             clock=clock,
             renderer=renderer,
             encoding=encoding,

@@ -109,7 +109,10 @@ class SysLogSink(SocketSink):
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
         retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
         retry_max: The longest wait. Default 30.0 seconds.
-        clock: What tells the time for these waits. Default `time.monotonic`; for tests.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a connection is replaced by a
+            new one, and the name resolved again, so that a changed address is found. Where no new one can be had the
+            old one stays. Default None: it lasts as long as it works.
+        clock: What tells the time for these waits and ages. Default `time.monotonic`; for tests.
         renderer: What makes the MSG part. Default None: for RFC 3164 ``OrjsonRenderer()``, for RFC 5424 the text of
             ``event``. Text is UTF-8.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -213,6 +216,7 @@ class SysLogSink(SocketSink):
         retry_start: Span = 1.0,
         retry_factor: float = 2.0,
         retry_max: Span = 30.0,
+        max_connection_age: Span | None = None,
         clock: Callable[[], float] = time.monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,
@@ -256,6 +260,7 @@ class SysLogSink(SocketSink):
             retry_start=retry_start,
             retry_factor=retry_factor,
             retry_max=retry_max,
+            max_connection_age=max_connection_age,
             clock=clock,
             renderer=renderer,
             level=level,

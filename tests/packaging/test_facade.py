@@ -115,6 +115,9 @@ DEFAULTS_THAT_DIFFER = {
     "terminator": "ByteSink's writers may need none; whoever writes lines ends them",
     "timeout": "each protocol has its own; HTTPSink has one for connecting and one for the rest",
     "clock": "HTTPSink reads dates by it, the others wait by it",
+    "max_connection_age": "GELFDatagramSink resolves a name again once a minute; connections last",
+    "port": "Graylog has a usual one",
+    "compression": "messages of GELF are compressed, by a way of their own; requests and files are not",
     "backup_count": "RotatingFileSink keeps five files where max_bytes alone is given; the others keep all",
     "max_bytes": "of a file that rolls over, where 0 is never, as in the handlers; of a spool, all it may keep",
 }
@@ -152,7 +155,8 @@ def test_keywords_come_in_the_same_order_everywhere():
     apart = {("ByteSink",), ("SocketSink", "SysLogSink")}
     # The compression and the time-out of requests and of files are things of their own.
     for rotating in ("BaseRotatingFileSink", "RotatingFileSink", "TimedRotatingFileSink"):
-        apart |= {("HTTPSink", rotating), (rotating, "HTTPSink")}
+        for other in ("HTTPSink", "GELFDatagramSink"):
+            apart |= {(other, rotating), (rotating, other)}
     orders = {
         sink.__name__: [name for name, each in _parameters(sink).items() if each.kind is inspect.Parameter.KEYWORD_ONLY]
         for sink in SINKS
@@ -187,6 +191,7 @@ EXAMPLES = {
     "FallbackSink": lambda path: outfall.FallbackSink(outfall.NullSink(), outfall.NullSink()),
     "FanoutSink": lambda path: outfall.FanoutSink(outfall.NullSink(), outfall.NullSink()),
     "FileSink": outfall.FileSink,
+    "GELFDatagramSink": lambda path: outfall.GELFDatagramSink("127.0.0.1", 9),
     "HTTPSink": lambda path: outfall.HTTPSink("http://127.0.0.1:9/path"),
     "HandlerSink": lambda path: outfall.HandlerSink(logging.NullHandler()),
     "MemorySink": lambda path: outfall.MemorySink(10, target=outfall.NullSink()),

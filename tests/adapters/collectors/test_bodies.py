@@ -860,7 +860,7 @@ def test_gelf_odd_fields():
         "_nest": '{"x":[1]}',
         "_large": str(2**70),
         "_half": 0.5,
-        "_timestamp": "never",
+        "_timestamp_": "never",
     }
 
 

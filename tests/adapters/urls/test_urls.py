@@ -135,6 +135,33 @@ def test_a_token_comes_from_the_environment(opened, monkeypatch):
         open_sink("splunk+http://127.0.0.1:9?token_env=NO_SUCH_VARIABLE")
 
 
+def test_the_journal_needs_no_path(opened, tmp_path):
+    """The system's, or that of a namespace; the options are the sink's."""
+    assert opened("journald:").host == "/run/systemd/journal/socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "socket"))
+        journal.settimeout(5)
+        sink = opened(f"journald://{tmp_path}/socket?identifier=shop&fields=order,user")
+        sink.handle({"event": "x", "order": 17, "other": 1})
+        data = journal.recv(1_000)
+    assert isinstance(sink, outfall.JournaldSink)
+    assert b"SYSLOG_IDENTIFIER=shop\n" in data
+    assert b"ORDER=17\nFIELDS={" in data
+
+
+def test_graylog_has_sockets(opened):
+    """By UDP, TCP and TLS, at its usual port, behind a thread."""
+    sink = opened("gelf+udp://127.0.0.1?chunk_bytes=8192&compression=gzip")
+    assert "127.0.0.1:12201" in repr(sink)
+    assert isinstance(sink.target, outfall.GELFDatagramSink)
+    assert (sink.target.chunk_bytes, sink.target.compression) == (8192, "gzip")
+    for scheme in ("gelf+tcp", "gelf+tls"):
+        sink = opened(f"{scheme}://127.0.0.1:9")
+        assert isinstance(sink.target.codec, outfall.GELFFrames)
+    with pytest.raises(ValueError, match="no option 'codec'"):
+        open_sink("gelf+tcp://127.0.0.1?codec=x")
+
+
 def test_a_syslog_daemon_has_a_host_or_a_path(opened, tmp_path):
     """Over UDP unless the scheme says otherwise; a path is not behind a thread."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
