@@ -354,6 +354,8 @@ def close_all(timeout: float | None = None) -> bool:
 def _opened(destination: Destination) -> Sink:
     if isinstance(destination, Sink):
         return destination
+    if not isinstance(destination, (str, os.PathLike)):
+        return destination.open()
     if isinstance(destination, str) and _is_url(destination):
         from outfall.adapters.urls import open_sink
 
@@ -368,7 +370,9 @@ def _is_url(text: str) -> bool:
 
 
 def _check_destination(destination: Any) -> None:
-    if isinstance(destination, (Sink, str, os.PathLike)):
+    from outfall.adapters.urls import Described
+
+    if isinstance(destination, (Sink, str, os.PathLike, Described)):
         return
     if isinstance(destination, type) and issubclass(destination, Sink):
         msg = f"sinks: {destination.__name__} is a class: give a sink, {destination.__name__}(…)"

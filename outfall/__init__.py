@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from outfall.adapters.stdlib.handlersink import HandlerSink
     from outfall.adapters.stdlib.sinkhandler import SinkHandler
     from outfall.adapters.structlog import SinkLogger, SinkLoggerFactory, tee
+    from outfall.adapters.toml import configure_from
     from outfall.adapters.urls import open_sink
     from outfall.sinks.core.bytesink import ByteSink
     from outfall.sinks.core.item import BatchResult, Encoded
@@ -171,6 +172,7 @@ else:
         "WatchedFileSink": "sinks.files.watched",
         "close_all": "adapters.setup",
         "configure": "adapters.setup",
+        "configure_from": "adapters.toml",
         "datadog_sink": "adapters.collectors",
         "elasticsearch_sink": "adapters.collectors",
         "gelf_sink": "adapters.collectors",
@@ -285,6 +287,7 @@ __all__ = [
     "WatchedFileSink",
     "close_all",
     "configure",
+    "configure_from",
     "datadog_sink",
     "elasticsearch_sink",
     "gelf_sink",

@@ -42,24 +42,24 @@ class SinkHandler(logging.Handler):
     Args:
         sink: Where events go: a `Sink`, or a dict that describes one as `logging.config.dictConfig` describes custom
             objects: ``"()"`` names the class, ``"args"`` holds positional arguments, ``"."`` attributes to set, and
-            everything else is a keyword argument. Such dicts may be nested.
+            everything else is a keyword argument. Such dicts may be nested. Or a URL, as `open_sink` takes it.
         level: Records below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
         callsite: The call-site fields to add: names as `structlog.processors.CallsiteParameter` has them, or True for
             path, line, function, process, thread and task. Default False, which adds none.
 
     Raises:
         TypeError: If *sink* is neither a sink nor a description of one.
-        ValueError: If *callsite* names a field that is none, or *level* is no level.
+        ValueError: If *callsite* names a field that is none, *level* is no level, or a URL has no meaning.
 
-    The sink is not owned, so `close` only flushes it; one made from a description is closed. Takes no lock: the sink
-    has its own. With ``on_error="raise"`` the sink's exceptions reach the caller of the log method.
+    The sink is not owned, so `close` only flushes it; one made from a description or a URL is closed. Takes no lock:
+    the sink has its own. With ``on_error="raise"`` the sink's exceptions reach the caller of the log method.
 
     Source: https://docs.python.org/3/library/logging.html#handler-objects
     """
 
     def __init__(
         self,
-        sink: Sink | Mapping[str, Any],
+        sink: Sink | Mapping[str, Any] | str,
         level: Level = NOTSET,
         *,
         callsite: bool | Collection[Callsite] = False,
@@ -68,7 +68,7 @@ class SinkHandler(logging.Handler):
         self._reader = RecordReader(callsite, self.handleError)
         #: What makes an event of a record, unless a subclass does it in its own way.
         self._read = self._reader.event if type(self).event is SinkHandler.event else None
-        self._owns_sink = isinstance(sink, Mapping)
+        self._owns_sink = isinstance(sink, (Mapping, str))
         self.sink: Sink = _sink_of(sink)
         #: Whether the sink's own class has a filter of its own.
         self._filters = type(self).filter is not logging.Filterer.filter
@@ -150,7 +150,7 @@ class SinkHandler(logging.Handler):
             self.sink.flush()
 
     def close(self) -> None:
-        """Flush the sink, and close it if it was made from a description."""
+        """Flush the sink, and close it if it was made from a description or a URL."""
         if self._owns_sink:
             self.sink.close()
         elif self.flushOnClose:
@@ -171,6 +171,10 @@ def _sink_of(given: Any) -> Sink:
         named = given.get("class", "outfall.FileSink")
         msg = f"sink={dict(given)!r} has no '()', which names what makes the sink: {{'()': {named!r}, …}}"
         raise TypeError(msg)
+    if isinstance(given, str) and ":" in given:
+        from outfall.adapters.urls import open_sink
+
+        return open_sink(given)
     return checked_sink(build(given) if isinstance(given, Mapping) else given)
 
 

@@ -10,6 +10,6 @@ The scheme is the kind of sink, and the query has its arguments, by the names of
 | `registry` | looks a scheme up, among the entry points too |
 """
 
-from outfall.adapters.urls.registry import is_url, open_sink, options_of, schemes
+from outfall.adapters.urls.registry import Described, is_url, open_sink, options_of, schemes
 
-__all__ = ["is_url", "open_sink", "options_of", "schemes"]
+__all__ = ["Described", "is_url", "open_sink", "options_of", "schemes"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from outfall.adapters.urls.kinds import SCHEMES
 from outfall.adapters.urls.request import Request, parameters_of
 from outfall.sinks.core.arguments import nearest
 from outfall.sinks.core.sink import Sink
+from outfall.sinks.errors import SinkError
 
 #: The group of entry points whose names are schemes, each a callable ``(url, **options) -> Sink``.
 ENTRY_POINTS = "outfall.sinks"
@@ -33,6 +36,10 @@ def open_sink(url: str, **options: Any) -> Sink:
 
     A scheme that is not built in is looked up among the entry points of the group ``outfall.sinks``.
     """
+    return _open(url, options, {})
+
+
+def _open(url: str, options: Mapping[str, Any], texts: Mapping[str, str]) -> Sink:
     if not isinstance(url, str):
         msg = f"url={url!r} is not text"
         raise TypeError(msg)
@@ -42,9 +49,53 @@ def open_sink(url: str, **options: Any) -> Sink:
     if kind is None:
         plugin = _plugins().get(scheme)
         if plugin is not None:
-            return _checked_sink(plugin.load()(url, **options), scheme)
+            return _checked_sink(plugin.load()(url, **texts, **options), scheme)
         raise ValueError(_unknown_scheme(url, scheme))
-    return kind.make(Request(scheme, kind, rest, options))
+    return kind.make(Request(scheme, kind, rest, options, texts))
+
+
+@dataclass(frozen=True)
+class Described:
+    """A sink by its URL and its options, as a file of settings has them.
+
+    Args:
+        url: As `open_sink` takes it.
+        options: What the query may hold: text, converted as there, or the value itself. A mapping stands for options
+            with a dot; that of ``spool`` has the ``directory`` too.
+        name: What to call the sink.
+        place: Where it is described, for errors.
+    """
+
+    url: str = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False)
+    name: str
+    place: str
+
+    def open(self, **more: Any) -> Sink:
+        """Return the sink; *more* are options as Python values.
+
+        Raises:
+            ValueError: If the URL or an option has no meaning.
+        """
+        texts: dict[str, str] = {}
+        values: dict[str, Any] = dict(more)
+        for option, value in self.options.items():
+            if option in ("spool", "query") and isinstance(value, Mapping):
+                for key, each in value.items():
+                    dotted = option if (option, key) == ("spool", "directory") else f"{option}.{key}"
+                    texts[dotted] = each if isinstance(each, str) else str(each).lower()
+            elif isinstance(value, str):
+                texts[option] = value
+            else:
+                values[option] = value
+        try:
+            sink = _open(self.url, values, texts)
+        except (ValueError, TypeError, SinkError) as error:
+            msg = f"{self.place}: {error}"
+            raise ValueError(msg) from None
+        if "name" not in self.options:
+            sink.name = self.name
+        return sink
 
 
 def is_url(text: str) -> bool:

@@ -13,7 +13,7 @@ from outfall.adapters.urls.values import boolean, converted
 from outfall.sinks.core.arguments import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from outfall.adapters.urls.kinds import Kind
 
@@ -29,18 +29,21 @@ class Request:
         kind: What it stands for.
         rest: What stands behind the colon.
         options: Python values.
+        texts: More options as the query has them.
 
     Raises:
         ValueError: If it has no meaning; the message has no value that may be a secret.
     """
 
-    def __init__(self, scheme: str, kind: Kind, rest: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, scheme: str, kind: Kind, rest: str, options: Mapping[str, Any], texts: Mapping[str, str]
+    ) -> None:
         self.scheme = scheme
         self.kind = kind
         rest, self.fragment_mark, _ = rest.partition("#")
         where, _, query = rest.partition("?")
         self.where = where
-        self.texts: dict[str, str] = {}
+        self.texts: dict[str, str] = dict(texts)
         for part in filter(None, query.split("&")):
             name, equals, text = part.partition("=")
             name = unquote(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
@@ -61,11 +62,46 @@ class PeopleRenderer:
         try:
             return str(self._render(logger, name, dict(event)))
         except Exception:
-            plain = event_of(_json.render(event))
-            return str(self._render(logger, name, {str(key): value for key, value in plain.items()}))
+            line = _json.render(event)
+            try:
+                plain = event_of(line)
+                return str(self._render(logger, name, {str(key): value for key, value in plain.items()}))
+            except Exception:
+                return line.decode("utf-8", "replace")
 
     def __repr__(self) -> str:
         return f"PeopleRenderer(colors={self.colors})"
+
+
+class FollowingRenderer:
+    """Render for what `sys.stderr` is when an event comes: pytest, notebooks and daemons exchange it."""
+
+    def __init__(self) -> None:
+        self._seen: Any = self
+        self._render: Any = None
+
+    def __call__(self, logger: Any, name: str, event: Any) -> str | bytes:
+        """Return *event* as text or JSON."""
+        stream = sys.stderr
+        if stream is not self._seen:
+            self._render = console_renderer(stream, "auto")
+            self._seen = stream
+        rendered: str | bytes = self._render(logger, name, event)
+        return rendered
+
+    def __repr__(self) -> str:
+        return "FollowingRenderer()"
+
+
+def renderer_for(stream: Any, color: Literal["auto"] | bool) -> Callable[[Any, str, Any], str | bytes]:
+    """Return what renders for *stream* as *color* says; None is `sys.stderr`, whatever that is then."""
+    if color != "auto":
+        return PeopleRenderer(colors=True)
+    return FollowingRenderer() if stream is None else console_renderer(stream, "auto")
+
+
+#: What `renderer_for` returns.
+RENDERERS = (PeopleRenderer, FollowingRenderer, OrjsonRenderer)
 
 
 def streams_of(sink: Sink) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from _thread import get_ident
 from collections import deque
 from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds
@@ -27,13 +27,14 @@ from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, Level
+from outfall.sinks.files.console import RENDERERS, renderer_for
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Callable, Iterable, Sequence
 
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.core.ledger import SinkStats
+    from outfall.sinks.event.units import Span
 
 
 class StreamSink(ByteSink):
@@ -45,9 +46,12 @@ class StreamSink(ByteSink):
             one that is neither by type gets text, and bytes from then on if it refuses that with a TypeError.
         timeout: How long an event waits, in seconds or as a timedelta, for room in a pipe, socket or terminal that does
             not block. Default 5.0. Once that time has passed in vain, events are dropped at once until there is room.
+        color: Without *renderer*: False (default) writes lines of JSON, True text for people in colour, ``"auto"`` text
+            on a terminal and where ``FORCE_COLOR`` is set, in colour unless ``NO_COLOR`` is set, and JSON elsewhere.
+            That text is `structlog.dev.ConsoleRenderer`'s, without the local variables of a traceback; an event that it
+            cannot render is written all the same.
         terminator: What ends each event. Default ``"\n"``. Settable; read at each event.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
-            ``structlog.dev.ConsoleRenderer()`` for people.
         encoding: How text is encoded for a binary stream. Default UTF-8.
         errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -58,7 +62,7 @@ class StreamSink(ByteSink):
 
     Raises:
         TypeError: If *stream* has no ``write``.
-        ValueError: If *timeout* is negative or no number.
+        ValueError: If *timeout* is negative or no number, or *color* is none of the three, or given with *renderer*.
 
     Each event is one ``write``, followed by a ``flush``. A character that a text stream's encoding does not have is
     written as a backslash escape. Safe from any thread; an event from a signal handler that interrupts a write of this
@@ -81,7 +85,8 @@ class StreamSink(ByteSink):
         self,
         stream: Any = None,
         *,
-        timeout: float | dt.timedelta = 5.0,
+        timeout: Span = 5.0,
+        color: Literal["auto"] | bool = False,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
@@ -92,8 +97,15 @@ class StreamSink(ByteSink):
         name: str | None = None,
     ) -> None:
         self._timeout = checked_seconds(timeout, "timeout")
+        if color not in ("auto", True, False):
+            msg = f"color={color!r} is none of 'auto', True, False"
+            raise ValueError(msg)
+        if color and renderer is not None:
+            msg = f"color={color!r} says how to render, and so does renderer=: leave one of the two out"
+            raise ValueError(msg)
+        self._color = color
         super().__init__(
-            renderer=renderer,
+            renderer=renderer_for(stream, color) if color else renderer,
             encoding=encoding,
             errors=errors,
             terminator=terminator,
@@ -147,6 +159,8 @@ class StreamSink(ByteSink):
             except Exception as error:
                 failure = error
             self._follows_stderr = False
+            if self._color and isinstance(self.renderer, RENDERERS):
+                self.renderer = renderer_for(stream, self._color)
             self._bind(stream)
             lost, self._lost = self._lost, 0
         if failure is not None:

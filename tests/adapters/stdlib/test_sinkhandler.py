@@ -34,6 +34,7 @@ from outfall import (
     HandlerSink,
     HTTPSink,
     NullSink,
+    RotatingFileSink,
     SinkHandler,
     StreamSink,
 )
@@ -1226,3 +1227,22 @@ def test_what_uvicorn_adds_becomes_fields(sink):
         "status": 200,
     }
     assert sink.events[2]["color_message"] == "mine"
+
+
+def test_dictconfig_takes_a_url(tmp_path, own_logging):
+    """A sink in one string, which the handler owns."""
+    path = tmp_path / "app.jsonl"
+    handler = {"class": "outfall.SinkHandler", "sink": f"file:{path}?max_bytes=50MB&backup_count=5", "level": "info"}
+    config = {"version": 1, "disable_existing_loggers": False, "handlers": {"json": handler}}
+    logging.config.dictConfig({**config, "root": {"level": "DEBUG", "handlers": ["json"]}})
+    logging.getLogger("shop").debug("left out")
+    logging.getLogger("shop").info("sold %s", "bolts")
+    [made] = logging.getLogger().handlers
+    assert (type(made.sink), made.sink.max_bytes) == (RotatingFileSink, 50_000_000)
+    made.close()
+    assert made.sink.closed
+    assert json.loads(path.read_text())["event"] == "sold bolts"
+    handler["sink"] = "flie:app.jsonl"
+    with pytest.raises(ValueError, match="Unable to configure handler 'json'") as caught:
+        logging.config.dictConfig(config)
+    assert "did you mean 'file'" in str(caught.value.__cause__)

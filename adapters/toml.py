@@ -1,0 +1,134 @@
+"""A set-up in a file: `configure_from` reads it from TOML."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from outfall.adapters.setup import Setup, configure
+from outfall.adapters.urls import Described
+from outfall.sinks.core.arguments import nearest
+from outfall.sinks.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+#: The arguments of `configure` that a file may hold, and what each has to be.
+_ARGUMENTS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "console": ((str, bool), '"auto", true or false'),
+    "console_level": ((str, int, float), "a level"),
+    "level": ((str, int, float), "a level"),
+    "levels": ((dict,), "a table of levels by logger"),
+    "stdlib": ((bool,), "true or false"),
+    "captures_warnings": ((bool,), "true or false"),
+    "excepthook": ((bool,), "true or false"),
+    "env": ((bool,), "true or false"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a file holds.
+
+    Args:
+        path: The file.
+        arguments: Those of `configure`.
+        sinks: The sinks, in the order of the file.
+    """
+
+    path: str
+    arguments: Mapping[str, Any]
+    sinks: tuple[Described, ...]
+
+
+def configure_from(path: str | os.PathLike[str]) -> Setup:
+    """Set up structlog and `logging` as a file of TOML says, by `configure`.
+
+    Args:
+        path: The file. Its table ``[outfall]`` has arguments of `configure`: ``console``, ``console_level``, ``level``,
+            ``levels``, ``stdlib``, ``captures_warnings``, ``excepthook``, ``env``. Each table ``[sinks.NAME]`` has the
+            ``url`` of a sink, as `open_sink` takes it, and options as its query may have them, such as
+            ``max_bytes = "50 MB"``. Those with a dot may be tables: ``labels = { app = "shop" }``,
+            ``spool = { directory = "/var/spool/shop", max_bytes = "1 GB" }``. NAME is the name of the sink.
+
+    Returns:
+        The `Setup`.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no TOML, or a table, a key or a value has no meaning; the message names the file and the
+            key. Nothing has changed then.
+        MissingDependencyError: On Python 3.10, which has no reader of TOML, without the extra ``toml``.
+
+    Paths in the file are relative to the working directory, as everywhere.
+    """
+    settings = read(path)
+    try:
+        return configure(*settings.sinks, **settings.arguments)  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise _wrong(settings.path, str(error)) from None
+
+
+def read(path: str | os.PathLike[str]) -> Settings:
+    """Return what the file at *path* holds; no sink is opened.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no TOML, or a table or key is not known.
+        MissingDependencyError: If there is no reader of TOML.
+    """
+    name = os.fsdecode(path)
+    loads = _reader()
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        tables = loads(data.decode())
+    except ValueError as error:
+        raise _wrong(name, f"{error}") from None
+    _refuse_unknown(name, "table", "", tables, ("outfall", "sinks"))
+    for table in ("outfall", "sinks"):
+        if not isinstance(tables.get(table, {}), dict):
+            raise _wrong(name, f"{table} is no table: write [{table}{'.NAME' if table == 'sinks' else ''}]")
+    arguments = tables.get("outfall", {})
+    _refuse_unknown(name, "key", "[outfall] ", arguments, _ARGUMENTS)
+    for key, value in arguments.items():
+        kinds, told = _ARGUMENTS[key]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise _wrong(name, f"[outfall] {key} = {value!r} is not {told}")
+    sinks = [_sink(name, key, value) for key, value in tables.get("sinks", {}).items()]
+    return Settings(name, arguments, tuple(sinks))
+
+
+def _sink(path: str, name: str, table: Any) -> Described:
+    if not isinstance(table, dict):
+        raise _wrong(path, f"sinks.{name} is no table: write [sinks.{name}] and below it url = …")
+    options = dict(table)
+    url = options.pop("url", None)
+    if not isinstance(url, str):
+        told = "has no url" if url is None else "url is no text"
+        raise _wrong(path, f'[sinks.{name}] {told}: write url = "file:app.jsonl"')
+    return Described(url, options, name, f"[sinks.{name}]")
+
+
+def _refuse_unknown(path: str, what: str, where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
+            raise _wrong(path, f"{where}there is no {what} {name!r}: {hint}")
+
+
+def _wrong(path: str, message: str) -> ValueError:
+    return ValueError(f"{path}: {message}")
+
+
+def _reader() -> Any:
+    """Return what reads TOML: of the standard library, and of tomli on Python 3.10."""
+    try:
+        reader: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ImportError:
+        raise MissingDependencyError(package="tomli", extra="toml") from None
+    return reader.loads
