@@ -642,9 +642,12 @@ class Sink(_Guarded, Forwarding):
     def _closed_error(self) -> SinkClosedError:
         return SinkClosedError(f"{self._told_name()} is closed")
 
-    def _emit_each(self, batch: Sequence[Encoded], emit: Callable[[Encoded], None]) -> BatchResult | None:
+    def _emit_each(
+        self, batch: Sequence[Encoded], emit: Callable[[Any], None], made: Sequence[Any] | None = None
+    ) -> BatchResult | None:
+        """Call *emit* with each item, or with what was *made* of each."""
         rejected: dict[int, str] = {}
-        for index, item in enumerate(batch):
+        for index, item in enumerate(batch if made is None else made):
             try:
                 with self._lock if self.locks_emit else nullcontext():
                     emit(item)
@@ -658,7 +661,7 @@ class Sink(_Guarded, Forwarding):
             except PermanentDeliveryError as error:
                 rejected[index] = error.reason
             except Exception as error:
-                rejected[index] = describe(cleaned(error, item.event))
+                rejected[index] = describe(cleaned(error, batch[index].event))
         return BatchResult(rejected=rejected) if rejected else None
 
     def _encoded(self, event: dict[str, Any], data: bytes) -> Encoded:

@@ -454,7 +454,9 @@ class SocketSink(ConnectedSink):
         own = type(self)
         usual = all(getattr(own, hook) is getattr(self._hot_class, hook) for hook in ("write", "send", "_frame_of"))
         frames = self._frames_together(batch) if usual and not (self._sending or self._lock._borrowed) else None
-        if frames is None:
+        if frames is None and usual and not self._ends and (singles := self._datagrams(batch)) is not None:
+            result = self._emit_each(batch, self.write, singles)
+        elif frames is None:
             result = self._emit_each(batch, lambda item: self.write(self._frame_of(item)))
         else:
             result = self._emit_together(frames)
@@ -462,6 +464,10 @@ class SocketSink(ConnectedSink):
             # What is raised from a batch would say that none of it was taken.
             self._settle(raising=False)
         return result
+
+    def _datagrams(self, batch: Sequence[Encoded]) -> list[bytes] | None:
+        """Return the frame of each item, where that costs less than `_frame_of` for each; else None."""
+        return None
 
     def _frames_together(self, batch: Sequence[Encoded]) -> list[bytes] | None:
         """Return the frames of *batch* as they go over a stream; None if they have to be sent one by one."""

@@ -10,7 +10,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from outfall.sinks.core.arguments import checked_choice
-from outfall.sinks.core.item import Encoded
+from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.item import Batch, Encoded
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.event.event import NaiveTimestamps, TextEvent, checked_naive, message_key, timestamp_of
@@ -437,8 +438,47 @@ class SysLogSink(SocketSink):
         """See `Forwarding.needs_moment`: a message has the event's level, and its time."""
         return True
 
+    @property
+    def plain(self) -> bool:
+        """See `Forwarding.plain`: of a sink with the usual hooks, whose item is the event's JSON."""
+        own = type(self)
+        renderer: Any = self._renderer
+        return (
+            own.encode is SysLogSink.encode
+            and own.make_item is Sink.make_item
+            and not self._processors
+            and (
+                self.format == "rfc5424"
+                or (
+                    own.render is ByteSink.render
+                    and type(renderer) is OrjsonRenderer
+                    and renderer.is_plain
+                    and not self._terminator
+                )
+            )
+        )
+
+    def _usual_messages(self, batch: Sequence[Encoded], end: bytes) -> list[bytes] | None:
+        """Return the messages of a batch that is shown as it is, each with *end*; None if something is not."""
+        if not isinstance(batch, Batch) or self.format == "rfc5424" or type(self._renderer) is not OrjsonRenderer:
+            return None
+        data, levels = batch.data, batch.levels
+        prefixes = {level: self._prefix_of(level_name(level)) for level in set(levels)}
+        longest = max(map(len, data), default=0) + max(map(len, prefixes.values()), default=0)
+        whole = b"".join((*data, *prefixes.values()))
+        # Text that came in the place of an event is no JSON, and may have any control character.
+        if longest > self._limit or rfc5424.without_controls(whole) is not whole:
+            return None
+        return [prefixes[level] + each + end for each, level in zip(data, levels, strict=True)]
+
+    def _datagrams(self, batch: Sequence[Encoded]) -> list[bytes] | None:
+        return self._usual_messages(batch, b"")
+
     def _frames_together(self, batch: Sequence[Encoded]) -> list[bytes] | None:
-        return [self._on_wire(self._frame_of(item)) for item in batch] if self.socktype == socket.SOCK_STREAM else None
+        if self.socktype != socket.SOCK_STREAM:
+            return None
+        usual = self._usual_messages(batch, self._on_wire(b"")) if self.framing == "lf" else None
+        return [self._on_wire(self._frame_of(item)) for item in batch] if usual is None else usual
 
     def _traditional(self, data: bytes, level: str, source: dict[str, Any] | Encoded | None) -> bytes:
         """Return the message of RFC 3164 with *data*, rendered from *source*, which is None for text."""

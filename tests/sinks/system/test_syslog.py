@@ -363,6 +363,55 @@ def test_a_batch_on_a_stream_goes_by_one_send(stream, form):
     assert [message[:4] for message in messages] == [priorities[level] for level in levels]
 
 
+ALL_KINDS = [
+    {"event": "plain", "level": "info", "timestamp": TIME},
+    {"event": "a debug one", "level": "debug", "timestamp": TIME, "n": 1},
+    {"event": "gr\u00fc\u00df dich", "level": "error", "timestamp": TIME},
+    {"event": "del \x7f and c1 \x85", "level": "warning", "timestamp": TIME},
+    {"event": "a level of one's own", "level": "level 35", "timestamp": TIME},
+    {"event": "its number wins", "level": "info", "level_number": 50, "timestamp": TIME},
+    {"event": "no level", "timestamp": TIME},
+    {"event": "nobody knows it", "level": "strange", "timestamp": TIME},
+    {"event": "long " + "x" * 3_000, "level": "info", "timestamp": TIME},
+    "text\nof two lines\x01\x7f\n",
+    b"bytes\r\n<11>not a message of its own",
+]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize(
+    ("socktype", "options"),
+    [
+        (DATAGRAM, {}),
+        (STREAM, {"framing": "lf"}),
+        (STREAM, {"framing": "octet"}),
+        (STREAM, {"framing": "nul"}),
+        (STREAM, {"framing": "lf", "format": "rfc5424"}),
+    ],
+    ids=str,
+)
+def test_behind_a_thread_the_messages_are_the_same(socktype, options, alike):
+    """Whatever is in the events: what is quick for a batch of usual ones makes no difference."""
+    events = [event for event in ALL_KINDS for _ in range(3)] if not alike else ALL_KINDS[:2] * 5
+    if options.get("format") == "rfc5424":  # a text has the time at which it came
+        events = [event for event in events if isinstance(event, dict)]
+    found = []
+    for around in (lambda sink: sink, lambda sink: BackgroundSink(sink, linger=60)):
+        with Datagrams() if socktype == DATAGRAM else Stream() as peer:
+            target = SysLogSink(
+                peer.address, "local3", socktype, ident="shop: ", max_message_bytes=1_000, on_error="raise", **options
+            )
+            with around(target) as sink:
+                for event in events:
+                    sink.handle(event)
+                assert sink.flush(60)
+                if socktype == DATAGRAM:
+                    found.append([peer.next() for _ in events])
+            if socktype == STREAM:
+                found.append(peer.whole())
+    assert found[0] == found[1]
+
+
 def test_line_ends_of_a_renderer_are_dropped(datagrams):
     """A message ends where it ends."""
     with SysLogSink(datagrams.address, renderer=lambda *_: "two\nlines\r\n", append_nul=False) as sink:
