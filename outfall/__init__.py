@@ -6,6 +6,8 @@ An event is a dict; a sink takes event dicts and puts them somewhere. Every publ
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from outfall.adapters.brokers.redis import RedisSink
+    from outfall.adapters.brokers.redislistener import RedisListener
     from outfall.adapters.collectors import (
         DatadogLogs,
         ElasticsearchBulk,
@@ -141,6 +143,8 @@ else:
         "QueueListener": "sinks.delivery.queue",
         "QueueSink": "sinks.delivery.queue",
         "ReentrantEventError": "sinks.errors",
+        "RedisListener": "adapters.brokers.redislistener",
+        "RedisSink": "adapters.brokers.redis",
         "RetryPolicy": "sinks.delivery.delivery",
         "RotatedFile": "sinks.files.rotating",
         "RotatingFileSink": "sinks.files.by_size",
@@ -253,6 +257,8 @@ __all__ = [
     "Projection",
     "QueueListener",
     "QueueSink",
+    "RedisListener",
+    "RedisSink",
     "ReentrantEventError",
     "RetryPolicy",
     "RotatedFile",

@@ -649,7 +649,7 @@ class BrokerListener:
     def _turn(self, run: _Run) -> None:
         """Acknowledge what is settled, and read if there is room; or wait for either."""
         self._settle_with_broker(run)
-        under_way = len(run.tickets)
+        under_way = len(run.tickets) + len(run.settled)
         if under_way >= self._READ_AHEAD:
             run.wait(_LOOK_SECONDS)
             return
@@ -722,9 +722,8 @@ class BrokerListener:
     def _hand_on(self, run: _Run, messages: list[Message]) -> None:
         ticket = _Ticket([message.token for message in messages])
         run.tickets.append(ticket)
-        data: list[bytes] = []
+        raws: list[Any] = []
         events: list[dict[str, Any]] = []
-        usual = True
         for message in messages:
             body = message[1]
             try:
@@ -734,37 +733,38 @@ class BrokerListener:
             if type(event) is not dict:
                 self._put_aside(message)
                 continue
+            raw: Any = body
             if message[2] is not None or ("timestamp" not in event and message[3] is not None):
+                raw = (body, message[2], message[3], False)
                 event = LevelledEvent(event, message[2], message[3])
-                usual = False
-            elif b"\n" in body or b"\r" in body or (b'"_' in body and METADATA & event.keys()):
-                usual = False
-            data.append(body)
+            if b"\n" in body or b"\r" in body or (b'"_' in body and METADATA & event.keys()):
+                raw = None  # to be rendered
+            raws.append(raw)
             events.append(event)
         ticket.events = len(events)
         if events:
             for lane in run.lanes:
-                batch = self._batch_for(lane, data, events, usual=usual)
+                batch = self._batch_for(lane, raws, events)
                 if len(batch):
                     ticket.holders += 1
                     lane.add(batch, ticket)
         self._release_ticket(ticket)
 
-    def _batch_for(self, lane: _Lane, data: list[bytes], events: list[dict[str, Any]], *, usual: bool) -> Batch:
+    def _batch_for(self, lane: _Lane, raws: list[Any], events: list[dict[str, Any]]) -> Batch:
         """Return what the sink of *lane* is to be given: the messages as they are, where it would make the same."""
         sink = lane.sink
         respected = self.respect_sink_level
-        whole = sink.plain and not sink.closed
-        if whole and usual and not (respected and sink.level):
-            return Batch.of_data(data)
+        plain = sink.plain and not sink.closed
+        if plain and not (respected and sink.level) and None not in raws:
+            return Batch(raws)
         items: list[Any] = []
-        for body, event in zip(data, events, strict=True):
+        for raw, event in zip(raws, events, strict=True):
             try:
                 if sink.closed:
                     msg = f"{sink.name} is closed"
                     raise SinkClosedError(msg)
-                if whole and usual:
-                    item: Any = body if level_of(event) >= sink.level else None
+                if plain and raw is not None:
+                    item = None if respected and level_of(event) < sink.level else raw
                 else:
                     item = sink.make_item(event, respect_level=respected)
             except DropEvent:

@@ -37,12 +37,12 @@ class RedisSink(BrokerSink):
         username: The user, if it is not in the URL. Default None.
         password: The password, if it is not in the URL. Default None.
         sentinel: The name that sentinels know the master by. Default None: *url* names servers.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take, that sending a batch may take,
+            and that the server may leave unanswered. Default 5.
         verify: With TLS, True to trust the certificate authorities that Python trusts (default), or the path of a file
             of others; False to trust anybody.
         cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key. Default
             None.
-        timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take, that sending a batch may take,
-            and that the server may leave unanswered. Default 5.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
         processors: Processors of structlog, applied in order to a copy of each event. Default none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -85,9 +85,9 @@ class RedisSink(BrokerSink):
         username: str | None = None,
         password: str | None = None,
         sentinel: str | None = None,
+        timeout: Span = 5.0,
         verify: bool | str | os.PathLike[str] = True,
         cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
-        timeout: Span = 5.0,
         level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,

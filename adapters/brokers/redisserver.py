@@ -10,10 +10,12 @@ from urllib.parse import unquote
 
 from outfall.adapters.brokers.base import package
 from outfall.sinks.core.arguments import MAX_PORT
+from outfall.sinks.core.reporting import place_of
 from outfall.sinks.errors import DeliveryError, PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
 _PORT = 6379
 _SENTINEL_PORT = 26379
@@ -113,7 +115,7 @@ class RedisServer:
             return TemporaryDeliveryError(named)
         if isinstance(error, redis.ResponseError):
             return PermanentDeliveryError(named)
-        return TemporaryDeliveryError(f"{self.peer}: {type(error).__name__}")
+        return TemporaryDeliveryError(f"{self.peer}: {type(error).__name__}{place_of(error)}")
 
 
 #: Codes at the beginning of an answer: what somebody has to change before anything is taken.
@@ -167,6 +169,7 @@ class RedisLink:
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
+        self.redis: Any = server.redis
         self._next = 0
         self._place = server.places[0]
         #: redis-py's client.
@@ -189,6 +192,29 @@ class RedisLink:
             if places[self._next] != self._place:
                 self._use(places[self._next])
         return False
+
+    def call(self, *command: Any, **options: Any) -> Any:
+        """Return the answer to *command*, of the member of a cluster that it is for; *options* are redis-py's."""
+        try:
+            return self.client.execute_command(*command, **options)
+        except self.redis.exceptions.MovedError as error:
+            self.failed(error)
+        return self.client.execute_command(*command, **options)
+
+    def pipeline(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Return the answers to *commands*, sent at once.
+
+        Raises:
+            Exception: The first answer that is an error.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        answers: list[Any] = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
 
     def _use(self, place: tuple[str, int]) -> None:
         self.close()

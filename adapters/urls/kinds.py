@@ -347,6 +347,18 @@ SCHEMES: dict[str, Kind] = {
     },
     "smtp": Kind(f"smtp://host{_MAIL_OPTIONS}", "mails", _mail(implicit_tls=False), *_MAIL),
     "smtps": Kind(f"smtps://host{_MAIL_OPTIONS}", "mails, over TLS", _mail(implicit_tls=True), *_MAIL),
+    **{
+        scheme: Kind(
+            f"{scheme}://host?key=logs",
+            about,
+            by_url("RedisSink"),
+            ("RedisSink",),
+            frozenset({"url"}),
+            extra="redis",
+            client="redis",
+        )
+        for scheme, about in (("redis", "a stream of Redis, or a list"), ("rediss", "the same over TLS"))
+    },
     **_over_http("loki", "Grafana Loki", "token"),
     **_over_http("otlp", "an OpenTelemetry collector", "token"),
     **_over_http("elasticsearch", "Elasticsearch", "api_key", "?index=logs"),

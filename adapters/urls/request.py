@@ -72,7 +72,8 @@ class Request:
                 raise ValueError(msg)
         try:
             parts = urlsplit(f"x:{where}")
-            self.host, self.port = parts.hostname, parts.port
+            # Several hosts are for a sink that takes the whole URL.
+            self.host, self.port = parts.hostname, None if "," in parts.netloc else parts.port
         except ValueError:
             msg = f"{scheme}: the host or port of the URL is not usable"
             raise ValueError(msg) from None

@@ -18,12 +18,20 @@ class RedisProcess:
         program: The path of redis-server.
         directory: For what it keeps.
         *options: More arguments of its command line.
+        sentinel: The configuration of a sentinel, to be one.
+        tls: A directory with ``key.pem``, ``cert.pem`` and ``ca.pem``, to take TLS at `tls_port` too.
     """
 
-    def __init__(self, program, directory, *options) -> None:
+    def __init__(self, program, directory, *options, sentinel=None, tls=None) -> None:
         import redis
 
         self.program, self.directory, self.options = program, directory, options
+        self.tls_port = 0 if tls is None else free_port()
+        self.first = () if sentinel is None else (str(sentinel), "--sentinel")
+        if tls is not None:
+            files = (f"--tls-{name}-file {tls}/{name}.pem" for name in ("key", "cert"))
+            self.options += (*" ".join(files).split(), "--tls-ca-cert-file", f"{tls}/ca.pem")
+            self.options += ("--tls-port", str(self.tls_port), "--tls-auth-clients", "no")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self.client: Any = redis.Redis(port=self.port, protocol=2)
@@ -33,8 +41,17 @@ class RedisProcess:
         """Start it, and return when it answers."""
         import redis
 
-        command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
-        command += ["--save", "", "--daemonize", "no", *self.options]
+        command = [
+            self.program,
+            *self.first,
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.directory),
+        ]
+        command += [*([] if self.first else ["--save", ""]), *self.options]
         with (self.directory / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

@@ -204,6 +204,7 @@ EXAMPLES = {
     "StreamSink": lambda path: outfall.StreamSink(io.StringIO()),
     "SysLogSink": lambda path: outfall.SysLogSink(("127.0.0.1", 9)),
     "JournaldSink": outfall.JournaldSink,
+    "RedisSink": lambda path: outfall.RedisSink("redis://127.0.0.1", "logs"),
     "TimedRotatingFileSink": outfall.TimedRotatingFileSink,
     "WatchedFileSink": outfall.WatchedFileSink,
 }

@@ -1,0 +1,516 @@
+"""Events out of Redis: `RedisListener`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import orjson
+
+from outfall.adapters.brokers.base import BrokerListener, Message, timeout_of
+from outfall.adapters.brokers.redis import KINDS, RedisSink, checked_key
+from outfall.adapters.brokers.redisserver import RedisLink, RedisServer
+from outfall.sinks.core.arguments import checked_choice, checked_seconds
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.reporting import SinkFailure, report
+from outfall.sinks.errors import TemporaryDeliveryError
+from outfall.sinks.event.levels import level_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.delivery import RetryPolicy
+    from outfall.sinks.errors import DeliveryError
+    from outfall.sinks.event.units import Span
+
+#: What of the time-out a read may wait for a message.
+_SHARE_OF_READ = 0.5
+
+#: How often in the span after which a consumer counts as dead a living one says that it lives.
+_SIGNS_OF_LIFE = 3
+
+#: How often what was trimmed is counted, in seconds.
+_COUNT_SECONDS = 1.0
+
+#: After so many spans without a sign of life a consumer that has nothing is forgotten.
+_FORGOTTEN_AFTER = 10
+
+
+class RedisListener(BrokerListener):
+    """Take events out of a stream of Redis, or a list, and hand them to *sinks*, in batches.
+
+    Any number of listeners, in any number of processes and machines, share the work: each event goes to one listener of
+    a *group*. An event is acknowledged once each sink has settled it, so a killed process loses none: what it had is
+    taken over by another after *claim_after*, and then comes again to sinks that had it already.
+
+    Args:
+        url: As `RedisSink` takes it.
+        key: The stream or list.
+        *sinks: Where the events go. They are not owned: close them after the listener.
+        kind: ``"stream"`` (default) or ``"list"``, whose left end is read.
+        group: The group of consumers of a stream. It is made if there is none, and begins with the oldest event that
+            the stream has. Groups are independent of one another. A list has none.
+        claim_after: Seconds, a timedelta or text such as ``"5m"``, without a sign of life from a listener after which
+            others take over what it had. One that lives gives three in that span, however slow its sinks are. Default
+            60.
+        respect_sink_level: Whether a sink's level applies. Default False: what is in the broker has passed a level
+            already. Processors always apply.
+        batch_size: How many events are read, and given to a sink, at a time. Default 500.
+        retry: When a batch that a sink could not take is tried again, and when the server is. Default
+            ``RetryPolicy()``: for as long as it takes.
+        dead_letter: A sink that gets the events that a sink refuses for good, and what is no JSON object. Not owned.
+            Default None: they are counted as ``dropped["rejected"]`` and ``dropped["garbage"]``.
+        dead_letter_key: A stream, or list, of the same server to put them into instead. Default None.
+        username: The user, if it is not in the URL. Default None.
+        password: The password, if it is not in the URL. Default None.
+        sentinel: The name that sentinels know the master by. Default None.
+        timeout: Seconds, a timedelta or text, that connecting may take, and that the server may leave unanswered.
+            Default 5.
+        verify: With TLS, True to trust the certificate authorities that Python trusts (default), or the path of a file
+            of others; False to trust anybody.
+        cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key. Default
+            None.
+        on_error: Called with a `SinkFailure` for events lost and attempts that failed. A sink's own ``on_error``, if it
+            was given one, is called too. Default `report`.
+        name: What to call the listener in reports and stats. Default the name of its class.
+
+    Raises:
+        ValueError: If *url* is no such URL, *kind* is neither, or another argument is out of range.
+        TypeError: If one of *sinks* or *dead_letter* is no sink, or an argument is of another type.
+        MissingDependencyError: Without redis-py; it comes with the extra ``redis``.
+
+    Two batches are read ahead, so a sink that takes nothing holds up the others once two batches wait for it: put a
+    `SpoolSink` around it, or give it a listener with a group of its own. A refused batch is divided, as by any other
+    delivery; nothing blocks the stream.
+
+    What was trimmed before the group had read it is counted as ``dropped["trimmed"]``, once for the group, by servers
+    from 7.0. What was read of a list stands in one of the listener's own, ``{key}:processing:NAME``, until it is
+    settled.
+
+    Use it as a context manager, or call `start` and `stop`; both may be called again. `stop` gives back what is not
+    settled. Two threads and one for each sink at most; safe from any thread. A forked child has a listener that is not
+    started. At the exit of the process it is stopped, within the deadline that all sinks share.
+
+    Needs Redis 6.2 or later.
+
+    Source: https://redis.io/docs/latest/develop/data-types/streams/ on groups of consumers,
+    https://redis.io/docs/latest/commands/lmove/ on reliable queues.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *sinks: Sink,
+        kind: Literal["stream", "list"] = "stream",
+        group: str = "outfall",
+        claim_after: Span = 60.0,
+        respect_sink_level: bool = False,
+        batch_size: int = 500,
+        retry: RetryPolicy | None = None,
+        dead_letter: Sink | None = None,
+        dead_letter_key: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        sentinel: str | None = None,
+        timeout: Span = 5.0,
+        verify: bool | str | os.PathLike[str] = True,
+        cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+        on_error: Callable[[SinkFailure], object] = report,
+        name: str | None = None,
+    ) -> None:
+        self._key = checked_key(key)
+        self._kind = checked_choice(kind, "kind", KINDS)
+        if not isinstance(group, str) or not group:
+            msg = f"group={group!r} is not a name"
+            raise ValueError(msg)
+        self._group = group
+        self._claim_seconds = checked_seconds(claim_after, "claim_after")
+        if not 0.01 <= self._claim_seconds < float("inf"):
+            msg = f"claim_after={claim_after!r} is not a span from 10 ms up"
+            raise ValueError(msg)
+        seconds = timeout_of(timeout)
+        login: dict[str, Any] = {"username": username, "password": password, "sentinel": sentinel}
+        login |= {"verify": verify, "cert": cert}
+        self._server = RedisServer(url, timeout=seconds, **login)
+        if dead_letter_key is not None:
+            if dead_letter is not None:
+                msg = f"dead_letter_key={dead_letter_key!r} and dead_letter cannot both be given"
+                raise ValueError(msg)
+            dead_letter = RedisSink(url, dead_letter_key, kind, timeout=timeout, on_error=on_error, **login)
+        self._reader: _Reader | None = None
+        super().__init__(
+            *sinks,
+            respect_sink_level=respect_sink_level,
+            batch_size=batch_size,
+            retry=retry,
+            dead_letter=dead_letter,
+            timeout=seconds,
+            on_error=on_error,
+            name=name,
+        )
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        #: The parent's, in a forked child, is not closed there.
+        self._inherited = self._reader
+        self._reader = None
+        self._renewed = self._counted = 0.0
+        #: What the server knows this listener by.
+        self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+
+    def _read(self, number: int, seconds: float) -> list[Message]:
+        reader = self._reader
+        if reader is None:
+            make = _Stream if self._kind == "stream" else _List
+            reader = self._reader = make(RedisLink(self._server), self._key, self._group, self.consumer)
+            reader.claim_milliseconds = max(1, int(self._claim_seconds * 1000))
+        if not reader.ready:
+            reader.begin(self._under_way())
+        with self._moving(reader):
+            claiming = now() >= reader.next_claim
+            messages = reader.claim(number, set(self._under_way())) if claiming else []
+            if claiming and not messages:
+                reader.next_claim = now() + self._claim_seconds / _SIGNS_OF_LIFE
+            if messages:
+                with self._ledger.lock:
+                    self._ledger.retried += len(messages)
+            else:
+                messages = reader.read(number, min(seconds, self._timeout * _SHARE_OF_READ))
+            if claiming or not messages:
+                self._count_trimmed(reader)
+        return messages
+
+    def _count_trimmed(self, reader: _Reader) -> None:
+        run = self._run
+        if now() < self._counted and not (run is not None and (run.flushing or run.stopping)):
+            return
+        self._counted = now() + _COUNT_SECONDS
+        trimmed = reader.trimmed()
+        if trimmed:
+            self._ledger.drop("trimmed", trimmed)
+            self._tell(TemporaryDeliveryError("the stream was trimmed before its oldest events were read"), trimmed)
+
+    def _acknowledge(self, tokens: list[Any]) -> None:
+        if self._reader is not None:
+            with self._moving(self._reader):
+                self._reader.acknowledge(tokens)
+
+    def _look_after(self, tokens: list[Any]) -> None:
+        reader = self._reader
+        if reader is not None and reader.ready and now() >= self._renewed:
+            with self._moving(reader):
+                reader.renew(tokens)
+            self._renewed = now() + self._claim_seconds / _SIGNS_OF_LIFE
+
+    @contextlib.contextmanager
+    def _moving(self, reader: _Reader) -> Any:
+        """Have *reader* begin anew, elsewhere where need be, after an error."""
+        try:
+            yield
+        except Exception as error:
+            reader.ready = False
+            reader.link.failed(error)
+            raise
+
+    def _disconnect(self, seconds: float) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            try:
+                if reader.ready:
+                    reader.give_back(self._under_way())
+            finally:
+                reader.link.close()
+
+    def _under_way(self) -> list[Any]:
+        run = self._run
+        tickets = () if run is None else (*run.settled, *run.tickets)
+        return [token for ticket in tickets for token in ticket.tokens]
+
+    def _failure(self, error: Exception) -> DeliveryError:
+        return self._server.failure(error)
+
+    def _describe(self) -> str:
+        return f"{self._kind} {self._key} at {self._server.peer}"
+
+
+class _Reader(Protocol):
+    """How events are read from one kind of key."""
+
+    link: RedisLink
+    #: False before the first read, and after an error.
+    ready: bool
+    claim_milliseconds: int
+    next_claim: float
+
+    def begin(self, under_way: list[Any]) -> None:
+        """Do what comes before the first read, and after an error, with tokens *under_way*."""
+
+    def read(self, number: int, seconds: float) -> list[Message]:
+        """Return what nobody has read."""
+        ...
+
+    def claim(self, number: int, under_way: set[Any]) -> list[Message]:
+        """Return what was read before, by this listener or one that is dead, and is neither settled nor *under_way*."""
+        ...
+
+    def acknowledge(self, tokens: list[Any]) -> None:
+        """Say that these are settled."""
+
+    def renew(self, tokens: list[Any]) -> None:
+        """Say that this consumer lives, and has these under way."""
+
+    def give_back(self, tokens: list[Any]) -> None:
+        """Leave these to others at once."""
+
+    def trimmed(self) -> int:
+        """Return how many have been trimmed unread since this was asked last, by anybody of the group."""
+        ...
+
+
+class _Stream:
+    """A stream, read by a group of consumers."""
+
+    def __init__(self, link: RedisLink, key: str, group: str, consumer: str) -> None:
+        self.link, self._key, self._group, self._consumer = link, key, group, consumer
+        self.ready = False
+        self.next_claim = 0.0
+        self.claim_milliseconds = 0
+        #: What of this consumer's own was read before, from which id on; None once that is through.
+        self._own: bytes | str | None = "0"
+        #: From where on others' are looked through.
+        self._cursor: bytes | str = "0-0"
+        self._counts = True
+
+    def begin(self, under_way: list[Any]) -> None:
+        redis = self.link.redis
+        try:
+            info = self.link.call("XINFO STREAM", self._key)
+            gone = info.get("entries-added", 0) - info["length"]
+        except redis.ResponseError:
+            gone = 0
+        command = ("XGROUP CREATE", self._key, self._group, "0", "MKSTREAM")
+        try:
+            self.link.call(*command, "ENTRIESREAD", max(0, gone))
+        except redis.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                try:
+                    self.link.call(*command)  # before 7.0
+                except redis.ResponseError as again:
+                    if "BUSYGROUP" not in str(again):
+                        raise
+        self._own = "0"
+        self.next_claim = 0.0
+        self.ready = True
+
+    def read(self, number: int, seconds: float) -> list[Message]:
+        waiting = ("BLOCK", max(1, int(seconds * 1000))) if seconds else ()
+        found = self._group_read("COUNT", number, *waiting, "STREAMS", self._key, ">")
+        return list(map(_message_of, found))
+
+    def _group_read(self, *options: Any) -> list[Any]:
+        answer = self.link.call("XREADGROUP", "GROUP", self._group, self._consumer, *options)
+        return answer[0][1] if answer else []
+
+    def claim(self, number: int, under_way: set[Any]) -> list[Message]:
+        while self._own is not None:
+            found = self._group_read("COUNT", number, "STREAMS", self._key, self._own)
+            self._own = found[-1][0] if found else None
+            # One that was trimmed has no fields any more.
+            own = [entry for entry in found if entry[0] not in under_way]
+            messages = self._kept(own)
+            if messages:
+                return messages
+        limits = (self.claim_milliseconds, self._cursor, "COUNT", number)
+        answer = self.link.call("XAUTOCLAIM", self._key, self._group, self._consumer, *limits)
+        self._cursor = answer[0]
+        messages = self._kept([entry for entry in answer[1] if entry[0] not in under_way])
+        if not messages and self._cursor not in _BEGINNING:
+            return self.claim(number, under_way)
+        return messages
+
+    def _kept(self, entries: Iterable[Any]) -> list[Message]:
+        """Return the messages of *entries*; acknowledge those that the stream has no more."""
+        messages: list[Message] = []
+        gone: list[bytes] = []
+        for entry in entries:
+            if entry[1]:
+                messages.append(_message_of(entry))
+            elif entry[0]:
+                gone.append(entry[0])
+        if gone:
+            self.acknowledge(gone)
+        return messages
+
+    def acknowledge(self, tokens: list[Any]) -> None:
+        self.link.call("XACK", self._key, self._group, *tokens)
+
+    def renew(self, tokens: list[Any]) -> None:
+        if tokens:
+            self.link.call("XCLAIM", self._key, self._group, self._consumer, 0, *tokens, "JUSTID", parse_justid=True)
+
+    def give_back(self, tokens: list[Any]) -> None:
+        if tokens:
+            # As if nobody had looked after them for long.
+            who = (self._key, self._group, self._consumer)
+            idle = ("IDLE", self.claim_milliseconds, "JUSTID")
+            self.link.call("XCLAIM", *who, 0, *tokens, *idle, parse_justid=True)
+        else:
+            self.link.call("XGROUP DELCONSUMER", self._key, self._group, self._consumer)
+
+    def trimmed(self) -> int:
+        if not self._counts:
+            return 0
+        keys = (self._key, _beside(self._key, "trimmed"))
+        forgotten = self.claim_milliseconds * _FORGOTTEN_AFTER
+        try:
+            return int(self.link.call("EVAL", _LOOK, 2, *keys, self._group, forgotten, self._consumer))
+        except self.link.redis.ResponseError:  # a user who must not run scripts, or a server before 7.0
+            self._counts = False
+            return 0
+
+
+#: Where XAUTOCLAIM begins anew.
+_BEGINNING = (b"0-0", "0-0")
+
+#: Counts what was trimmed unread, in a key beside the stream, so that one listener of a group tells it; and forgets
+#: consumers that have nothing and give no sign of life. What was ever added, less what is there, has gone; of that the
+#: group has read so many at most. Once it has read the last entry, all that it has not read has gone.
+_LOOK = """
+local function fields(flat)
+  local made = {}
+  for at = 1, #flat, 2 do made[flat[at]] = flat[at + 1] end
+  return made
+end
+local stream = fields(redis.call('XINFO', 'STREAM', KEYS[1]))
+local new = 0
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local group = fields(flat)
+  local read, added = group['entries-read'], stream['entries-added']
+  if group['name'] == ARGV[1] and read and added then
+    local lost = added - stream['length'] - read
+    if group['last-delivered-id'] == stream['last-generated-id'] then lost = math.max(lost, added - read) end
+    local known = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or '0')
+    if lost > known then
+      redis.call('HSET', KEYS[2], ARGV[1], lost)
+      new = lost - known
+    end
+  end
+end
+for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local consumer = fields(flat)
+  if consumer['pending'] == 0 and consumer['idle'] > tonumber(ARGV[2]) and consumer['name'] ~= ARGV[3] then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer['name'])
+  end
+end
+return new
+"""
+
+
+def _message_of(entry: Any) -> Message:
+    number, fields = entry
+    body = fields.get(b"event")
+    if body is None:  # of somebody else: an event made of its fields
+        body = orjson.dumps({_text(name): _text(value) for name, value in fields.items()})
+    level = time = None
+    if len(fields) > 1:
+        level = level_of({"level": _text(fields[b"level"])}) if b"level" in fields else None
+        with contextlib.suppress(ValueError):
+            time = float(fields.get(b"time", b""))
+    if time is None and b'"timestamp":' not in body:
+        time = int(number.partition(b"-")[0]) / 1000
+    return Message(number, body, level, time)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def _beside(key: str, name: str) -> str:
+    """Return the name of a key that a cluster has in the same place as *key*."""
+    tagged = "{" in key and "}" in key[key.index("{") + 2 :]
+    return f"{key}:{name}" if tagged else f"{{{key}}}:{name}"
+
+
+class _List:
+    """A list; what was read stands in a list of the consumer's own until it is settled."""
+
+    def __init__(self, link: RedisLink, key: str, group: str, consumer: str) -> None:
+        self.link, self._key, self._consumer = link, key, consumer
+        self.ready = False
+        self.next_claim = 0.0
+        self.claim_milliseconds = 0
+        self._consumers = _beside(key, "consumers")
+        self._processing = self._processing_of(consumer)
+        self._again: list[bytes] = []
+
+    def _processing_of(self, consumer: str) -> str:
+        return _beside(self._key, f"processing:{consumer}")
+
+    def _alive(self, consumer: str) -> str:
+        return _beside(self._key, f"alive:{consumer}")
+
+    def begin(self, under_way: list[Any]) -> None:
+        self.renew(under_way)
+        # What a read that failed, or a stop that had to give up, has left.
+        known = Counter(under_way)
+        self._again = []
+        for body in self.link.call("LRANGE", self._processing, 0, -1):
+            if known[body]:
+                known[body] -= 1
+            else:
+                self._again.append(body)
+        self.next_claim = 0.0
+        self.ready = True
+
+    def read(self, number: int, seconds: float) -> list[Message]:
+        there = min(number, self.link.call("LLEN", self._key))
+        if there:
+            moved = self.link.pipeline([("LMOVE", self._key, self._processing, "LEFT", "RIGHT")] * there)
+        elif seconds:
+            moved = [self.link.call("BLMOVE", self._key, self._processing, "LEFT", "RIGHT", seconds)]
+        else:
+            moved = []
+        return [Message(body, body) for body in moved if body is not None]
+
+    def claim(self, number: int, under_way: set[Any]) -> list[Message]:
+        if not self._again:
+            self._take_over()
+        taken, self._again = self._again[:number], self._again[number:]
+        return [Message(body, body) for body in taken]
+
+    def _take_over(self) -> None:
+        """Put back what dead consumers had, to the end from which it was read."""
+        others = [
+            name for each in self.link.call("SMEMBERS", self._consumers) if (name := _text(each)) != self._consumer
+        ]
+        for consumer in others:
+            if self.link.call("EXISTS", self._alive(consumer)):
+                continue
+            source = self._processing_of(consumer)
+            while True:
+                left = self.link.call("LLEN", source)
+                if not left:
+                    break
+                self.link.pipeline([("LMOVE", source, self._key, "RIGHT", "LEFT")] * min(left, 1_000))
+            self.link.call("SREM", self._consumers, consumer)
+
+    def acknowledge(self, tokens: list[Any]) -> None:
+        self.link.pipeline(("LREM", self._processing, 1, body) for body in tokens)
+
+    def renew(self, tokens: list[Any]) -> None:
+        alive = ("SET", self._alive(self._consumer), "", "PX", self.claim_milliseconds)
+        self.link.pipeline((("SADD", self._consumers, self._consumer), alive))
+
+    def give_back(self, tokens: list[Any]) -> None:
+        left = self.link.call("LLEN", self._processing)
+        moves = [("LMOVE", self._processing, self._key, "RIGHT", "LEFT")] * left
+        forget = (("SREM", self._consumers, self._consumer), ("DEL", self._alive(self._consumer)))
+        self.link.pipeline((*moves, *forget))
+
+    def trimmed(self) -> int:
+        return 0

@@ -1,0 +1,73 @@
+"""A network that can be made to hang: a proxy on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class Proxy:
+    """Forwards connections to a port until `hang` is called; then it takes everything and passes nothing on.
+
+    Args:
+        port: Where it forwards to, on loopback.
+    """
+
+    def __init__(self, port) -> None:
+        self._target = port
+        self._open = threading.Event()
+        self._open.set()
+        self._ended = False
+        self._sockets = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self._listening.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            self._sockets += [near, far]
+            for source, target in ((near, far), (far, near)):
+                thread = threading.Thread(target=self._pass_on, args=(source, target), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _pass_on(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                self._open.wait()
+                if self._ended:
+                    return
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def hang(self):
+        """Pass nothing on from now on."""
+        self._open.clear()
+
+    def go_on(self):
+        """Pass on what waits, and what comes."""
+        self._open.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._ended = True
+        self._open.set()
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        for each in list(self._sockets):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in list(self._threads):
+            thread.join()
+        for each in self._sockets:
+            each.close()
