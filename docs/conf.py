@@ -36,8 +36,12 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True
-# What refuses wrong use of a sink's class is shown as a base, and documented nowhere.
-nitpick_ignore = [("py:class", "outfall.sinks.core.sink._Guarded")]
+# What refuses wrong use of a sink's class, and what listeners of brokers share, is shown as a base, and documented
+# nowhere.
+nitpick_ignore = [
+    ("py:class", "outfall.sinks.core.sink._Guarded"),
+    ("py:class", "outfall.adapters.brokers.base.BrokerListener"),
+]
 
 # -- Text
 

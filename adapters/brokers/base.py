@@ -519,8 +519,8 @@ class BrokerListener:
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
 
         Returns:
-            False if something had to be given up: it is not acknowledged, so the broker gives it to another listener,
-            or to the next start. What a sink was given of it comes twice.
+            False if something had to be given up. It is not acknowledged, so the broker gives it to another listener,
+            or to the next start; what a sink was given of it comes twice.
         """
         deadline = now() + self._seconds(timeout)
         with self._life:
