@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, quote_plus, unquote, urlsplit, urlunsplit
 
 from outfall.sinks.core.arguments import checked_seconds, is_loopback
-from outfall.sinks.errors import PausedDeliveryError
+from outfall.sinks.core.credentials import asked, is_sendable
 
 if TYPE_CHECKING:
     import ssl
@@ -146,16 +146,7 @@ class Endpoint:
         token = self._token
         if token is None or isinstance(token, str):
             return token
-        failure = None
-        try:
-            token = token()
-        except Exception as error:
-            failure = PausedDeliveryError(f"token() raised {type(error).__name__}")
-        if failure is None and not _is_header_value(token):
-            failure = PausedDeliveryError("token() returned nothing that can be sent")
-        if failure is not None:
-            raise failure
-        return str(token)
+        return asked(token)
 
     def headers_with(self, token: str | None, more: Mapping[str, str]) -> dict[str, str]:
         """Return all headers of a request; those that the user gave win over *more*."""
@@ -293,16 +284,6 @@ def _checked_socket_path(path: str) -> str:
     return path.replace("\0", "@")
 
 
-def _is_header_value(value: Any) -> bool:
-    if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
-        return False
-    try:
-        value.encode("latin-1")
-    except UnicodeError:
-        return False
-    return True
-
-
 def _checked_headers(headers: Any) -> dict[str, str]:
     if headers is None:
         return {}
@@ -313,7 +294,7 @@ def _checked_headers(headers: Any) -> dict[str, str]:
         if not isinstance(name, str) or not name or quote_plus(name, safe="!#$&'*^`|~") != name or "%" in name:
             msg = f"headers: {name!r} is not the name of a header"
             raise ValueError(msg)
-        if not _is_header_value(value):
+        if not is_sendable(value):
             msg = f"headers: the value of {name!r} is not text that can be sent"
             raise ValueError(msg)
     return dict(headers)
@@ -339,14 +320,14 @@ def _checked_token(token: Any) -> str | Callable[[], str] | None:
     if not isinstance(token, str):
         msg = f"token: text or a callable is needed, not {type(token).__name__}"
         raise TypeError(msg)
-    if not _is_header_value(token):
+    if not is_sendable(token):
         msg = "token=… is not text that can be sent in a header"
         raise ValueError(msg)
     return token
 
 
 def _checked_scheme(scheme: Any) -> str:
-    if not _is_header_value(scheme) or " " in scheme:
+    if not is_sendable(scheme) or " " in scheme:
         msg = f"token_scheme={scheme!r} is not a word that can be sent in a header"
         raise ValueError(msg)
     return str(scheme)

@@ -16,7 +16,8 @@ of the client, its addresses or the server
 ============================================  =====================================  ===========================
 
 Source: RFC 5321, section 4.2; RFC 1870 for sizes; RFC 3463 and RFC 7372 for statuses such as 5.7.1; RFC 7504 for 521
-and 556; RFC 4954 and RFC 3207 for 530, 534, 535 and 538.
+and 556; RFC 4954 and RFC 3207 for 530, 534, 535 and 538;
+https://developers.google.com/workspace/gmail/imap/xoauth2-protocol for XOAUTH2.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ _ADVICE = {
 }
 
 _READY, _COMPLETED, _GO_AHEAD = 220, 250, 354
+_LOGGED_IN, _CHALLENGE = 235, 334
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Route:
         context: For TLS, or None.
         implicit: True for TLS from the first byte on, False for STARTTLS.
         credentials: User name and password, or None.
+        by_token: True if the password is an access token.
     """
 
     host: str
@@ -101,6 +104,7 @@ class Route:
     context: ssl.SSLContext | None
     implicit: bool
     credentials: tuple[str, str] | None = field(repr=False)
+    by_token: bool = field(default=False, repr=False)
 
 
 class Connection(smtplib.SMTP):
@@ -268,7 +272,7 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
         _start_tls(connection)
     if route.credentials is not None:
         connection.stage = "AUTH"
-        _log_in(connection, *route.credentials)
+        (_log_in_by_token if route.by_token else _log_in)(connection, *route.credentials)
     options = [f"SIZE={len(message)}"] if connection.has_extn("size") else []
     if not all(address.isascii() for address in (sender, *recipients)):
         options += ["SMTPUTF8", "BODY=8BITMIME"]
@@ -326,12 +330,30 @@ def _log_in(connection: Connection, user: str, password: str) -> None:
         # smtplib encodes credentials as ASCII; RFC 4616 has UTF-8.
         secret = base64.b64encode(f"\0{user}\0{password}".encode()).decode()
         code, text = connection.docmd("AUTH", f"PLAIN {secret}")
-        if code == 235:
+        if code == _LOGGED_IN:
             return
     else:
         msg = f"{peer} offers no AUTH PLAIN, which credentials that are not ASCII need"
         raise _quit_with(connection, PausedDeliveryError(msg))
     if code:
+        raise _quit_with(connection, _refusal(connection, code, text))
+
+
+def _log_in_by_token(connection: Connection, user: str, token: str) -> None:
+    """Log in as Gmail and Exchange Online ask for, by the mechanism XOAUTH2."""
+    peer = _peer(connection.route)
+    offered = connection.esmtp_features.get("auth", "").upper().split()
+    if "XOAUTH2" not in offered:
+        others = f", but {', '.join(offered)}" if offered else "; check whether it asks for TLS first"
+        raise _quit_with(connection, PausedDeliveryError(f"{peer} offers no AUTH XOAUTH2{others}"))
+    secret = base64.b64encode(f"user={user}\1auth=Bearer {token}\1\1".encode()).decode()
+    code, text = connection.docmd("AUTH", f"XOAUTH2 {secret}")
+    if code == _CHALLENGE:
+        # What is wrong, as JSON; it has to be answered by nothing before the refusal itself comes.
+        code, text = connection.docmd("")
+        if code == _LOGGED_IN:
+            code, text = 535, b""
+    if code != _LOGGED_IN:
         raise _quit_with(connection, _refusal(connection, code, text))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from outfall.sinks.core.arguments import MAX_PORT, checked_seconds, is_loopback
+from outfall.sinks.core.credentials import asked
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.core.sink import OnError, Sink
-from outfall.sinks.errors import DeliveryError
+from outfall.sinks.errors import DeliveryError, ReentrantEventError
 from outfall.sinks.event.event import TextEvent, message_key, without_metadata
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
 from outfall.sinks.network.peer import host_and_port
@@ -43,7 +44,8 @@ class SMTPSink(Sink):
             ``"order {order.id}"``; or a callable that gets the event. A field that the event does not have stays as it
             is written, and so does a text that is no format: braces need no escape unless they hold the name of a
             field. A subject is made one line of at most 250 characters.
-        credentials: User name and password. Default None: no login.
+        credentials: User name and password; or user name and a callable that gives an access token, as Gmail and
+            Exchange Online ask for (XOAUTH2): it is called for each mail. Default None: no login.
         secure: A tuple for STARTTLS, with credentials or without: ``()``; ``(keyfile,)``, a file with the client's
             private key and certificate; or ``(keyfile, certfile)``. Files that are renewed are read again for the
             next mail. Default None: no TLS unless *ssl_context* or *implicit_tls* says so.
@@ -111,8 +113,8 @@ class SMTPSink(Sink):
     mailport: int | None
     #: The name to log in with, or None for no login.
     username: str | None
-    #: The password to log in with.
-    password: str | None
+    #: The password to log in with, or a callable that gives an access token.
+    password: str | Callable[[], str] | None
 
     def __init__(
         self,
@@ -120,7 +122,7 @@ class SMTPSink(Sink):
         fromaddr: str,
         toaddrs: str | Iterable[str],
         subject: str | Callable[[dict[str, Any]], str],
-        credentials: tuple[str, str] | list[str] | None = None,
+        credentials: tuple[str, str | Callable[[], str]] | list[str] | None = None,
         secure: Sequence[str | os.PathLike[str] | None] | None = None,
         timeout: Span = 5.0,
         *,
@@ -151,6 +153,8 @@ class SMTPSink(Sink):
         self.attach_json: bool = bool(attach_json)
         self.renderer = renderer
         self._route()
+        #: True while a token is asked for, by this thread, which has the lock.
+        self._asking = False
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 
     # -- attributes, as of the handler
@@ -350,6 +354,7 @@ class SMTPSink(Sink):
         from outfall.sinks.mail.message import compose
 
         self._renew()
+        route = self._route(self._token())
         recipients = self._recipients
         message = compose(
             sender=self._sender,
@@ -360,16 +365,31 @@ class SMTPSink(Sink):
             seconds=seconds,
         )
         addresses = list(dict.fromkeys(mailbox.address for mailbox in recipients))
-        refused = submit(self._route(), self._sender.address, addresses, message, self._watch)
+        refused = submit(route, self._sender.address, addresses, message, self._watch)
         if refused:
             msg = f"the mail was sent, but not to {'; '.join(refused)}"
             self._remarks.append((DeliveryError(msg), None))
 
-    def _route(self) -> Route:
+    def _token(self) -> str | None:
+        """Return the token for one mail, or None if it is sent by a password or without."""
+        if self.username is None or not callable(self.password):
+            return None
+        if self._asking:
+            msg = f"{self.name}: the event was logged while its token was asked for"
+            raise ReentrantEventError(msg)
+        self._asking = True
+        try:
+            return asked(self.password)
+        finally:
+            self._asking = False
+
+    def _route(self, token: str | None = None) -> Route:
         """Return how to reach the server; refuse to tell the password to the whole network."""
         from outfall.sinks.mail.client import Route
 
-        credentials = None if self.username is None else (self.username, self.password or "")
+        by_token = callable(self.password)
+        secret = token if callable(self.password) else self.password
+        credentials = None if self.username is None else (self.username, secret or "")
         if (
             credentials is not None
             and self._context is None
@@ -381,7 +401,7 @@ class SMTPSink(Sink):
             )
             raise ValueError(msg)
         port = self.mailport or (_SMTPS_PORT if self._implicit_tls else _SMTP_PORT)
-        return Route(self.mailhost, port, self._timeout, self._context, self._implicit_tls, credentials)
+        return Route(self.mailhost, port, self._timeout, self._context, self._implicit_tls, credentials, by_token)
 
     def _watch(self, connection: Connection | None) -> None:
         if connection is None:
@@ -420,6 +440,7 @@ class SMTPSink(Sink):
                 # Not the buffer over it, whose lock another thread may have held.
                 sock.close()
         self._remarks.clear()
+        self._asking = False
         super().after_fork()
 
 
@@ -441,18 +462,19 @@ def _checked_host(mailhost: Any) -> tuple[str, int | None]:
     return host, port or None
 
 
-def _checked_credentials(credentials: Any) -> tuple[str | None, str | None]:
+def _checked_credentials(credentials: Any) -> tuple[str | None, str | Callable[[], str] | None]:
     if credentials is None:
         return None, None
     if (
         not isinstance(credentials, (tuple, list))
         or len(credentials) != 2
-        or not all(isinstance(part, str) for part in credentials)
+        or not isinstance(credentials[0], str)
+        or not (isinstance(credentials[1], str) or callable(credentials[1]))
     ):
         # Not the value: one of the two is secret.
-        msg = "credentials=… is not (username, password), two texts"
+        msg = "credentials=… is not (username, password), two texts, nor a user name and a callable that gives a token"
         raise TypeError(msg)
-    return credentials[0], credentials[1]
+    return credentials[0], cast("Any", credentials[1])
 
 
 def _checked_context(context: Any) -> ssl.SSLContext | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import email
 import email.policy
@@ -40,6 +41,31 @@ class Handler:
         return "250 2.0.0 OK"
 
 
+class TokenHandler(Handler):
+    """The same, where the login is by an access token, XOAUTH2, as Gmail answers.
+
+    Args:
+        token: The one that is taken for any user.
+    """
+
+    def __init__(self, token) -> None:
+        super().__init__()
+        self.token = token
+        #: The tokens that came.
+        self.tokens = []
+
+    async def auth_XOAUTH2(self, server, args):
+        said = dict(part.split("=", 1) for part in base64.b64decode(args[1]).decode().split("\1") if part)
+        scheme, _, token = said["auth"].partition(" ")
+        assert scheme == "Bearer"
+        self.tokens.append(token)
+        if token == self.token:
+            return AuthResult(success=True, auth_data=said["user"])
+        answer = await server.challenge_auth('{"status":"401","schemes":"bearer"}')
+        assert answer == b"", answer
+        return AuthResult(success=False, handled=False)
+
+
 class MailServer:
     """An aiosmtpd server in a thread of its own.
 
@@ -47,11 +73,14 @@ class MailServer:
         context: For STARTTLS, or with *implicit* for TLS from the start.
         implicit: See *context*.
         password: The one that is taken for any user, or None for a server without AUTH.
+        handler: What keeps the mails. Default: a `Handler`.
         options: More for `aiosmtpd.smtp.SMTP`.
     """
 
-    def __init__(self, context=None, *, implicit=False, password=None, host="127.0.0.1", **options) -> None:
-        self.handler = Handler()
+    def __init__(
+        self, context=None, *, implicit=False, password=None, host="127.0.0.1", handler=None, **options
+    ) -> None:
+        self.handler = Handler() if handler is None else handler
         self.passwords = []
         #: Connections made, and those still open.
         self.connections = 0
