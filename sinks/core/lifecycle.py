@@ -63,11 +63,17 @@ class _State:
     deadline = 0.0
     spent = 0.0
     armed = False
+    forked_in_c = False
 
 
 def exiting() -> bool:
     """Return True once the exit hook has begun: whatever comes now must not wait in a buffer."""
     return _State.draining
+
+
+def forked_in_c() -> bool:
+    """Return True in a child whose fork Python was not told of: it takes the parent's threads for its own."""
+    return _State.forked_in_c
 
 
 def patience(seconds: float) -> float:
@@ -177,13 +183,14 @@ def notice_fork() -> None:
     me = (get_ident(),)
     first = _noticing.setdefault(os.getpid(), me)
     if first is me:
-        _after_fork_in_child()
+        _after_fork_in_child(in_c=True)
     while not here[0] and first != me:
         time.sleep(0.000_5)
 
 
-def _after_fork_in_child() -> None:
+def _after_fork_in_child(*, in_c: bool = False) -> None:
     _State.pid = os.getpid()
+    _State.forked_in_c = in_c
     _State.draining = False
     _State.spent = 0.0
     for function in _in_child:

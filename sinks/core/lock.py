@@ -7,6 +7,7 @@ import time
 from _thread import get_ident
 from typing import TYPE_CHECKING
 
+from outfall.sinks.core import lifecycle
 from outfall.sinks.core.logginglock import held, released
 
 if TYPE_CHECKING:
@@ -196,12 +197,12 @@ class WriteLock:
     def _take_from_the_dead(self) -> bool:
         """Give the lock back if the frame that took it runs no more; return False if it does."""
         reserved = self._reserved
-        dead = reserved is not None and not _runs(reserved[1], sys._current_frames().get(reserved[0]))
+        dead = reserved is not None and _has_ended(reserved[1], reserved[0])
         if dead and self._reserved is reserved:
             self._reserved = None
             self.turn.__class__ = _Turn
         owner, frame = self._owner, self._frame
-        if frame is not None and _runs(frame, sys._current_frames().get(owner)):
+        if frame is not None and not _has_ended(frame, owner):
             return False
         # A frame that has ended cannot release any more, so if it still has the lock it always will. Only one thread
         # gets past this comparison, since nobody comes between it and the change.
@@ -211,6 +212,15 @@ class WriteLock:
             if not self._borrowed:
                 self.turn += TURN
         return True
+
+
+def _has_ended(frame: FrameType, thread: int) -> bool:
+    """Return True if *thread* runs *frame* no more."""
+    if thread == get_ident():
+        return not _runs(frame, sys._getframe())
+    # A child that was forked in C still lists the parent's threads, whose stacks are other threads' by now: to look at
+    # them crashes Python 3.11 and 3.12.
+    return not lifecycle.forked_in_c() and not _runs(frame, sys._current_frames().get(thread))
 
 
 def _runs(sought: FrameType | None, frame: FrameType | None) -> bool:

@@ -560,8 +560,7 @@ def test_forks_from_threads_under_load(path, kind):
 # -- forks that Python hears nothing of
 
 _FORKED_IN_C = """
-    import ctypes, os, pathlib, signal, sys, threading, time
-    from outfall import BackgroundSink, FileSink, MemorySink, SpoolSink
+    import ctypes, json, os, pathlib, signal, sys, threading, time
 
     def others():
         "The state of all other threads, and how often each has waited for something."
@@ -579,6 +578,17 @@ _FORKED_IN_C = """
             pass
         return before == others() and all("sleeping" in lines[0] for lines in before)
 
+    def await_rest():
+        "Wait until no other thread does: a child that is forked in C has nobody who hands the interpreter on to it."
+        while not others_rest():
+            time.sleep(0.005)
+"""
+
+_DELIVERING_IN_C = (
+    _FORKED_IN_C
+    + """
+    from outfall import BackgroundSink, FileSink, MemorySink, SpoolSink
+
     path, kind, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     sink = {
         "background": lambda: BackgroundSink(FileSink(path)),
@@ -591,9 +601,7 @@ _FORKED_IN_C = """
     if kind in ("background", "spool"):
         sink.flush(30)
     for child in (1, 2):
-        # No thread may be waiting for the interpreter just then, which nobody hands on in such a child.
-        while not others_rest():
-            time.sleep(0.005)
+        await_rest()
         pid = ctypes.PyDLL(None).fork()
         if pid == 0:
             signal.alarm(60)
@@ -611,6 +619,7 @@ _FORKED_IN_C = """
         assert os.waitpid(pid, 0)[1] == 0
     assert sink.close(30)
 """
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
@@ -620,12 +629,59 @@ _FORKED_IN_C = """
 )
 def test_a_child_that_was_forked_in_c_delivers_its_own_events_and_no_others(path, kind, threads):
     """As uWSGI does it, without a word to Python: each event of parent and children is there once."""
-    check(_FORKED_IN_C, path, kind, threads)
+    check(_DELIVERING_IN_C, path, kind, threads)
     seen: dict[object, list[int]] = {}
     for event in events_of(path):
         seen.setdefault(event["who"], []).append(event["n"])
     made = [child * 10 + who for child in (1, 2) for who in (*range(threads), 9)]
     assert seen == {0: [0, 1, 2]} | {who: list(range(20)) for who in made}
+
+
+_CONTENDED_IN_C = (
+    _FORKED_IN_C
+    + """
+    from outfall.sinks.core import lifecycle
+    from outfall.sinks.core.lock import WriteLock
+
+    rest = threading.Barrier(4)
+
+    def deep(calls):
+        "Rest with that many calls on the stack."
+        return list(map(deep, [calls - 1])) if calls else (rest.wait(), threading.Event().wait())
+
+    for _ in range(3):
+        threading.Thread(target=deep, args=(20,), daemon=True).start()
+    rest.wait()
+    await_rest()
+    pid = ctypes.PyDLL(None).fork()
+    if pid == 0:
+        signal.alarm(60)
+        lifecycle.notice_fork()
+        lock, times = WriteLock(), []
+
+        def wait():
+            json.loads("[" * 100 + "]" * 100)  # all over the stack that another thread had
+            with lock:
+                times.append(1)
+
+        waiting = [threading.Thread(target=wait) for _ in range(3)]
+        with lock:
+            for thread in waiting:
+                thread.start()
+            time.sleep(0.2)
+            assert not times
+        for thread in waiting:
+            thread.join()
+        os._exit(0 if len(times) == 3 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a fork in C is known by")
+def test_threads_of_a_child_that_was_forked_in_c_wait_for_one_another():
+    """They look at no stack of the parent's threads, which they stand on: that crashes Python 3.11 and 3.12."""
+    check(_CONTENDED_IN_C)
 
 
 def test_where_no_memory_is_wiped_a_child_is_known_by_its_number(monkeypatch):
