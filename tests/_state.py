@@ -93,6 +93,7 @@ def find_logging() -> dict[str, Any]:
         "captures warnings": logging._warnings_showwarning is not None,  # type: ignore[attr-defined]
         "class": logging.getLoggerClass(),
         "factory": logging.getLogRecordFactory(),
+        "logger levels": (logging._levelToName.copy(), logging._nameToLevel.copy()),
     }
     of_each = {
         f"logger {each.name}": (each.handlers[:], each.filters[:], each.level, each.propagate, each.disabled)
@@ -121,6 +122,9 @@ def restore_logging(before: dict[str, Any]) -> None:
     logging.captureWarnings(before["captures warnings"])
     logging.setLoggerClass(before["class"])
     logging.setLogRecordFactory(before["factory"])
+    for names, were in zip((logging._levelToName, logging._nameToLevel), before["logger levels"], strict=True):
+        names.clear()
+        names.update(were)
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
@@ -190,7 +194,8 @@ class State:
                 f"{part} {key}: {before.get(key)!r} is now {now.get(key)!r}"
                 for part, before, now in zip(_PARTS, self._parts.values(), parts.values(), strict=True)
                 for key in before.keys() | now.keys()
-                # Other loggers than the root are put back without a word: dictConfig disables all there are.
+                # Put back without a word are the names of levels, and other loggers than the root: dictConfig disables
+                # all there are.
                 if before.get(key) != now.get(key)
                 and (part != "logging" or key[:7] != "logger " or key == "logger root")
             ]

@@ -84,6 +84,13 @@ def pytest_runtestloop() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one process of tests more than there are processors: some wait, for a time-out or for a daemon."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors + 1
+
+
 @pytest.fixture(scope="session")
 def require_service() -> Callable[[str], str]:
     """Give a function from a program's name to its path; it skips the test, or fails it, if there is none."""

@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 import outfall
+from outfall.sinks.core import lifecycle
 
 pytestmark = pytest.mark.usefixtures("own_logging")
 
@@ -125,7 +126,7 @@ def test_a_second_call_under_load_loses_nothing(tmp_path, same):
     threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
     for thread in threads:
         thread.start()
-    for number in range(20):
+    for number in range(8):
         outfall.configure(tmp_path / f"{0 if same else number}.jsonl", console=False)
     stop.set()
     for thread in threads:
@@ -313,6 +314,16 @@ def test_after_the_end_an_event_is_told_and_counted(tmp_path, capfd):
     assert "outfall.configure() again" in capfd.readouterr().err
 
 
+@pytest.fixture
+def alone():
+    """Hide the sinks that other tests have left, or still use."""
+    others = lifecycle._participants.copy()
+    lifecycle._participants.clear()
+    yield
+    lifecycle._participants.update(others)
+
+
+@pytest.mark.usefixtures("alone")
 def test_open_sinks_and_close_all(tmp_path):
     """The outermost ones; all are closed under one deadline."""
     sink = outfall.BackgroundSink(outfall.FileSink(tmp_path / "a.jsonl"))
@@ -339,7 +350,7 @@ def test_a_forked_child_logs_on(tmp_path):
     assert [event["event"] for event in read(tmp_path / "a.jsonl")] == ["parent", "child"]
 
 
-@pytest.mark.usefixtures("own_logging")
+@pytest.mark.usefixtures("own_logging", "alone")
 def test_open_sinks_has_those_of_a_set_up(tmp_path):
     """Those that it opened and those that it was given, and `close_all` delivers what they hold."""
     given = outfall.BackgroundSink(outfall.CaptureSink(), linger=60)

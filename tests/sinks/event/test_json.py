@@ -1005,14 +1005,14 @@ def shows_no_exception(value):
 
 
 @given(draw=st.randoms(use_true_random=False), name=st.sampled_from(sorted(RENDERERS)))
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_any_dict_is_one_line_of_json_with_every_field_and_stays_as_it_was(draw, name):
     """One line, valid UTF-8, read by json, no field lost, the input unchanged: whatever is in it."""
     check(RENDERERS[name], fields(draw, SCALARS, 3))
 
 
 @given(draw=st.randoms(use_true_random=False))
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_with_snapshot_any_dict_is_rendered_that_crashes_orjson_too(draw):
     """Members whose value raises, UUIDs made half, fragments that are no JSON: nothing is trusted."""
     check(RENDERERS["snapshot"], fields(draw, SCALARS + UNTRUSTED, 3))

@@ -466,7 +466,7 @@ def test_the_files_divide_the_events_by_their_intervals(name: str, restarts: boo
     """Whatever happens when, each file holds the events of one interval in order, and no file is lost."""
     with local_zone(name) as zone:
 
-        @settings(max_examples=30)
+        @settings(max_examples=12)
         @given(st.data())
         def check(data: st.DataObject) -> None:
             options = data.draw(SCHEDULES)

@@ -186,10 +186,11 @@ _STORMS = {
 }
 
 
+@pytest.mark.parametrize("seconds", [0.25, pytest.param(1.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", _STORMS.values(), ids=_STORMS.keys())
-def test_processes_killed_at_any_instant_cost_no_event(path, options):
+def test_processes_killed_at_any_instant_cost_no_event(path, options, seconds):
     """Writers are killed and replaced all the time, at random and in the midst of things; nothing is lost or torn."""
-    storm(path, time.time_ns(), seconds=0.8, processes=4, **options)
+    storm(path, time.time_ns(), seconds=seconds, processes=4, **options)
 
 
 @pytest.mark.slow

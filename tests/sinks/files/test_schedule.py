@@ -494,7 +494,7 @@ def test_intervals_divide_the_time(name: str) -> None:
     """Every moment is in one interval; where it ends the next begins, and names lead back to the start."""
     with local_zone(name) as zone:
 
-        @settings(max_examples=80)
+        @settings(max_examples=40)
         @given(SCHEDULES, moments(zone), moments(zone))
         def check(schedule: Schedule, moment: float, anchor: float) -> None:
             start, end = schedule.start_of(moment, anchor), schedule.next_after(moment, anchor)
@@ -534,7 +534,7 @@ def test_the_boundaries_of_whole_years_are_what_the_clock_says(name: str) -> Non
     """From January to December the boundaries of days and weeks are those found by watching the clock."""
     with local_zone(name) as zone:
 
-        @settings(max_examples=6)
+        @settings(max_examples=3)
         @given(
             CALENDAR_SCHEDULES, st.integers(1990, 2037) | st.just(EVENTFUL.get(name, 2024)), st.integers(0, 366 * 24)
         )

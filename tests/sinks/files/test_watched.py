@@ -100,7 +100,7 @@ def numbers(path: Path, opener: Callable[..., Any] = open) -> list[int]:
 
 # -- the real rotator
 
-_SECONDS_OF_ROTATION = 0.7
+_SECONDS_OF_ROTATION = 0.3
 
 
 def _rotate_for_a_while(
@@ -125,7 +125,7 @@ def _rotate_for_a_while(
     rotations = 0
     deadline = time.monotonic() + seconds
     try:
-        while time.monotonic() < deadline:
+        while rotations < 5 or time.monotonic() < deadline:
             subprocess.run([logrotate, "-f", "-s", state, configuration], check=True, timeout=30)
             rotations += 1
     finally:
