@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from outfall.sinks.http.sink import HTTPSink
     from outfall.sinks.mail.smtp import SMTPSink
     from outfall.sinks.network.datagram import DatagramSink
+    from outfall.sinks.network.fluent import FluentSink
     from outfall.sinks.network.frames import (
         Codec,
         FrameError,
@@ -111,6 +112,7 @@ else:
         "FallbackSink": "sinks.routing.fanout",
         "FanoutSink": "sinks.routing.fanout",
         "FileSink": "sinks.files.file",
+        "FluentSink": "sinks.network.fluent",
         "FormURLEncoded": "sinks.http.bodies",
         "FrameError": "sinks.network.frames",
         "GELFDatagramSink": "adapters.collectors",
@@ -226,6 +228,7 @@ __all__ = [
     "FallbackSink",
     "FanoutSink",
     "FileSink",
+    "FluentSink",
     "FormURLEncoded",
     "FrameError",
     "GELFDatagramSink",

@@ -127,7 +127,7 @@ def finished(
     from outfall import BackgroundSink, SpoolSink
 
     given = {**(defaults or {}), **request.chosen(), **request.take(kind), **(arguments or {})}
-    request.refuse_credentials("token" in given)
+    request.refuse_credentials(not given.keys().isdisjoint({"token", "shared_key"}))
     _refuse_missing(request, kind, {*given, *list(parameters_of(kind))[: len(places)]})
     around = SpoolSink if request.spool is not None else BackgroundSink
     behind = request.spool is not None or (network if request.background is None else request.background)
@@ -273,6 +273,15 @@ def _bare(sink: Any) -> Sink:
 _HOST = frozenset({"host", "port"})
 #: The port that Graylog's inputs have unless they are given another.
 _GELF = 12201
+#: The port of the Forward protocol.
+_FORWARD = 24224
+_FLUENT: tuple[tuple[str], frozenset[str], dict[str, Any], str, str] = (
+    ("FluentSink",),
+    _HOST,
+    {},
+    "fluent",
+    "msgpack",
+)
 _FRAMING = {"framing": ("codec", {"lines": "JSONLines", "frames": "JSONFrames"})}
 _BODIES = {"ndjson": "NDJSON", "json": "JSONObject", "array": "JSONArray", "form": "FormURLEncoded"}
 _SYSLOG = (("SysLogSink",), frozenset({"address"}))
@@ -285,6 +294,21 @@ def _gelf(**defaults: Any) -> Maker:
         from outfall import GELFFrames
 
         return at_host("SocketSink", port=_GELF, codec=GELFFrames(), **defaults)(request)
+
+    return make
+
+
+def _fluent(*, unix: bool = False, **defaults: Any) -> Maker:
+    def make(request: Request) -> Sink:
+        given = dict(defaults)
+        if request.login is not None:
+            given["username"], given["password"] = request.login
+        if request.token is not None:
+            given["shared_key"] = request.token
+        if not unix:
+            request.refuse_path()
+        places = (request.file_path, None) if unix else (request.needed_host, request.port or _FORWARD)
+        return finished(request, _class("FluentSink"), *places, network=True, defaults=given)
 
     return make
 
@@ -333,6 +357,9 @@ SCHEMES: dict[str, Kind] = {
         "unix:/path", "the same over a Unix socket", at_path("SocketSink", None), ("SocketSink",), _HOST, _FRAMING
     ),
     "udp": Kind("udp://host:port", "datagrams", at_host("DatagramSink"), ("DatagramSink",), _HOST, _FRAMING),
+    "fluent": Kind("fluent://host?tag=app", "Fluentd or Fluent Bit", _fluent(), *_FLUENT),
+    "fluent+tls": Kind("fluent+tls://host?tag=app", "the same over TLS", _fluent(tls=True), *_FLUENT),
+    "fluent+unix": Kind("fluent+unix:/path?tag=app", "the same over a Unix socket", _fluent(unix=True), *_FLUENT),
     "journald": Kind("journald:", "systemd's journal", _journald, ("JournaldSink",), frozenset({"path"})),
     "syslog": Kind("syslog://host", "a syslog daemon over UDP, or at a path: syslog:///dev/log", _syslog(), *_SYSLOG),
     "syslog+tcp": Kind("syslog+tcp://host", "a syslog daemon over TCP", _syslog(stream=True), *_SYSLOG),

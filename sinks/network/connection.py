@@ -20,7 +20,7 @@ from outfall.sinks.core.clock import now
 from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import describe
-from outfall.sinks.errors import PausedDeliveryError, TemporaryDeliveryError
+from outfall.sinks.errors import DeliveryError, PausedDeliveryError, TemporaryDeliveryError
 from outfall.sinks.network.peer import (
     MAX_READS,
     POLL,
@@ -164,7 +164,7 @@ class ConnectedSink(ByteSink):
                     began = now()
                     made = self._candidate = self._tls.wrap_socket(made, server_hostname=self.host)
                     # A refusal takes one way there and back, of which the handshake has had at least one.
-                    self._proven = await_verdict(made, min(seconds, _VERDICT_SECONDS + 3 * (now() - began)))
+                    self._proven = self._await_verdict(made, min(seconds, _VERDICT_SECONDS + 3 * (now() - began)))
             except OSError as error:
                 made.close()
                 failure = error
@@ -180,6 +180,10 @@ class ConnectedSink(ByteSink):
         finally:
             # Its traceback holds this frame, and the frames of who calls.
             del failure
+
+    def _await_verdict(self, made: ssl.SSLSocket, seconds: float) -> bool:
+        """Wait until the peer has shown that it accepts the connection; return False if it did not say so."""
+        return await_verdict(made, seconds)
 
     def _addresses(self) -> list[tuple[int, Any]]:
         if self.port is None:
@@ -388,7 +392,8 @@ class ConnectedSink(ByteSink):
         """Put a new connection in the place of the one there is, which stays where none can be had."""
         try:
             made = self.make_socket()
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError, DeliveryError):
+            self.retry_time = None  # there is a connection
             self._renewal_due = self._clock() + min(self.max_connection_age or 0.0, self.retry_max)
             return
         try:

@@ -116,7 +116,8 @@ DEFAULTS_THAT_DIFFER = {
     "timeout": "each protocol has its own; HTTPSink has one for connecting and one for the rest",
     "clock": "HTTPSink reads dates by it, the others wait by it",
     "max_connection_age": "GELFDatagramSink resolves a name again once a minute; connections last",
-    "port": "Graylog has a usual one",
+    "port": "Graylog and Fluentd have a usual one",
+    "nodelay": "FluentSink waits for the answer to each message",
     "compression": "messages of GELF are compressed, by a way of their own; requests and files are not",
     "backup_count": "RotatingFileSink keeps five files where max_bytes alone is given; the others keep all",
     "max_bytes": "of a file that rolls over, where 0 is never, as in the handlers; of a spool, all it may keep",
@@ -152,7 +153,7 @@ def test_a_parameter_means_the_same_everywhere():
 def test_keywords_come_in_the_same_order_everywhere():
     """What two sinks both take by keyword, both list in one order, but for those that are named here."""
     # The base class for writers ends with what few of them need; a syslog is reached within a time first.
-    apart = {("ByteSink",), ("SocketSink", "SysLogSink")}
+    apart = {("ByteSink",), ("SocketSink", "SysLogSink"), ("FluentSink", "SysLogSink")}
     # The compression and the time-out of requests and of files are things of their own.
     for rotating in ("BaseRotatingFileSink", "RotatingFileSink", "TimedRotatingFileSink"):
         for other in ("HTTPSink", "GELFDatagramSink"):
@@ -191,6 +192,7 @@ EXAMPLES = {
     "FallbackSink": lambda path: outfall.FallbackSink(outfall.NullSink(), outfall.NullSink()),
     "FanoutSink": lambda path: outfall.FanoutSink(outfall.NullSink(), outfall.NullSink()),
     "FileSink": outfall.FileSink,
+    "FluentSink": lambda path: outfall.FluentSink("127.0.0.1", tag="shop"),
     "GELFDatagramSink": lambda path: outfall.GELFDatagramSink("127.0.0.1", 9),
     "HTTPSink": lambda path: outfall.HTTPSink("http://127.0.0.1:9/path"),
     "HandlerSink": lambda path: outfall.HandlerSink(logging.NullHandler()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from importlib import metadata
 
@@ -147,6 +148,19 @@ def test_the_journal_needs_no_path(opened, tmp_path):
     assert isinstance(sink, outfall.JournaldSink)
     assert b"SYSLOG_IDENTIFIER=shop\n" in data
     assert b"ORDER=17\nFIELDS={" in data
+
+
+def test_fluentd_has_a_tag_and_a_login(opened, monkeypatch, tmp_path):
+    """The shared key from the environment, name and password from the URL, and none in a repr."""
+    monkeypatch.setenv("FLUENT_KEY", "sesame-open")
+    sink = opened("fluent+tls://ada:lovelace@127.0.0.1?tag=shop&token_env=FLUENT_KEY&max_chunk_bytes=1MB")
+    assert isinstance(sink.target, outfall.FluentSink)
+    assert (sink.target.tag, sink.target.port, sink.target.max_chunk_bytes) == ("shop", 24224, 1_000_000)
+    assert not {"sesame", "lovelace"} & set(re.findall(r"\w+", repr(sink)))
+    assert opened(f"fluent+unix:{tmp_path}/fluent?tag=shop").target.host == f"{tmp_path}/fluent"
+    with pytest.raises(ValueError, match="'tag' is missing"):
+        open_sink("fluent://127.0.0.1")
+    assert "sesame" not in repr(opened("fluent://127.0.0.1?tag=a", shared_key="sesame-open"))
 
 
 def test_graylog_has_sockets(opened):

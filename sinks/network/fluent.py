@@ -1,0 +1,496 @@
+"""Events sent to Fluentd and Fluent Bit by the Forward protocol: `FluentSink`."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import hmac
+import os
+import socket
+import struct
+from importlib import import_module
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.item import Batch, BatchResult, Encoded
+from outfall.sinks.core.reporting import report
+from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.errors import (
+    DeliveryError,
+    MissingDependencyError,
+    PausedDeliveryError,
+    TemporaryDeliveryError,
+)
+from outfall.sinks.event.event import timestamp_of, without_metadata
+from outfall.sinks.event.fit import shortened
+from outfall.sinks.event.json import OrjsonRenderer, event_of
+from outfall.sinks.event.levels import NOTSET, Level
+from outfall.sinks.network.peer import OversizeError, await_socket, checked_limit
+from outfall.sinks.network.socket import SocketSink
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterable, Sequence
+
+    from outfall.sinks.event.units import Size, Span
+
+_TIME = struct.Struct(">LL")
+#: The type of `EventTime` among msgpack's extensions.
+_EVENT_TIME = 0
+_MOST_SECONDS = (1 << 32) - 1
+#: The longest answer that makes sense.
+_LONGEST_ANSWER_BYTES = 65_536
+#: What a chunk has besides its entries, at most.
+_OVERHEAD_BYTES = 256
+#: How long a peer that asks for a login may take to say so.
+_MOMENT_SECONDS = 0.25
+_LEAST_INTEGER, _MOST_INTEGER = -(1 << 63), (1 << 64) - 1
+
+
+class _Message(bytes):
+    """A message of the protocol, and the chunk that its acknowledgement names."""
+
+    chunk: str
+
+
+class FluentSink(SocketSink):
+    """Send events to Fluentd or Fluent Bit by the Forward protocol; delivered means acknowledged.
+
+    Args:
+        host: Name or address, IPv4 or IPv6; the path of a Unix socket when *port* is None.
+        port: TCP port, 1 to 65535, or None. Default 24224.
+        tag: What Fluentd routes by, such as ``"shop.web"``.
+        shared_key: The key that both ends have, for an input with ``<security>``. It is in no repr, and never sent.
+            Default None: no login.
+        username: For an input with ``user_auth``, with *shared_key*. Default None.
+        password: The same. Default None.
+        packed: Send the events of a message as one value, which the peer may store without looking at it
+            (PackedForward). Default True. False: as a list (Forward).
+        max_chunk_bytes: Size of a message above which a batch goes in several, and an event is shortened. Default
+            4 MiB; at least 512.
+        tls: An `ssl.SSLContext` to encrypt with, which may hold a client certificate, or True for
+            ``ssl.create_default_context()``. Default None: no encryption.
+        nodelay: Send each message at once (TCP_NODELAY). Default True, since each is waited for.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting, login, and sending with its
+            acknowledgement may each take. Default 5.0.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after an attempt failed. Default 1.0.
+        retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
+        retry_max: The longest wait. Default 30.0 seconds.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a connection is replaced by a
+            new one, so that a changed address of the name, or a new backend of a balancer, is found. Default None: it
+            lasts as long as it works.
+        clock: What tells the time for these waits and ages. Default `time.monotonic`; for tests.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
+
+    Raises:
+        ValueError: If *tag* is empty, *password* comes without *username* or either without *shared_key*, or a size,
+            port or duration is out of range.
+        TypeError: If *tag*, *shared_key*, *username* or *password* is no text, or *host* or *tls* of another type.
+        MissingDependencyError: Without msgpack, which comes with the extra ``fluent``.
+
+    An entry's time is the event's ``timestamp``, as EventTime, which has nanoseconds; its record has all other fields.
+    Text, numbers, lists and mappings stay what they are, and so do bytes and NaN of an event that is sent at once;
+    integers over 64 bits are text, and everything else is what JSON makes of it.
+
+    Each message names a chunk, and the peer acknowledges it. An event that a peer did not acknowledge is not
+    delivered: alone the sink counts it as ``dropped["error"]``; a `BackgroundSink` or a `SpoolSink` around it sends it
+    again, with the same chunk's name. So an event may come twice, where the answer got lost. A connection that breaks
+    before the answer is made anew once, and the message sent again; a peer that takes too long is not asked twice. Then
+    the sink backs off: what comes meanwhile is ``dropped["backoff"]`` at once, and nothing waits for the peer.
+
+    A login that is refused keeps the events of a wrapper and is tried seldom, and so is a peer that speaks something
+    else. The peer has to prove that it has the key too.
+
+    Used alone, `handle` waits for the acknowledgement of each event: put it behind a `BackgroundSink`. Safe from any
+    thread. A forked child opens its own connection.
+
+    Source: https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1
+    """
+
+    _limited_by = "max_chunk_bytes"
+
+    def __init__(
+        self,
+        host: str | os.PathLike[str],
+        port: int | None = 24224,
+        *,
+        tag: str,
+        shared_key: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        packed: bool = True,
+        max_chunk_bytes: Size = 4 * 1024 * 1024,
+        tls: ssl.SSLContext | Literal[True] | None = None,
+        nodelay: bool = True,
+        timeout: Span = 5.0,
+        retry_start: Span = 1.0,
+        retry_factor: float = 2.0,
+        retry_max: Span = 30.0,
+        max_connection_age: Span | None = None,
+        clock: Callable[[], float] = monotonic,
+        level: Level = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        for argument, text in (
+            ("tag", tag),
+            ("shared_key", shared_key),
+            ("username", username),
+            ("password", password),
+        ):
+            # A secret's value is not repeated.
+            if text is not None and not isinstance(text, str):
+                msg = f"{argument} is {type(text).__name__}, not text"
+                raise TypeError(msg)
+        if not tag:
+            msg = f"tag={tag!r} names nothing that Fluentd could route by"
+            raise ValueError(msg)
+        if (username is None) is not (password is None):
+            msg = "username and password go together"
+            raise ValueError(msg)
+        if username is not None and not shared_key:
+            msg = f"username={username!r} without shared_key: the protocol has no login without a key"
+            raise ValueError(msg)
+        #: What Fluentd routes by; settable.
+        self.tag: str = tag
+        self._shared_key = shared_key
+        self._login = None if username is None or password is None else (username, password)
+        #: Whether a message has its events as one value; settable.
+        self.packed: bool = bool(packed)
+        self.max_chunk_bytes: int = checked_limit(max_chunk_bytes, "max_chunk_bytes")
+        self._msgpack = _msgpack()
+        self._answers: Any = None
+        #: Whether the peer has acknowledged anything on this connection, and whether it ended the last one without.
+        self._answered = self._wary = False
+        super().__init__(
+            host,
+            port,
+            tls=tls,
+            nodelay=nodelay,
+            timeout=timeout,
+            retry_start=retry_start,
+            retry_factor=retry_factor,
+            retry_max=retry_max,
+            max_connection_age=max_connection_age,
+            clock=clock,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
+
+    def _by_hand(self) -> None:
+        return None
+
+    # -- messages
+
+    def make_frame(self, event: dict[str, Any]) -> bytes:
+        """Return the message for *event*, shortened if need be. Called outside the sink's lock.
+
+        Raises:
+            PermanentDeliveryError: If it cannot be made small enough.
+        """
+        entry = self._entry(event, None)
+        if len(entry) > self._limit:
+            entry = self._shortened(event)
+        return self._message([entry], os.urandom(16))
+
+    def _frame(self, payload: bytes) -> bytes:
+        return payload
+
+    @property
+    def _limit(self) -> int:
+        return self.max_chunk_bytes - _OVERHEAD_BYTES
+
+    def _shortened(self, event: dict[str, Any]) -> bytes:
+        made = shortened(event, lambda short: self._entry(short, None), self._limit)
+        if made is None:
+            msg = f"the event cannot be made to fit into {self._limited_by}={self.max_chunk_bytes}"
+            raise OversizeError(msg)
+        return made
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* as a batch item: JSON, from which a message's entry is made."""
+        return Sink.encode(self, event)
+
+    @property
+    def needs_moment(self) -> bool:
+        """See `Forwarding.needs_moment`: an entry has the event's time."""
+        return True
+
+    @property
+    def takes_any_number(self) -> bool:
+        """See `Forwarding.takes_any_number`: a message has many events."""
+        return False
+
+    def _entry(self, event: dict[str, Any], when: float | None) -> bytes:
+        """Return the entry of *event*, which happened at *when* unless it says so itself."""
+        stamp = timestamp_of(event)
+        plain = event_of(_json.render(event))
+        for key, value in without_metadata(event).items():
+            # What JSON lacks, msgpack has.
+            if type(value) in (bytes, float) and key in plain:
+                plain[key] = value
+        if stamp is not None:
+            plain.pop("timestamp", None)
+        elif when is None:
+            stamp = time()
+        record = self._time(when if stamp is None else stamp), plain
+        packb = self._msgpack.packb
+        try:
+            return packb(record)  # type: ignore[no-any-return]
+        except (OverflowError, UnicodeEncodeError):
+            return packb((record[0], _within(plain)))  # type: ignore[no-any-return]
+
+    def _time(self, when: float | None) -> Any:
+        nanoseconds = round((when or 0.0) * 1_000_000) * 1_000
+        seconds, rest = divmod(nanoseconds, 1_000_000_000)
+        if not 0 <= seconds <= _MOST_SECONDS:
+            return seconds
+        return self._msgpack.ExtType(_EVENT_TIME, _TIME.pack(seconds, rest))
+
+    def _message(self, entries: Sequence[bytes], key: bytes) -> _Message:
+        chunk = base64.b64encode(key).decode()
+        packer = self._msgpack.Packer()
+        packed = b"".join(entries)
+        head = packer.pack_array_header(3) + packer.pack(self.tag)
+        body = packer.pack(packed) if self.packed else packer.pack_array_header(len(entries)) + packed
+        made = _Message(head + body + packer.pack({"chunk": chunk, "size": len(entries)}))
+        made.chunk = chunk
+        return made
+
+    # -- the way out
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Send the batch in as few messages as its size allows; what comes after one that fails is left for a retry."""
+        rejected: dict[int, str] = {}
+        entries: list[bytes] = []
+        places: list[int] = []
+        size = 0
+        for place, item in enumerate(batch):
+            try:
+                entry = self._entry(item.event, item.time)
+                if len(entry) > self._limit:
+                    entry = self._shortened({"timestamp": item.time, **item.event})
+            except DeliveryError as error:
+                rejected[place] = str(error)
+                continue
+            if entries and size + len(entry) > self._limit:
+                failed = self._emit_chunk(batch, entries, places)
+                if failed is not None:
+                    return self._left(batch, places[0], failed, rejected)
+                entries, places, size = [], [], 0
+            entries.append(entry)
+            places.append(place)
+            size += len(entry)
+        failed = self._emit_chunk(batch, entries, places) if entries else None
+        if failed is not None:
+            return self._left(batch, places[0], failed, rejected)
+        if self._aftermath:
+            self._settle(raising=False)
+        return BatchResult(rejected=rejected) if rejected else None
+
+    def _emit_chunk(self, batch: Sequence[Encoded], entries: list[bytes], places: list[int]) -> Exception | None:
+        # The same at every retry, so that whoever looks can tell that it is one.
+        if isinstance(batch, Batch):
+            keys = batch.item_keys
+            told = f"{keys[places[0]]} {keys[places[-1]]} {len(places)}"
+            key = hashlib.sha256(told.encode()).digest()[:16]
+        else:
+            key = os.urandom(16)
+        try:
+            with self._lock:
+                self.write(self._message(entries, key))
+        except (DeliveryError, OSError) as error:
+            return error
+        return None
+
+    def _left(self, batch: Sequence[Encoded], first: int, error: Exception, rejected: dict[int, str]) -> BatchResult:
+        if self._aftermath:
+            self._settle(raising=False)
+        if first == 0 or isinstance(error, PausedDeliveryError):
+            raise error
+        return BatchResult(range(first, len(batch)), rejected, retry_after=getattr(error, "retry_after", None))
+
+    def _transmit(self, data: bytes) -> None:
+        chunk = getattr(data, "chunk", None)
+        try:
+            self._push(data)
+            if chunk is not None:
+                self._await_acknowledgement(chunk)
+        except TimeoutError:
+            # A peer that is slow now would be as slow with the second copy. The connection ends here: what it has of
+            # the message is no whole one.
+            self._disconnect()
+            self._back_off()
+            msg = f"{self._peer} has not acknowledged within {self.timeout} s"
+            raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
+        except OSError:
+            self._wary = not self._answered
+            raise
+        self._answered, self._wary = True, False
+        self._short_lived = 0
+        self.retry_period = 0.0
+
+    def _await_acknowledgement(self, chunk: str) -> None:
+        sock, deadline = self.sock, now() + self.timeout
+        while sock is not None:
+            answer = self._read(sock, self._answers, deadline)
+            if isinstance(answer, dict) and "ack" in answer:
+                if answer["ack"] == chunk:
+                    return
+            else:
+                self._refuse_answer(answer)
+
+    def _refuse_answer(self, answer: object) -> NoReturn:
+        asked = isinstance(answer, list) and answer[:1] == ["HELO"]
+        self._refuse("asks for a login: give it shared_key" if asked else "does not speak the Forward protocol")
+
+    def _refuse(self, why: str) -> NoReturn:
+        """Give the connection up, and raise an error that keeps the events and tries seldom."""
+        self._disconnect()
+        self._back_off()
+        msg = f"{self._peer} {why}"
+        raise PausedDeliveryError(msg, retry_after=self.retry_period)
+
+    def _read(self, sock: socket.socket, answers: Any, deadline: float) -> Any:
+        """Return the next message that *sock* brings.
+
+        Raises:
+            OSError: If the peer has ended the connection, or nothing came until the deadline.
+        """
+        while True:
+            try:
+                for answer in answers:
+                    return answer
+            except Exception:  # whatever msgpack finds wrong with it
+                self._refuse("does not speak the Forward protocol")
+            try:
+                data = sock.recv(_LONGEST_ANSWER_BYTES)
+            except self._waits:
+                left = deadline - now()
+                if left <= 0 or not await_socket(sock, left, for_reading=True):
+                    raise TimeoutError(errno.ETIMEDOUT, "no answer") from None
+                continue
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "the peer ended the connection")
+            try:
+                answers.feed(data)
+            except Exception:
+                self._refuse("does not speak the Forward protocol")
+
+    # -- connecting
+
+    def make_socket(self, timeout: float | None = None) -> socket.socket:
+        """Return a connected socket on which the login is over; called by ``create_socket``.
+
+        Args:
+            timeout: Seconds for each address of the name, and for the login. None stands for the sink's *timeout*.
+
+        Raises:
+            OSError: If none can be connected.
+            PausedDeliveryError: If the peer refuses the login.
+        """
+        made = super().make_socket(timeout)
+        key = self._shared_key
+        try:
+            made.settimeout(0)
+            if key is not None:
+                self._log_in(made, key, now() + (self.timeout if timeout is None else timeout))
+            elif self._wary:
+                self._listen(made)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _listen(self, sock: socket.socket) -> None:
+        """Wait a moment whether the peer asks for a login, as one may that has ended a connection without an answer."""
+        try:
+            greeting = self._read(sock, self._unpacker(), now() + _MOMENT_SECONDS)
+        except TimeoutError:
+            return
+        self._refuse_answer(greeting)
+
+    def _await_verdict(self, made: ssl.SSLSocket, seconds: float) -> bool:
+        # The first answer shows that the peer has accepted the connection, and is not to be thrown away.
+        return True
+
+    def _adopt(self, made: socket.socket) -> None:
+        self._answers = self._unpacker()
+        self._answered = False
+        super()._adopt(made)
+
+    def _unpacker(self) -> Any:
+        return self._msgpack.Unpacker(
+            raw=False, unicode_errors="surrogateescape", max_buffer_size=4 * _LONGEST_ANSWER_BYTES
+        )
+
+    def _log_in(self, sock: socket.socket, shared_key: str, deadline: float) -> None:
+        answers = self._unpacker()
+        helo = self._read(sock, answers, deadline)
+        options = helo[1] if isinstance(helo, list) and len(helo) == 2 and helo[0] == "HELO" else None
+        if not isinstance(options, dict):
+            self._refuse("does not ask for a login, though shared_key is given")
+        nonce, salt, key = _raw(options.get("nonce", "")), os.urandom(16).hex(), shared_key.encode()
+        # By another name than the peer's, which refuses one like its own.
+        host = f"outfall@{socket.gethostname()}"
+        user = password = ""
+        if self._login is not None:
+            user = self._login[0]
+            password = _digest(_raw(options.get("auth", "")), user.encode(), self._login[1].encode())
+        ping = ["PING", host, salt, _digest(salt.encode(), host.encode(), nonce, key), user, password]
+        sock.settimeout(max(deadline - now(), 0.001))
+        sock.sendall(self._msgpack.packb(ping))
+        sock.settimeout(0)
+        pong = self._read(sock, answers, deadline)
+        if not isinstance(pong, list) or len(pong) != 5 or pong[0] != "PONG":
+            self._refuse("does not speak the Forward protocol")
+        if pong[1] is not True:
+            self._refuse(f"refuses the login: {_shown(pong[2])}")
+        expected = _digest(salt.encode(), _raw(pong[3]), nonce, key)
+        if not hmac.compare_digest(_raw(pong[4]), expected.encode()):
+            self._refuse("does not have the shared key")
+
+
+_json = OrjsonRenderer()
+
+
+def _msgpack() -> Any:
+    try:
+        return import_module("msgpack")
+    except ImportError:
+        raise MissingDependencyError(package="msgpack", extra="fluent") from None
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha512(b"".join(parts)).hexdigest()
+
+
+def _raw(value: object) -> bytes:
+    """Return the bytes of what the peer sent as text or as bytes."""
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+
+
+def _shown(reason: object) -> str:
+    """Return what a peer says as it may stand in a report."""
+    text = "".join(character if character.isprintable() else " " for character in str(reason))
+    return text[:200] or "it gives no reason"
+
+
+def _within(value: Any) -> Any:
+    """Return *value* with integers that msgpack has not as text, and text that UTF-8 has not, escaped."""
+    if isinstance(value, dict):
+        return {_within(key): _within(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_within(each) for each in value]
+    if isinstance(value, int) and not _LEAST_INTEGER <= value <= _MOST_INTEGER:
+        return str(value)
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
