@@ -282,12 +282,7 @@ def configure(
         level = os.environ.get("OUTFALL_LEVEL") or level  # type: ignore[assignment]
     for destination in destinations:
         _check_destination(destination)
-    number = parse_level(level, "level")
-    by_logger = {name: parse_level(each, f"levels[{name!r}]") for name, each in _checked_levels(levels).items()}
-    console_number = None if console_level is None else parse_level(console_level, "console_level")
-    if console not in ("auto", True, False):
-        msg = f"console={console!r} is none of 'auto', True, False"
-        raise ValueError(msg)
+    number, by_logger, console_number = checked_arguments(console, console_level, level, levels)
     chain = tuple(processors) if not callable(processors) else (processors,)
 
     def make_root(made: tuple[Sink, ...]) -> _Root:
@@ -314,6 +309,24 @@ def configure(
     if replaced is not None:
         replaced._end(REPLACE_SECONDS)
     return setup
+
+
+def checked_arguments(
+    console: Any = "auto", console_level: Any = None, level: Any = "info", levels: Any = None
+) -> tuple[float, dict[str, float], float | None]:
+    """Return the levels that arguments of `configure` stand for: its own, those by logger, the console's.
+
+    Raises:
+        TypeError: If one has the wrong type.
+        ValueError: If one has no meaning.
+    """
+    number = parse_level(level, "level")
+    by_logger = {name: parse_level(each, f"levels[{name!r}]") for name, each in _checked_levels(levels).items()}
+    console_number = None if console_level is None else parse_level(console_level, "console_level")
+    if console not in ("auto", True, False):
+        msg = f"console={console!r} is none of 'auto', True, False"
+        raise ValueError(msg)
+    return number, by_logger, console_number
 
 
 def get_logger(name: str | None = None, **context: Any) -> Any:

@@ -43,7 +43,7 @@ def add_command(
         epilog: What else stands at the end of its help.
         **more: For the parser.
     """
-    shown = "".join(f"\n  {line}" for line in example.strip().splitlines())
+    shown = "".join(f"\n  {line.strip()}" for line in example.strip().splitlines())
     more.setdefault("description", f"{about[:1].upper()}{about[1:]}.")
     return commands.add_parser(
         name,

@@ -16,7 +16,7 @@ from outfall.sinks.event.event import message_key
 from outfall.sinks.event.levels import level_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from outfall.sinks.core.item import Encoded
 
@@ -78,12 +78,13 @@ def pretty(item: Encoded) -> str:
     event = item.event
     message = message_key(event)
     fields = {key: value for key, value in event.items() if key not in {"timestamp", "level", message}}
-    told = " ".join(f"{key}={_short(value)}" for key, value in fields.items())
+    told = " ".join(f"{key}={short(value)}" for key, value in fields.items())
     level = level_name(item.level) if item.level < float("inf") else str(event.get("level"))
     return f"{moment(item.time)} {level:<8} {event.get(message, '')}{'  ' if told else ''}{told}"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a field's value as one word: text without blanks as it is, all else as JSON."""
     if isinstance(value, str) and value and " " not in value:
         return value
     try:
@@ -164,3 +165,28 @@ def line_ranges(numbers: list[int], most: int = 20) -> str:
     told += [f"{left:,} more"] if left else []
     text = ", ".join(told[:-1]) + (" and " if len(told) > 1 else "") + told[-1]
     return f"line {text}" if len(numbers) == 1 else f"lines {text}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write *rows* below their *head* to stdout: with rich on a terminal, else in columns that programs can read too.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    cells: list[Sequence[str]] = [[escaped(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+            from rich.table import Table
+            from rich.text import Text
+        except ImportError:
+            pass
+        else:
+            made = Table(*head, box=None, header_style="bold", pad_edge=False)
+            for row in cells:
+                made.add_row(*map(Text, row))
+            Console().print(made)
+            return
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    for row in (head, *cells):
+        say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

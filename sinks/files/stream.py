@@ -103,7 +103,7 @@ class StreamSink(ByteSink):
         if color and renderer is not None:
             msg = f"color={color!r} says how to render, and so does renderer=: leave one of the two out"
             raise ValueError(msg)
-        self._color = color
+        self._color: Literal["auto"] | bool = color
         super().__init__(
             renderer=renderer_for(stream, color) if color else renderer,
             encoding=encoding,

@@ -1,0 +1,292 @@
+"""Lines of files of events: the last ones, all of them, and those that come while a file rotates and is cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import io
+import os
+import stat
+import sys
+import zlib
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from outfall.sinks.errors import MissingDependencyError
+from outfall.sinks.event.event import timestamp_of
+from outfall.sinks.event.json import loads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_BLOCK = 1 << 16
+
+#: What a compressed file begins with.
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file.
+
+    Args:
+        data: Its bytes, without its end.
+        event: The JSON object that it is, or None.
+        time: The event's time in epoch seconds; None if it has none.
+    """
+
+    data: bytes
+    event: dict[str, Any] | None
+    time: float | None
+
+    @classmethod
+    def of(cls, data: bytes) -> Line:
+        """Return the line with this *data*."""
+        try:
+            event: Any = loads(data) if data.lstrip()[:1] == b"{" else None
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict):
+            return cls(data, None, None)
+        return cls(data, event, timestamp_of(event))
+
+
+def opened(name: str) -> IO[bytes]:
+    """Open a file of lines, plain or compressed by gzip or zstd; ``"-"`` is stdin.
+
+    Raises:
+        OSError: If it cannot be read.
+        MissingDependencyError: If it is compressed by zstd, and zstandard is not installed.
+    """
+    if name == "-":
+        return sys.stdin.buffer
+    file = open(name, "rb")  # noqa: SIM115 - the caller closes it
+    try:
+        begun = file.peek(4)[:4] if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+        if begun.startswith(_GZIP):
+            file.close()
+            return cast("IO[bytes]", gzip.open(name))
+        if begun == _ZSTD:
+            try:
+                import zstandard
+            except ImportError:
+                raise MissingDependencyError(package="zstandard", extra="zstd") from None
+            return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def lines_of(name: str, complain: Callable[[str], None]) -> Iterator[Line]:
+    """Give all lines of a file; of a compressed one that is cut off, those that can be read."""
+    with contextlib.ExitStack() as stack:
+        file = opened(name)
+        if name != "-":
+            stack.callback(file.close)
+        rest = b""
+        try:
+            while block := file.read(_BLOCK):
+                *whole, rest = (rest + block).split(b"\n")
+                yield from map(Line.of, whole)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            complain(f"{name!r} is cut off: {error}")
+        except Exception as error:
+            if type(error).__name__ != "ZstdError":
+                raise
+            complain(f"{name!r} is cut off: {error}")
+        if rest:
+            yield Line.of(rest)
+
+
+def last_lines(
+    name: str,
+    count: int,
+    wanted: Callable[[Line], bool],
+    complain: Callable[[str], None],
+    end: int | None = None,
+) -> list[Line]:
+    """Return the last *count* lines of a file that are *wanted*, reading a plain one from its end.
+
+    Args:
+        name: The file.
+        count: How many.
+        wanted: Whether a line is.
+        complain: Is told if a compressed file is cut off.
+        end: Where a plain file counts as ended, and half a line before that is left out. Default None: at its end.
+    """
+    found: list[Line] = []
+    if not count:
+        return found
+    if name != "-":
+        with opened(name) as file:
+            if isinstance(file, io.BufferedReader) and file.seekable():
+                for line in map(Line.of, _backwards(file, end)):
+                    if wanted(line):
+                        found.append(line)
+                        if len(found) == count:
+                            break
+                return found[::-1]
+    for line in lines_of(name, complain):
+        if wanted(line):
+            found.append(line)
+            if len(found) > 2 * count:
+                del found[:-count]
+    return found[-count:]
+
+
+def _backwards(file: IO[bytes], end: int | None) -> Iterator[bytes]:
+    """Give the lines of *file*, the last one first; those before *end*, and no half one there."""
+    at = file.seek(0, os.SEEK_END) if end is None else end
+    pieces: list[bytes] = []
+    last = True
+    while at:
+        step = min(_BLOCK, at)
+        at -= step
+        file.seek(at)
+        block = file.read(step)
+        first, *rest = block.split(b"\n")
+        if rest:
+            pieces.append(rest.pop())
+            line = b"".join(reversed(pieces))
+            if not last or (line and end is None):
+                yield line
+            last = False
+            yield from reversed(rest)
+            pieces = []
+        pieces.append(first)
+    line = b"".join(reversed(pieces))
+    if line and not (last and end is not None):
+        yield line
+
+
+class Followed:
+    """A file that is read on as it grows, is moved away, or is cut off.
+
+    What another program writes half of a line of is waited for. When the name leads to another file, the rest of the
+    old one comes first, then what was moved away in between, then the new one.
+
+    Args:
+        name: Its path. It need not exist.
+        at_end: Whether to begin behind what is there; else at its beginning.
+    """
+
+    def __init__(self, name: str, *, at_end: bool) -> None:
+        self.name = name
+        self._file: IO[bytes] | None = None
+        self._rest = b""
+        self._position = 0
+        #: The bytes before the position: others stand there once the file was cut off and written again.
+        self._before = b""
+        self._known = {_identity(status) for _, status in self._siblings()}
+        self._open()
+        if self._file is not None and at_end:
+            self._file.seek(0, os.SEEK_END)
+            self._position = self._file.tell()
+            self._before = self._bytes_before()
+            self._skip_half()
+
+    def _open(self) -> None:
+        try:
+            self._file = open(self.name, "rb")  # noqa: SIM115 - closed by close()
+        except OSError:
+            self._file = None
+        self._position, self._before, self._rest = 0, b"", b""
+
+    def _skip_half(self) -> None:
+        """Take the half of a line that the file ends with, so that it is given once it is whole."""
+        assert self._file is not None  # noqa: S101 - for type checkers
+        start = self._position
+        while start:
+            step = min(_BLOCK, start)
+            self._file.seek(start - step)
+            block = self._file.read(step)
+            cut = block.rfind(b"\n")
+            if cut >= 0:
+                self._rest = block[cut + 1 :] + self._rest
+                break
+            self._rest = block + self._rest
+            start -= step
+        self._file.seek(self._position)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it cannot be read."""
+        return self._file is None
+
+    @property
+    def position(self) -> int:
+        """How many bytes of it have been read or passed."""
+        return self._position
+
+    def read(self) -> Iterator[Line]:
+        """Give the whole lines that have come since the last call."""
+        if self._file is None:
+            self._open()
+            if self._file is None:
+                return
+        if self._was_cut_off():
+            self._position, self._rest, self._before = 0, b"", b""
+        yield from self._new_lines(self._file)
+        try:
+            status = os.stat(self.name)
+        except OSError:
+            return
+        old = os.fstat(self._file.fileno())
+        if _identity(status) == _identity(old):
+            return
+        # What was written between the read and the rollover.
+        yield from self._new_lines(self._file)
+        if self._rest:
+            yield Line.of(self._rest)
+        self._file.close()
+        self._known.add(_identity(old))
+        for path, between in sorted(self._siblings(), key=lambda each: each[1].st_mtime_ns):
+            if _identity(between) not in self._known and _identity(between) != _identity(status):
+                self._known.add(_identity(between))
+                yield from lines_of(path, lambda _: None)
+        self._open()
+        if self._file is not None:
+            yield from self._new_lines(self._file)
+
+    def _new_lines(self, file: IO[bytes]) -> Iterator[Line]:
+        file.seek(self._position)
+        while block := file.read(_BLOCK):
+            self._position += len(block)
+            *whole, self._rest = (self._rest + block).split(b"\n")
+            yield from map(Line.of, whole)
+        self._before = self._bytes_before()
+
+    def _bytes_before(self) -> bytes:
+        if self._file is None:
+            return b""
+        start = max(0, self._position - 64)
+        self._file.seek(start)
+        return self._file.read(self._position - start)
+
+    def _was_cut_off(self) -> bool:
+        file = self._file
+        if file is None:
+            return False
+        return os.fstat(file.fileno()).st_size < self._position or self._bytes_before() != self._before
+
+    def _siblings(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Give the files that stand beside this one, as a rollover names them; compressed ones are not read."""
+        for path in glob.glob(f"{glob.escape(self.name)}.*"):
+            if not path.endswith((".gz", ".zst", ".lock")):
+                try:
+                    status = os.stat(path)
+                except OSError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -1,0 +1,127 @@
+"""``outfall sinks``: which URLs there are, what is installed, and what an extra would add."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from outfall.adapters.commandline.arguments import DONE, add_command, unusable
+from outfall.adapters.commandline.terminal import say, say_json, table
+from outfall.adapters.urls import options_of, schemes
+from outfall.adapters.urls.kinds import SCHEMES
+from outfall.sinks.core.arguments import nearest
+from outfall.sinks.event.json import OrjsonRenderer
+
+if TYPE_CHECKING:
+    import argparse
+
+    from outfall.adapters.commandline.arguments import Commands
+
+#: The extras that bring no scheme: the module that each installs, and what for.
+_EXTRAS = {
+    "cli": ("rich", "progress and tables of this command in colour"),
+    "otel": ("opentelemetry.proto", "encoding=protobuf for otlp+http: and otlp+https:"),
+    "toml": ("tomllib" if sys.version_info >= (3, 11) else "tomli", "configure_from() and outfall check"),
+    "windows": ("win32evtlog", "NTEventLogSink, on Windows"),
+    "zstd": ("zstandard", "compression=zstd, and outfall tail of .zst files"),
+}
+
+
+def add(commands: Commands) -> None:
+    """Add ``sinks`` to the *commands*."""
+    parser = add_command(
+        commands,
+        "sinks",
+        about="list the sinks that a URL can name, and what an extra would add",
+        description=(
+            "List the schemes of URLs, those of installed plug-ins too, and the extras. With a SCHEME: its options, "
+            "each with what it takes."
+        ),
+        example="""
+            outfall sinks
+            outfall sinks loki+https
+        """,
+    )
+    parser.add_argument("scheme", nargs="?", metavar="SCHEME", help="show the options of its URLs")
+    parser.add_argument("--json", action="store_true", help="write one JSON object instead of text")
+    parser.set_defaults(run=_sinks)
+
+
+def _sinks(options: argparse.Namespace) -> int:
+    if options.scheme is not None:
+        return _options(options.scheme.rstrip(":/").lower(), as_json=options.json)
+    found: list[dict[str, Any]] = [
+        {
+            "scheme": name,
+            "url": SCHEMES[name].example if name in SCHEMES else f"{name}:",
+            "about": about,
+            "sinks": list(SCHEMES[name].sinks) if name in SCHEMES else [],
+            "extra": SCHEMES[name].extra if name in SCHEMES else None,
+            "installed": name not in SCHEMES or _is_installed(SCHEMES[name].client),
+        }
+        for name, about in schemes().items()
+    ]
+    extras = [
+        {"extra": name, "about": about, "installed": _is_installed(module)}
+        for name, (module, about) in sorted(_all_extras().items())
+    ]
+    if options.json:
+        say_json(OrjsonRenderer().render({"schemes": found, "extras": extras}))
+        return DONE
+    table(
+        ("URL", "SINK", "WHAT"),
+        [
+            (
+                f"{each['url']}",
+                " ".join(each["sinks"]),
+                f"{each['about']}" if each["installed"] else f"{each['about']} (needs the extra {each['extra']})",
+            )
+            for each in found
+        ],
+    )
+    say("")
+    table(
+        ("EXTRA", "STATE", "WHAT FOR"),
+        [
+            (
+                f"{each['extra']}",
+                "installed" if each["installed"] else f"pip install 'outfall[{each['extra']}]'",
+                f"{each['about']}",
+            )
+            for each in extras
+        ],
+    )
+    return DONE
+
+
+def _options(scheme: str, *, as_json: bool) -> int:
+    if scheme not in SCHEMES:
+        if scheme in schemes():
+            unusable(f"the options of {scheme!r} are its plug-in's business: {schemes()[scheme]}")
+        near = nearest(scheme, schemes())
+        unusable(f"the scheme {scheme!r} is not known" + (f": did you mean {near!r}?" if near else ""))
+    if as_json:
+        say_json(OrjsonRenderer().render({"scheme": scheme, "options": options_of(scheme)}))
+    else:
+        say(f"{SCHEMES[scheme].example}: {SCHEMES[scheme].about}")
+        say("")
+        table(("OPTION", "TAKES"), sorted(options_of(scheme).items()))
+    return DONE
+
+
+def _all_extras() -> dict[str, tuple[str | None, str]]:
+    made: dict[str, tuple[str | None, str]] = dict(_EXTRAS)
+    for kind in SCHEMES.values():
+        if kind.extra is not None and kind.extra not in made:
+            made[kind.extra] = (kind.client, ", ".join(kind.sinks))
+    return made
+
+
+def _is_installed(module: str | None) -> bool:
+    if module is None:
+        return True
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # of a module within a package that is not there
+        return False
