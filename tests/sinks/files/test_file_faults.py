@@ -322,6 +322,7 @@ def test_a_file_one_may_write_but_not_read_is_appended_to(open_path):
         assert _account(sink) == (3, 2, {"error": 1}, 0)
 
     _as_nobody(child)
+    path.chmod(0o600)
     assert path.read_text() == '{"n":0}\n{"n":1}\n{"n"\n{"n":3}\n'
 
 
