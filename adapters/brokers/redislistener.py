@@ -53,7 +53,7 @@ class RedisListener(BrokerListener):
         *sinks: Where the events go. They are not owned: close them after the listener.
         kind: ``"stream"`` (default) or ``"list"``, whose left end is read.
         group: The group of consumers of a stream. It is made if there is none, and begins with the oldest event that
-            the stream has. Groups are independent of one another. A list has none.
+            the stream has. Default ``"outfall"``. Groups are independent of one another. A list has none.
         claim_after: Seconds, a timedelta or text such as ``"5m"``, without a sign of life from a listener after which
             others take over what it had. One that lives gives three in that span, however slow its sinks are. Default
             60.
