@@ -33,6 +33,7 @@ extensions = [
     "figures",
     "guarantees",
     "public_names",
+    "url_schemes",
 ]
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True

@@ -102,10 +102,14 @@ def _pair(_name: str, text: str, _annotation: str) -> Any:
     return tuple(text.split(",", 1)) if "," in text else _NOT_THIS
 
 
-def _sink(_name: str, text: str, _annotation: str) -> Sink:
+def _sink(name: str, text: str, _annotation: str) -> Sink:
     from outfall.adapters.urls.registry import open_sink
 
-    return open_sink(text)
+    try:
+        return open_sink(text)
+    except ValueError as error:
+        msg = f"{name}: {error}"
+        raise ValueError(msg) from None
 
 
 #: By what stands in an annotation, in this order.

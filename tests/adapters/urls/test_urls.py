@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import socket
@@ -11,6 +12,8 @@ import pytest
 
 import outfall
 from outfall.adapters.urls import is_url, open_sink, options_of, schemes
+from outfall.adapters.urls.kinds import SCHEMES
+from outfall.adapters.urls.values import converted
 from tests.sinks._http import Server
 
 
@@ -283,3 +286,145 @@ def test_every_parameter_that_a_url_can_hold_is_accepted_by_name():
     for scheme in schemes():
         names = options_of(scheme)
         assert {"level", "name"} <= names.keys(), scheme
+
+
+#: Sinks that no URL names: they go around others, are bases or for tests, or need an object.
+NO_SCHEME = {
+    "BackgroundSink",
+    "BaseRotatingFileSink",
+    "BufferingSink",
+    "ByteSink",
+    "CaptureSink",
+    "FallbackSink",
+    "FanoutSink",
+    "HandlerSink",
+    "MemorySink",
+    "NTEventLogSink",
+    "QueueSink",
+    "Sink",
+    "SpoolSink",
+    "WatchedFileSink",
+}
+
+
+def test_each_sink_has_a_scheme_or_is_known_to_have_none():
+    """A new sink gets an entry in the table."""
+    public = {name for name in outfall.__all__ if isinstance(getattr(outfall, name), type)}
+    sinks = {name for name in public if issubclass(getattr(outfall, name), outfall.Sink)}
+    named = {name for kind in SCHEMES.values() for name in kind.sinks}
+    assert sinks - named == NO_SCHEME
+    assert named <= set(outfall.__all__)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_options_of_a_scheme_are_the_parameters_of_its_sinks(scheme):
+    """But for those that the URL itself gives; each value has a kind, or says that it cannot stand there."""
+    kind = SCHEMES[scheme]
+    signatures = [
+        target.parameters() if isinstance(target, type) else inspect.signature(target).parameters
+        for target in kind.targets()
+    ]
+    names = {name for each in signatures for name, it in each.items() if it.kind is not it.VAR_KEYWORD}
+    offered = options_of(scheme)
+    assert names - kind.fixed - {"sinks"} <= offered.keys()
+    assert kind.fixed - {"endpoint", "url", "spool"} <= names
+    assert not kind.fixed & offered.keys()
+    for parameter, _ in kind.choices.values():
+        assert parameter in names
+    told = {}
+    for name, annotation in offered.items():
+        try:
+            converted(name, "5", annotation)
+        except ValueError as error:
+            told[name] = str(error)
+    assert all(name in message for name, message in told.items())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_example_of_a_scheme_makes_a_sink(scheme, tmp_path, monkeypatch, opened):
+    """With what it needs, and all that is needed; nothing is connected to yet."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SPLUNK_TOKEN", "DD_API_KEY"):
+        monkeypatch.setenv(name, "tok")
+    example = SCHEMES[scheme].example.replace(":port", ":9").replace("unix:/path", "unix:path")
+    sink = opened(
+        re.sub(r"(?<=//)host(?=[:/?]|$)", "127.0.0.1", example),
+        **({"allow_insecure": True} if "+http" in scheme and "token_env" in example else {}),
+    )
+    assert isinstance(sink, outfall.Sink)
+    assert scheme.partition("+")[0] in schemes() or scheme in schemes()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("tcp://127.0.0.1:9/path", "nothing may stand behind the host and port"),
+        ("tcp://ann:sesame@127.0.0.1:9", "it has no user and password"),
+        ("tcp://127.0.0.1:9?token_env=TOKEN", "it has no token"),
+        ("tcp://127.0.0.1:9?framing=xml", "framing='xml' is none of lines, frames"),
+        ("tcp://127.0.0.1:9?codec=JSONLines", "codec: such a value cannot stand in a URL"),
+        ("file:a?token_env=TOKEN", "it has no token"),
+        ("file:a?spool.max_bytes=5", "no option 'spool.max_bytes'"),
+        ("syslog://127.0.0.1/dev/log", "nothing may stand behind"),
+        ("http://127.0.0.1:9?url=http://elsewhere", "no option 'url'"),
+        ("http://127.0.0.1:9?query.a", "'query.a' has no value"),
+        ("loki+http://127.0.0.1:9?max_bytes=1MB", "unless spool="),
+        ("loki+http://127.0.0.1:9?__class__=x", "no option '__class__'"),
+        ("file:a?self=x", "no option 'self'"),
+        ("file:a?%66ilename=/etc/passwd", "no option 'filename'"),
+        ("file:a?level=info&%6Cevel=error", "'level' is given twice"),
+        ("stderr:?stream=x", "no option 'stream'"),
+        ("http://127.0.0.1:9?body=json&body.x=1", "no option 'body.x'"),
+    ],
+)
+def test_a_hostile_url_gets_nothing_through(url, message, monkeypatch):
+    """Neither an argument that the URL itself gives, by any spelling, nor one that nobody reads."""
+    monkeypatch.setenv("TOKEN", "sesame")
+    with pytest.raises(ValueError, match=r".") as caught:
+        open_sink(url)
+    assert message in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+def test_sockets_speak_lines_unless_frames_are_asked_for(opened):
+    """As Logstash, Vector and others read them; a codec given in Python counts alone."""
+    assert isinstance(opened("tcp://127.0.0.1:9?background=false").codec, outfall.JSONLines)
+    assert isinstance(opened("udp://127.0.0.1:9?background=false&framing=frames").codec, outfall.JSONFrames)
+    codec = outfall.SignedFrames(b"k" * 32)
+    assert opened("tcp://127.0.0.1:9", background=False, codec=codec).codec is codec
+    with pytest.raises(ValueError, match="framing= stands for codec="):
+        open_sink("tcp://127.0.0.1:9?framing=lines", codec=codec)
+
+
+def test_what_a_collector_gets_in_python_holds_without_a_background(opened):
+    """Its processors, its policy, its level."""
+    failures = []
+    sink = opened(
+        "loki+http://127.0.0.1:9?background=false&level=error",
+        processors=[lambda _logger, _name, event: event],
+        on_error=failures.append,
+    )
+    assert (len(sink.processors), sink.level, sink.has_owner) == (1, 40, False)
+    sink.handle({"event": "x", "level": "error"})
+    assert len(failures) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ann:sesame@127.0.0.1:9/hooks/sesame?query.key=sesame&headers.X-Key=sesame",
+        "loki+http://ann:sesame@127.0.0.1:9?token_env=TOKEN&labels.app=shop",
+        "smtp://ann:sesame@127.0.0.1:9?fromaddr=a@example.org&toaddrs=b@example.org&subject=x",
+    ],
+)
+def test_no_secret_is_in_a_repr_or_a_report(url, monkeypatch, opened):
+    """Neither the user's, nor the token, nor the path of a webhook."""
+    monkeypatch.setenv("TOKEN", "sesame")
+    if "token_env" in url:
+        url = url.replace("ann:sesame@", "")
+    failures = []
+    sink = opened(f"{url}&background=false", on_error=failures.append)
+    sink.handle({"event": "x"})
+    assert failures
+    for text in (repr(sink), repr(failures), str(failures[0].error), repr(sink.stats())):
+        assert "sesame" not in text
