@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from outfall.sinks.delivery.delivery import RetryPolicy
     from outfall.sinks.event.fields import Fields, Projection
     from outfall.sinks.event.levels import Level
+    from outfall.sinks.event.units import Span
     from outfall.sinks.http.bodies import BodyFormat
 
 
@@ -30,8 +31,8 @@ class SinkOptions(TypedDict, total=False):
     """Options that every factory of a collector's sink passes on.
 
     To `HTTPSink`: ``fields``, ``headers``, ``auth``, ``timeout``, ``verify``, ``cert``, ``ssl_context``, ``proxies``,
-    ``compression``, ``max_body_bytes``, ``session``, ``allow_insecure``, ``naive_timestamps``. All others to the sink
-    around it: `BackgroundSink`, or `SpoolSink` with ``spool``.
+    ``compression``, ``max_body_bytes``, ``session``, ``allow_insecure``, ``naive_timestamps``,
+    ``max_connection_age``. All others to the sink around it: `BackgroundSink`, or `SpoolSink` with ``spool``.
     """
 
     fields: Fields | Projection | None
@@ -47,6 +48,7 @@ class SinkOptions(TypedDict, total=False):
     session: requests.Session | None
     allow_insecure: bool
     naive_timestamps: Literal["utc", "local"]
+    max_connection_age: Span | None
     level: Level
     processors: Iterable[Callable[[Any, str, Any], Any]]
     on_error: OnError

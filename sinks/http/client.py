@@ -8,6 +8,7 @@ import socket
 import ssl
 import sys
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -48,6 +49,7 @@ class Transport:
         cert: A path, a pair of paths, or None.
         proxies: By scheme, or None for those of the environment.
         socket_path: The path of a Unix socket to connect to instead of the URL's host, or None.
+        max_connection_age: Seconds for which a connection may be used, or None.
     """
 
     def __init__(
@@ -60,8 +62,12 @@ class Transport:
         cert: Any,
         proxies: Mapping[str, str] | None,
         socket_path: str | None = None,
+        max_connection_age: float | None = None,
     ) -> None:
         self._peer = peer
+        self._max_connection_age = max_connection_age
+        #: When the connection there is was made, by the monotonic clock.
+        self._connected_at = 0.0
         self._adapter = Adapter(context, socket_path) if session is None else None
         self._session = session if session is not None else requests.Session()
         if self._adapter is not None:
@@ -111,6 +117,9 @@ class Transport:
         if _CRASHES and sys.is_finalizing():
             msg = f"{self._peer} is not asked any more: Python 3.13.0 crashes in requests when the interpreter ends"
             raise TemporaryDeliveryError(msg)
+        age = self._max_connection_age
+        if self._used and age is not None and self._adapter is not None and monotonic() - self._connected_at >= age:
+            self._adapter.disconnect()
         exchange = Exchange(*timeout)
         while True:
             stale = self._used and not exchange.fresh
@@ -122,6 +131,8 @@ class Transport:
                 _forget_frames(error)
             else:
                 self._used = True
+                if exchange.fresh:
+                    self._connected_at = monotonic()
                 if exchange.cut and self._adapter is not None:
                     self._adapter.disconnect()
                 return reply

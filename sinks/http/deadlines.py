@@ -32,6 +32,8 @@ import urllib3.response
 import urllib3.util.connection
 import urllib3.util.wait
 
+from outfall.sinks.network.peer import keep_alive
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -213,6 +215,7 @@ class _Paced(urllib3.connection.HTTPConnection):
             try:
                 for option in self.socket_options or ():
                     made.setsockopt(*option)
+                keep_alive(made)
                 share = (deadline - monotonic()) / (len(addresses) - index)
                 made.settimeout(max(share, _LEAST_SECONDS))
                 made.connect(address)

@@ -12,6 +12,7 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit, urlunsplit
 
 from outfall.sinks.core.arguments import checked_seconds, is_loopback
 from outfall.sinks.core.credentials import asked, is_sendable
+from outfall.sinks.network.peer import checked_age
 
 if TYPE_CHECKING:
     import ssl
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import requests
 
+    from outfall.sinks.event.units import Span
     from outfall.sinks.http.client import Transport
 
 #: Parts of the names of headers whose values are secret.
@@ -50,6 +52,7 @@ class Endpoint:
         proxies: Mapping[str, str] | None,
         session: requests.Session | None,
         allow_insecure: bool,
+        max_connection_age: Span | None = None,
     ) -> None:
         self.headers: dict[str, str] = {**format_headers, **_checked_headers(headers)}
         self.allow_insecure: bool = bool(allow_insecure)
@@ -62,6 +65,10 @@ class Endpoint:
         self._context = _checked_context(ssl_context, self._verify, self._cert, session)
         self._proxies = _checked_proxies(proxies)
         self._auth = _checked_auth(auth)
+        self._max_connection_age = checked_age(max_connection_age)
+        if max_connection_age is not None and session is not None:
+            msg = "max_connection_age: a session of yours has connections of its own"
+            raise ValueError(msg)
         #: The path of the Unix socket that is connected to, or None.
         self._socket_path: str | None = None
         self._url, self.peer, from_url = _taken_apart(url)
@@ -178,6 +185,7 @@ class Endpoint:
             cert=self._cert,
             proxies=self._proxies,
             socket_path=self._socket_path,
+            max_connection_age=self._max_connection_age,
         )
 
     def _check_credentials(self) -> None:

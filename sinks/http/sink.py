@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.event.fields import Fields
+    from outfall.sinks.event.units import Span
     from outfall.sinks.http.client import Reply, Transport
 
 __all__ = ["NDJSON", "BodyFormat", "FormURLEncoded", "HTTPSink", "JSONArray", "JSONObject"]
@@ -97,6 +98,9 @@ class HTTPSink(Sink):
         allow_insecure: True to send credentials over plain ``http://`` to a host that is not this one. Default False.
         naive_timestamps: What an event's ``timestamp`` of text without a zone is: ``"utc"`` (default), as structlog's
             ``TimeStamper`` writes it unless it is asked for local time, or ``"local"``, which is sent with the zone.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the next request is sent over a
+            new connection, so that a changed address of the name, or a new backend of a balancer, is found. Default
+            None: a connection is used as long as it works.
         clock: What tells the time, in seconds since the epoch, for dates in ``Retry-After``. Default `time.time`.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
         processors: Processors of structlog, applied in order to a copy of each event. Default none.
@@ -157,6 +161,7 @@ class HTTPSink(Sink):
         session: requests.Session | None = None,
         allow_insecure: bool = False,
         naive_timestamps: NaiveTimestamps = "utc",
+        max_connection_age: Span | None = None,
         clock: Callable[[], float] = time.time,
         level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
@@ -191,6 +196,7 @@ class HTTPSink(Sink):
             proxies=proxies,
             session=session,
             allow_insecure=allow_insecure,
+            max_connection_age=max_connection_age,
         )
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 

@@ -18,11 +18,11 @@ import requests
 import trustme
 
 from outfall import NDJSON, HTTPSink, PausedDeliveryError, TemporaryDeliveryError
-from outfall.sinks.http import deadlines
+from outfall.sinks.http import client, deadlines
 from outfall.sinks.testing import assert_balanced
 from tests.sinks._http import Answer, Proxy, Server, server_context
 from tests.sinks._processes import in_fork, until
-from tests.sinks._wire import free_port, has_ipv6
+from tests.sinks._wire import Clock, free_port, has_ipv6
 
 PASSWORD = "correct-horse-battery"
 
@@ -287,6 +287,55 @@ def test_a_connection_that_was_closed_meanwhile_is_made_anew(server):
             until(lambda: not server._open)
         assert sink.stats().delivered == 3
     assert [request.connection for request in server.requests] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_connection_that_is_old_enough_is_made_anew(encrypted, certificate, authority_file, monkeypatch):
+    """A changed address is found while the old one still answers; no event is sent twice or counts as retried."""
+    clock, names = Clock(), []
+    monkeypatch.setattr(client, "monotonic", clock)
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest: names.append(host) or real(host, *rest))
+    context = server_context(certificate) if encrypted else None
+    with Server(context=context) as server:
+        verify = str(authority_file) if encrypted else True
+        with sink_for(server, verify=verify, max_connection_age="1m") as sink:
+            for seconds in (0, 59, 1, 59, 1, 1):
+                clock.now += seconds
+                sink.handle({"event": "hello"})
+            assert (sink.stats().delivered, sink.stats().retried) == (6, 0)
+        assert [request.connection for request in server.requests] == [1, 1, 2, 2, 3, 3]
+        assert len(names) == 3
+
+
+def test_without_a_limit_a_connection_lasts(server, monkeypatch):
+    """However old it is."""
+    clock = Clock()
+    monkeypatch.setattr(client, "monotonic", clock)
+    with sink_for(server) as sink:
+        for _ in range(3):
+            sink.handle({"event": "hello"})
+            clock.now += 1e9
+    assert {request.connection for request in server.requests} == {1}
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_connection_age": 0}, {"max_connection_age": 60, "session": requests.Session()}]
+)
+def test_an_age_is_for_connections_of_the_sinks_own(options):
+    """A session of the user's has its own pool; and nothing can be sent in no time."""
+    with pytest.raises(ValueError, match="max_connection_age"):
+        HTTPSink("http://127.0.0.1:9", **options)
+
+
+def test_a_path_that_dies_is_noticed_by_the_system(server):
+    """While a connection is idle, within a minute."""
+    with sink_for(server) as sink:
+        sink.handle({"event": "hello"})
+        (connection,) = sink._transport._adapter.state.connections
+        assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            assert 0 < connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
 
 
 @pytest.mark.parametrize("fault", [Answer(reset=True), Answer(send_only=0)], ids=["reset", "end"])
