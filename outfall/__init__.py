@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         SinkError,
         TemporaryDeliveryError,
     )
+    from outfall.sinks.event.chained import ChainedRenderer
     from outfall.sinks.event.event import NaiveTimestamps
     from outfall.sinks.event.fields import Constant, Projection
     from outfall.sinks.event.json import OrjsonRenderer
@@ -102,6 +103,7 @@ else:
         "BufferingSink": "sinks.delivery.memory",
         "ByteSink": "sinks.core.bytesink",
         "CaptureSink": "sinks.delivery.memory",
+        "ChainedRenderer": "sinks.event.chained",
         "Codec": "sinks.network.frames",
         "Constant": "sinks.event.fields",
         "DatadogLogs": "adapters.collectors",
@@ -217,6 +219,7 @@ __all__ = [
     "BufferingSink",
     "ByteSink",
     "CaptureSink",
+    "ChainedRenderer",
     "Codec",
     "Constant",
     "DatadogLogs",

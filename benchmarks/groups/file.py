@@ -10,7 +10,7 @@ from orjson import dumps
 from benchmarks.events import drive
 from benchmarks.groups import floors
 from benchmarks.harness import Group, Row, nothing_written
-from outfall import FileSink, Throttle
+from outfall import ChainedRenderer, FileSink, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +56,12 @@ def _storm(directory: Path) -> Iterator[Run]:
     assert path.read_bytes().count(b"\n") == 2  # the first event, and how many others there were
 
 
+@contextmanager
+def _sealed(directory: Path) -> Iterator[Run]:
+    with FileSink(directory / "events.jsonl", renderer=ChainedRenderer(b"k" * 32), on_error="raise") as sink:
+        yield drive(sink.handle)
+
+
 GROUP = Group(
     "file",
     "event dicts to FileSink.handle",
@@ -73,6 +79,7 @@ GROUP = Group(
             proof=nothing_written,
         ),
         Row("FileSink, a renderer", _sink(renderer=_rendered), floor=floors.WRITTEN.name, budget=1.6),
+        Row("FileSink, a ChainedRenderer", _sealed, floor=floors.WRITTEN.name),
         floors.BUFFERED,
         Row(
             "FileSink, buffer_bytes=64 KiB",

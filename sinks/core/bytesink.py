@@ -112,8 +112,20 @@ class ByteSink(Sink):
 
     @renderer.setter
     def renderer(self, renderer: Callable[[Any, str, Any], str | bytes]) -> None:
-        self._renderer = checked_function(renderer, "renderer", "a renderer of structlog")
+        checked_function(renderer, "renderer", "a renderer of structlog")
+        self._take_sealer(renderer if callable(getattr(renderer, "seal", None)) else None)
+        self._renderer = renderer
         self._changed()
+
+    def _take_sealer(self, renderer: Any) -> None:
+        """Have *renderer* seal each line right before it is written; None: nothing does.
+
+        Raises:
+            ValueError: If this sink cannot do that.
+        """
+        if renderer is not None:
+            msg = f"renderer={renderer!r} numbers the lines of a file: {type(self).__name__} is none; write FileSink"
+            raise ValueError(msg)
 
     def render(self, event: dict[str, Any]) -> bytes:
         """Return the bytes to write for *event*, terminator included."""

@@ -27,9 +27,11 @@ from outfall.sinks.core.item import BatchResult, Ends, data_of
 from outfall.sinks.core.lock import HAND_TAKEN, HAS_GLOBAL_LOCK, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkClosedError, SinkError
+from outfall.sinks.event.chained import ChainedRenderer
 from outfall.sinks.event.event import TextEvent, as_event
 from outfall.sinks.event.json import OrjsonRenderer, plain_line
 from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_of, parse_level
+from outfall.sinks.files.sealing import last_sealed_line, write_sealed, write_sealed_line
 from outfall.sinks.files.sharing import OpenFile, place_of
 from outfall.sinks.files.shortcut import Begun, BegunError, line_by_chain, line_by_screen, line_for_buffer
 
@@ -300,7 +302,7 @@ class FileSink(ByteSink):
             and (HAS_GLOBAL_LOCK or not (self._level or self._processors))
         )
         #: Whether a plain event is rendered as `plain_line` does it, but for the terminator.
-        self._renders_plain = type(renderer) is OrjsonRenderer and renderer.is_plain
+        self._renders_plain = isinstance(renderer, (OrjsonRenderer, ChainedRenderer)) and renderer.is_plain
         plain = self._renders_plain and self._terminator == "\n"
         processors = self._processors
         #: What the first processor decides by, if it only looks at events: see `outfall.sinks.shaping`.
@@ -318,6 +320,9 @@ class FileSink(ByteSink):
         self._make_line: Callable[[Any, Any], bytes | None] | None = None
         #: What writes the line where one write is not enough; it returns False if the pipeline has to.
         self._write_line: Callable[[Any, bytes], bool] | None = self._line_writer()
+        if self._sealer is not None:
+            usual = usual and self._write_line is None
+            self._write_line = write_sealed_line
         if usual and self._buffer_limit:
             if plain and HAS_GLOBAL_LOCK:
                 self._append, self._make_line = append_to_buffer, line_for_buffer
@@ -443,7 +448,34 @@ class FileSink(ByteSink):
 
     def write(self, data: bytes) -> None:
         """Write *data*, one rendered event, whole or not at all."""
-        self._write_whole(data, (len(data),))
+        self._write_lines(data, (len(data),))
+
+    def _write_lines(self, data: bytes, ends: Sequence[int]) -> None:
+        """Write *data*, in which events end at *ends*, sealed if the renderer does that; see `_write_whole`."""
+        if self._sealer is None:
+            self._write_whole(data, ends)
+        else:
+            write_sealed(self, data, ends)
+
+    #: The renderer, if it seals each line, and True while it does.
+    _sealer: Any = None
+    _sealing = False
+
+    def _take_sealer(self, renderer: Any) -> None:
+        if renderer is not None:
+            if self.terminator != "\n":
+                msg = f"terminator={self.terminator!r}: the lines of a chain end in '\\n'"
+                raise ValueError(msg)
+            renderer.claim(self)
+        self._sealer = renderer
+
+    def _last_line(self) -> bytes | None:
+        """Return the last line that is sealed, of this file or the one before it."""
+        return last_sealed_line(self.base_filename, self._names_of_earlier())
+
+    def _names_of_earlier(self) -> list[str]:
+        """Return the paths of the files that were written before this one, the newest first."""
+        return []
 
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
@@ -455,7 +487,7 @@ class FileSink(ByteSink):
                 self._flush()
                 ends = Ends(data_of(batch), self._item_end)
                 try:
-                    self._write_whole(self._joined(batch), ends)
+                    self._write_lines(self._joined(batch), ends)
                 except OSError as error:
                     taken = self._kept
                     if isinstance(error, _NotInTimeError) and self._torn:
@@ -475,14 +507,14 @@ class FileSink(ByteSink):
         self._kept = 0
         if monotonic() >= self._verify_at:
             self._verify()
-        self._mid_line = self._may_block
+        self._mid_line = self._may_block or self._sealing
         try:
             self._write_or_reopen(data, ends)
         except BaseException:
             self._shared_file.size = None
             raise
         finally:
-            self._mid_line = False
+            self._mid_line = self._sealing
 
     def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
         file = self._shared_file
@@ -503,7 +535,7 @@ class FileSink(ByteSink):
                 self._verify()
                 self._forget_descriptor()
             prefix = self._take_descriptor()
-            self._mid_line = self._may_block
+            self._mid_line = self._may_block or self._sealing
             try:
                 self._finish(prefix + data, 0, [len(prefix) + end for end in ends])
                 self._shared_file.size = None
@@ -598,7 +630,7 @@ class FileSink(ByteSink):
             self._buffered = 0
             count = self._in_flight = len(chunk)
             if chunk:
-                self._write_whole(b"".join(chunk), tuple(accumulate(map(len, chunk))))
+                self._write_lines(b"".join(chunk), tuple(accumulate(map(len, chunk))))
         except _NotInTimeError:
             self._ledger.delivered += self._kept
             self._put_back(chunk[self._kept :])
@@ -759,6 +791,8 @@ class FileSink(ByteSink):
             kind = os.fstat(descriptor).st_mode
             regular = stat.S_ISREG(kind)
             # A pipe stays as it was opened, not blocking, so that flush and close can keep their time.
+            if self._sealer is not None and not regular:
+                raise OSError(errno.EINVAL, "a chain is written to regular files alone", self.base_filename)
             may_block = bool(_NONBLOCK) and (stat.S_ISFIFO(kind) or os.isatty(descriptor))
             prefix = self._missing_start(descriptor) if regular else b""
         except BaseException:
@@ -880,6 +914,8 @@ class FileSink(ByteSink):
         # Whoever opens first truncates; in a child that would be what the parent has written since.
         self._opened_before = True
         self._empty_buffer()
+        if self._sealer is not None:
+            self._sealer.state = None  # the parent goes on by itself
         super().after_fork()
 
     def __del__(self) -> None:

@@ -252,6 +252,9 @@ class BaseRotatingFileSink(SharedFileSink):
                     found.append(file)
         return sorted(found, key=lambda file: file.age, reverse=True)
 
+    def _names_of_earlier(self) -> list[str]:
+        return [file.path for file in self.rotated_files()[:2]]
+
     def _directory_of_rotated(self) -> str:
         return os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))
 
