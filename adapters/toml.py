@@ -81,25 +81,58 @@ def read(path: str | os.PathLike[str]) -> Settings:
         MissingDependencyError: If there is no reader of TOML.
     """
     name = os.fsdecode(path)
-    loads = _reader()
-    with open(path, "rb") as file:
-        data = file.read()
-    try:
-        tables = loads(data.decode())
-    except ValueError as error:
-        raise _wrong(name, f"{error}") from None
-    _refuse_unknown(name, "table", "", tables, ("outfall", "sinks"))
-    for table in ("outfall", "sinks"):
-        if not isinstance(tables.get(table, {}), dict):
-            raise _wrong(name, f"{table} is no table: write [{table}{'.NAME' if table == 'sinks' else ''}]")
-    arguments = tables.get("outfall", {})
-    _refuse_unknown(name, "key", "[outfall] ", arguments, _ARGUMENTS)
+    every = tables(path, ("outfall", "sinks"))
+    arguments = table(path, every, "outfall", _ARGUMENTS)
     for key, value in arguments.items():
         kinds, told = _ARGUMENTS[key]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise _wrong(name, f"[outfall] {key} = {value!r} is not {told}")
-    sinks = [_sink(name, key, value) for key, value in tables.get("sinks", {}).items()]
-    return Settings(name, arguments, tuple(sinks))
+    return Settings(name, arguments, sinks(path, every))
+
+
+def tables(path: str | os.PathLike[str], known: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Return the tables of the file at *path*, all of which are *known*.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no TOML, or a table is not known, or none.
+        MissingDependencyError: If there is no reader of TOML.
+    """
+    name = os.fsdecode(path)
+    loads = _reader()
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        found: dict[str, Any] = loads(data.decode())
+    except ValueError as error:
+        raise _wrong(name, f"{error}") from None
+    _refuse_unknown(name, "table", "", found, known)
+    for each in known:
+        if not isinstance(found.get(each, {}), dict):
+            raise _wrong(name, f"{each} is no table: write [{each}{'.NAME' if each == 'sinks' else ''}]")
+    return found
+
+
+def table(
+    path: str | os.PathLike[str], every: Mapping[str, dict[str, Any]], name: str, known: Iterable[str]
+) -> dict[str, Any]:
+    """Return the table *name*, all keys of which are *known*.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    found = every.get(name, {})
+    _refuse_unknown(os.fsdecode(path), "key", f"[{name}] ", found, known)
+    return found
+
+
+def sinks(path: str | os.PathLike[str], every: Mapping[str, dict[str, Any]]) -> tuple[Described, ...]:
+    """Return the sinks of the tables ``[sinks.NAME]``, in the order of the file.
+
+    Raises:
+        ValueError: If one has no URL.
+    """
+    return tuple(_sink(os.fsdecode(path), name, given) for name, given in every.get("sinks", {}).items())
 
 
 def _sink(path: str, name: str, table: Any) -> Described:

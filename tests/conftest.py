@@ -42,6 +42,7 @@ _PACKAGES = {
     "logrotate": "logrotate",
     "clickhouse-server": "clickhouse-server",
     "nginx": "nginx-light",
+    "prometheus": "prometheus",
     "redis-server": "redis-server",
 }
 _MISSING = " is not installed"

@@ -361,6 +361,8 @@ class _Run:
         #: How many callers of flush() wait.
         self.flushing = 0
         self.complete = False
+        #: Whether the last read was one of the broker.
+        self.connected = False
 
     def wake(self) -> None:
         """Wake the reader."""
@@ -487,6 +489,12 @@ class BrokerListener:
         """True between `start` and `stop`."""
         run = self._run
         return run is not None and run.thread is not None and run.thread.is_alive()
+
+    @property
+    def connected(self) -> bool:
+        """True while it is started and the last attempt to read has reached the broker."""
+        run = self._run
+        return run is not None and run.connected and self.running
 
     def start(self) -> Self:
         """Begin to read; return the listener. Does nothing if it has been started.
@@ -636,6 +644,7 @@ class BrokerListener:
                     self._turn(run)
                 except Exception as error:
                     failure = self._meaning(error)
+                    run.connected = False
                     self._tell(failure, 0)
                     if isinstance(failure, PausedDeliveryError):
                         pauses += 1
@@ -655,6 +664,7 @@ class BrokerListener:
             return
         run.rounds += 1
         messages = self._read(self._batch_size, 0.0 if under_way or run.flushing else self._READ_SECONDS)
+        run.connected = True
         if messages:
             self._hand_on(run, messages)
         elif under_way:

@@ -9,7 +9,7 @@ import threading
 from importlib import metadata
 from typing import TYPE_CHECKING, NoReturn
 
-from outfall.adapters.commandline import check, redelivery, replay, sinks, spool, tail, verify
+from outfall.adapters.commandline import check, redelivery, relay, replay, sinks, spool, tail, verify
 from outfall.adapters.commandline.arguments import DONE, EXIT_CODES, NOT_ALL_DELIVERED, UNUSABLE, UsageError
 from outfall.adapters.commandline.terminal import complain, silence
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
 #: The modules of the commands, in the order of the help.
-COMMANDS = (tail, sinks, check, spool, replay, verify)
+COMMANDS = (tail, sinks, check, spool, replay, relay, verify)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -229,6 +229,16 @@ class SpoolSink(DeferredSink):
 
     # -- what applications call
 
+    @property
+    def used_bytes(self) -> int:
+        """What the segments that this process answers for have on disk, those that it has adopted included."""
+        return self._depot.size
+
+    @property
+    def max_bytes(self) -> int:
+        """What they may have."""
+        return self._max_bytes
+
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 

@@ -1,0 +1,247 @@
+"""The ledgers of all open sinks as metrics, for Prometheus and OpenTelemetry.
+
+| metric (Prometheus) | instrument (OpenTelemetry) | what it counts |
+| --- | --- | --- |
+| ``outfall_events_accepted_total`` | ``outfall.events.accepted`` | events that came and passed level and processors |
+| ``outfall_events_adopted_total`` | ``outfall.events.adopted`` | events taken over from a dead process's spool |
+| ``outfall_events_filtered_total`` | ``outfall.events.filtered`` | events that level or processors kept out |
+| ``outfall_events_delivered_total`` | ``outfall.events.delivered`` | events that the target has |
+| ``outfall_events_dropped_total`` | ``outfall.events.dropped`` | events lost, by ``reason`` |
+| ``outfall_events_dead_lettered_total`` | ``outfall.events.dead_lettered`` | refused, and with dead letters |
+| ``outfall_retries_total`` | ``outfall.retries`` | attempts made again |
+| ``outfall_events_pending`` | ``outfall.events.pending`` | events in memory that are not settled |
+| ``outfall_events_spooled`` | ``outfall.events.spooled`` | events on disk that are not delivered |
+| ``outfall_spool_used_bytes`` | ``outfall.spool.used`` | what a spool has on disk |
+| ``outfall_spool_max_bytes`` | ``outfall.spool.max`` | what it may have |
+| ``outfall_last_delivery_timestamp_seconds`` | ``outfall.last_delivery`` | when events were last seen to be delivered |
+
+Each has the labels ``sink``, its name (behind a router or a listener, its owner's and its own), and ``where``, what
+tells it from others of that name: a path, a host. Two sinks that have both in common are added up. Nothing is counted
+for it in the sinks: the ledgers are read when somebody asks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from outfall.adapters.setup import open_sinks
+from outfall.sinks.core.ledger import SinkStats
+from outfall.sinks.core.lifecycle import participants
+from outfall.sinks.core.sink import Sink
+from outfall.sinks.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class _Series(NamedTuple):
+    """One metric.
+
+    Args:
+        prometheus: Its name there, without ``_total``.
+        otel: Its name there.
+        unit: Its unit there.
+        about: What it counts.
+        counts: Whether it is a counter; else a gauge.
+    """
+
+    prometheus: str
+    otel: str
+    unit: str
+    about: str
+    counts: bool
+
+
+_SERIES = {
+    "accepted": _Series(
+        "outfall_events_accepted",
+        "outfall.events.accepted",
+        "{event}",
+        "Events that came and passed level and processors",
+        True,
+    ),
+    "adopted": _Series(
+        "outfall_events_adopted",
+        "outfall.events.adopted",
+        "{event}",
+        "Events taken over from a dead process's spool",
+        True,
+    ),
+    "filtered": _Series(
+        "outfall_events_filtered",
+        "outfall.events.filtered",
+        "{event}",
+        "Events that level or processors kept out",
+        True,
+    ),
+    "delivered": _Series(
+        "outfall_events_delivered", "outfall.events.delivered", "{event}", "Events that the target has", True
+    ),
+    "dropped": _Series("outfall_events_dropped", "outfall.events.dropped", "{event}", "Events lost, by reason", True),
+    "dead_lettered": _Series(
+        "outfall_events_dead_lettered",
+        "outfall.events.dead_lettered",
+        "{event}",
+        "Events refused for good that a dead letter sink has",
+        True,
+    ),
+    "retried": _Series("outfall_retries", "outfall.retries", "{attempt}", "Attempts made again", True),
+    "pending": _Series(
+        "outfall_events_pending", "outfall.events.pending", "{event}", "Events in memory that are not settled", False
+    ),
+    "spooled": _Series(
+        "outfall_events_spooled", "outfall.events.spooled", "{event}", "Events on disk that are not delivered", False
+    ),
+    "used": _Series("outfall_spool_used_bytes", "outfall.spool.used", "By", "What a spool has on disk", False),
+    "max": _Series("outfall_spool_max_bytes", "outfall.spool.max", "By", "What a spool may have on disk", False),
+    "last": _Series(
+        "outfall_last_delivery_timestamp_seconds",
+        "outfall.last_delivery",
+        "s",
+        "When events were last seen to be delivered, in seconds since the epoch",
+        False,
+    ),
+}
+
+#: What of a ledger is a number, by its name there.
+_NUMBERS = ("accepted", "adopted", "filtered", "delivered", "dead_lettered", "retried", "pending", "spooled")
+
+#: The labels' values: sink, where, and the reason of what was dropped.
+_Labels = tuple[str, str, str]
+
+
+class SinkMetrics:
+    """The ledgers of all open sinks and listeners of this process, read when somebody asks; a collector for Prometheus.
+
+    ``outfall_last_delivery_timestamp_seconds`` is found out by comparing: it is when events were delivered that had not
+    been at the reading before, so it is as exact as there are readings.
+
+    A forked child has sinks of its own, and so numbers of its own. Safe from any thread.
+    """
+
+    def __init__(self) -> None:
+        #: How many a sink had delivered at the last reading, and when more had been seen.
+        self._seen: dict[_Labels, tuple[float, float]] = {}
+
+    def read(self) -> dict[str, dict[tuple[str, str, str], float]]:
+        """Return the numbers: by the ledger's name for them, then by sink, where, and reason (empty but for drops)."""
+        found: dict[str, dict[_Labels, float]] = {name: defaultdict(float) for name in _SERIES}
+        for sink in open_sinks():
+            self._add(found, sink.stats(), sink._where())
+            for spool in _spools(sink):
+                place = (spool.name, spool._where(), "")
+                found["used"][place] += spool.used_bytes
+                found["max"][place] += spool.max_bytes
+        for listener in _listeners():
+            self._add(found, listener.stats(), listener._describe() if hasattr(listener, "_describe") else "")
+        self._look_at_deliveries(found)
+        return found
+
+    def _add(self, found: dict[str, dict[_Labels, float]], stats: SinkStats, where: str, owner: str = "") -> None:
+        name = f"{owner}/{stats.name}" if owner else stats.name
+        place = (name, where, "")
+        for number in _NUMBERS:
+            found[number][place] += getattr(stats, number)
+        for reason, events in stats.dropped.items():
+            found["dropped"][name, where, reason] += events
+        for target in stats.targets:
+            # What is behind a wrapper is counted by the wrapper.
+            if target.accepted or target.targets:
+                self._add(found, target, where, name)
+
+    def _look_at_deliveries(self, found: dict[str, dict[_Labels, float]]) -> None:
+        now, seen = time.time(), self._seen
+        for place, delivered in found["delivered"].items():
+            before, when = seen.get(place, (0.0, 0.0))
+            if delivered != before:
+                when = now
+            seen[place] = (delivered, when)
+            if when:
+                found["last"][place] = when
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metrics for ``prometheus_client``, as its registries ask for them."""
+        core = _package("prometheus_client.core", "prometheus")
+        found = self.read()
+        for name, series in _SERIES.items():
+            labels = ("sink", "where", "reason") if name == "dropped" else ("sink", "where")
+            kind = core.CounterMetricFamily if series.counts else core.GaugeMetricFamily
+            family = kind(series.prometheus, series.about, labels=labels)
+            for place, number in found[name].items():
+                family.add_metric(place[: len(labels)], number)
+            yield family
+
+    def describe(self) -> Iterable[Any]:
+        """Return nothing, so that registering asks no sink."""
+        return ()
+
+
+def register(registry: Any = None) -> SinkMetrics:
+    """Have the metrics in *registry* of ``prometheus_client``, and return what it asks for them.
+
+    Args:
+        registry: A ``prometheus_client.CollectorRegistry``. Default None: the client's own.
+
+    Raises:
+        MissingDependencyError: Without prometheus_client; it comes with the extra ``prometheus``.
+    """
+    client = _package("prometheus_client", "prometheus")
+    made = SinkMetrics()
+    (client.REGISTRY if registry is None else registry).register(made)
+    return made
+
+
+def observe(meter_provider: Any = None) -> SinkMetrics:
+    """Have the metrics observed by OpenTelemetry, and return what is read for them.
+
+    Args:
+        meter_provider: A ``MeterProvider``. Default None: the one that is set for the process.
+
+    Raises:
+        MissingDependencyError: Without opentelemetry-api; it comes with the extra ``otel``.
+    """
+    metrics = _package("opentelemetry.metrics", "otel")
+    provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
+    meter = provider.get_meter("outfall")
+    made = SinkMetrics()
+
+    def observations(name: str, _options: Any) -> list[Any]:
+        given: list[Any] = []
+        for (sink, where, reason), number in made.read()[name].items():
+            attributes = {"sink": sink, "where": where} | ({"reason": reason} if reason else {})
+            given.append(metrics.Observation(number, attributes))
+        return given
+
+    for name, series in _SERIES.items():
+        make = meter.create_observable_counter if series.counts else meter.create_observable_gauge
+        make(series.otel, [partial(observations, name)], unit=series.unit, description=series.about)
+    return made
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise MissingDependencyError(name.partition(".")[0], extra) from None
+
+
+def _spools(sink: Sink) -> Iterator[Any]:
+    """Yield *sink* and those behind it that are spools."""
+    if hasattr(sink, "used_bytes"):
+        yield sink
+    for behind in (getattr(sink, "target", None), *getattr(sink, "sinks", ())):
+        if isinstance(behind, Sink):
+            yield from _spools(behind)
+
+
+def _listeners() -> Iterator[Any]:
+    """Yield the listeners that run and have a ledger."""
+    for each in participants():
+        if not isinstance(each, Sink) and getattr(each, "running", False):
+            stats = getattr(each, "stats", None)
+            if callable(stats) and isinstance(stats(), SinkStats):
+                yield each
