@@ -210,14 +210,12 @@ worker_max_tasks_per_child = 2
     # The page's sink behind one that keeps events in memory, for long enough to lose them at the process's end.
     (tmp_path / "buffering.py").write_text(
         """
+import outfall
 import shop
-import structlog
 from celery import signals
-from outfall import BackgroundSink, SinkLoggerFactory
 
-shop.sink = BackgroundSink(shop.sink, linger=600)
-structlog.configure(logger_factory=SinkLoggerFactory(shop.sink))
-shop.log = structlog.get_logger("shop")
+file = outfall.RotatingFileSink("shop.jsonl", max_bytes=50_000_000, backup_count=10, multiprocess=True)
+outfall.configure(outfall.BackgroundSink(file, linger=600), console=False)
 app = shop.app
 
 
@@ -307,6 +305,84 @@ def test_uvicorn_leaves_logging_alone_and_logs_to_the_sink(tmp_path):
     ]
     assert all(event["client"].startswith("127.0.0.1:") for event in requested)
     assert not any("color_message" in event for event in events)
+
+
+def test_the_command_uvicorn_hands_its_own_lines_over_as_the_page_says(tmp_path):
+    """It sets its loggers up itself, before it imports the application: events of both are in the sinks."""
+    files_of("fastapi.md", tmp_path)
+    with (tmp_path / "shop.py").open("a") as file:
+        file.write((tmp_path / "uvicorns_own.py").read_text())
+    port = free_port()
+    with running(tmp_path, "-m", "uvicorn", "shop:app", "--port", str(port)) as uvicorn:
+        until(lambda: accepts(port, uvicorn))
+        answer = requests.get(f"http://127.0.0.1:{port}/order/17", timeout=PATIENCE_SECONDS)
+        uvicorn.send_signal(signal.SIGINT)
+        uvicorn.wait(PATIENCE_SECONDS)
+    assert answer.status_code == 200
+    loggers = [event["logger"] for event in events_of(tmp_path / "shop.jsonl")]
+    assert (loggers.count("shop"), loggers.count("uvicorn.access")) == (2, 1)
+    assert "GET /order/17" not in (tmp_path / "output").read_text()
+
+
+FRAMEWORKS = {
+    "flask": """
+import flask
+{before}
+app = flask.Flask("shop")
+app.logger.setLevel("INFO")
+app.logger.info("set up by flask")
+{after}
+app.logger.info("from the framework", extra={{"left": 3}})
+""",
+    "django": """
+import django, logging
+from django.conf import settings
+{before}
+settings.configure()
+django.setup()
+{after}
+logging.getLogger("django.request").info("from the framework", extra={{"left": 3}})
+""",
+    "uvicorn": """
+import logging, uvicorn
+{before}
+uvicorn.Config("shop:app")
+{after}
+logging.getLogger("fastapi").info("from the framework", extra={{"left": 3}})
+""",
+    "celery": """
+import logging
+from celery import Celery, signals
+{before}
+signals.setup_logging.connect(lambda **_: None, weak=False)
+Celery("shop").log.setup("INFO")
+{after}
+logging.getLogger("celery.task").info("from the framework", extra={{"left": 3}})
+""",
+    "gunicorn": """
+import logging
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+{before}
+Logger(Config())
+{after}
+logging.getLogger("gunicorn").setLevel("INFO")
+logging.getLogger("gunicorn.other").info("from the framework", extra={{"left": 3}})
+""",
+}
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_configure_works_before_and_after_a_framework_sets_logging_up(tmp_path, framework, order):
+    """Events of both kinds are in the file, once."""
+    call = 'import outfall; outfall.configure("shop.jsonl", console=False)'
+    program = FRAMEWORKS[framework].format(**{"before": "", "after": "", order: call})
+    program += 'outfall.get_logger("shop").info("from the application", left=3)\n'
+    with running(tmp_path, "-c", program) as child:
+        assert child.wait(PATIENCE_SECONDS) == 0
+    found = [(each["event"], each["left"]) for each in events_of(tmp_path / "shop.jsonl") if "left" in each]
+    assert found == [("from the framework", 3), ("from the application", 3)]
 
 
 @pytest.fixture
