@@ -6,6 +6,8 @@ An event is a dict; a sink takes event dicts and puts them somewhere. Every publ
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from outfall.adapters.brokers.amqp import AMQPListener, AMQPSink
+    from outfall.adapters.brokers.kafka import KafkaListener, KafkaSink
     from outfall.adapters.brokers.redis import RedisSink
     from outfall.adapters.brokers.redislistener import RedisListener
     from outfall.adapters.collectors import (
@@ -96,6 +98,8 @@ else:
         "Size": "sinks.event.units",
         "NaiveTimestamps": "sinks.event.event",
         "Destination": "adapters.setup",
+        "AMQPListener": "adapters.brokers.amqp",
+        "AMQPSink": "adapters.brokers.amqp",
         "BackgroundSink": "sinks.delivery.background",
         "BaseRotatingFileSink": "sinks.files.rotating",
         "BatchResult": "sinks.core.item",
@@ -127,6 +131,8 @@ else:
         "JSONLines": "sinks.network.frames",
         "JSONObject": "sinks.http.bodies",
         "JournaldSink": "sinks.system.journald",
+        "KafkaListener": "adapters.brokers.kafka",
+        "KafkaSink": "adapters.brokers.kafka",
         "Level": "sinks.event.levels",
         "ListenerStats": "sinks.network.listener",
         "LokiStreams": "adapters.collectors",
@@ -212,6 +218,8 @@ else:
 
 __all__ = [
     "NDJSON",
+    "AMQPListener",
+    "AMQPSink",
     "BackgroundSink",
     "BaseRotatingFileSink",
     "BatchResult",
@@ -244,6 +252,8 @@ __all__ = [
     "JSONLines",
     "JSONObject",
     "JournaldSink",
+    "KafkaListener",
+    "KafkaSink",
     "Level",
     "ListenerStats",
     "LokiStreams",

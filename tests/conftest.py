@@ -44,6 +44,7 @@ _PACKAGES = {
     "nginx": "nginx-light",
     "prometheus": "prometheus",
     "redis-server": "redis-server",
+    "rabbitmq-server": "rabbitmq-server",
 }
 _MISSING = " is not installed"
 

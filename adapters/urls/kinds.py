@@ -200,6 +200,14 @@ def _syslog(*, stream: bool = False, tls: bool = False) -> Maker:
     return make
 
 
+def _kafka(request: Request) -> Sink:
+    servers, topic = request.netloc, request.path.strip("/")
+    if not servers or not topic or "/" in topic:
+        msg = f"{request.scheme}: the URL has to name a server and a topic: write {request.scheme}://host:9092/topic"
+        raise ValueError(msg)
+    return finished(request, _class("KafkaSink"), servers, topic, network=True)
+
+
 def _http(request: Request) -> Sink:
     url = request.server_url(request.scheme)
     given = {"auth": request.login, "token": request.token}
@@ -386,6 +394,27 @@ SCHEMES: dict[str, Kind] = {
         )
         for scheme, about in (("redis", "a stream of Redis, or a list"), ("rediss", "the same over TLS"))
     },
+    **{
+        scheme: Kind(
+            f"{scheme}://host?routing_key=logs",
+            about,
+            by_url("AMQPSink"),
+            ("AMQPSink",),
+            frozenset({"url"}),
+            extra="amqp",
+            client="pika",
+        )
+        for scheme, about in (("amqp", "an exchange or a queue of RabbitMQ"), ("amqps", "the same over TLS"))
+    },
+    "kafka": Kind(
+        "kafka://host:9092/topic",
+        "a topic of Kafka; config.NAME= is librdkafka's configuration",
+        _kafka,
+        ("KafkaSink",),
+        frozenset({"servers", "topic"}),
+        extra="kafka",
+        client="confluent_kafka",
+    ),
     **_over_http("loki", "Grafana Loki", "token"),
     **_over_http("otlp", "an OpenTelemetry collector", "token"),
     **_over_http("elasticsearch", "Elasticsearch", "api_key", "?index=logs"),

@@ -207,6 +207,8 @@ EXAMPLES = {
     "SysLogSink": lambda path: outfall.SysLogSink(("127.0.0.1", 9)),
     "JournaldSink": outfall.JournaldSink,
     "RedisSink": lambda path: outfall.RedisSink("redis://127.0.0.1", "logs"),
+    "AMQPSink": lambda path: outfall.AMQPSink("amqp://127.0.0.1", routing_key="logs"),
+    "KafkaSink": lambda path: outfall.KafkaSink("127.0.0.1:1", "logs"),
     "TimedRotatingFileSink": outfall.TimedRotatingFileSink,
     "WatchedFileSink": outfall.WatchedFileSink,
 }
