@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,11 @@ from outfall import (
     FallbackSink,
     FanoutSink,
     FileSink,
+    FluentSink,
+    GELFDatagramSink,
     HandlerSink,
     HTTPSink,
+    JournaldSink,
     MemorySink,
     RotatingFileSink,
     SMTPSink,
@@ -73,6 +77,9 @@ MAKERS = {
     "SocketSink": lambda _, plan: SocketSink(*plan["tcp"]),
     "DatagramSink": lambda _, plan: DatagramSink(*plan["udp"]),
     "SysLogSink": lambda _, plan: SysLogSink(tuple(plan["syslog"])),
+    "JournaldSink": lambda _, plan: JournaldSink(plan["journal"], timeout=10),
+    "GELFDatagramSink": lambda _, plan: GELFDatagramSink(*plan["gelf"]),
+    "FluentSink": lambda _, plan: FluentSink(*plan["fluent"], tag="lab", timeout=10),
     "SMTPSink": lambda _, plan: SMTPSink(tuple(plan["smtp"]), "shop@example.org", "ops@example.org", "an event"),
     "HTTPSink": lambda _, plan: HTTPSink(plan["http"], body=NDJSON()),
     "MemorySink": lambda path, _: MemorySink(10_000, target=FileSink(path)),
@@ -101,6 +108,22 @@ def log(sink: Sink, writer: int, events: int = EVENTS) -> None:
         sink.handle({"event": "lab", "level": "info", "writer": writer, "number": number})
 
 
+def _receive(sock: socket.socket, datagrams: list[bytes]) -> None:
+    while data := sock.recv(65_536):
+        datagrams.append(data)
+
+
+def _fields(entry: bytes) -> dict[str, Any]:
+    """Return writer and number of an entry for the journal."""
+    fields = dict(line.split(b"=", 1) for line in entry.splitlines())
+    return {name: int(fields[name.upper().encode()]) for name in ("writer", "number")}
+
+
+def _fields_of_gelf(data: bytes) -> dict[str, Any]:
+    message = json.loads(zlib.decompress(data))
+    return {name: message[f"_{name}"] for name in ("writer", "number")}
+
+
 class Lab:
     """The peers of all sinks, and what they have received.
 
@@ -112,6 +135,7 @@ class Lab:
         # Here, since the programs that Lab starts need no servers.
         from tests.sinks._http import Server
         from tests.sinks._mail import MailServer
+        from tests.sinks.network._fluent import Forward
 
         self.directory = directory
         self._stack = contextlib.ExitStack()
@@ -123,8 +147,23 @@ class Lab:
         self._datagrams: list[bytes] = []
         self._syslog = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self._syslog.bind(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._receive, daemon=True)
-        self._thread.start()
+        self._journal = self._stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        self._journal.bind(str(directory / "journal"))
+        self._gelf = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._gelf.bind(("127.0.0.1", 0))
+        self._fluent = self._stack.enter_context(Forward())
+        self._entries: list[bytes] = []
+        self._messages: list[bytes] = []
+        self._threads = [
+            threading.Thread(target=_receive, args=pair, daemon=True)
+            for pair in (
+                (self._syslog, self._datagrams),
+                (self._journal, self._entries),
+                (self._gelf, self._messages),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
         #: What `make` has to know.
         self.plan: Plan = {
             "directory": str(directory),
@@ -134,11 +173,10 @@ class Lab:
             "http": self._http.url,
             "smtp": self._mail.address,
             "syslog": self._syslog.getsockname(),
+            "journal": self._journal.getsockname(),
+            "gelf": self._gelf.getsockname(),
+            "fluent": self._fluent.target,
         }
-
-    def _receive(self) -> None:
-        while data := self._syslog.recv(65_536):
-            self._datagrams.append(data)
 
     def run(self, scenario: str) -> int:
         """Do *scenario* in a program of its own; return its exit status."""
@@ -154,6 +192,9 @@ class Lab:
             "SocketSink": lambda: self._tcp.events,
             "DatagramSink": lambda: self._udp.events,
             "SysLogSink": lambda: [json.loads(data.partition(b">")[2].rstrip(b"\0")) for data in self._datagrams],
+            "JournaldSink": lambda: [_fields(entry) for entry in self._entries],
+            "GELFDatagramSink": lambda: [_fields_of_gelf(data) for data in self._messages],
+            "FluentSink": lambda: [record for _, _, record in self._fluent.entries],
             "SMTPSink": self._mailed,
             "HTTPSink": lambda: [event for request in self._http.requests for event in request.lines],
         }
@@ -173,9 +214,11 @@ class Lab:
     def close(self) -> None:
         """Stop the peers."""
         self._mail.wait_until_idle()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
-            last.sendto(b"", self._syslog.getsockname())
-        self._thread.join(PATIENCE_SECONDS)
+        for peer in (self._syslog, self._journal, self._gelf):
+            with socket.socket(peer.family, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", peer.getsockname())
+        for thread in self._threads:
+            thread.join(PATIENCE_SECONDS)
         self._stack.close()
 
 

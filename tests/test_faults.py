@@ -168,7 +168,16 @@ def test_a_kill_loses_what_was_in_memory_and_tears_nothing(after_kill, name):
     assert after_kill.received(name, 0) == []
 
 
-NETWORK = ["SocketSink", "DatagramSink", "SysLogSink", "SMTPSink", "HTTPSink"]
+NETWORK = [
+    "SocketSink",
+    "DatagramSink",
+    "SysLogSink",
+    "JournaldSink",
+    "GELFDatagramSink",
+    "FluentSink",
+    "SMTPSink",
+    "HTTPSink",
+]
 FILES = ["FileSink", "WatchedFileSink", "RotatingFileSink", "TimedRotatingFileSink", "StreamSink"]
 
 

@@ -73,6 +73,12 @@ class TypedEncoded(Encoded):
         return event
 
 
+def typed(item: Encoded, event: Mapping[str, Any]) -> Encoded:
+    """Return *item*, the JSON of *event*, with the values that JSON does not carry, if there are any."""
+    lost = lost_in_json(event)
+    return TypedEncoded(item.data, item.level, item.time, lost) if lost else item
+
+
 def lost_in_json(event: Mapping[str, Any]) -> tuple[_Lost, ...]:
     """Return the values in *event* that JSON does not carry, copied, and where they are. Never raises."""
     found: list[_Lost] = []

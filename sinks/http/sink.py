@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.forwarding import reads_data_alone
-from outfall.sinks.core.item import Batch, BatchResult, TypedEncoded, lost_in_json
+from outfall.sinks.core.item import Batch, BatchResult, typed
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
@@ -256,8 +256,7 @@ class HTTPSink(Sink):
             raise TypeError(msg)
         prepared = self._body.prepare(mapped)
         item = self._encoded(event, line_to_send(prepared))
-        lost = lost_in_json(prepared) if self._body.keeps_types else ()
-        return TypedEncoded(item.data, item.level, item.time, lost) if lost else item
+        return typed(item, prepared) if self._body.keeps_types else item
 
     def emit(self, event: dict[str, Any]) -> None:
         """Send one event, in one request, once."""

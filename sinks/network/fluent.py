@@ -14,7 +14,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.item import Batch, BatchResult, Encoded
+from outfall.sinks.core.item import Batch, BatchResult, Encoded, typed
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import (
@@ -23,9 +23,9 @@ from outfall.sinks.errors import (
     PausedDeliveryError,
     TemporaryDeliveryError,
 )
-from outfall.sinks.event.event import timestamp_of, without_metadata
+from outfall.sinks.event.event import timestamp_of
 from outfall.sinks.event.fit import shortened
-from outfall.sinks.event.json import OrjsonRenderer, event_of
+from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.network.peer import OversizeError, await_socket, checked_limit
 from outfall.sinks.network.socket import SocketSink
@@ -95,7 +95,7 @@ class FluentSink(SocketSink):
         MissingDependencyError: Without msgpack, which comes with the extra ``fluent``.
 
     An entry's time is the event's ``timestamp``, as EventTime, which has nanoseconds; its record has all other fields.
-    Text, numbers, lists and mappings stay what they are, and so do bytes and NaN of an event that is sent at once;
+    Text, numbers, lists and mappings stay what they are, and so do bytes and NaN, unless the event waits on disk;
     integers over 64 bits are text, and everything else is what JSON makes of it.
 
     Each message names a chunk, and the peer acknowledges it. An event that a peer did not acknowledge is not
@@ -217,8 +217,8 @@ class FluentSink(SocketSink):
         return made
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item: JSON, from which a message's entry is made."""
-        return Sink.encode(self, event)
+        """Return *event* as a batch item: JSON, from which a message's entry is made, and what JSON does not carry."""
+        return typed(Sink.encode(self, event), event)
 
     @property
     def needs_moment(self) -> bool:
@@ -233,11 +233,8 @@ class FluentSink(SocketSink):
     def _entry(self, event: dict[str, Any], when: float | None) -> bytes:
         """Return the entry of *event*, which happened at *when* unless it says so itself."""
         stamp = timestamp_of(event)
-        plain = event_of(_json.render(event))
-        for key, value in without_metadata(event).items():
-            # What JSON lacks, msgpack has.
-            if type(value) in (bytes, float) and key in plain:
-                plain[key] = value
+        # What JSON does not carry, msgpack does.
+        plain = typed(Encoded(_json.render(event), 0.0, 0.0), event).event
         if stamp is not None:
             plain.pop("timestamp", None)
         elif when is None:

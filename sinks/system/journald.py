@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.clock import now
+from outfall.sinks.core.item import typed
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.event.event import TextEvent, message_key
@@ -167,8 +168,8 @@ class JournaldSink(SocketSink):
         return self._fitting(event, level_of(event), None)
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item: JSON, since an entry needs the fields."""
-        return Sink.encode(self, event)
+        """Return *event* as a batch item: JSON, since an entry needs the fields, and what JSON does not carry."""
+        return typed(Sink.encode(self, event), event)
 
     def _frame_of(self, item: Encoded) -> bytes:
         return self._fitting(item.event, item.level, item.time)

@@ -135,6 +135,14 @@ def test_a_batch_over_the_size_goes_in_several_messages(forward):
     assert len(forward.chunks) == len(set(forward.chunks)) > 9
 
 
+def test_behind_a_thread_values_keep_their_types(forward):
+    """Bytes and NaN too, within lists and mappings; on disk they are text."""
+    with BackgroundSink(_sink(forward), linger=0) as sink:
+        sink.handle({"event": "e", "raw": b"\xff", "deep": {"list": [b"\0", float("inf")]}})
+        assert sink.flush(10)
+    assert forward.wait(1)[0] == {"event": "e", "raw": b"\xff", "deep": {"list": [b"\0", math.inf]}}
+
+
 def test_text_of_somebody_else_is_an_event(forward):
     """As for every sink that sends fields."""
     with _sink(forward) as sink:

@@ -295,6 +295,14 @@ def test_an_exception_is_fields(journal):
     assert fields["EXCEPTION"][0].endswith(b"ValueError: boom")
 
 
+def test_behind_a_wrapper_bytes_stay_bytes(journal):
+    """The journal's fields are bytes; what waits in memory keeps them."""
+    with BackgroundSink(_sink(journal), linger=0) as sink:
+        sink.handle({"event": "e", "raw": b"\xff\0\n", "nan": float("nan")})
+        fields = receive(journal)
+    assert (fields["RAW"], fields["NAN"]) == ([b"\xff\0\n"], [b"nan"])
+
+
 def test_behind_a_wrapper_the_time_is_that_of_the_event(journal):
     """An entry that waited says when it happened."""
     with BackgroundSink(_sink(journal), linger=0) as sink:
