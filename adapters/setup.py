@@ -383,9 +383,11 @@ def _is_url(text: str) -> bool:
 
 
 def _check_destination(destination: Any) -> None:
+    if isinstance(destination, (Sink, str, os.PathLike)):
+        return
     from outfall.adapters.urls import Described
 
-    if isinstance(destination, (Sink, str, os.PathLike, Described)):
+    if isinstance(destination, Described):
         return
     if isinstance(destination, type) and issubclass(destination, Sink):
         msg = f"sinks: {destination.__name__} is a class: give a sink, {destination.__name__}(…)"

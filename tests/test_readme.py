@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 import outfall
+from outfall.adapters.setup import _outlet
 from tests.code_blocks import blocks, run_page
 
 ROOT = Path(__file__).parents[1]
@@ -56,3 +59,42 @@ def test_the_table_lists_every_sink_and_no_other():
     public = [getattr(outfall, name) for name in outfall.__all__]
     sinks = {kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, outfall.Sink)}
     assert sorted(listed) == sorted(sinks - BASES)
+
+
+#: The code in the table of wishes, with the wish.
+WISHES = [
+    (wish, code)
+    for row in TEXT.partition("What to write for which wish")[2].partition("\n## ")[0].splitlines()
+    if row.startswith("| ")
+    for wish, _, cell in [row.strip("| ").partition(" | ")]
+    for code in re.findall(r"`((?:log = |with )?(?:outfall|structlog)\.[^`]+)`", cell)
+]
+
+
+@pytest.mark.usefixtures("own_logging")
+@pytest.mark.parametrize(("wish", "code"), WISHES, ids=[wish for wish, _ in WISHES])
+def test_what_the_table_says_can_be_written(wish, code, tmp_path, monkeypatch, capsys):
+    """Each entry is a whole statement, which opens what it names and connects to nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OUTFALL_SINKS", "file:env.jsonl")
+    (tmp_path / "logging.toml").write_text('[sinks.file]\nurl = "file:app.jsonl"\n')
+    names: dict[str, Any] = {"outfall": outfall, "structlog": structlog}
+    try:
+        exec(code.replace(": …", ": outfall.get_logger('shop').info('x')"), names)
+        if "app.jsonl" in code:
+            outfall.get_logger("shop").info("x")
+            assert '"event":"x"' in (tmp_path / "app.jsonl").read_text()
+        if "sink" in names:
+            assert [event["event"] for event in names["sink"].events] == ["x"]
+        if "log" in names:
+            names["log"].info("stock is low", left=3)
+            assert "stock is low" in capsys.readouterr().out
+    finally:
+        structlog.contextvars.clear_contextvars()
+        if _outlet.setup is not None:
+            _outlet.setup.close(1)
+
+
+def test_the_table_has_the_wishes():
+    """So that the test above looks at them."""
+    assert len(WISHES) >= 12
