@@ -182,7 +182,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         except ImportError:
             pass
         else:
-            made = Table(*head, box=None, header_style="bold", pad_edge=False)
+            made = Table(box=None, header_style="bold", pad_edge=False)
+            for name in head:
+                made.add_column(name, overflow="fold")
             for row in cells:
                 made.add_row(*map(Text, row))
             Console().print(made)
