@@ -312,9 +312,11 @@ class FluentSink(SocketSink):
     def _left(self, batch: Sequence[Encoded], first: int, error: Exception, rejected: dict[int, str]) -> BatchResult:
         if self._aftermath:
             self._settle(raising=False)
-        if first == 0 or isinstance(error, PausedDeliveryError):
+        if first == 0:
             raise error
-        return BatchResult(range(first, len(batch)), rejected, retry_after=getattr(error, "retry_after", None))
+        # To raise would say that nothing was taken, and what is acknowledged would come again.
+        left = [place for place in range(first, len(batch)) if place not in rejected]
+        return BatchResult(left, rejected, retry_after=getattr(error, "retry_after", None))
 
     def _transmit(self, data: bytes) -> None:
         chunk = getattr(data, "chunk", None)

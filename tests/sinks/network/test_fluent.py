@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from outfall import BackgroundSink, FluentSink, SpoolSink
+from outfall.sinks.core.item import Batch, Encoded
 from outfall.sinks.errors import MissingDependencyError, PausedDeliveryError, TemporaryDeliveryError
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests._node import Node
@@ -180,6 +181,36 @@ def test_a_batch_that_is_not_acknowledged_is_sent_again_by_the_same_name(forward
         assert sink.stats().retried == 1
     assert len(forward.chunks) == 2
     assert len(set(forward.chunks)) == 1
+
+
+def test_what_is_acknowledged_does_not_come_again_when_the_rest_of_a_batch_fails(forward):
+    """The first message of the batch is taken; of the second the answer is no answer, then there is none."""
+
+    def answer(number, sock):
+        if number == 2:
+            sock.sendall(b"\xc1")
+        return number not in (2, 3)
+
+    forward.before_answer = answer
+    target = _sink(forward, max_chunk_bytes=2000, timeout=0.2, retry_start=0, on_error=lambda _: None)
+    batch = Batch([Encoded(b'{"event":"e","n":%d,"text":"%s"}' % (n, b"x" * 900), 20, 0.0) for n in range(6)])
+    left = batch
+    with target as sink:
+        for _ in range(5):
+            try:
+                result = sink.emit_batch(left)
+            except TemporaryDeliveryError:
+                sink.retry_time = None
+                continue
+            sink.retry_time = None
+            if result is None:
+                break
+            left = left.part(result.retry)
+    numbers = [record["n"] for _, _, record in forward.entries]
+    first = len(numbers) // len(forward.chunks)
+    assert sorted(set(numbers)) == list(range(6))
+    assert all(numbers.count(number) == 1 for number in range(first))
+    assert len(set(forward.chunks)) < len(forward.chunks)
 
 
 def test_a_connection_closed_while_idle_swallows_nothing(forward):
