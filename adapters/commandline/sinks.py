@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 #: The extras that bring no scheme: the module that each installs, and what for.
 _EXTRAS = {
     "cli": ("rich", "progress and tables of this command in colour"),
-    "otel": ("opentelemetry.proto", "encoding=protobuf for otlp+http: and otlp+https:"),
+    "otel": ("opentelemetry.proto", "encoding=protobuf for otlp+http: and otlp+https:, and metrics"),
+    "prometheus": ("prometheus_client", "the ledgers of all sinks as metrics for Prometheus"),
     "toml": ("tomllib" if sys.version_info >= (3, 11) else "tomli", "configure_from() and outfall check"),
     "windows": ("win32evtlog", "NTEventLogSink, on Windows"),
     "zstd": ("zstandard", "compression=zstd, and outfall tail of .zst files"),
