@@ -176,7 +176,7 @@ class Request:
                 msg = f"{self.scheme}: a file on another host cannot be opened: write {self.scheme}:///path"
                 raise ValueError(msg)
             where = slash + path
-        path = unquote(where)
+        path = unquote(where, errors="surrogateescape")  # a name of any bytes, as the system has them
         if not path:
             msg = f"{self.scheme}: the URL has no path: write {self.scheme}:app.jsonl"
             raise ValueError(msg)

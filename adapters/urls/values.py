@@ -50,7 +50,14 @@ def boolean(name: str, text: str) -> bool:
     raise ValueError(msg)
 
 
+def _refuse_mapping(name: str, _text: str, _annotation: str) -> Any:
+    msg = f"{name} is a mapping: write {name}.KEY=VALUE"
+    raise ValueError(msg)
+
+
 def _maybe_boolean(name: str, text: str, annotation: str) -> Any:
+    if "Literal[True]" in annotation:
+        return boolean(name, text) or None
     if re.fullmatch(r"bool( \| None)?", annotation) or text.lower() in ("true", "false"):
         return boolean(name, text)
     return _NOT_THIS
@@ -114,7 +121,8 @@ def _sink(name: str, text: str, _annotation: str) -> Sink:
 
 #: By what stands in an annotation, in this order.
 _CONVERTERS: tuple[tuple[str, Callable[[str, str, str], Any]], ...] = (
-    (r"\bbool\b", _maybe_boolean),
+    (r"^Mapping\[[^|]*\]( \| None)?$", _refuse_mapping),
+    (r"\bbool\b|Literal\[True\]", _maybe_boolean),
     (r"\bSpan\b|timedelta", _span),
     (r"\bSize\b|\bint\b", _whole),
     (r"\bfloat\b|\bLevel\b", _float),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import socket
 from importlib import metadata
@@ -364,6 +365,9 @@ def test_the_example_of_a_scheme_makes_a_sink(scheme, tmp_path, monkeypatch, ope
         ("tcp://127.0.0.1:9?framing=xml", "framing='xml' is none of lines, frames"),
         ("tcp://127.0.0.1:9?codec=JSONLines", "codec: such a value cannot stand in a URL"),
         ("file:a?token_env=TOKEN", "it has no token"),
+        ("http://127.0.0.1:9?headers=x", "headers is a mapping: write headers.KEY=VALUE"),
+        ("tcp://127.0.0.1:9?tls=maybe", "tls='maybe' is neither true nor false"),
+        ("http://127.0.0.1:9?dead_letter=flie%3Aa", "dead_letter: the scheme 'flie' is not known"),
         ("file:a?spool.max_bytes=5", "no option 'spool.max_bytes'"),
         ("syslog://127.0.0.1/dev/log", "nothing may stand behind"),
         ("http://127.0.0.1:9?url=http://elsewhere", "no option 'url'"),
@@ -394,6 +398,21 @@ def test_sockets_speak_lines_unless_frames_are_asked_for(opened):
     assert opened("tcp://127.0.0.1:9", background=False, codec=codec).codec is codec
     with pytest.raises(ValueError, match="framing= stands for codec="):
         open_sink("tcp://127.0.0.1:9?framing=lines", codec=codec)
+
+
+def test_a_socket_speaks_tls_by_scheme_or_by_option(opened):
+    """tls=true says what tls:// says."""
+    by_scheme, by_option, plain = (
+        opened(f"{url}background=false")
+        for url in ("tls://127.0.0.1:9?", "tcp://127.0.0.1:9?tls=true&", "tcp://127.0.0.1:9?tls=false&")
+    )
+    assert (by_scheme._tls is None, by_option._tls is None, plain._tls is None) == (False, False, True)
+
+
+def test_a_path_may_have_any_bytes(opened, tmp_path):
+    """As the system has them, whatever they are in UTF-8."""
+    opened(f"file:{tmp_path}/a%FF%C3%A9").handle({"event": "x"})
+    assert os.path.exists(os.fsencode(tmp_path) + b"/a\xff\xc3\xa9")
 
 
 def test_what_a_collector_gets_in_python_holds_without_a_background(opened):
