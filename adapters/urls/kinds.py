@@ -159,7 +159,8 @@ def _file(request: Request) -> Sink:
 
     path = request.file_path
     names = {name.partition(".")[0] for name in (*request.texts, *request.values)}
-    by_time = names & _BY_TIME or ("max_age" in names and "max_bytes" not in names)
+    dated = "{date:" in path  # the name of the file that is written has its date
+    by_time = dated or names & _BY_TIME or ("max_age" in names and "max_bytes" not in names)
     kind: type[Sink] = (
         outfall.TimedRotatingFileSink
         if by_time
@@ -170,7 +171,7 @@ def _file(request: Request) -> Sink:
     return finished(request, kind, path)
 
 
-_BY_TIME = {"when", "interval", "at_time", "utc"}
+_BY_TIME = {"when", "interval", "at_time", "utc", "link"}
 
 
 def _stream(name: str) -> Maker:

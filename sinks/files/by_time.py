@@ -14,7 +14,8 @@ from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.reporting import report
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files.birthtime import birth_time
-from outfall.sinks.files.file import FileSink, Mode
+from outfall.sinks.files.dated import DatedName
+from outfall.sinks.files.file import FileSink, Mode, checked_path
 from outfall.sinks.files.rotating import BaseRotatingFileSink
 from outfall.sinks.files.schedule import Schedule, When
 
@@ -38,7 +39,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     taken is never overwritten: the next one gets ``.1``, ``.2`` and so on.
 
     Args:
-        filename: Path of the file; a relative one is resolved now.
+        filename: Path of the file; a relative one is resolved now. With a date in its name,
+            ``"app-{date:%Y-%m-%d}.jsonl"``, the file that is written has the date of its interval, and none is renamed.
         when: The unit, in any case: ``"S"`` seconds, ``"M"`` minutes, ``"H"`` hours, ``"D"`` days, ``"midnight"``, or
             ``"W0"`` (Monday) to ``"W6"``. Default None: ``"midnight"`` where *max_age* is a day or more, else
             ``"H"``.
@@ -51,6 +53,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             weekday is the one that ends it.
         errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         max_bytes: Roll over as well before the file grows beyond so many bytes. Default 0: by time alone.
+        link: Where to keep a symbolic link to the file that is written, for a *filename* with a date. Default None.
         mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. ``"w"`` truncates
             what an earlier process has left.
         namer: Called with the path of a rotated file; returns the one that it gets. Default None.
@@ -74,7 +77,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *when*, *interval* or *at_time* cannot be used; and as `BaseRotatingFileSink`.
+        ValueError: If *when*, *interval* or *at_time* cannot be used; if the date in *filename* cannot be read again,
+            or is coarser than *when* without *max_bytes*; if *link* is no link; and as `BaseRotatingFileSink`.
 
     Seconds, minutes, hours and days are counted from when the file was begun, without a jump at a change of daylight
     saving time; midnight and weekdays are those of the wall clock. The clock survives a restart: the file's birth, else
@@ -97,6 +101,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         errors: str | None = None,
         *,
         max_bytes: int = 0,
+        link: str | os.PathLike[str] | None = None,
         mode: Mode = "a",
         namer: Callable[[str], str] | None = None,
         rotator: Callable[[str, str], object] | None = None,
@@ -122,6 +127,18 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             when = "midnight" if kept >= _DAY_SECONDS else "h"
         self._schedule = Schedule(when, interval, utc=utc, at_time=at_time)
         self.max_bytes: int = checked_size(max_bytes, "max_bytes")
+        path = checked_path(filename)
+        #: The file's name, if it has a date in it, and the link to the file.
+        self._dated = DatedName(path, self._schedule) if DatedName.is_one(path) else None
+        self._link = _checked_link(link, dated=self._dated is not None)
+        if self._dated is not None:
+            if not self.max_bytes and self._dated.is_coarse:
+                msg = (
+                    f"filename={os.fspath(filename)!r}: its date is the same in several intervals of when={when!r}; "
+                    "give max_bytes, or a finer date"
+                )
+                raise ValueError(msg)
+            filename = self._dated.path_at(time.time())
         #: When the interval of the current file began, in epoch seconds; None until it is known.
         self._start: float | None = None
         #: The ages of files that are older than their names say, since the clock was put back.
@@ -217,6 +234,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Return True if the interval of the file has ended, or *data* would make it larger than `max_bytes`."""
         size = self._current_size()
         now = time.time()
+        if self._dated is not None and self._dated.path_at(now) != self.base_filename:
+            return True  # also back to an earlier one, where the clock was put back
         if self._start is None:
             self._begin(now, size)
         if not (self._regular and size > len(self._prefix)):
@@ -236,19 +255,55 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             Exception: Whatever `namer` and `rotator` raise.
         """
         with self._rollover() as due:
+            now = time.time()
+            if self._dated is not None and self._dated.path_at(now) != self.base_filename:
+                self._go_on_to(self._dated.path_at(now))
+                self._begin(now, 0)
+                return
             if not due:
                 return
-            now = time.time()
             if self._start is None:
                 self._begin(now, self._current_size())
             self._move_away(self._free_name())
             self._begin(now, 0)
+
+    def _go_on_to(self, path: str) -> None:
+        """Write to *path* from now on: the file of another interval."""
+        before, self.base_filename = self.base_filename, path
+        try:
+            self._exchange()
+        except BaseException:
+            self.base_filename = before
+            raise
+        try:
+            self._tidy_up()
+        except Exception as error:
+            self._notice = error
+
+    def _point_link(self) -> None:
+        """Have the link lead to the file that is written."""
+        link = self._link
+        if link is None:
+            return
+        try:
+            target = os.path.relpath(self.base_filename, os.path.dirname(link))
+            if os.path.islink(link) and os.readlink(link) == target:
+                return
+            made = f"{link}.{os.getpid()}.new"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(made)
+            os.symlink(target, made)
+            os.replace(made, link)
+        except OSError as error:
+            self._note(error)
 
     def _free_name(self) -> str:
         """Return the name for the file that is rotated now: one that sorts as the newest of its interval.
 
         A number that retention has freed is not given again: the file would count as the oldest.
         """
+        if self._dated is not None:
+            return self._free_number()
         stem = f"{self.base_filename}.{self._text_of_interval()}"
         age = max((age for age, name in self.names_of_rotated(os.path.basename(stem)) if name == stem), default=None)
         ages = [file.age for file in self.rotated_files()]
@@ -264,6 +319,16 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             self._overtaken.intersection_update(ages)
             self._overtaken.update(older for older in ages if older > made)
         return name
+
+    def _free_number(self) -> str:
+        """Return the name for a file that is full before its interval ends: its own, and the next number."""
+        start = self._start
+        number = max((age[1] + 1 for age in (file.age for file in self.rotated_files()) if age[0] == start), default=1)
+        while True:
+            name = self.rotation_filename(f"{self.base_filename}.{number}")
+            if not any(os.path.lexists(name + ending) for ending in self._endings):
+                return name
+            number += 1
 
     def rotated_files(self) -> list[RotatedFile]:
         """Return the rotated files there are, the newest first; see `BaseRotatingFileSink.rotated_files`."""
@@ -281,6 +346,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             # Another file than before: the interval it is in has to be found out.
             self._installed = self._identity
             self._begin_again()
+            self._point_link()
 
     #: Device and inode of the file that `_start` is about.
     _installed: tuple[int, int] | None = None
@@ -295,6 +361,10 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def _begin(self, now: float, size: int) -> None:
         """Set the interval of the current file, whose first event comes *now* if its *size* is 0."""
         schedule = self._schedule
+        if self._dated is not None:
+            self._start = self._dated.start_of(now)
+            self.rollover_at = self._dated.end_of(self._start)
+            return
         if size:
             self._start = self._start_of_existing(now)
         else:
@@ -323,10 +393,13 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
 
     def sample_of_rotated(self) -> str:
         """Return the default name of some rotated file, which tells the directory they are in."""
-        return f"{self.base_filename}.{self._schedule.text_of(0.0)}"
+        return self.base_filename if self._dated else f"{self.base_filename}.{self._schedule.text_of(0.0)}"
 
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
         """Give the default name for each time in *file_name*, without a number and with each that is in it."""
+        if self._dated is not None:
+            yield from self._dated.files_like(file_name)
+            return
         for match in self._schedule.pattern.finditer(file_name):
             text = match.group()
             start = self._schedule.parse(text)
@@ -336,6 +409,19 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             yield (start, 0), stem
             for number in re.findall(r"(?<![0-9])[1-9][0-9]*(?![0-9])", file_name):
                 yield (start, int(number)), f"{stem}.{number}"
+
+
+def _checked_link(link: str | os.PathLike[str] | None, *, dated: bool) -> str | None:
+    if link is None:
+        return None
+    path = checked_path(link)
+    if not dated:
+        msg = f"link={os.fspath(link)!r}: without a date in filename the file has one name, and needs no link"
+        raise ValueError(msg)
+    if os.path.lexists(path) and not os.path.islink(path):
+        msg = f"link={os.fspath(link)!r} is no symbolic link, and would be lost: move it away first"
+        raise ValueError(msg)
+    return path
 
 
 TimedRotatingFileSink._hot_class = TimedRotatingFileSink

@@ -1,0 +1,106 @@
+"""The date in the name of the file that is written: `DatedName`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import re
+from typing import TYPE_CHECKING
+
+from outfall.sinks.files.schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PLACE = re.compile(r"\{date:([^{}]+)\}")
+
+#: What sorts a file behind those of its interval that were full before it.
+_LAST = 10**9
+
+#: So many are looked at, to see whether each has a name of its own.
+_INTERVALS = 400
+
+
+class DatedName:
+    """A path with a date in its name, ``"app-{date:%Y-%m-%d}.jsonl"``: which file is written when.
+
+    Args:
+        template: The path.
+        schedule: When another file begins.
+
+    Raises:
+        ValueError: If the date is in the name of a directory, comes twice, or has a form that cannot be read again.
+    """
+
+    def __init__(self, template: str, schedule: Schedule) -> None:
+        self._schedule = schedule
+        # Hours and less are counted from midnight, so that all processes agree.
+        self._day = Schedule("midnight", utc=schedule.utc)
+        self._directory, name = os.path.split(template)
+        parts = _PLACE.split(name)
+        if len(parts) != 3 or _PLACE.search(self._directory):
+            msg = f"filename={template!r}: one date is needed, in the name of the file and not of a directory"
+            raise ValueError(msg)
+        self._before, self._format, self._after = parts
+        self._names = re.compile(
+            rf"{re.escape(self._before)}(.+?){re.escape(self._after)}(?:\.([1-9][0-9]*))?", re.DOTALL
+        )
+        moment = dt.datetime(2024, 2, 28, 13, 45, 59, tzinfo=dt.timezone.utc).timestamp()
+        text = self._text_of(self.start_of(moment))
+        if self._parse(text) is None or os.sep in text:
+            msg = f"filename={template!r}: {self._format!r} is no form of a date that can be read again"
+            raise ValueError(msg)
+
+    @staticmethod
+    def is_one(path: str) -> bool:
+        """Return True if *path* has a place for a date."""
+        return _PLACE.search(path) is not None
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether several intervals may have one name: by the hour one without the hour, or without the day."""
+        start = self.start_of(dt.datetime(2024, 1, 1, 12, tzinfo=dt.timezone.utc).timestamp())
+        names: set[str] = set()
+        for _ in range(_INTERVALS):
+            text = self._text_of(start)
+            read = self._parse(text)
+            if text in names or read is None or self._day.start_of(read, read) != self._day.start_of(start, start):
+                return True
+            names.add(text)
+            start = self.end_of(start)
+        return False
+
+    def start_of(self, moment: float) -> float:
+        """Return the start of the interval that *moment* is in, both in epoch seconds."""
+        return self._schedule.start_of(moment, self._day.start_of(moment, moment))
+
+    def end_of(self, start: float) -> float:
+        """Return the end of the interval that begins at *start*; hours and less begin anew at midnight."""
+        day = self._day.start_of(start, start)
+        end = self._schedule.next_after(start, day if self._schedule.when in {"S", "M", "H"} else start)
+        return min(end, self._day.next_after(day, day)) if self._schedule.when in {"S", "M", "H"} else end
+
+    def path_at(self, moment: float) -> str:
+        """Return the path of the file that is written at *moment*."""
+        text = self._text_of(self.start_of(moment))
+        return os.path.join(self._directory, f"{self._before}{text}{self._after}")
+
+    def files_like(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
+        """Give the age and the path of the file that *file_name* is, if it is one of this name."""
+        found = self._names.fullmatch(file_name)
+        start = None if found is None else self._parse(found[1])
+        if found is not None and start is not None:
+            number = int(found[2]) if found[2] else _LAST
+            yield (start, number), os.path.join(self._directory, file_name)
+
+    def _text_of(self, start: float) -> str:
+        zone = dt.timezone.utc if self._schedule.utc else None
+        return dt.datetime.fromtimestamp(start, zone).strftime(self._format)
+
+    def _parse(self, text: str) -> float | None:
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            found = dt.datetime.strptime(text, self._format)  # noqa: DTZ007 - local time, or UTC below
+            if found.strftime(self._format) == text:
+                return (found.replace(tzinfo=dt.timezone.utc) if self._schedule.utc else found).timestamp()
+        return None
