@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from random import random
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import orjson
 from structlog import DropEvent
 
 from outfall.sinks.core import lifecycle, threads
@@ -734,10 +735,12 @@ class BrokerListener:
         run.tickets.append(ticket)
         raws: list[Any] = []
         events: list[dict[str, Any]] = []
+        # Where no sink looks inside, long integers need not keep their digits: nothing is made of the event.
+        parse = orjson.loads if all(lane.sink.plain for lane in run.lanes) else loads
         for message in messages:
             body = message[1]
             try:
-                event = loads(body)
+                event = parse(body)
             except (ValueError, RecursionError):
                 event = None
             if type(event) is not dict:
@@ -749,6 +752,7 @@ class BrokerListener:
                 event = LevelledEvent(event, message[2], message[3])
             if b"\n" in body or b"\r" in body or (b'"_' in body and METADATA & event.keys()):
                 raw = None  # to be rendered
+                event = LevelledEvent(loads(body), message[2], message[3])
             raws.append(raw)
             events.append(event)
         ticket.events = len(events)
