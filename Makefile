@@ -20,12 +20,13 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # Targets share one environment; two pips in it at once would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo test coverage fuzz crash lint format types docs bench bench-check soak wheel-check pythons clean
+.PHONY: help demo fleet test coverage fuzz crash lint format types docs bench bench-check soak wheel-check pythons clean
 # An environment whose making broke off (Debian without python3-venv) is begun anew, not taken for a whole one.
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo         set up and run the example service"
+	@echo "make fleet        four services, Redis and two relays, of which things are killed; needs redis-server"
 	@echo "make test         the suite without what is marked as slow; wheel and sdist are wheel-check's"
 	@echo "make coverage     all of the suite, with the coverage gate"
 	@echo "make fuzz         each fuzz test for ten minutes  (make fuzz SECONDS=60: for one)"
@@ -56,6 +57,9 @@ $(VENV)/.outfall-%: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/.outfall-demo
 	$(BIN)/python examples/service.py $(ARGS)
+
+fleet: $(VENV)/.outfall-redis
+	$(BIN)/python examples/fleet/fleet.py $(ARGS)
 
 test: $(VENV)/.outfall-test
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" --ignore=tests/packaging/test_distribution.py $(ARGS)

@@ -340,7 +340,7 @@ class CollectorProcess:
         command: list[str | Path] = [sys.executable, Path(__file__).with_name("collector.py"), self._file]
         if self.url:
             command.append(str(urlsplit(self.url).port))
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None  # noqa: S101 - for type checkers
         self.url = self._process.stdout.readline().strip()
 

@@ -43,6 +43,7 @@ _PACKAGES = {
     "clickhouse-server": "clickhouse-server",
     "nginx": "nginx-light",
     "prometheus": "prometheus",
+    "promtool": "prometheus",
     "redis-server": "redis-server",
     "rabbitmq-server": "rabbitmq-server",
 }

@@ -6,9 +6,11 @@ import dataclasses
 import gzip
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ import pytest
 import requests
 
 from outfall import SinkStats
+from outfall.adapters.commandline.relay import _plan_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -264,3 +267,24 @@ def test_the_collector_takes_all_lines_or_none(collector):
         assert packed.status_code == 204
         assert session.post(url, body + b"{", timeout=30).status_code == 400
     assert file.read_bytes() == body * 2
+
+
+@pytest.mark.service
+@pytest.mark.slow
+def test_the_fleet_loses_nothing(require_service):
+    """A relay and Redis are killed, and each event arrives."""
+    require_service("redis-server")
+    fleet = SERVICE.parent / "fleet" / "fleet.py"
+    environment = {**os.environ, "PYTHONPATH": str(SERVICE.parents[1])}
+    command = [sys.executable, str(fleet), "--events", "2000"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "8,000 of 8,000 events have arrived" in result.stdout
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads TOML with the extra toml alone")
+def test_the_fleets_file_is_one_that_a_relay_reads():
+    """Its broker and its targets are known."""
+    path = SERVICE.parent / "fleet" / "relay.toml"
+    plan = _plan_of(Namespace(config=str(path), source=None, sources=[], targets=[], timeout=None))
+    assert (len(plan.targets), plan.timeout) == (2, 30)

@@ -19,7 +19,7 @@ from outfall import (
     SpoolSink,
 )
 from outfall.adapters import metrics
-from tests.sinks._processes import until
+from tests.sinks._processes import ROOT, until
 from tests.sinks._wire import free_port
 
 prometheus_client = pytest.importorskip("prometheus_client")
@@ -163,3 +163,14 @@ def test_a_real_prometheus_scrapes_them(require_service, tmp_path):
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+@pytest.mark.service
+def test_the_alerts_of_the_documentation_are_rules_of_prometheus(require_service, tmp_path):
+    """Its own tool finds four rules, and nothing wrong with them."""
+    page = (ROOT / "docs" / "how-to" / "metrics.md").read_text(encoding="utf-8")
+    (tmp_path / "rules.yml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    command = [require_service("promtool"), "check", "rules", str(tmp_path / "rules.yml")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 rules found" in result.stdout
