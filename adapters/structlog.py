@@ -11,6 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from outfall.sinks.core.chain import WITHOUT_RENDERER, chain_of
 from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.event.event import TextEvent, as_event, event_of_call
 from outfall.sinks.event.levels import NUMBERS, level_name, parse_level
@@ -83,7 +84,7 @@ class SinkLogger:
         if isinstance(event, TextEvent):
             event.carried_level = number
             if not self._sink._text_seen:
-                self._sink._look_at_text(event, sys._getframe(1))
+                self._sink._look_at_text(event, chain_of(sys._getframe(1)), WITHOUT_RENDERER)
         else:
             if "level" not in event:
                 event["level"] = method_name

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.chain import WITHOUT_FORMATTER
 from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.levels import NOTSET, Level, LevelName, parse_level
@@ -115,7 +116,12 @@ class SinkHandler(logging.Handler):
                 self.handleError(record)
             else:
                 # Formatters of others return dicts as well.
-                self.sink.handle(TextEvent(event, record.levelno) if isinstance(event, (str, bytes)) else event)
+                if isinstance(event, (str, bytes)):
+                    event = TextEvent(event, record.levelno)
+                    if not self.sink._text_seen:
+                        chain = getattr(self.formatter, "processors", ())
+                        self.sink._look_at_text(event, chain, WITHOUT_FORMATTER)
+                self.sink.handle(event)
                 return
         try:
             if self._read is None:

@@ -20,7 +20,7 @@ from structlog import DropEvent
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_functions, unknown_argument
-from outfall.sinks.core.chain import goes_on, meant_for_people
+from outfall.sinks.core.chain import WITHOUT_RENDERER, chain_of, for_people, goes_on, meant_for_people
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.forwarding import Forwarding, reads_data_alone
 from outfall.sinks.core.item import BatchResult, Encoded
@@ -290,7 +290,7 @@ class Sink(_Guarded, Forwarding):
         except TypeError:
             event = event_dict  # handle() counts and reports it
         if not self._text_seen and isinstance(event, TextEvent):
-            self._look_at_text(event, frame)
+            self._look_at_text(event, chain_of(frame), WITHOUT_RENDERER)
         self.handle(event)
         if passed_by:
             return event_dict
@@ -308,10 +308,10 @@ class Sink(_Guarded, Forwarding):
             self._chain_seen = not self._within_chains
         return bool(passed_by)
 
-    def _look_at_text(self, event: TextEvent, frame: FrameType) -> None:
+    def _look_at_text(self, event: TextEvent, chain: Sequence[Any], way_out: str) -> None:
         """Tell, once, if the first text that a chain has rendered is for people, and this sink keeps or sends it."""
         self._text_seen = True
-        wrong = None if self.shows_people else meant_for_people(event.raw, frame)
+        wrong = None if for_people(self) else meant_for_people(event.raw, chain, way_out)
         if wrong is not None:
             self._fail_unraised(SinkError(wrong), None)
 
