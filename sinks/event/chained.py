@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import weakref
@@ -77,6 +76,8 @@ class ChainKey:
     __slots__ = ("_inner", "_outer", "id")
 
     def __init__(self, key: bytes | str) -> None:
+        import hashlib  # not what every file should pay for
+
         if not isinstance(key, (bytes, str)):
             msg = f"key: bytes are needed, not {type(key).__name__}"
             raise TypeError(msg)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 from collections import deque
 from itertools import accumulate
@@ -90,6 +89,8 @@ def open_lines(path: str) -> Any:
         OSError: If it cannot be read.
     """
     if path.endswith(".gz"):
+        import gzip
+
         return gzip.open(path, "rb")
     if path.endswith(".zst"):
         import io
