@@ -3,7 +3,7 @@
 In README.md and in docs/ every fenced block of these languages is executed:
 
 - ``python``: run, in the order of the page, in one namespace. With a ``:caption:`` it is a file of that name, written
-  and not run.
+  and not run; so is ``toml``.
 - ``text`` and ``json``: what the code since the last such block prints, exactly but for the times in it.
 - ``console``: commands after ``$ `` and what they print. Known are ``python``, ``pytest``, ``cat`` and, not run,
   ``pip`` and ``make``.
@@ -90,7 +90,7 @@ def run_page(page: Path) -> int:
     try:
         for block in blocks(page):
             where = f"{page.name}:{block.line}"
-            if block.language == "python" and block.caption:
+            if block.language in ("python", "toml") and block.caption:
                 Path(block.caption).write_text(block.body, encoding="utf-8")
             elif block.language == "python":
                 code = compile("\n" * (block.line - 1) + block.body, str(page), "exec")

@@ -12,7 +12,6 @@ from outfall.sinks.http.sink import HTTPSink
 from outfall.sinks.spool.sink import SpoolSink
 
 if TYPE_CHECKING:
-    import datetime as dt
     import os
     import ssl
     from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from outfall.sinks.delivery.delivery import RetryPolicy
     from outfall.sinks.event.fields import Fields, Projection
     from outfall.sinks.event.levels import Level
-    from outfall.sinks.event.units import Span
+    from outfall.sinks.event.units import Size, Span
     from outfall.sinks.http.bodies import BodyFormat
 
 
@@ -38,13 +37,13 @@ class SinkOptions(TypedDict, total=False):
     fields: Fields | Projection | None
     headers: Mapping[str, str] | None
     auth: tuple[str, str] | Callable[[Any], Any] | None
-    timeout: float | dt.timedelta | tuple[float | dt.timedelta, float | dt.timedelta]
+    timeout: Span | tuple[Span, Span]
     verify: bool | str | os.PathLike[str]
     cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None
     ssl_context: ssl.SSLContext | None
     proxies: Mapping[str, str] | None
     compression: Literal["gzip", "zstd"] | None
-    max_body_bytes: int
+    max_body_bytes: Size
     session: requests.Session | None
     allow_insecure: bool
     naive_timestamps: Literal["utc", "local"]
@@ -54,21 +53,21 @@ class SinkOptions(TypedDict, total=False):
     on_error: OnError
     name: str | None
     batch_size: int
-    linger: float | dt.timedelta
+    linger: Span
     retry: RetryPolicy | None
     dead_letter: Sink | None
-    block_timeout: float | dt.timedelta
+    block_timeout: Span
     # BackgroundSink
     capacity: int
-    capacity_bytes: int
+    capacity_bytes: Size
     overflow: Literal["block", "drop_newest", "drop_oldest"]
     keep_level: Level
     # SpoolSink
-    max_bytes: int
-    segment_bytes: int | None
+    max_bytes: Size
+    segment_bytes: Size | None
     on_full: Literal["block", "drop_newest", "drop_oldest"]
     fsync: Literal["never", "interval", "always"]
-    fsync_interval: float | dt.timedelta
+    fsync_interval: Span
 
 
 class TokenOptions(SinkOptions, total=False):
