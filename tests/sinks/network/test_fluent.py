@@ -21,7 +21,7 @@ from outfall.sinks.errors import MissingDependencyError, PausedDeliveryError, Te
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests._node import Node
 from tests.sinks._processes import check, in_fork
-from tests.sinks._wire import Clock, Stream
+from tests.sinks._wire import Stream
 from tests.sinks.network._fluent import Forward
 
 KEY = "sesame-open-the-door"
@@ -171,28 +171,32 @@ def test_what_is_not_acknowledged_is_not_delivered(forward):
 
 def test_a_batch_that_is_not_acknowledged_is_sent_again_by_the_same_name(forward):
     """So that who looks can tell that it is the same."""
-    forward.before_answer = lambda number, _: number > 1
-    clock = Clock()
-    target = _sink(forward, timeout=0.05, clock=clock, retry_start=0)
+    target = _sink(forward, timeout=0.05, retry_start=0)
+
+    def answer(number, _sock):
+        target.timeout = 10  # for the next attempt
+        return number > 1
+
+    forward.before_answer = answer
     with BackgroundSink(target, linger=0) as sink:
         sink.handle({"event": 1})
-        assert sink.flush(10)
+        assert sink.flush(30)
         assert sink.stats().delivered == 1
-        assert sink.stats().retried == 1
-    assert len(forward.chunks) == 2
+        assert sink.stats().retried >= 1
+    assert len(forward.chunks) >= 2
     assert len(set(forward.chunks)) == 1
 
 
 def test_what_is_acknowledged_does_not_come_again_when_the_rest_of_a_batch_fails(forward):
-    """The first message of the batch is taken; of the second the answer is no answer, then there is none."""
+    """The first message of the batch is taken; the answer to the second is none of the protocol's."""
 
     def answer(number, sock):
         if number == 2:
             sock.sendall(b"\xc1")
-        return number not in (2, 3)
+        return number != 2
 
     forward.before_answer = answer
-    target = _sink(forward, max_chunk_bytes=2000, timeout=0.2, retry_start=0, on_error=lambda _: None)
+    target = _sink(forward, max_chunk_bytes=2000, on_error=lambda _: None)
     batch = Batch([Encoded(b'{"event":"e","n":%d,"text":"%s"}' % (n, b"x" * 900), 20, 0.0) for n in range(6)])
     left = batch
     with target as sink:
