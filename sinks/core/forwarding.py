@@ -74,9 +74,10 @@ class Forwarding:
         Raises:
             Exception: What processors and renderers raise; `structlog.DropEvent` filters the event.
         """
-        if isinstance(event, Remainder) and not self.has_processor(event.maker):
-            return None
-        if respect_level and self._level and level_of(event) < self._level:
+        if isinstance(event, Remainder):
+            if not self.has_processor(event.maker):
+                return None
+        elif respect_level and self._level and level_of(event) < self._level:
             return None
         return self.encode(self._processed(event) if self._processors else event)
 

@@ -580,9 +580,11 @@ class Sink(_Guarded, Forwarding):
     def _admit(self, event: object) -> dict[str, Any] | None:
         """Return the event to put out, past level and processors, or None if it was filtered."""
         admitted: dict[str, Any] = event if type(event) is dict else as_event(event)
-        if type(admitted) is Remainder and not self.has_processor(admitted.maker):
-            return None
-        if self._level and level_of(admitted) < self._level:
+        if type(admitted) is Remainder:
+            if not self.has_processor(admitted.maker):
+                return None
+            # What it tells of has passed the level.
+        elif self._level and level_of(admitted) < self._level:
             self._ledger.filter()
             return None
         if self._processors:

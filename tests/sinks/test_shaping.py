@@ -331,6 +331,17 @@ def test_an_event_with_an_exception_is_rendered_whole_after_it(tmp_path, clock):
     assert "LookupError: gone" in found[1]["exception"]
 
 
+def test_a_level_does_not_keep_back_what_is_told(clock):
+    """Also of kinds that were forgotten, whose level nobody knows any more."""
+    throttle = Throttle(1, 60, remember=1, clock=clock)
+    target = CaptureSink(level="warning", processors=[throttle])
+    with BackgroundSink(target) as sink:
+        for text in ("a", "b"):
+            for _ in range(3):
+                sink.handle({"event": text, "level": "warning"})
+    assert [event.get("suppressed") for event in target.events] == [None, None, 2, 2]
+
+
 # -- Sample
 
 
