@@ -120,12 +120,6 @@ class _Flight:
         self.outcomes: list[Any] = []
         self.waiting = 0
 
-    def add(self) -> int:
-        """Return the place of one more message."""
-        self.outcomes.append(None)
-        self.waiting += 1
-        return len(self.outcomes) - 1
-
     def settle(self, place: int, error: Any, _message: Any = None) -> None:
         """Take down what became of a message; librdkafka's delivery report."""
         self.outcomes[place] = True if error is None else error
@@ -181,10 +175,11 @@ class _Producer:
                 producer.flush(min(left, _LOOK_SECONDS))
         finally:
             # An interrupt may have come before all were produced.
-            spots = spots or [(flight, place) for place in range(len(flight.outcomes))]
-            if any(of.waiting for of in {of for of, _ in spots}):
+            if spots is None and flight.waiting:
+                spots = [(flight, place) for place in range(len(flight.outcomes))]
+            if spots is not None and any(of.waiting for of in {of for of, _ in spots}):
                 self._remember(producer, batch, spots)
-        return [of.outcomes[place] for of, place in spots]
+        return flight.outcomes if spots is None else [of.outcomes[place] for of, place in spots]
 
     def _recognized(self, batch: Sequence[Encoded], flight: _Flight) -> list[tuple[_Flight, int]] | None:
         """Return where each item of *batch* is under way, ``(flight, -1)`` for others; None if none is."""
@@ -209,31 +204,42 @@ class _Producer:
         spots: list[tuple[_Flight, int]] | None,
         deadline: float,
     ) -> None:
-        produce, topic = producer.produce, self._topic
+        produce, topic, settle = producer.produce, self._topic, flight.settle
         for place, (body, level, time) in enumerate(lacking(batch)):
-            if spots is not None and spots[place][1] >= 0:
-                continue
-            spot = flight.add()
             if spots is not None:
-                spots[place] = (flight, spot)
-            more: dict[str, Any] = {}
-            if level is not None:
-                more["headers"] = [("level", level_name(level))]
-            if time is not None:
-                more["timestamp"] = int(time * 1000)
-            report_to = partial(flight.settle, spot)
-            while True:
-                try:
-                    produce(topic, body, on_delivery=report_to, **more)
-                except BufferError as error:  # its own queue is full
-                    left = deadline - now()
-                    if left > 0 and not self.aborted:
-                        producer.poll(min(left, _LOOK_SECONDS))
-                        continue
-                    flight.settle(spot, error)
-                except Exception as error:
-                    flight.settle(spot, error.args[0] if error.args else error)
-                break
+                if spots[place][1] >= 0:
+                    continue
+                spots[place] = (flight, len(flight.outcomes))
+            arguments = (topic, body, None, -1, partial(settle, len(flight.outcomes)))
+            flight.outcomes.append(None)
+            flight.waiting += 1
+            try:
+                if level is None and time is None:
+                    produce(*arguments)
+                else:
+                    self._produce_with(produce, arguments, level, time)
+            except BufferError as error:
+                if not self._produce_when_there_is_room(producer, arguments, level, time, deadline):
+                    settle(len(flight.outcomes) - 1, error)
+            except Exception as error:
+                settle(len(flight.outcomes) - 1, error.args[0] if error.args else error)
+
+    @staticmethod
+    def _produce_with(produce: Any, arguments: tuple[Any, ...], level: float | None, time: float | None) -> None:
+        headers = None if level is None else [("level", level_name(level))]
+        # 0 is now, to librdkafka.
+        produce(*arguments, headers=headers, timestamp=0 if time is None else int(time * 1000))
+
+    def _produce_when_there_is_room(
+        self, producer: Any, arguments: tuple[Any, ...], level: float | None, time: float | None, deadline: float
+    ) -> bool:
+        """Produce a message for which the producer's own queue had no room; return False if there comes none."""
+        while not self.aborted and (left := deadline - now()) > 0:
+            producer.poll(min(left, _LOOK_SECONDS))
+            with contextlib.suppress(BufferError):
+                self._produce_with(producer.produce, arguments, level, time)
+                return True
+        return False
 
     def _result(self, outcomes: list[Any]) -> BatchResult | None:
         if outcomes.count(True) == len(outcomes):
@@ -396,6 +402,11 @@ class KafkaListener(BrokerListener):
         self._came: deque[Any] = deque()
         self._paused = False
         self._polled = now()
+
+    @property
+    def connected(self) -> bool:
+        """True while its group has given it its share of the partitions, and brokers can be reached."""
+        return self._joined and super().connected
 
     # -- the reader's, see BrokerListener
 

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from outfall.adapters.brokers.base import BrokerListener
     from outfall.sinks.core.sink import Sink
 
-#: The listener of each scheme, by its name in `outfall`, and whether it is given the URL; else the hosts alone.
+#: The listener of each scheme, by its name in `outfall`, and whether it is given the URL; else it is given the hosts,
+#: and what the path names.
 LISTENERS: dict[str, tuple[str, bool]] = {
     "redis": ("RedisListener", True),
     "rediss": ("RedisListener", True),
+    "amqp": ("AMQPListener", True),
+    "amqps": ("AMQPListener", True),
+    "kafka": ("KafkaListener", False),
 }
 
 
@@ -51,14 +55,17 @@ def open_listener(url: str, *sinks: Sink, **options: Any) -> BrokerListener:
         msg = f"{scheme}: spool= and background= are a sink's, and this is a listener"
         raise ValueError(msg)
     given = request.take(kind)
-    _ = request.login
+    if whole:
+        _ = request.login
+    elif request.path.strip("/") and places[1] not in given:
+        given[places[1]] = request.path.strip("/")
     request.refuse_credentials(has_token=False)
     request.refuse_rest((kind,))
     for place in places[1:]:
         if place not in given and parameters_of(kind)[place].default is inspect.Parameter.empty:
             msg = f"{scheme}: the option {place!r} is missing: write {place}=…"
             raise ValueError(msg)
-    where = f"{scheme}:{request.where}" if whole else request.where.removeprefix("//").rstrip("/")
+    where = f"{scheme}:{request.where}" if whole else request.netloc
     more = [given.pop(place) for place in places[1:]]
     listener: BrokerListener = kind(where, *more, *sinks, **given)
     return listener

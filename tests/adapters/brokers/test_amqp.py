@@ -20,9 +20,11 @@ from outfall import (
     RetryPolicy,
     SpoolSink,
     TemporaryDeliveryError,
+    open_sink,
 )
 from outfall.adapters.brokers import amqplink
 from outfall.adapters.brokers.amqp import AMQPListener, AMQPSink
+from outfall.adapters.brokers.listeners import open_listener
 from outfall.sinks.testing import SinkContract
 from tests.adapters._proxy import Proxy
 from tests.adapters._rabbitmq import RabbitMQ
@@ -297,6 +299,20 @@ def test_nothing_is_lost_behind_a_spool_when_the_broker_is_killed_in_a_burst(bro
 
 
 # -- the listener
+
+
+def test_a_relay_between_two_queues_is_two_urls(broker):
+    """Several hosts, and what else a URL may have, included."""
+    broker.declare("by url")
+    _publish(broker, "by url", _bodies(1))
+    place = broker.url.replace("@", "@127.0.0.1:1,")
+    taken = CaptureSink()
+    with open_listener(f"{place}/?queue=by%20url&batch_size=10", taken) as listener:
+        assert isinstance(listener, AMQPListener)
+        assert listener.flush(LONG)
+    with open_sink(f"{place}?routing_key=by%20url&timeout=5s&batch_size=10") as sink:
+        sink.handle(taken.events[0])
+    assert _numbers(broker.take("by url")) == [1]
 
 
 def _publish(broker, queue, bodies):

@@ -20,9 +20,11 @@ from outfall import (
     RetryPolicy,
     SpoolSink,
     TemporaryDeliveryError,
+    open_sink,
 )
 from outfall.adapters.brokers import kafka
 from outfall.adapters.brokers.kafka import KafkaListener, KafkaSink
+from outfall.adapters.brokers.listeners import open_listener
 from outfall.sinks.core.item import Batch
 from outfall.sinks.testing import SinkContract
 from tests.adapters._kafka import CONFIG, MockProcess
@@ -263,6 +265,18 @@ def test_wrong_arguments_are_refused_at_construction(options, said):
     assert "secret" not in str(raised.value)
     with pytest.raises(ValueError, match=said):
         KafkaListener(arguments.pop("servers"), arguments.pop("topic"), NullSink(), **arguments)
+
+
+def test_a_url_names_servers_topic_and_configuration():
+    """The same for sink and listener."""
+    url = "kafka://127.0.0.1:1,127.0.0.1:2/logs?config.client.id=shop"
+    with open_sink(f"{url}&background=false") as sink:
+        assert repr(sink) == "<KafkaSink to 'logs' at 127.0.0.1:1,127.0.0.1:2>"
+        assert sink._config == {"client.id": "shop"}
+    listener = open_listener(f"{url}&group=archive", NullSink())
+    assert listener._describe() == "'logs' of 'archive' at 127.0.0.1:1,127.0.0.1:2"
+    assert listener._settings["client.id"] == "shop"
+    assert not listener.connected
 
 
 # -- the listener; a group takes three seconds to begin, so that each test has several things to show
