@@ -169,9 +169,9 @@ class RedisListener(BrokerListener):
             make = _Stream if self._kind == "stream" else _List
             reader = self._reader = make(RedisLink(self._server), self._key, self._group, self.consumer)
             reader.claim_milliseconds = max(1, int(self._claim_seconds * 1000))
-        if not reader.ready:
-            reader.begin(self._under_way())
         with self._moving(reader):
+            if not reader.ready:
+                reader.begin(self._under_way())
             claiming = now() >= reader.next_claim
             messages = reader.claim(number, set(self._under_way())) if claiming else []
             if claiming and not messages:

@@ -160,6 +160,15 @@ def _place(text: str, port: int) -> tuple[str, int]:
     return unquote(found[1].strip("[]")), number
 
 
+def _moved(error: Exception) -> tuple[str, int] | None:
+    """Return where the member of a cluster that answered *error* sends us, or None if it does not."""
+    place = getattr(error, "host", None), getattr(error, "port", None)
+    if type(error).__name__ == "MovedError" and place[1]:
+        return str(place[0] or ""), int(place[1])
+    found = re.fullmatch(r"MOVED [0-9]+ (.*):([0-9]+)", str(error))  # as redis-py 5 leaves it
+    return None if found is None else (found[1], int(found[2]))
+
+
 class RedisLink:
     """The client of one sink or listener: of one server after the other, where they fail or name another.
 
@@ -182,8 +191,9 @@ class RedisLink:
             # What was the master may have become a replica: a new connection asks the sentinels.
             self.close()
             return False
-        if isinstance(error, redis.exceptions.MovedError):
-            self._use((error.host or self._place[0], int(error.port)))
+        moved = _moved(error)
+        if moved is not None:
+            self._use((moved[0] or self._place[0], moved[1]))
             return True
         gone = isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError))
         if gone or isinstance(error, redis.exceptions.ReadOnlyError):
@@ -197,7 +207,9 @@ class RedisLink:
         """Return the answer to *command*, of the member of a cluster that it is for; *options* are redis-py's."""
         try:
             return self.client.execute_command(*command, **options)
-        except self.redis.exceptions.MovedError as error:
+        except self.redis.ResponseError as error:
+            if _moved(error) is None:
+                raise
             self.failed(error)
         return self.client.execute_command(*command, **options)
 

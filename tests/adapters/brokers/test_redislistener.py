@@ -289,6 +289,19 @@ def test_a_stream_that_is_deleted_is_read_again_when_it_is_made_anew(server, key
         assert listener.flush(PATIENCE_SECONDS)
 
 
+def test_of_several_hosts_the_one_that_takes_writes_is_read(server, key, require_service, tmp_path):
+    """A replica says that it is one, and the next host of the URL is tried."""
+    _fill(server, key, 1)
+    options = ("--replicaof", "127.0.0.1", str(server.port))
+    with RedisProcess(require_service("redis-server"), tmp_path, *options) as replica:
+        sink = CaptureSink()
+        url = f"redis://127.0.0.1:{replica.port},127.0.0.1:{server.port}"
+        with RedisListener(url, key, sink, retry=QUICK, on_error=_quiet) as listener:
+            until(lambda: sink.events)
+            assert listener.flush(PATIENCE_SECONDS)
+    assert server.client.xpending(key, "outfall")["pending"] == 0
+
+
 @KINDS
 def test_reading_goes_on_when_the_server_was_killed_and_restarted(require_service, tmp_path, kind):
     """Everything arrives; what had not been acknowledged comes twice at most."""
