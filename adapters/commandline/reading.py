@@ -179,7 +179,10 @@ class Followed:
         self._position = 0
         #: The bytes before the position: others stand there once the file was cut off and written again.
         self._before = b""
-        self._known = {_identity(status) for _, status in self._siblings()}
+        self._known: set[tuple[int, int]] = set()
+        for path in self._siblings():
+            with contextlib.suppress(OSError):
+                self._known.add(_identity(os.stat(path)))
         self._open()
         if self._file is not None and at_end:
             self._file.seek(0, os.SEEK_END)
@@ -223,9 +226,8 @@ class Followed:
     def read(self) -> Iterator[Line]:
         """Give the whole lines that have come since the last call."""
         if self._file is None:
-            self._open()
-            if self._file is None:
-                return
+            yield from self._reopened()
+            return
         if self._was_cut_off():
             self._position, self._rest, self._before = 0, b"", b""
         yield from self._new_lines(self._file)
@@ -242,13 +244,35 @@ class Followed:
             yield Line.of(self._rest)
         self._file.close()
         self._known.add(_identity(old))
-        for path, between in sorted(self._siblings(), key=lambda each: each[1].st_mtime_ns):
-            if _identity(between) not in self._known and _identity(between) != _identity(status):
-                self._known.add(_identity(between))
-                yield from lines_of(path, lambda _: None)
+        yield from self._reopened()
+
+    def _reopened(self) -> Iterator[Line]:
+        """Open what the name leads to now; give what was moved away in between, then what is there."""
         self._open()
         if self._file is not None:
+            self._known.add(_identity(os.fstat(self._file.fileno())))
+        for between in self._moved_in_between():
+            with between:
+                yield from map(Line.of, between.read().rstrip(b"\n").split(b"\n"))
+        if self._file is not None:
             yield from self._new_lines(self._file)
+
+    def _moved_in_between(self) -> list[IO[bytes]]:
+        """Open the files that were written to and moved away since the last look, the oldest first."""
+        found: list[tuple[int, IO[bytes]]] = []
+        while True:
+            before = len(found)
+            for path in self._siblings():
+                # What it is tells the open file alone: meanwhile another may have got the name.
+                with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                    file = stack.enter_context(open(path, "rb"))
+                    status = os.fstat(file.fileno())
+                    if _identity(status) not in self._known:
+                        self._known.add(_identity(status))
+                        found.append((status.st_mtime_ns, file))
+                        stack.pop_all()
+            if len(found) == before:
+                return [file for _, file in sorted(found, key=lambda each: each[0])]
 
     def _new_lines(self, file: IO[bytes]) -> Iterator[Line]:
         file.seek(self._position)
@@ -271,16 +295,11 @@ class Followed:
             return False
         return os.fstat(file.fileno()).st_size < self._position or self._bytes_before() != self._before
 
-    def _siblings(self) -> Iterator[tuple[str, os.stat_result]]:
+    def _siblings(self) -> Iterator[str]:
         """Give the files that stand beside this one, as a rollover names them; compressed ones are not read."""
         for path in glob.glob(f"{glob.escape(self.name)}.*"):
-            if not path.endswith((".gz", ".zst", ".lock")):
-                try:
-                    status = os.stat(path)
-                except OSError:
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    yield path, status
+            if not path.endswith((".gz", ".zst", ".lock")) and os.path.isfile(path):
+                yield path
 
     def close(self) -> None:
         """Close the file."""
