@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from outfall.adapters.handlers.base import Account, Kept, Twin, account_of, untouched
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.reporting import SinkFailure, report
-from outfall.sinks.delivery.queuelistener import renew
+from outfall.sinks.delivery.queues import renew
 from outfall.sinks.errors import DeliveryError
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.reentrancy import active, thread
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
-from outfall.sinks.delivery.queuelistener import SHUT_DOWN, QueueListener, listener_of, put_nowait, renew
+from outfall.sinks.delivery.queuelistener import QueueListener, listener_of
+from outfall.sinks.delivery.queues import SHUT_DOWN, put_nowait, renew
 from outfall.sinks.errors import PermanentDeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import LevelledEvent

@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue as queue_module
-import sys
 import threading
 import time
 import weakref
-from collections import defaultdict
-from queue import Empty, Full, SimpleQueue
+from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks.core import lifecycle, threads
 from outfall.sinks.core.arguments import checked_count, checked_seconds
+from outfall.sinks.core.bells import Bells, Flag
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.ledger import SinkStats
+from outfall.sinks.core.ledger import Ledger
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
 from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.core.threads import check_threads
-from outfall.sinks.delivery.lane import Account, Lane, Mark, Ticket
+from outfall.sinks.delivery.lane import Lane, Ticket
+from outfall.sinks.delivery.queues import SHUT_DOWN, is_closed, put_nowait, renew
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import LevelledEvent, TextEvent, as_event
 from outfall.sinks.network.frames import JSONFrames
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from outfall.sinks.core.ledger import SinkStats
     from outfall.sinks.delivery.delivery import RetryPolicy
 
 
-#: What a queue that was shut down raises, since Python 3.13.
-SHUT_DOWN: tuple[type[Exception], ...] = tuple(
-    kind for kind in (getattr(queue_module, "ShutDown", None),) if kind is not None
-)
+class _Mark:
+    """A place in the queue up to which `QueueListener.flush` waits."""
+
+    def __init__(self) -> None:
+        #: Set once the reader has come to it.
+        self.reached: Flag = Flag()
+        #: How many events each lane had been given by then.
+        self.numbers: list[int] = []
 
 
 class _Run:
     """One start of a listener, until it is stopped."""
 
-    def __init__(self, lanes: list[Lane], threads: list[threading.Thread]) -> None:
+    def __init__(self, lanes: list[Lane]) -> None:
         self.lanes = lanes
-        self.threads = threads
-        self.stopping = threading.Event()
+        #: The reader.
+        self.thread: threading.Thread | None = None
+        self.stopping: Flag = Flag()
         self.deadline = float("inf")
         #: True once nothing is read any more, and once a sentinel was read. Under the listener's lock.
         self.ended = False
@@ -61,7 +66,14 @@ class _Run:
 
     @property
     def reading(self) -> bool:
-        return self.threads[0].is_alive()
+        return self.thread is not None and self.thread.is_alive()
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """All its threads that run, the reader first."""
+        return [
+            thread for thread in (self.thread, *(lane.thread for lane in self.lanes)) if thread and thread.is_alive()
+        ]
 
 
 class QueueListener:
@@ -152,26 +164,26 @@ class QueueListener:
         self.name: str = type(self).__name__ if name is None else str(name)
         self._fresh_state()
         for sink in sinks:
-            self._lane(sink, Account())  # refuses what a delivery cannot use
+            self._lane(sink)  # refuses what a delivery cannot use
+        self._accounts.clear()
         lifecycle.join(self)
 
     def _fresh_state(self) -> None:
         #: Around start and stop.
         self._life = threading.RLock()
-        #: Around what waits in the lanes, and the counts.
+        #: Around the tickets and the end of the reading. A lane's lock is taken within it, never the other way round.
         self._lock = threading.RLock()
-        #: Told when there is room in a lane.
-        self._room = threading.Condition(self._lock)
+        #: Rung when there is room in a lane.
+        self._bells = Bells()
         self._run: _Run | None = None
-        #: By the identity of the sink, which is kept with it.
-        self._accounts: dict[int, tuple[Sink, Account]] = {}
-        self._pending = self._delivered = 0
-        self._dropped: defaultdict[str, int] = defaultdict(int)
-        self._last_error: str | None = None
+        self._ledger = Ledger()
+        self._pending = 0
+        #: What is counted for each sink, by the sink's identity.
+        self._accounts: dict[int, tuple[Sink, Ledger]] = {}
         #: How many sentinels are in the queue that were meant for an earlier start.
         self._stale_sentinels = 0
         #: By what stands for them in the queue.
-        self._marks: dict[bytes, Mark] = {}
+        self._marks: dict[bytes, _Mark] = {}
 
     # -- what applications call
 
@@ -199,27 +211,15 @@ class QueueListener:
                 return self
             lifecycle.arm()  # the queue may be one of multiprocessing
             self.stop()  # what a sentinel of somebody else has left
-            lanes = [self._lane(sink, self._account(sink)) for sink in self.sinks]
-            run = _Run(lanes, [])
-            run.threads = [
-                threading.Thread(target=self._read, args=(run,), name=f"outfall {self.name}", daemon=True),
-                *(
-                    threading.Thread(target=lane.run, name=f"outfall {self.name} {lane.sink.name}", daemon=True)
-                    for lane in lanes
-                ),
-            ]
+            run = _Run([self._lane(sink) for sink in self.sinks])
+            run.thread = threading.Thread(target=self._read, args=(run,), name=f"outfall {self.name}", daemon=True)
             # Before the reader runs, which asks for it.
             self._run = run
             try:
-                # The reader last, so that it does not read for nobody.
-                for worker in reversed(run.threads):
-                    threads.start(worker)
+                threads.start(run.thread)
             except BaseException:
+                run.abandoned = run.ended = True
                 self._run = None
-                with self._lock:
-                    run.ended = True
-                    for lane in lanes:
-                        lane.abandon()
                 raise
             _listeners[id(self.queue)] = self
         return self
@@ -242,22 +242,26 @@ class QueueListener:
                 return True
             run.deadline = deadline
             run.stopping.set()
-            with self._lock:
-                for lane in run.lanes:
-                    lane.make_haste(deadline)
+            for lane in run.lanes:
+                lane.hasten(deadline)
             put = run.reading and self._enqueue(self.enqueue_sentinel, run, deadline)
             if self.delivers_in_this_thread:  # called by a sink
                 return False
-            released(run.threads[0].join, max(0.0, deadline - now()))
-            with self._lock:
-                for lane in run.lanes:
-                    lane.finish(deadline)
-                self._room.notify_all()
+            if run.reading and run.thread is not None:
+                released(run.thread.join, max(0.0, deadline - now()))
+            for lane in run.lanes:
+                lane.conclude(deadline)
+            self._bells.ring()
             for worker in run.threads:
                 released(worker.join, max(0.0, deadline - now()))
             self._run = None
             _listeners.pop(id(self.queue), None)
-            complete = self._give_up(run)
+            run.abandoned = True
+            lost = [
+                self._give_up(lane, f"{self.name} was stopped before {lane.target.name} had taken everything")
+                for lane in run.lanes
+            ]
+            complete = not (any(lost) or run.threads)
             with self._lock:
                 if put and not run.told_to_stop:
                     self._stale_sentinels += 1
@@ -275,18 +279,23 @@ class QueueListener:
         seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
         deadline = now() + seconds
         run = self._run
-        if run is None or not run.reading or _is_closed(self.queue):
+        if run is None or not run.reading or is_closed(self.queue):
             return not self._pending
         if self.delivers_in_this_thread:
             return False
-        mark = Mark(len(run.lanes) + 1, deadline)
+        mark = _Mark()
         token = _MARK + os.urandom(16)
         self._marks[token] = mark
         try:
             put = self._enqueue(lambda: put_nowait(self.queue, token), run, deadline)
-            return put and mark.reached.wait(max(0.0, deadline - now()))
+            if not (put and mark.reached.wait(max(0.0, deadline - now()))):
+                return False
         finally:
             self._marks.pop(token, None)
+        for lane in run.lanes:
+            lane.hasten(deadline)
+        settled = [lane.settle_all(deadline, number) for lane, number in zip(run.lanes, mark.numbers, strict=True)]
+        return all(settled) and not any(lane.gave_up for lane in run.lanes)
 
     def stats(self) -> SinkStats:
         """Return the ledger as it stands: of what was read, with each sink's in ``targets``.
@@ -294,18 +303,18 @@ class QueueListener:
         Delivered here means that all sinks are done with it. A sink's ledger says what became of it there, and has the
         sink's own among its ``targets``.
         """
+        run = self._run
+        targets: list[SinkStats] = []
+        for sink, ledger in list(self._accounts.values()):
+            behind = (sink.stats(),)
+            lanes = [lane for lane in (run.lanes if run else ()) if lane.target is sink]
+            with contextlib.ExitStack() as held:
+                for lane in lanes:
+                    held.enter_context(lane.lock)
+                pending = sum(lane.put - lane.settled for lane in lanes)
+                targets.append(ledger.stats(sink.name, pending=pending, targets=behind))
         with self._lock:
-            targets = tuple(account.stats(sink) for sink, account in self._accounts.values())
-            dropped = dict(self._dropped)
-            return SinkStats(
-                name=self.name,
-                accepted=self._delivered + self._pending + sum(dropped.values()),
-                delivered=self._delivered,
-                dropped=dropped,
-                pending=self._pending,
-                last_error=self._last_error,
-                targets=targets,
-            )
+            return self._ledger.stats(self.name, pending=self._pending, targets=tuple(targets))
 
     def __enter__(self) -> Self:
         return self.start()
@@ -361,15 +370,22 @@ class QueueListener:
             # What waits here because a sink is away keeps the time at which it came.
             event = LevelledEvent(event, None, time.time())
         run = self._run
-        reading = run is not None and threading.current_thread() is run.threads[0]
+        reading = run is not None and threading.current_thread() is run.thread
         ticket = run.ticket if run is not None and reading and run.ticket is not None else Ticket(queued=False)
-        with self._lock:
-            self._pending += 1
-            ticket.events += 1
-        if run is None or not self._distribute(run, event, ticket):
-            self._deliver_here(event, ticket)
-        if not reading:
-            self._let_go([ticket])
+        try:
+            with self._lock:
+                self._pending += 1
+                ticket.events += 1
+            if run is None or not self._distribute(run, event, ticket):
+                self._deliver_here(event, ticket)
+        finally:
+            if not reading:
+                # What _let_go does, without a call in which an interrupt could come.
+                with self._lock:
+                    ticket.holders -= 1
+                    events = 0 if ticket.holders else ticket.events
+                    self._pending -= events
+                    self._ledger.delivered += events
 
     def enqueue_sentinel(self) -> None:
         """Put what ends the reading into the queue."""
@@ -404,8 +420,8 @@ class QueueListener:
                 self._take(run, item)
         with self._lock:
             run.ended = True
-            for lane in run.lanes:
-                lane.finish(run.deadline)
+        for lane in run.lanes:
+            lane.conclude(run.deadline)
 
     def _is_stale(self, run: _Run) -> bool:
         """Return True for a sentinel that an earlier stop has left in the queue."""
@@ -419,12 +435,12 @@ class QueueListener:
 
     def _failed_to_dequeue(self, error: Exception, run: _Run, failures: int) -> bool:
         """Tell of *error* and wait a little; return True if there is no use in trying again."""
-        if _is_closed(self.queue):
+        if is_closed(self.queue):
             return True
         # An item that was there and cannot be unpickled; else it is the queue that is closed or gone.
         garbage = not isinstance(error, (OSError, EOFError, ValueError)) and failures <= _GARBAGE_IN_A_ROW
         if garbage:
-            self._drop("garbage")
+            self._ledger.drop("garbage")
             self._task_done()
         self._tell(error, None, int(garbage))
         if not garbage:
@@ -446,7 +462,7 @@ class QueueListener:
         except Exception as error:
             lost = 0 if ticket.events else 1
             if lost:
-                self._drop("garbage" if type(self).handle is QueueListener.handle else "error")
+                self._ledger.drop("garbage" if type(self).handle is QueueListener.handle else "error")
             self._tell(error, item, lost)
         finally:
             run.ticket = None
@@ -457,7 +473,7 @@ class QueueListener:
         try:
             put_nowait(self.queue, item)
         except Exception as error:
-            self._drop("closed")
+            self._ledger.drop("closed")
             self._tell(error, item, 1)
 
     def _let_go(self, tickets: list[Ticket]) -> None:
@@ -465,12 +481,12 @@ class QueueListener:
         done = events = 0
         with self._lock:
             for ticket in tickets:
-                ticket.holders -= 1
-                if not ticket.holders:
-                    done += ticket.queued
-                    events += ticket.events
+                ticket.holders -= 1  # see _add for why there is no condition
+                finished = not ticket.holders
+                done += finished and ticket.queued
+                events += finished and ticket.events
             self._pending -= events
-            self._delivered += events
+            self._ledger.delivered += events
         for _ in range(done):
             self._task_done()
 
@@ -478,84 +494,89 @@ class QueueListener:
         mark = self._marks.get(token)
         if mark is None:  # another listener's, or of somebody who has given up waiting
             return
-        with self._lock:
-            for lane in run.lanes:
-                lane.mark(mark)
-            mark.pass_by()
+        mark.numbers = [lane.put for lane in run.lanes]
+        mark.reached.set()
 
     def _distribute(self, run: _Run, event: dict[str, Any], ticket: Ticket) -> bool:
         """Put *event* into the lanes, waiting for room; return False if they take no more."""
         with self._lock:
             if run.ended:
                 return False
-            full = [lane for lane in run.lanes if not self._put(lane, event, ticket)]
-            deadline = now() + self._block_seconds
-            while full:
-                moment = now()
-                if run.abandoned or moment >= run.deadline:
-                    for lane in full:
-                        lane.drop("closed")
-                    return True
-                starved = any(lane.is_idle() for lane in run.lanes if lane not in full)
-                if starved:
-                    for lane in [lane for lane in full if lane.impatient or moment >= deadline]:
-                        full.remove(lane)
-                        lane.impatient = True
-                        self._overflow(lane)
-                    if not full:
-                        return True
-                self._room.wait(min(deadline - moment if moment < deadline else _LOOK_SECONDS, _LOOK_SECONDS))
-                full = [lane for lane in full if not self._put(lane, event, ticket)]
+            full = self._add(run.lanes, event, ticket)
+        for lane in run.lanes:
+            lane.look()
+        deadline = now() + self._block_seconds
+        try:
+            while True:  # a condition here would jump back outside the try from Python 3.12 on
+                if not full:
+                    break
+                full = self._await_room(run, full, deadline)
+                waits = full
+                full = self._add(waits, event, ticket)
+                for lane in waits:
+                    lane.look()
+        except BaseException:
+            for lane in full:
+                lane.ledger.drop("interrupted")
+            raise
         return True
 
-    @staticmethod
-    def _put(lane: Lane, event: dict[str, Any], ticket: Ticket) -> bool:
-        if not lane.has_room():
-            return False
-        lane.put(event, ticket)
-        return True
+    def _await_room(self, run: _Run, full: list[Lane], deadline: float) -> list[Lane]:
+        """Wait a little for room in one of the lanes that are *full*; return those for which the event still waits."""
+        moment = now()
+        if run.abandoned or run.ended or moment >= run.deadline:
+            for lane in full:
+                lane.ledger.drop("closed")
+            return []
+        waits = full
+        if any(lane.is_idle() for lane in run.lanes if lane not in full):
+            waits = [lane for lane in full if not (lane.impatient or moment >= deadline)]
+            for lane in full:
+                if lane not in waits:
+                    lane.impatient = True
+                    lane.ledger.drop("overflow")
+                    lane.tell(TemporaryDeliveryError(f"there was no room while {lane.target.name} did not keep up"), 1)
+        if waits:
+            self._bells.wait(_LOOK_SECONDS, lambda: any(lane.has_room() for lane in waits))
+        return waits
 
-    def _overflow(self, lane: Lane) -> None:
-        lane.drop("overflow")
-        error = TemporaryDeliveryError(f"there was no room while {lane.sink.name} did not keep up")
-        lane.account.last_error = describe(error)
-        self._tell_of_sink(lane.sink, error, 1)
+    def _add(self, lanes: Iterable[Lane], event: dict[str, Any], ticket: Ticket) -> list[Lane]:
+        """Put *event* into *lanes*; return those that have no room."""
+        full: list[Lane] = []
+        with self._lock:
+            for lane in lanes:
+                # No condition at the end of the loop, nor a comprehension with one: from Python 3.12 on its jump back
+                # is outside the `with`, and an interrupt there would leave the lock held.
+                full += () if lane.add(event, ticket) else (lane,)
+        return full
 
     def _deliver_here(self, event: dict[str, Any], ticket: Ticket) -> None:
         """Give *event* to each sink, once."""
         for sink in self.sinks:
-            lane = self._lane(sink, self._account(sink))
-            with self._lock:
-                lane.finish(0.0)
-                lane.put(event, ticket)
-            lane.run()
-            self._abandon(lane, f"{sink.name} did not take it")
+            lane = self._lane(sink)
+            self._add((lane,), event, ticket)
+            try:
+                lane.deliver_once()
+            finally:
+                self._give_up(lane, f"{sink.name} did not take it")
 
     # -- counting and telling
 
-    def _lane(self, sink: Sink, account: Account) -> Lane:
+    def _lane(self, sink: Sink) -> Lane:
         return Lane(
+            weakref.ref(self),
+            f"{self.name} {sink.name}",
             sink,
-            account,
-            lock=self._lock,
-            room=self._room,
+            self._accounts.setdefault(id(sink), (sink, Ledger()))[1],
+            release=self._let_go,
+            bells=self._bells,
             capacity=self._capacity,
             batch_size=self._batch_size,
-            linger_seconds=self._linger_seconds,
+            linger=self._linger_seconds,
             respect_level=self.respect_sink_level,
             retry=self._retry,
             dead_letter=self._dead_letter,
-            tell=self._tell_of_sink,
-            let_go=self._let_go,
         )
-
-    def _account(self, sink: Sink) -> Account:
-        with self._lock:
-            return self._accounts.setdefault(id(sink), (sink, Account()))[1]
-
-    def _drop(self, reason: str) -> None:
-        with self._lock:
-            self._dropped[reason] += 1
 
     def _task_done(self) -> None:
         done = getattr(self.queue, "task_done", None)
@@ -563,27 +584,16 @@ class QueueListener:
             with contextlib.suppress(Exception):  # called once too often by somebody else; a manager that is gone
                 done()
 
-    def _give_up(self, run: _Run) -> bool:
-        """Count what a run that was stopped has left; return True if that is nothing."""
-        run.abandoned = True
-        lost = [
-            self._abandon(lane, f"{self.name} was stopped before {lane.sink.name} had taken everything")
-            for lane in run.lanes
-        ]
-        with self._lock:
-            self._room.notify_all()
-        return not any(lost) and not any(worker.is_alive() for worker in run.threads)
-
-    def _abandon(self, lane: Lane, why: str) -> int:
-        """Count what *lane* has left as lost, and tell of it; return how many events that is."""
-        error = DeliveryError(why)
-        with self._lock:
-            lost, tickets = lane.abandon()
-            if lost:
-                lane.account.last_error = describe(error)
+    def _give_up(self, lane: Lane, why: str) -> int:
+        """End *lane*, count what it has left as lost, and tell of it; return how many events that is."""
+        unconfirmed, others = lane.end()
+        for reason, events in (("unconfirmed", unconfirmed), ("closed", others)):
+            if events:
+                lane.ledger.drop(reason, events)
+        lost = unconfirmed + others
         if lost:
-            self._tell_of_sink(lane.sink, error, lost)
-        self._let_go(tickets)
+            lane._tell(DeliveryError(why), lost)
+        self._let_go(lane.left())
         return lost
 
     def _enqueue(self, put: Callable[[], object], run: _Run, deadline: float) -> bool:
@@ -610,7 +620,7 @@ class QueueListener:
 
     def _tell(self, error: Exception, item: object, events: int) -> None:
         told = cleaned(error, item)
-        self._last_error = describe(told)
+        self._ledger.last_error = describe(told)
         self._call_on_error(SinkFailure(self.name, told, events, time.time()))
 
     def _call_on_error(self, failure: SinkFailure) -> None:
@@ -626,9 +636,8 @@ class QueueListener:
         """Have the threads linger no more, at exit; until *deadline* `drain` waits for them."""
         run = self._run
         if run is not None:
-            with self._lock:
-                for lane in run.lanes:
-                    lane.make_haste(deadline)
+            for lane in run.lanes:
+                lane.hasten(deadline)
 
     def drain(self, timeout: float) -> None:
         """Deliver what is in the queue, at exit; it goes on, since other exit hooks still log."""
@@ -657,42 +666,7 @@ _LOOK_SECONDS = 0.01
 _listeners: weakref.WeakValueDictionary[int, QueueListener] = weakref.WeakValueDictionary()
 
 
-def _is_closed(queue: object) -> bool:
-    """Return True if *queue* is one of multiprocessing and was closed, as it is at exit."""
-    return bool(getattr(getattr(queue, "_reader", None), "closed", False))
-
-
 def listener_of(queue: object) -> QueueListener | None:
     """Return the listener of *queue* that runs in this process, or None."""
     listener = _listeners.get(id(queue))
     return listener if listener is not None and listener.queue is queue else None
-
-
-def put_nowait(queue: Any, item: Any) -> None:
-    """Put *item* into *queue* by its own ``put_nowait``."""
-    put = getattr(queue, "put_nowait", None)
-    if put is None:  # multiprocessing.SimpleQueue
-        put = queue.put
-    put(item)
-
-
-def renew(queue: Any) -> None:
-    """Make *queue* usable in a forked child: what was in it is the parent's, and so is a thread that has its lock."""
-    if isinstance(queue, queue_module.Queue):
-        queue.mutex = threading.Lock()
-        queue.not_empty = threading.Condition(queue.mutex)
-        queue.not_full = threading.Condition(queue.mutex)
-        queue.all_tasks_done = threading.Condition(queue.mutex)
-        queue.queue.clear()
-        queue.unfinished_tasks = 0
-    elif isinstance(queue, SimpleQueue):
-        with contextlib.suppress(Empty):
-            while True:
-                queue.get_nowait()
-    else:
-        # Not imported for this: whoever has one of its queues has the module.
-        queues = sys.modules.get("multiprocessing.queues")
-        if queues is not None and isinstance(queue, queues.Queue):
-            # What multiprocessing does in children that it forks itself: else the child would wait for a feeding
-            # thread that only the parent has.
-            queue._after_fork()

@@ -61,7 +61,8 @@ class Worker:
     A subclass says where events wait:
 
     - `waiting` returns how many could be taken now, and `take` takes some of them: a batch, and whatever `finish` has
-      to know when the batch is through. Both are called under `lock`.
+      to know when the batch is through. Both are called under `lock`. What is taken may be something else that has a
+      length, if `prepared` makes a batch of it.
     - Storing an event adds one to `put`; if the event's number is `wake_at` or above, `rouse` is called then. Code that
       stores without `lock` compares with `limit` first, which `set_limit` keeps up to date: below it there is room, and
       the thread need not be woken. The comparison and the additions must be free of calls, so that no thread and no
@@ -96,6 +97,7 @@ class Worker:
     closed: bool
     stopping: bool
     ended: bool
+    concluding: bool
     urgent_until: float
     delivery: Delivery
     bells: Bells
@@ -129,6 +131,8 @@ class Worker:
         self.inline = lifecycle.exiting()
         #: No more events are taken; the thread stops when `urgent_until` has passed; it has nothing to do any more.
         self.closed = self.stopping = self.ended = False
+        #: The thread ends as soon as nothing waits.
+        self.concluding = False
         #: Until when somebody waits for the thread, by `now`.
         self.urgent_until = 0.0
         #: What wakes the thread: the one queue whose put() may be called from a signal handler in the midst of itself.
@@ -160,11 +164,15 @@ class Worker:
         """Return how many events could be taken now. Called under the lock."""
         raise NotImplementedError
 
-    def take(self) -> tuple[Batch, Any]:
+    def take(self) -> tuple[Any, Any]:
         """Take some of what waits, oldest first. Called under the lock, when something waits."""
         raise NotImplementedError
 
-    def finish(self, batch: Batch, token: Any) -> None:
+    def prepared(self, taken: Any) -> Batch:
+        """Return what the target is given of what `take` has taken. Called without the lock, where it is delivered."""
+        return taken  # type: ignore[no-any-return]
+
+    def finish(self, batch: Any, token: Any) -> None:
         """Release what was taken by `take`: all of *batch* is settled."""
 
     def discard(self) -> None:
@@ -176,17 +184,21 @@ class Worker:
 
     # -- waiting for the thread
 
-    def settle_all(self, deadline: float) -> bool:
-        """Wait until all that has come is settled; return False if *deadline*, by `now`, comes first."""
+    def settle_all(self, deadline: float, number: int | None = None) -> bool:
+        """Wait until all that has come is settled; return False if *deadline*, by `now`, comes first.
+
+        Args:
+            deadline: Until when the thread hurries.
+            number: Wait for so many events only. Default None: all that have come.
+        """
         if threading.current_thread() is self.thread:
             return False  # called by the target, or by on_error: it would wait for itself
-        mark = _Mark(self.put)
-        if self.done >= mark.number:
-            return True
+        mark = _Mark(self.put if number is None else number)
         self._marks.append(mark)
         try:
-            self.urgent_until = max(self.urgent_until, deadline)
-            self.rouse()
+            if self.done < mark.number:
+                self.urgent_until = max(self.urgent_until, deadline)
+                self.rouse()
             while True:  # see _Buffer.append
                 left = deadline - now()
                 if self.done >= mark.number or left <= 0:
@@ -243,30 +255,34 @@ class Worker:
             if self.thread is not threading.current_thread():
                 return
         while (found := self._next()) is not None:
-            batch, token = found
-            try:
-                with delivering():
-                    left = self.delivery.deliver(batch)
-            except BaseException as error:
-                left = []
-                self._lose(batch, error)
-            if left:
-                break  # whoever has stopped the delivery counts them
-            self._finish(batch, token)
+            if not self._deliver(*found):
+                break
         if self._abandoned:
             self._give_up_abandoned()
 
-    def _finish(self, batch: Batch, token: Any) -> None:
-        events = len(batch)
+    def _deliver(self, taken: Any, token: Any) -> bool:
+        """Deliver *taken*; return False if the delivery was stopped: whoever has stopped it counts what is left."""
+        try:
+            with delivering():
+                left = self.delivery.deliver(self.prepared(taken))
+        except BaseException as error:
+            left = []
+            self._lose(taken, error)
+        if not left:
+            self._finish(taken, token)
+        return not left
+
+    def _finish(self, taken: Any, token: Any) -> None:
         with self.lock:
             if self.ended:
                 return
-            self.finish(batch, token)
-            self.done += events
+            if token is not None:
+                self.finish(taken, token)
+            self.done += len(taken)
         if self.bells:
             self.bells.ring()
 
-    def _next(self) -> tuple[Batch, Any] | None:
+    def _next(self) -> tuple[Any, Any] | None:
         """Wait for events and take some; return None if there is nothing to do any more."""
         due = float("inf")
         while True:
@@ -277,7 +293,7 @@ class Worker:
                     return None
                 waits = self.waiting()
                 urgent = self.urgent_until > moment
-                if self._abandoned and not (waits and urgent):
+                if (self._abandoned and not (waits and urgent)) or (self.concluding and not waits):
                     return None
                 if waits and (moment >= due or urgent or self._marks or waits >= self.batch_size):
                     self.wake_at = NEVER
@@ -350,10 +366,10 @@ class Worker:
                 with contextlib.suppress(Exception):
                     self._on_error(SinkFailure(self.name, cleaned(error, None), events, time()))
 
-    def _lose(self, batch: Batch, error: BaseException) -> None:
-        """Settle what is left of *batch*, whose delivery ended in a way that no delivery should."""
+    def _lose(self, taken: Any, error: BaseException) -> None:
+        """Settle what is left of *taken*, whose delivery ended in a way that no delivery should."""
         with self.lock:
-            lost = self.done + len(batch) - self.settled
+            lost = self.done + len(taken) - self.settled
         self.settle(Outcome(dropped={"error": lost}))
         self.tell(DeliveryError(describe(cleaned(error, None))), lost)
 
@@ -455,16 +471,12 @@ class Worker:
                 batch, token = self.take()
             self._attempt(batch, token)
 
-    def _attempt(self, batch: Batch, token: Any) -> None:
+    def _attempt(self, taken: Any, token: Any) -> None:
         with delivering():
-            left = self._new_delivery(lambda _: False).deliver(batch)
+            left = self._new_delivery(lambda _: False).deliver(self.prepared(taken))
         lost = sum(map(len, left))
         if lost:
             self._target_gone = self.inline
             self.settle(Outcome(dropped={"error": lost}))
             self.tell(DeliveryError(f"{self.target.name} did not take what came at the end of the process"), lost)
-        events = len(batch)
-        with self.lock:
-            if token is not None:
-                self.finish(batch, token)
-            self.done += events
+        self._finish(taken, token)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import Encoded
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+PATIENCE_SECONDS = 30.0
 AT_ONCE = RetryPolicy(start_seconds=0, pause_start_seconds=0)
 
 
@@ -1611,3 +1612,62 @@ def test_only_who_looks_at_records_is_given_them() -> None:
     assert QueueSink(waiting)._reads_metadata() is False
     assert QueueSink(waiting, processors=[lambda _logger, _name, event: event])._reads_metadata() is True
     assert Looking(waiting)._reads_metadata() is True
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer's own lock is not for signal handlers")
+def test_an_interrupt_of_a_caller_that_waits_for_room_comes_through() -> None:
+    """Whenever it comes, and each event is accounted for."""
+
+    class Slow(CaptureSink):
+        def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+            time.sleep(0.000_1)  # so that callers wait and are woken all the time
+            return None
+
+    failures: list[SinkFailure] = []
+    listener = QueueListener(queue.Queue(), Slow(), capacity=2, batch_size=1, on_error=failures.append)
+    fired: list[int] = []
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        fired.append(1)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    came = 0
+    with listener:
+        try:
+            for number in range(200):
+                fired.clear()
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.000_1 + 0.000_003 * (number % 100))
+                    while True:  # a condition here would jump back outside the try from Python 3.12 on
+                        if fired:
+                            break
+                        listener.handle({"event": "x", "level": "info"})
+                except KeyboardInterrupt:
+                    came += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert listener.stop(PATIENCE_SECONDS)
+    assert came == 200
+    assert not failures
+    stats = listener.stats()
+    assert stats.pending == 0
+    assert_balanced(stats)
+    assert_balanced(stats.targets[0])
+
+
+def test_an_interrupt_in_a_sink_comes_out_of_a_listener_that_is_not_started() -> None:
+    """The event is counted as interrupted, and nothing waits for it."""
+
+    class Interrupted(CaptureSink):
+        def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+            raise KeyboardInterrupt
+
+    listener = QueueListener(queue.Queue(), Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        listener.handle({"event": "x"})
+    stats = listener.stats()
+    assert stats.pending == 0
+    assert stats.targets[0].dropped == {"interrupted": 1}
+    assert_balanced(stats.targets[0])

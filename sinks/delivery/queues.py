@@ -1,0 +1,50 @@
+"""What can be done with queues of each kind: of `queue`, `multiprocessing` and managers."""
+
+from __future__ import annotations
+
+import contextlib
+import queue as queue_module
+import sys
+import threading
+from queue import Empty, SimpleQueue
+from typing import Any
+
+#: What a queue that was shut down raises, since Python 3.13.
+SHUT_DOWN: tuple[type[Exception], ...] = tuple(
+    kind for kind in (getattr(queue_module, "ShutDown", None),) if kind is not None
+)
+
+
+def is_closed(queue: object) -> bool:
+    """Return True if *queue* is one of multiprocessing and was closed, as it is at exit."""
+    return bool(getattr(getattr(queue, "_reader", None), "closed", False))
+
+
+def put_nowait(queue: Any, item: Any) -> None:
+    """Put *item* into *queue* by its own ``put_nowait``."""
+    put = getattr(queue, "put_nowait", None)
+    if put is None:  # multiprocessing.SimpleQueue
+        put = queue.put
+    put(item)
+
+
+def renew(queue: Any) -> None:
+    """Make *queue* usable in a forked child: what was in it is the parent's, and so is a thread that has its lock."""
+    if isinstance(queue, queue_module.Queue):
+        queue.mutex = threading.Lock()
+        queue.not_empty = threading.Condition(queue.mutex)
+        queue.not_full = threading.Condition(queue.mutex)
+        queue.all_tasks_done = threading.Condition(queue.mutex)
+        queue.queue.clear()
+        queue.unfinished_tasks = 0
+    elif isinstance(queue, SimpleQueue):
+        with contextlib.suppress(Empty):
+            while True:
+                queue.get_nowait()
+    else:
+        # Not imported for this: whoever has one of its queues has the module.
+        queues = sys.modules.get("multiprocessing.queues")
+        if queues is not None and isinstance(queue, queues.Queue):
+            # What multiprocessing does in children that it forks itself: else the child would wait for a feeding
+            # thread that only the parent has.
+            queue._after_fork()
