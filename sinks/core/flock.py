@@ -53,7 +53,9 @@ class DirectoryLock:
         try:
             deadline = monotonic() + self._patience
             pause = 0.000_5
-            while not try_lock(self._descriptor):
+            while True:  # a condition here would jump back outside the try from Python 3.12 on
+                if try_lock(self._descriptor):
+                    break
                 if monotonic() >= deadline:
                     # Who has kept it so long may be stopped: from now on nobody waits for him that long again.
                     self._patience = _PATIENCE_SECONDS / 100

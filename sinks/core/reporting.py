@@ -110,11 +110,9 @@ class _Reports:
         cause = (_named(failure), failure.number, kind, errno if isinstance(errno, int) else None)
         with self.lock:
             if len(self.last) >= _MAX_CAUSES:
-                self.last = {
-                    known: entry
-                    for known, entry in self.last.items()
-                    if entry[1] or now - entry[0] < REPORT_INTERVAL_SECONDS
-                }
+                self.last = dict(
+                    filter(lambda known: known[1][1] or now - known[1][0] < REPORT_INTERVAL_SECONDS, self.last.items())
+                )
             when, suppressed, events = self.last.get(cause, (-math.inf, 0, 0))
             if now - when < REPORT_INTERVAL_SECONDS:
                 self.last[cause] = (when, suppressed + 1 + failure.suppressed, events + failure.events)
@@ -125,9 +123,9 @@ class _Reports:
     def take_suppressed(self) -> list[tuple[str, str, int, int]]:
         """Return (sink, error's type, reports, events) of what was suppressed and not yet told, and forget it."""
         with self.lock:
-            left = [(c[0], c[2].__name__, s, e) for c, (_, s, e) in self.last.items() if s]
-            self.last.clear()
-        return left
+            # The loop is not under the lock: from Python 3.12 on an interrupt of it would leave that held.
+            last, self.last = self.last, {}
+        return [(c[0], c[2].__name__, s, e) for c, (_, s, e) in last.items() if s]
 
 
 _reports = _Reports()

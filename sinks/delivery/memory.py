@@ -420,9 +420,11 @@ class MemorySink(BufferingSink):
     def _take_turn(self, wanted: int, deadline: float, failures: list[BaseException]) -> None:
         """Hand on so many of the events that have come, after the thread that does so now."""
         try:
-            while not self._hand_on(wanted, failures):
-                if not self._bells.wait(deadline - now(), lambda: self._handing is None):
-                    return
+            in_time = True
+            while True:  # a condition here, or at the loop's end, would jump back outside the try from Python 3.12 on
+                if not in_time or self._hand_on(wanted, failures):
+                    break
+                in_time = self._bells.wait(deadline - now(), lambda: self._handing is None)
         except BaseException as error:
             self._count_dropped("interrupted")
             failures.append(error)
@@ -453,13 +455,16 @@ class MemorySink(BufferingSink):
                 # No call from here on to the next line, so that no interrupt comes between.
                 self._handing, mine = me, True
                 self._wanted = max(self._wanted, wanted)
-            while (next_one := self._next()) is not None:
+            goes_on = True
+            while True:  # see _take_turn
+                next_one = self._next() if goes_on else None
+                if next_one is None:
+                    break
                 target, event, hand = next_one
                 try:
                     target.deliver(event)
                 except Exception as error:
-                    if not self._keeps(target, error, event, hand, failures):
-                        break
+                    goes_on = self._keeps(target, error, event, hand, failures)
                 else:
                     self._settle(hand)
         except BaseException:
