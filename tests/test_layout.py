@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import dis
+import sys
+import types
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,3 +77,35 @@ def test_sinks_import_no_adapter():
         if name.startswith("outfall.adapters")
     ]
     assert wrong == []
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the jumps are where they belong")
+@pytest.mark.parametrize("path", sorted((ROOT / "sinks" / "delivery").glob("*.py")), ids=lambda path: path.name)
+def test_no_loop_of_a_module_that_waits_jumps_back_outside_the_try_around_it(path):
+    """From Python 3.12 on a condition at a loop's end does so: an interrupt there skips `finally` and `__exit__`."""
+    waiting = [compile(path.read_text(encoding="utf-8"), str(path), "exec")]
+    outside = []
+    while waiting:
+        code = waiting.pop()
+        waiting += (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+        bytecode = dis.Bytecode(code)
+        instructions = {instruction.offset: instruction for instruction in bytecode}
+
+        def handlers(offset, entries=bytecode.exception_entries):
+            found = set()
+            left = [offset]
+            while left:
+                place = left.pop()
+                new = {entry.target for entry in entries if entry.start <= place < entry.end} - found
+                found |= new
+                left += new
+            return found
+
+        outside += (
+            f"{code.co_name}, line {instruction.positions.lineno if instruction.positions else '?'}"
+            for instruction in instructions.values()
+            if instruction.opname == "JUMP_BACKWARD"
+            and not handlers(instruction.offset)
+            and any(instructions[target].opname == "PUSH_EXC_INFO" for target in handlers(instruction.argval))
+        )
+    assert not outside
