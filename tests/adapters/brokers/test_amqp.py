@@ -283,8 +283,8 @@ def test_nothing_is_lost_behind_a_spool_when_the_broker_is_killed_in_a_burst(bro
     """What comes twice was not confirmed: of each connection that broke, a batch at most."""
     broker.declare("burst")
     told = []
-    batch = 500
-    target = AMQPSink(broker.url, routing_key="burst", timeout=5)
+    batch = 2000
+    target = AMQPSink(broker.url, routing_key="burst", timeout=LONG)  # the broker waits for its disk
     with SpoolSink(target, tmp_path / "spool", batch_size=batch, retry=QUICK, on_error=told.append) as sink:
         for number in range(20_000):
             sink.handle({"event": "a", "n": number})
@@ -292,7 +292,7 @@ def test_nothing_is_lost_behind_a_spool_when_the_broker_is_killed_in_a_burst(bro
                 until(lambda: sink.stats().delivered > 0)
                 broker.kill()
         broker.start()
-        assert sink.flush(LONG)
+        assert sink.flush(2 * LONG)
     numbers = _numbers(broker.take("burst"))
     assert set(numbers) == set(range(20_000))
     assert len(numbers) - 20_000 <= batch * (1 + sum(isinstance(each.error, TemporaryDeliveryError) for each in told))
