@@ -1,8 +1,8 @@
-"""The command ``python -m benchmarks.brokers``: events into RabbitMQ and Kafka and out of them, beside bare clients.
+"""The command ``python -m benchmarks.brokers``: events into Redis, RabbitMQ and Kafka and out, beside bare clients.
 
 CPU time of this process: the brokers are others. A floor makes the same JSON of the same events, or parses it, and
-calls the client of the broker as plainly as it can be called, 500 messages at a time. RabbitMQ is a real one; in the
-place of Kafka is the mock cluster of librdkafka.
+calls the client of the broker as plainly as it can be called, 500 messages at a time. Redis and RabbitMQ are real ones;
+in the place of Kafka is the mock cluster of librdkafka.
 """
 
 from __future__ import annotations
@@ -20,10 +20,20 @@ import trustme
 from benchmarks.__main__ import _print_table
 from benchmarks.events import drive
 from benchmarks.harness import Group, Row, measure, nothing_written
-from outfall import AMQPListener, AMQPSink, BackgroundSink, KafkaListener, KafkaSink, NullSink
+from outfall import (
+    AMQPListener,
+    AMQPSink,
+    BackgroundSink,
+    KafkaListener,
+    KafkaSink,
+    NullSink,
+    RedisListener,
+    RedisSink,
+)
 from outfall.adapters.brokers.amqplink import Addresses, Link
 from tests.adapters._kafka import CONFIG, LOGGER, MockProcess
 from tests.adapters._rabbitmq import RabbitMQ
+from tests.adapters._redis import RedisProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -190,6 +200,49 @@ def _amqp_rows(broker: RabbitMQ) -> tuple[Row, ...]:
     )
 
 
+def _redis_rows(server: RedisProcess) -> tuple[Row, ...]:
+    client: Any = server.client
+
+    @contextmanager
+    def pipelines(_directory: Path) -> Iterator[Run]:
+        pipe = client.pipeline(transaction=False)
+
+        def take(bodies: list[bytes]) -> None:
+            for body in bodies:
+                pipe.xadd("floor", {"event": body}, maxlen=100_000)
+            pipe.execute()
+
+        yield _batches(take)
+
+    def fill(events: int) -> None:
+        client.delete("to read")
+        for body in _bodies(events):
+            client.xadd("to read", {"event": body})
+
+    def bare(events: int) -> float:
+        began = process_time()
+        client.xgroup_create("to read", "bare", "0")
+        taken = 0
+        while taken < events:
+            entries: Any = client.xreadgroup("bare", "me", {"to read": ">"}, count=BATCH)[0][1]
+            for _, fields in entries:
+                orjson.loads(fields[b"event"])
+            client.xack("to read", "bare", *[number for number, _ in entries])
+            taken += len(entries)
+        return began
+
+    listened = _listened(lambda: RedisListener(server.url, "to read", NullSink()))
+    floor, reading = "redis-py: a pipeline of 500", "redis-py: parse, acknowledge every 500"
+    target = RedisSink(server.url, "benchmark", max_events=100_000)
+    return (
+        Row(floor, pipelines, proof=nothing_written),
+        # 0.8 of the floor's events a second.
+        Row("BackgroundSink(RedisSink)", _sink(target), floor=floor, budget=1.25, proof=nothing_written),
+        Row(reading, _filled(fill, bare), proof=nothing_written),
+        Row("RedisListener → NullSink", _filled(fill, listened), floor=reading, budget=1.25, proof=nothing_written),
+    )
+
+
 def _kafka_rows(mock: MockProcess) -> tuple[Row, ...]:
     def bare(events: int) -> float:
         from confluent_kafka import Consumer
@@ -240,15 +293,17 @@ def main() -> None:
     authority = trustme.CA()
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        for each in ("rabbitmq", "rows"):
+        for each in ("rabbitmq", "redis", "rows"):
             (directory / each).mkdir()
         with (
             RabbitMQ(directory / "rabbitmq", authority.issue_cert("127.0.0.1"), authority) as broker,
             MockProcess() as mock,
+            RedisProcess("redis-server", directory / "redis") as server,
         ):
             for queue in (QUEUE, "to read"):
                 broker.declare(queue, x_max_length=1_000_000)
-            for name, rows in (("rabbitmq", _amqp_rows(broker)), ("kafka", _kafka_rows(mock))):
+            parts = (("redis", _redis_rows(server)), ("rabbitmq", _amqp_rows(broker)), ("kafka", _kafka_rows(mock)))
+            for name, rows in parts:
                 group = Group(
                     name, "CPU time an event, beside the same client alone", rows, options.rounds, clock="process"
                 )
