@@ -706,7 +706,7 @@ def test_at_exit_what_is_in_the_queue_is_handed_on(kind):
 
 def test_at_exit_a_handler_that_hangs_is_waited_for_once(monkeypatch):
     """What is logged after that does not wait for it again; what it logs itself does not wait at all."""
-    released = threading.Event()
+    hangs, released = threading.Event(), threading.Event()
     records = queue.Queue()
     handler = handlers.QueueHandler(records)
     handler.sink.drain_timeout = 0.05
@@ -715,6 +715,7 @@ def test_at_exit_a_handler_that_hangs_is_waited_for_once(monkeypatch):
         def emit(self, record):
             if record.getMessage() == "one":
                 handler.handle(logging.makeLogRecord({"msg": "from within"}))
+                hangs.set()
                 released.wait(60)
             super().emit(record)
 
@@ -732,6 +733,7 @@ def test_at_exit_a_handler_that_hangs_is_waited_for_once(monkeypatch):
     assert waits == [0.05]
     listener._outfall_exit.drain(0.01)
     assert [failure.events for failure in told] == [0]
+    assert hangs.wait(60)  # what comes behind the end that stop() puts into the queue is not handled
     released.set()
     listener.stop()
     # It comes from another thread, which a busy machine may let run after the wait.
