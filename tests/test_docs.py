@@ -42,7 +42,9 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path, monk
     if "os.fork" in text and not hasattr(os, "fork"):
         pytest.skip("the example forks")
     monkeypatch.chdir(tmp_path)
-    if "open_sinks()" in text or "close_all()" in text:  # which are about all of a process, and this one has more
+    if any(
+        word in text for word in ("open_sinks()", "close_all()", "register(registry)")
+    ):  # which are about all of a process, and this one has more
         check("import pathlib, sys, tests.code_blocks as it; assert it.run_page(pathlib.Path(sys.argv[1]))", page)
         return
     monkeypatch.syspath_prepend(tmp_path)

@@ -329,8 +329,9 @@ class Worker:
 
     def hasten(self, deadline: float) -> None:
         """Have the thread linger no more, since somebody waits for it until *deadline*."""
+        # For the thread too that starts with an event which is only on its way.
+        self.urgent_until = max(self.urgent_until, deadline)
         if self.thread is not None:
-            self.urgent_until = max(self.urgent_until, deadline)
             self.wakeups.put(None)
 
     # -- counting and telling
