@@ -152,9 +152,6 @@ def fields_of(text, sd_id="outfall@32473", names="names@32473"):
     return {whole[name] if name in whole else unquote(name): value for name, value in fields.items()}
 
 
-_port_for_both = free_port
-
-
 def _connects(family, address, kind=socket.SOCK_STREAM):
     with socket.socket(family, kind) as probe:
         probe.settimeout(1)

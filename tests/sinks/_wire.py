@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
+import random
 import socket
 import struct
 import threading
@@ -200,17 +199,20 @@ class Stream:
         self.hang_up()
 
 
-# Below what systems give to who asks for any port, so that nobody gets one between the look and the use, and in a
-# hundred that hardly another process of tests has.
-_PORTS = itertools.cycle(range(first := 10_000 + os.getpid() % 220 * 100, first + 100))
+# Below what systems give to who asks for any port, so that nobody gets one between the look and the use. By the
+# system's random numbers: pytest-randomly gives the same ones to each process of tests.
+_PORTS = range(10_000, 32_000)
+_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+_given: set[int] = set()
 
 
 def free_port():
-    """Return a port of loopback that nobody uses, for TCP and UDP; it is not given again soon."""
-    return next(port for port in _PORTS if not any(is_taken(kind, port) for kind in _KINDS))
-
-
-_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    """Return a port of loopback that nobody uses, for TCP and UDP; this process is not given it again."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        if port not in _given and not any(is_taken(kind, port) for kind in _KINDS):
+            _given.add(port)
+            return port
 
 
 def is_taken(kind, port):
