@@ -8,7 +8,7 @@ import signal
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from tests.sinks._processes import start
+from tests.sinks._processes import signalled, start
 
 #: The mock lets a group begin after 3 s, within which no session may end, then waits for the sessions of who left it:
 #: 45 s unless it is told otherwise.
@@ -86,7 +86,7 @@ class MockProcess(Mock):
     @contextlib.contextmanager
     def stopped(self):
         """Let it do nothing for a while."""
-        self._child.send_signal(signal.SIGSTOP)
+        signalled(self._child, signal.SIGSTOP)
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pika
 
-from tests.sinks._processes import PATIENCE_SECONDS, until
+from tests.sinks._processes import PATIENCE_SECONDS, signalled, until
 from tests.sinks._wire import free_port
 
 CONFIGURATION = """
@@ -91,7 +91,7 @@ class RabbitMQ:
 
     def send(self, number):
         """Send it a signal."""
-        self.process.send_signal(number)
+        signalled(self.process, number)
 
     def kill(self):
         """End it at once, stopped or not."""

@@ -6,7 +6,7 @@ import signal
 import subprocess
 from typing import Any
 
-from tests.sinks._processes import PATIENCE_SECONDS, until
+from tests.sinks._processes import PATIENCE_SECONDS, signalled, until
 from tests.sinks._rsyslogd import _connects
 from tests.sinks._wire import free_port
 
@@ -77,7 +77,7 @@ class RedisProcess:
 
     def send(self, number):
         """Send it a signal."""
-        self.process.send_signal(number)
+        signalled(self.process, number)
 
     def stop(self, by=signal.SIGKILL):
         """End it, and return when it has ended."""

@@ -94,3 +94,18 @@ def until(condition: Callable[[], object], patience: float = PATIENCE_SECONDS) -
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.002)
+
+
+def signalled(process: subprocess.Popen[Any], number: int) -> None:
+    """Send *process* a signal; return from SIGSTOP once none of its threads runs any more."""
+    process.send_signal(number)
+    tasks = Path(f"/proc/{process.pid}/task")
+    if number == signal.SIGSTOP and tasks.is_dir():
+        until(lambda: set(map(_state, tasks.iterdir())) <= {"T", "gone"})
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return "gone"
