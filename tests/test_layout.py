@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dis
 import sys
+import tokenize
 import types
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -32,6 +33,42 @@ ALLOWED = {
     "testing": {"core", "event", "delivery"},
     "errors": set(),
 }
+
+
+#: So many lines of code a module may have: none is longer without a second idea in it.
+LONGEST = 450
+
+#: Modules that are still longer.
+LONGER = {
+    "adapters/brokers/base.py",
+    "adapters/brokers/kafka.py",
+    "sinks/delivery/queuelistener.py",
+    "sinks/network/connection.py",
+    "sinks/routing/fanout.py",
+    "sinks/spool/sink.py",
+}
+
+_NO_CODE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER", "ENCODING"}
+
+
+def _lines_of_code(path):
+    """Return how many lines of the module at *path* have code: neither blank, nor comment, nor docstring."""
+    with path.open("rb") as file:
+        tokens = [token for token in tokenize.tokenize(file.readline) if tokenize.tok_name[token.type] not in _NO_CODE]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and ast.get_docstring(node) is not None:
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_no_module_is_long():
+    """A module is one idea. Those that have grown too long are known by name, and are to become shorter."""
+    modules = [path for folder in ("sinks", "adapters") for path in (ROOT / folder).rglob("*.py")]
+    modules = [path for path in modules if path.read_bytes().count(b"\n") > LONGEST]
+    long = {path.relative_to(ROOT).as_posix() for path in modules if _lines_of_code(path) > LONGEST}
+    assert long - LONGER == set()
 
 
 def _imported(path):

@@ -11,6 +11,7 @@ from outfall.adapters.handlers import file as files
 from outfall.adapters.handlers.base import Kept, account_of, count_failure, untouched
 from outfall.adapters.handlers.file import FileHandler
 from outfall.sinks.core.reporting import SinkFailure, report
+from outfall.sinks.files.output import NOT_OPEN
 from outfall.sinks.files.watched import WatchedFileSink
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 _WatchedFileHandler = logging.handlers.WatchedFileHandler
 _flush = logging.StreamHandler.flush
-
-_NOT_OPEN = -1
 
 
 class WatchedFileHandler(FileHandler, _WatchedFileHandler):
@@ -248,7 +247,7 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
             self.bind(file)
 
     def _release(self) -> None:
-        self._fd = self._parked_fd = _NOT_OPEN
+        self._fd = self._parked_fd = NOT_OPEN
         super()._release()
 
 

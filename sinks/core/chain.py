@@ -1,17 +1,87 @@
-"""What a chain of structlog's processors looks like around a sink."""
+"""A sink as a processor of structlog, and what the chain of processors around it looks like."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from structlog import DropEvent
 from structlog.dev import ConsoleRenderer
+
+from outfall.sinks.errors import SinkError
+from outfall.sinks.event.event import TextEvent, as_event
 
 if TYPE_CHECKING:
     from types import FrameType
 
 #: So many callers up is structlog's bound logger found, through a logger's method.
 _MAX_CALLERS = 5
+
+_MISSING: Any = object()
+
+
+class InChain:
+    """The part of `Sink` that is a processor of structlog."""
+
+    if TYPE_CHECKING:
+        shows_people: ClassVar[bool]
+        handle: Callable[[Mapping[str, Any] | str | bytes], None]
+        _fail_unraised: Callable[[Exception, object], None]
+
+    #: Whether the chain of processors around it has been looked at: at the first event, and at the first text.
+    _chain_seen = False
+    _text_seen = False
+    #: Whether it has been found within a chain: then every chain that comes is looked at.
+    _within_chains = False
+
+    def __call__(self, logger: object = None, method_name: str = "", event_dict: Any = _MISSING) -> Any:
+        """Be a processor of structlog: `handle` the event, then end the chain, or pass the event on if it goes on.
+
+        Whether there are processors behind this one is looked at when the first event comes. A missing ``level`` is
+        taken from *method_name* for filtering; it is not written into the event.
+
+        Raises:
+            DropEvent: As the last of its chain, so that structlog calls nothing further.
+            TypeError: If it is called as a factory of loggers.
+        """
+        if self._chain_seen and type(event_dict) is dict and "level" in event_dict:
+            self.handle(event_dict)
+            raise DropEvent
+        return self._handle_in_chain(method_name, event_dict, sys._getframe(1))
+
+    def _handle_in_chain(self, method_name: str, event_dict: Any, frame: FrameType) -> Any:
+        """Do what `__call__` does, also for the first event, for one without a level, and for text."""
+        passed_by = not self._chain_seen and self._is_passed_by(event_dict, frame)
+        try:
+            event = as_event(event_dict, method_name)
+        except TypeError:
+            event = event_dict  # handle() counts and reports it
+        if not self._text_seen and isinstance(event, TextEvent):
+            self._look_at_text(event, chain_of(frame), WITHOUT_RENDERER)
+        self.handle(event)
+        if passed_by:
+            return event_dict
+        raise DropEvent
+
+    def _is_passed_by(self, event_dict: Any, frame: FrameType) -> bool:
+        """Return True if the chain that *frame* runs goes on behind this sink; then it is asked again each time."""
+        if event_dict is _MISSING:
+            msg = f"{type(self).__name__} makes no loggers: write logger_factory=SinkLoggerFactory(sink)"
+            raise TypeError(msg)
+        passed_by = goes_on(self, frame)
+        if passed_by:
+            self._within_chains = True
+        elif passed_by is False:
+            self._chain_seen = not self._within_chains
+        return bool(passed_by)
+
+    def _look_at_text(self, event: TextEvent, chain: Sequence[Any], way_out: str) -> None:
+        """Tell, once, if the first text that a chain has rendered is for people, and this sink keeps or sends it."""
+        self._text_seen = True
+        wrong = None if for_people(self) else meant_for_people(event.raw, chain, way_out)
+        if wrong is not None:
+            self._fail_unraised(SinkError(wrong), None)
 
 
 def goes_on(sink: Any, frame: FrameType) -> bool | None:

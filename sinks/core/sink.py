@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import os
-import sys
 import threading
 import time
 from contextlib import nullcontext, suppress
@@ -20,19 +18,20 @@ from structlog import DropEvent
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_functions, unknown_argument
-from outfall.sinks.core.chain import WITHOUT_RENDERER, chain_of, for_people, goes_on, meant_for_people
+from outfall.sinks.core.chain import InChain
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.forwarding import Forwarding, reads_data_alone
+from outfall.sinks.core.guard import Guarded
 from outfall.sinks.core.item import BatchResult, Encoded
 from outfall.sinks.core.ledger import Ledger, SinkStats
 from outfall.sinks.core.lock import WriteLock
 from outfall.sinks.core.reentrancy import delivering, thread
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
+from outfall.sinks.core.threads import in_thread
 from outfall.sinks.errors import (
     PermanentDeliveryError,
     ReentrantEventError,
     SinkClosedError,
-    SinkError,
     TemporaryDeliveryError,
     reason_of,
 )
@@ -42,11 +41,9 @@ from outfall.sinks.event.levels import NOTSET, Level, level_name, level_of, pars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import FrameType, TracebackType
+    from types import TracebackType
 
     from typing_extensions import Self
-
-_MISSING: Any = object()
 
 #: Counts the sinks of the process.
 _numbers = itertools.count(1)
@@ -55,39 +52,7 @@ _numbers = itertools.count(1)
 OnError = Union["Callable[[SinkFailure], object]", Literal["raise"]]
 
 
-class _OfInit:
-    """A class has the signature of its ``__init__``; Python 3.10 takes an inherited ``__new__`` first."""
-
-    def __get__(self, instance: object, owner: type) -> inspect.Signature:
-        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-class _Guarded:
-    """What refuses wrong use of a sink's class."""
-
-    __signature__: ClassVar[Any] = _OfInit()
-
-    if not TYPE_CHECKING:  # so that checkers see the signatures, and no name that is not there
-
-        def __new__(cls, *_args: Any, **kwargs: Any) -> Self:
-            """Refuse keyword arguments that the class does not have, and name the nearest that it has."""
-            if kwargs:
-                known = cls.parameters()
-                for name in () if _takes_others(cls) else kwargs:
-                    if name not in known:
-                        raise unknown_argument(cls.__name__, name, kwargs[name], known, _elsewhere(cls, name))
-            return super().__new__(cls)
-
-        # No __getattr__: with one, the interpreter takes the slow way to every attribute.
-        @property
-        def formatter(self) -> NoReturn:
-            """What `logging.basicConfig` looks at first in a handler."""
-            msg = f"{type(self).__name__} is a sink and no handler of logging: write SinkHandler(sink)"
-            raise AttributeError(msg)
-
-
-class Sink(_Guarded, Forwarding):
+class Sink(Guarded, InChain, Forwarding):
     """Somewhere to put event dicts.
 
     Applications call `handle`, or put the sink last in a structlog processor chain. Who writes a sink implements
@@ -142,23 +107,6 @@ class Sink(_Guarded, Forwarding):
     #: the process exits it is no more than what is left of the time that the exit gives all sinks together.
     drain_timeout: float = 5.0
 
-    @classmethod
-    def parameters(cls) -> Mapping[str, inspect.Parameter]:
-        """Return the parameters of the class by name, with their defaults, those that it passes on included."""
-        known: dict[str, inspect.Parameter] = {}
-        for each in cls.__mro__:
-            if "__init__" not in vars(each):
-                continue
-            passes_on = False
-            for name, parameter in list(_signature(each).parameters.items())[1:]:
-                if parameter.kind is parameter.VAR_KEYWORD:
-                    passes_on = True
-                elif parameter.kind is not parameter.VAR_POSITIONAL:
-                    known.setdefault(name, parameter)
-            if not passes_on or each is Sink:
-                break
-        return known
-
     def __init__(
         self,
         *,
@@ -183,10 +131,6 @@ class Sink(_Guarded, Forwarding):
         self.on_error: OnError = on_error
         self.name: str = type(self).__name__ if name is None else str(name)
         self._number = next(_numbers)
-        #: Whether the chain of processors around it has been looked at: at the first event, and at the first text.
-        self._chain_seen = self._text_seen = False
-        #: Whether it has been found within a chain: then every chain that comes is looked at.
-        self._within_chains = False
         self._closed = False
         self._close_result = True
         self._reporting = 0
@@ -266,54 +210,6 @@ class Sink(_Guarded, Forwarding):
         if failure is not None:
             thread.settled = failure
             raise failure
-
-    def __call__(self, logger: object = None, method_name: str = "", event_dict: Any = _MISSING) -> Any:
-        """Be a processor of structlog: `handle` the event, then end the chain, or pass the event on if it goes on.
-
-        Whether there are processors behind this one is looked at when the first event comes. A missing ``level`` is
-        taken from *method_name* for filtering; it is not written into the event.
-
-        Raises:
-            DropEvent: As the last of its chain, so that structlog calls nothing further.
-            TypeError: If it is called as a factory of loggers.
-        """
-        if self._chain_seen and type(event_dict) is dict and "level" in event_dict:
-            self.handle(event_dict)
-            raise DropEvent
-        return self._handle_in_chain(method_name, event_dict, sys._getframe(1))
-
-    def _handle_in_chain(self, method_name: str, event_dict: Any, frame: FrameType) -> Any:
-        """Do what `__call__` does, also for the first event, for one without a level, and for text."""
-        passed_by = not self._chain_seen and self._is_passed_by(event_dict, frame)
-        try:
-            event = as_event(event_dict, method_name)
-        except TypeError:
-            event = event_dict  # handle() counts and reports it
-        if not self._text_seen and isinstance(event, TextEvent):
-            self._look_at_text(event, chain_of(frame), WITHOUT_RENDERER)
-        self.handle(event)
-        if passed_by:
-            return event_dict
-        raise DropEvent
-
-    def _is_passed_by(self, event_dict: Any, frame: FrameType) -> bool:
-        """Return True if the chain that *frame* runs goes on behind this sink; then it is asked again each time."""
-        if event_dict is _MISSING:
-            msg = f"{type(self).__name__} makes no loggers: write logger_factory=SinkLoggerFactory(sink)"
-            raise TypeError(msg)
-        passed_by = goes_on(self, frame)
-        if passed_by:
-            self._within_chains = True
-        elif passed_by is False:
-            self._chain_seen = not self._within_chains
-        return bool(passed_by)
-
-    def _look_at_text(self, event: TextEvent, chain: Sequence[Any], way_out: str) -> None:
-        """Tell, once, if the first text that a chain has rendered is for people, and this sink keeps or sends it."""
-        self._text_seen = True
-        wrong = None if for_people(self) else meant_for_people(event.raw, chain, way_out)
-        if wrong is not None:
-            self._fail_unraised(SinkError(wrong), None)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Put out what waits; return True when everything accepted so far is settled (delivered, dropped …).
@@ -419,11 +315,11 @@ class Sink(_Guarded, Forwarding):
 
     async def aflush(self, timeout: float | None = None) -> bool:
         """Do `flush` in a thread of its own, for asyncio."""
-        return await _in_thread(self.flush, timeout)
+        return await in_thread(self.flush, timeout)
 
     async def aclose(self, timeout: float | None = None) -> bool:
         """Do `close` in a thread of its own, for asyncio."""
-        return await _in_thread(self.close, timeout)
+        return await in_thread(self.close, timeout)
 
     def stats(self) -> SinkStats:
         """Return the ledger as it stands."""
@@ -467,27 +363,6 @@ class Sink(_Guarded, Forwarding):
         if self._closed:
             parts.append("closed")
         return f"<{type(self).__name__} {' '.join(part for part in parts if part)}>".replace(" >", ">")
-
-    def __dir__(self) -> list[str]:
-        """Return what a sink's user may want, for completion: not what writers of sinks and wrappers override."""
-        inside: frozenset[str] = frozenset().union(*(vars(each).get("_inside", ()) for each in type(self).__mro__))
-        return [name for name in super().__dir__() if name not in inside]
-
-    def __copy__(self) -> Self:
-        """Return the sink itself, so that a logger whose processors hold it can be copied."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return the sink itself, so that a logger whose processors hold it can be copied."""
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled."""
-        msg = (
-            f"{type(self).__name__} cannot be pickled: it holds locks and open resources; "
-            "make a sink in each process, and pickle the arguments to make it with"
-        )
-        raise TypeError(msg)
 
     # -- what a sink writer implements
 
@@ -781,63 +656,3 @@ def checked_sink(sink: Any, argument: str = "sink") -> Sink:
     else:
         msg = f"{argument}={sink!r} is not a Sink"
     raise TypeError(msg)
-
-
-def _signature(cls: type) -> inspect.Signature:
-    return inspect.signature(vars(cls)["__init__"])
-
-
-def _takes_others(cls: type[Sink]) -> bool:
-    """Return True if a class that is not of this package takes whatever it is given, and may know more than it says."""
-    return any(
-        "__init__" in vars(each)
-        and each.__module__.partition(".")[0] != "outfall"
-        and any(given.kind is given.VAR_KEYWORD for given in _signature(each).parameters.values())
-        for each in cls.__mro__[: cls.__mro__.index(Sink)]
-    )
-
-
-def _elsewhere(cls: type[Sink], name: str) -> str:
-    """Return a hint if another sink of this package, of a like name, has the argument that *cls* has not."""
-    facade = sys.modules["outfall"]
-    for other in facade.__all__:
-        if other != cls.__name__ and other.endswith(cls.__name__):
-            found = getattr(facade, other)
-            plain = {known.replace("_", ""): known for known in found.parameters()}
-            same = plain.get(name.replace("_", "").lower())
-            if same is not None:
-                return f"; {other} has {same}="
-    return ""
-
-
-async def _in_thread(function: Callable[[float | None], bool], timeout: float | None) -> bool:
-    """Return ``function(timeout)``, called in a new thread: asyncio's shared pool may be busy, or shut down."""
-    import asyncio
-    import contextvars
-
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[bool] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def settle(result: bool, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        result, failure = False, None
-        try:
-            result = context.run(function, timeout)
-        except BaseException as error:
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    try:
-        threading.Thread(target=work, name="outfall waits for asyncio", daemon=True).start()
-    except RuntimeError:  # the interpreter is going down, or there are too many threads
-        return function(timeout)
-    return await future

@@ -1,11 +1,17 @@
-"""Threads: whether they are still what they were at import, and a start that an interrupt cannot break."""
+"""Threads: whether they are still what they were at import, a start that an interrupt cannot break, asyncio's waits."""
 
 from __future__ import annotations
 
 import _thread
 import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from outfall.sinks.errors import SinkError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
 
 _start_new_thread = _thread.start_new_thread
 
@@ -57,3 +63,36 @@ def start(thread: threading.Thread) -> None:
     ended.acquire()
     if failures:
         raise failures[0]
+
+
+async def in_thread(function: Callable[[float | None], bool], timeout: float | None) -> bool:
+    """Return ``function(timeout)``, called in a new thread: asyncio's shared pool may be busy, or shut down."""
+    import asyncio
+    import contextvars
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[bool] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: bool, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result, failure = False, None
+        try:
+            result = context.run(function, timeout)
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    try:
+        threading.Thread(target=work, name="outfall waits for asyncio", daemon=True).start()
+    except RuntimeError:  # the interpreter is going down, or there are too many threads
+        return function(timeout)
+    return await future

@@ -16,7 +16,7 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkError
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files import compression as compressing
-from outfall.sinks.files.file import FileSink, Mode
+from outfall.sinks.files.file import FileSink
 from outfall.sinks.files.rotating import BaseRotatingFileSink
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from outfall.sinks.core.sink import OnError
+    from outfall.sinks.files.opening import Mode
 
 #: How many rotated files are kept where nothing says so: a bound of the file alone bounds nothing.
 _BACKUP_COUNT = 5

@@ -15,7 +15,8 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files.birthtime import birth_time
 from outfall.sinks.files.dated import DatedName
-from outfall.sinks.files.file import FileSink, Mode, checked_path
+from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.opening import Mode, checked_path
 from outfall.sinks.files.rotating import BaseRotatingFileSink
 from outfall.sinks.files.schedule import Schedule, When
 

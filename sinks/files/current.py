@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from outfall.sinks.core import flock
 from outfall.sinks.errors import SinkError
 from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.output import NOT_OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +36,6 @@ _LOOK_SECONDS = 0.000_05
 #: So closely: in between this thread has had no time to move or remove a file.
 _GAP_SECONDS = 0.000_008
 
-_NOT_OPEN = -1
 # Not on Windows, where several processes are refused.
 _pread: Any = getattr(os, "pread", None)
 
@@ -203,7 +203,7 @@ class SharedFileSink(FileSink):
 
     def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
         super()._write_or_reopen(data, ends)
-        if self.multiprocess and self._regular and ends and self._fd != _NOT_OPEN:
+        if self.multiprocess and self._regular and ends and self._fd != NOT_OPEN:
             self._size = None
             self._mend(data, ends[0])
 
@@ -261,7 +261,7 @@ class SharedFileSink(FileSink):
             self._size = None
 
     def _flush(self) -> None:
-        if self._unlooked and self._fd != _NOT_OPEN:
+        if self._unlooked and self._fd != NOT_OPEN:
             self._catch_up()
         self._write_regained()
         super()._flush()
@@ -346,7 +346,7 @@ class SharedFileSink(FileSink):
             # its offset would not tell where the last write went.
             for descriptor in (self._fd, self._parked_fd):
                 self._close_own(descriptor)
-            super()._install(_NOT_OPEN, b"")
+            super()._install(NOT_OPEN, b"")
         self._unwritten = 0
         self._unlooked.clear()
         self._regained.clear()

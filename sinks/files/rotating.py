@@ -18,7 +18,7 @@ from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files import compression as compressing
 from outfall.sinks.files.compression import Compressor
 from outfall.sinks.files.current import OPEN_ATTEMPTS, SharedFileSink, identity_of, state_of
-from outfall.sinks.files.file import Mode, checked_path
+from outfall.sinks.files.opening import Mode, checked_path
 
 if TYPE_CHECKING:
     import datetime as dt

@@ -22,7 +22,7 @@ _TAIL_BYTES = 65_536
 
 def write_sealed_line(sink: Any, data: bytes) -> bool:
     """Seal and write *data*, a line; return False if the pipeline has to do it. Stands for a sink's ``_write_line``."""
-    if monotonic() >= sink._verify_at or sink._sealing or sink._buffer or sink._fd < 0 or not here[0]:
+    if monotonic() >= sink._verify_at or sink._sealing or sink._buffer.lines or sink._fd < 0 or not here[0]:
         return False
     renderer = sink._sealer
     before = renderer.state
@@ -41,7 +41,7 @@ def write_sealed_line(sink: Any, data: bytes) -> bool:
         raise
     finally:
         sink._sealing = sink._mid_line = False
-    if sink._buffer:
+    if sink._buffer.lines:
         with contextlib.suppress(Exception):  # which is counted, and told with the next failure
             sink._write_buffer()
     return True

@@ -20,7 +20,7 @@ from outfall.sinks.core.lock import WriteLock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from outfall.sinks.files.file import FileSink
+    from outfall.sinks.files.output import Output
 
 
 class OpenFile:
@@ -51,7 +51,7 @@ class Place:
         self.rolling = False
         #: True if a sink counts the size of the file, and needs to know what the others write.
         self.counts_size = False
-        self._members: tuple[weakref.ref[FileSink], ...] = ()
+        self._members: tuple[weakref.ref[Output], ...] = ()
         self._directory_locks: dict[str, DirectoryLock] = {}
         self._process = 0
         self._lock = WriteLock()
@@ -72,27 +72,27 @@ class Place:
         made = self._directory_locks.get(directory)
         return made or self._directory_locks.setdefault(directory, DirectoryLock(directory))
 
-    def join(self, sink: FileSink) -> None:
+    def join(self, sink: Output) -> None:
         """Add *sink* to the members."""
         with _guard:
             self._members = (*(member for member in self._members if member() is not None), weakref.ref(sink))
         self._tell()
 
-    def leave(self, sink: FileSink) -> None:
+    def leave(self, sink: Output) -> None:
         """Take *sink* out of the members; one that is none is ignored."""
         with _guard:
             before, self._members = self._members, tuple(m for m in self._members if m() not in (None, sink))
         if before != self._members:
             self._tell()
 
-    def others(self, sink: FileSink) -> Iterator[FileSink]:
+    def others(self, sink: Output) -> Iterator[Output]:
         """Give the members but *sink*."""
         for member in self._members:
             other = member()
             if other is not None and other is not sink:
                 yield other
 
-    def file_of_others(self, sink: FileSink, identity: tuple[int, int]) -> OpenFile | None:
+    def file_of_others(self, sink: Output, identity: tuple[int, int]) -> OpenFile | None:
         """Return the file of *identity* that a member but *sink* has open, or None."""
         return next((o._shared_file for o in self.others(sink) if o._shared_file.identity == identity), None)
 

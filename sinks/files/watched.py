@@ -16,7 +16,8 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkError
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files.copytruncate import UNKNOWN, RecentWrites, find_copies, identity
-from outfall.sinks.files.file import FileSink, Mode, append_line
+from outfall.sinks.files.file import FileSink, append_line
+from outfall.sinks.files.output import NOT_OPEN
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.files.copytruncate import Copy, Identity
+    from outfall.sinks.files.opening import Mode
     from outfall.sinks.files.sharing import OpenFile
 
 # Looked up once: the hot path calls them for each event.
 _stat, _os_write = os.stat, os.write
 
-_NOT_OPEN = -1
 
 #: What `WatchedFileSink.keep_bytes` is by default.
 KEEP_BYTES = 4 * 1024 * 1024
@@ -190,7 +191,7 @@ class WatchedFileSink(FileSink):
 
         For adapters that have rendered an event themselves and can go through the pipeline else.
         """
-        if self._astray or self._may_block or self._buffer_limit or self._attending:
+        if self._astray or self._may_block or self._buffer.limit or self._attending:
             return False
         try:
             append_line(self, data)
@@ -200,7 +201,7 @@ class WatchedFileSink(FileSink):
 
     def _refresh(self) -> None:
         super()._refresh()
-        if self._astray and not self._buffer_limit:
+        if self._astray and not self._buffer.limit:
             self._append = None
 
     # -- the pipeline
@@ -258,7 +259,7 @@ class WatchedFileSink(FileSink):
         self._attend()
         recent = self._recent
         end = recent.end
-        fresh = self._fd == _NOT_OPEN
+        fresh = self._fd == NOT_OPEN
         super()._write_whole(data, ends)
         if self._astray:
             self._events_astray += len(ends)
@@ -285,8 +286,8 @@ class WatchedFileSink(FileSink):
     # -- the path
 
     def _look(self) -> None:
-        descriptor = self._fd if self._fd != _NOT_OPEN else self._parked_fd
-        if descriptor == _NOT_OPEN:
+        descriptor = self._fd if self._fd != NOT_OPEN else self._parked_fd
+        if descriptor == NOT_OPEN:
             return  # the next write opens it
         status = self._status_of_path()
         if status is not None and self._is_ours(status):
@@ -352,8 +353,8 @@ class WatchedFileSink(FileSink):
     def _check_size(self, status: os.stat_result) -> None:
         recent = self._recent
         end = recent.end
-        descriptor = self._fd if self._fd != _NOT_OPEN else self._parked_fd
-        if status.st_size < end and descriptor != _NOT_OPEN:
+        descriptor = self._fd if self._fd != NOT_OPEN else self._parked_fd
+        if status.st_size < end and descriptor != NOT_OPEN:
             # Asked anew until no signal handler has written meanwhile: only then do the two belong together.
             end = UNKNOWN
             while end != recent.end:
@@ -374,7 +375,7 @@ class WatchedFileSink(FileSink):
         size = status.st_size
         stands = self._stands(recent, size)
         for _ in range(_LOOKS_AT_CONTENT):
-            if not stands and self._fd != _NOT_OPEN:
+            if not stands and self._fd != NOT_OPEN:
                 # Truncated once more while it was read?
                 status = os.fstat(self._fd)
                 size = status.st_size
@@ -472,8 +473,8 @@ class WatchedFileSink(FileSink):
 
     def _flush(self) -> None:
         # Truncation must not go unnoticed for want of another event.
-        descriptor = self._fd if self._fd != _NOT_OPEN else self._parked_fd
-        if descriptor != _NOT_OPEN and not self._attending:
+        descriptor = self._fd if self._fd != NOT_OPEN else self._parked_fd
+        if descriptor != NOT_OPEN and not self._attending:
             self._attending = True
             try:
                 if self._astray:

@@ -270,7 +270,7 @@ def test_an_event_that_met_a_half_line_on_its_way_is_written_again(path, sink, m
                 file.write(halves.pop())
         return write(descriptor, data)
 
-    for module in (shared, sys.modules["outfall.sinks.files.file"]):
+    for module in (shared, sys.modules["outfall.sinks.files.output"]):
         monkeypatch.setattr(module, "_os_write", raced)
     _fill(writer, 1, 2)
     lines = path.read_bytes().splitlines()
@@ -332,7 +332,7 @@ def test_a_disk_that_stays_full_is_reported_and_costs_one_event(path, sink, told
     def short(descriptor, data):
         return write(descriptor, data[:20]) if full and len(data) > 50 else write(descriptor, data)
 
-    for module in (shared, sys.modules["outfall.sinks.files.file"]):
+    for module in (shared, sys.modules["outfall.sinks.files.output"]):
         monkeypatch.setattr(module, "_os_write", short)
     _fill(writer, 1, 1)
     full.clear()
@@ -717,7 +717,7 @@ def test_events_that_cannot_be_written_again_are_counted_and_told(path, sink, to
     def full(descriptor, data):
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(sys.modules["outfall.sinks.files.file"], "_os_write", full)
+    monkeypatch.setattr(sys.modules["outfall.sinks.files.output"], "_os_write", full)
     mine.flush()
     monkeypatch.undo()
     stats = mine.stats()

@@ -18,6 +18,7 @@ from outfall import RotatingFileSink, StreamSink, TimedRotatingFileSink, Watched
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.event.json import OrjsonRenderer
+from outfall.sinks.files import buffer, output
 from outfall.sinks.files import file as file_module
 from outfall.sinks.files.file import FileSink
 from tests.sinks._processes import PATIENCE_SECONDS, events_of, in_fork, run
@@ -33,7 +34,8 @@ def path(tmp_path):
 def clock(monkeypatch):
     """Replace the clock that flush_interval goes by; add to its one item to let time pass."""
     now = [1000.0]
-    monkeypatch.setattr(file_module, "monotonic", lambda: now[0])
+    for module in (file_module, buffer, output):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
     return now
 
 

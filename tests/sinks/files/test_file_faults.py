@@ -23,6 +23,7 @@ import pytest
 from outfall import RotatingFileSink, TimedRotatingFileSink, WatchedFileSink
 from outfall.sinks.core.item import BatchResult, Encoded
 from outfall.sinks.files import file as file_module
+from outfall.sinks.files import output
 from outfall.sinks.files.file import FileSink
 from tests.sinks._processes import PATIENCE_SECONDS, check, events_of, in_fork, start, until
 
@@ -205,17 +206,17 @@ def test_half_an_event_that_cannot_be_taken_back_is_ended(path, monkeypatch):
     """Where another's line stands behind it already, the next event still begins on a line of its own."""
     sink = FileSink(path, on_error=lambda failure: None)
     sink.handle({"n": 1})
-    real = FileSink._ends_with
+    real = output.ends_with
 
-    def overtaken(self, part):
+    def overtaken(*arguments):
         with _size_limit(resource.RLIM_INFINITY), path.open("ab") as other:
             other.write(b"-another's\n")
-        return real(self, part)
+        return real(*arguments)
 
-    monkeypatch.setattr(FileSink, "_ends_with", overtaken)
+    monkeypatch.setattr(output, "ends_with", overtaken)
     with _size_limit(path.stat().st_size + 4):
         sink.handle({"n": 2})
-    monkeypatch.setattr(FileSink, "_ends_with", real)
+    monkeypatch.setattr(output, "ends_with", real)
     sink.handle({"n": 3})
     sink.handle({"n": 4})
     lines = path.read_bytes().splitlines()
@@ -678,7 +679,7 @@ def _close_a_stuck_sink(fifo, reader) -> int:
     thread = threading.Thread(target=sink.handle, args=(stuck,))
     thread.start()
     until(lambda: sink._mid_line)
-    sink._buffer += (b"waits\n",)  # as a signal handler of that thread leaves it
+    sink._buffer.lines += (b"waits\n",)  # as a signal handler of that thread leaves it
     begin = time.monotonic()
     assert not sink.flush(0.05)
     assert not sink.close(0.05)
@@ -1021,7 +1022,7 @@ def _steal(descriptor: int, kind: str, other) -> None:
 @pytest.mark.parametrize("make", THIEVES)
 def test_a_descriptor_whose_number_was_given_away_is_not_written_to(tmp_path, monkeypatch, make, kind):
     """The sink opens its file again and says so; what has the number now gets nothing and stays open."""
-    monkeypatch.setattr(file_module, "_VERIFY_SECONDS", 0.0)
+    monkeypatch.setattr(output, "_VERIFY_SECONDS", 0.0)
     path, other = tmp_path / "app.log", tmp_path / "other"
     other.write_text("somebody's own\n")
     failures = []
@@ -1067,7 +1068,8 @@ def test_no_step_of_a_sink_touches_a_descriptor_that_is_not_its_own_any_more(tmp
 def test_the_descriptor_is_looked_at_once_a_second(tmp_path, monkeypatch):
     """Not with each event; and after a second at the latest nothing goes astray any more."""
     now = 1000.0
-    monkeypatch.setattr(file_module, "monotonic", lambda: now)
+    for module in (file_module, output):
+        monkeypatch.setattr(module, "monotonic", lambda: now)
     path, other = tmp_path / "app.log", tmp_path / "other"
     other.touch()
     looks = 0

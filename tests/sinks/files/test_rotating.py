@@ -333,7 +333,7 @@ def test_a_batch_that_fails_in_its_second_file_tells_what_was_kept(path, monkeyp
             left.pop()
             return real(descriptor, data)
 
-        monkeypatch.setattr("outfall.sinks.files.file._os_write", write)
+        monkeypatch.setattr("outfall.sinks.files.output._os_write", write)
         result = sink.emit_batch(batch)
         monkeypatch.undo()
         assert result is not None

@@ -661,7 +661,7 @@ def test_a_failed_write_does_not_keep_other_failures_back(watching, monkeypatch)
         raise OSError(errno.ENOSPC, "no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr("outfall.sinks.files.file._os_write", refuse)
+        patch.setattr("outfall.sinks.files.output._os_write", refuse)
         watching.log(1)
     assert sorted((failure.events, failure.error.errno) for failure in watching.failures) == [
         (0, errno.EISDIR),
@@ -726,7 +726,7 @@ def test_a_signal_handlers_event_within_the_pipeline(tmp_path, monkeypatch):
             made.log(nested.pop())
         return written
 
-    monkeypatch.setattr("outfall.sinks.files.file._os_write", write)
+    monkeypatch.setattr("outfall.sinks.files.output._os_write", write)
     made.log(2)
     made.log(4)
     made.sink.close()
@@ -863,7 +863,7 @@ def test_missing_events_that_find_no_room_are_counted_as_lost(watching, monkeypa
             raise refusals.pop()
         return real(descriptor, data)
 
-    monkeypatch.setattr("outfall.sinks.files.file._os_write", write)
+    monkeypatch.setattr("outfall.sinks.files.output._os_write", write)
     watching.log(4)
     assert numbers(watching.path) == [4]
     assert [failure.events for failure in watching.failures] == [2]

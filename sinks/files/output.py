@@ -1,0 +1,400 @@
+"""The file that a sink has open: `Output`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+from os import write as _os_write
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from outfall.sinks.core.arguments import checked_seconds
+from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.errors import SinkClosedError, SinkError
+from outfall.sinks.event.json import OrjsonRenderer
+from outfall.sinks.files.opening import (
+    NONBLOCK,
+    checked_mode,
+    checked_path,
+    checked_permissions,
+    ends_with,
+    ends_within_line,
+    flags_for,
+    open_file,
+)
+from outfall.sinks.files.sealing import last_sealed_line, write_sealed
+from outfall.sinks.files.sharing import OpenFile, place_of
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Sequence
+
+    from outfall.sinks.files.opening import Mode
+
+#: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
+NOT_OPEN = -1
+
+#: How long a descriptor is taken for the sink's own without a look.
+_VERIFY_SECONDS = 1.0
+
+#: Errors that leave the descriptor good: there may be room again for the next event.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
+
+
+class NotInTimeError(TimeoutError):
+    """A flush with a deadline met a pipe or terminal that nobody reads."""
+
+
+class Output(ByteSink):
+    """Which file is open, and how bytes get into it: whole events or none. The base of `FileSink`.
+
+    A subclass that follows the file that others move away overrides `_open_file` and `_install`; one to whose file
+    others write overrides `_finish` and `_write_or_reopen`.
+
+    Args:
+        filename: Path of the file; made absolute once, here.
+        mode: ``"a"`` to append, ``"w"`` to truncate when first opened, ``"x"`` to insist on a new file.
+        permissions: Permission bits for a file that is created here. None: ``0o666`` less the umask.
+        timeout: How long an event waits, in seconds, for the reader of a pipe or terminal that is full.
+        **options: See `ByteSink`.
+    """
+
+    #: True if the size of the file is counted.
+    _counts_size: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: Mode,
+        *,
+        permissions: int | None,
+        timeout: float | dt.timedelta,
+        **options: Any,
+    ) -> None:
+        #: The absolute path, as text; frozen here, so that a later chdir does not move the file.
+        self.base_filename: str = checked_path(filename)
+        self._place = place_of(self.base_filename)
+        #: The file that is open.
+        self._shared_file = OpenFile()
+        self.mode: str = checked_mode(mode)
+        self.permissions: int | None = checked_permissions(permissions)
+        self._timeout = checked_seconds(timeout, "timeout")
+        self._fd = NOT_OPEN
+        #: An open descriptor that the hot path must not use, since `_prefix` has to be written first.
+        self._parked_fd = NOT_OPEN
+        #: What the next write must begin with: an end for somebody's half line, or a byte order mark.
+        self._prefix = b""
+        self._regular = True
+        #: A pipe or a terminal: whoever reads it decides when a write ends, and how much of a line fits at once.
+        self._may_block = False
+        #: While such a line may be half written: what a signal handler logs then waits in the buffer.
+        self._mid_line = False
+        #: close() could not have the lock in time, or it has let go of the file: it must not be opened again. Before
+        #: that close() may well have to open it, for what waits.
+        self._given_up = self._released = False
+        #: Never truncate, nor insist on a new file, a second time.
+        self._opened_before = False
+        #: How many of the events of the last write are in the file, whole.
+        self._kept = 0
+        #: How much of the first event that is not written stands in the pipe already.
+        self._torn = 0
+        #: When to look whether the descriptor is still the sink's own, by the monotonic clock.
+        self._verify_at = 0.0
+        #: What has to be told though it costs no event.
+        self._notice: Exception | None = None
+        #: Nobody read a pipe for as long as `_timeout`: until somebody does, no event waits for that.
+        self._stalled = False
+        super().__init__(**options)
+
+    # -- writing
+
+    def write(self, data: bytes) -> None:
+        """Write *data*, one rendered event, whole or not at all."""
+        self._write_lines(data, (len(data),))
+
+    def _write_lines(self, data: bytes, ends: Sequence[int]) -> None:
+        """Write *data*, in which events end at *ends*, sealed if the renderer does that; see `_write_whole`."""
+        if self._sealer is None:
+            self._write_whole(data, ends)
+        else:
+            write_sealed(self, data, ends)
+
+    #: The renderer, if it seals each line, and True while it does.
+    _sealer: Any = None
+    _sealing = False
+
+    def _take_sealer(self, renderer: Any) -> None:
+        if renderer is not None:
+            if self.terminator != "\n":
+                msg = f"terminator={self.terminator!r}: the lines of a chain end in '\\n'"
+                raise ValueError(msg)
+            renderer.claim(self)
+        self._sealer = renderer
+
+    def _last_line(self) -> bytes | None:
+        """Return the last line that is sealed, of this file or the one before it."""
+        return last_sealed_line(self.base_filename, self._names_of_earlier())
+
+    def _names_of_earlier(self) -> list[str]:
+        """Return the paths of the files that were written before this one, the newest first."""
+        return []
+
+    def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
+        """Write *data*, in which events end at *ends*; if that fails keep whole events only, `_kept` of them."""
+        self._kept = 0
+        if monotonic() >= self._verify_at:
+            self._verify()
+        self._mid_line = self._may_block or self._sealing
+        try:
+            self._write_or_reopen(data, ends)
+        except BaseException:
+            self._shared_file.size = None
+            raise
+        finally:
+            self._mid_line = self._sealing
+
+    def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
+        file = self._shared_file
+        try:
+            # Without a call in between, where a signal handler could go on to another file.
+            if file.size is not None:
+                file.size += len(data)
+            written = _os_write(self._fd, data)
+        except OSError as error:
+            file.size = None
+            if self._may_block and isinstance(error, BlockingIOError):
+                self._finish(data, 0, ends)
+                return
+            if self._fd != NOT_OPEN:
+                if error.errno in _NO_ROOM:
+                    raise
+                # The descriptor is of no more use: closed behind our back, a pipe without its reader, a stale mount.
+                self._verify()
+                self._forget_descriptor()
+            prefix = self._take_descriptor()
+            self._mid_line = self._may_block or self._sealing
+            try:
+                self._finish(prefix + data, 0, [len(prefix) + end for end in ends])
+                self._shared_file.size = None
+            except BaseException:
+                if prefix and not self._kept and self._fd != NOT_OPEN:
+                    done = min(self._torn, len(prefix))
+                    self._torn -= done
+                    if done < len(prefix):
+                        self._install(self._fd, prefix[done:])
+                raise
+        else:
+            if written != len(data):
+                self._finish(data, written, ends)
+
+    def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
+        """Write the rest of *data* after a short write, or take back the part of an event that stands there."""
+        view = memoryview(data)
+        self._torn = 0
+        try:
+            while written < len(data):
+                try:
+                    written += _os_write(self._fd, view[written:])
+                except BlockingIOError:
+                    if not self._may_block:
+                        raise
+                    self._await_room()
+        except BaseException as error:
+            self._kept = sum(1 for end in ends if end <= written)
+            keep = ends[self._kept - 1] if self._kept else 0
+            if isinstance(error, NotInTimeError):
+                self._torn = written - keep
+            elif self._may_block and not isinstance(error, Exception):
+                # Interrupted on the way back from the system: how much it took then is not known.
+                self._install(self._fd, self._terminator_bytes or b"\n")
+            else:
+                self._take_back(data[keep:written])
+            raise
+
+    def _await_room(self) -> None:
+        """Wait until somebody reads: as long as `_timeout`, or until the deadline of `flush` or `close`."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        deadline = self._deadline
+        left = (0.0 if self._stalled else self._timeout) if deadline is None else max(0.0, deadline - monotonic())
+        if not poll.poll(1000 * left):
+            self._stalled = True
+            raise NotInTimeError(errno.ETIMEDOUT, "nobody reads it", self.base_filename)
+        self._stalled = False
+
+    def _take_back(self, part: bytes) -> None:
+        """Remove *part*, half an event, from the end of the file; where that cannot be done, have it ended."""
+        if not part:
+            return
+        try:
+            if self._regular and ends_with(self.base_filename, self._fd, part):
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(part))
+                return
+        except OSError:
+            pass
+        self._install(self._fd, self._terminator_bytes or b"\n")
+
+    # -- opening
+
+    def _exchange(self) -> None:
+        """Go on with the file that is at the path now, and have the sinks follow that wrote to the same as this one."""
+        left = self._shared_file
+        self._take_file_at_path()
+        for other in self._place.others(self):
+            if other._shared_file is left:
+                other._follow(self._shared_file)
+
+    def _follow(self, file: OpenFile) -> None:
+        """Go on with *file* too, as another sink has done, if it is at this sink's path; called under the lock."""
+        with contextlib.suppress(OSError):
+            state = os.stat(self.base_filename)
+            if (state.st_dev, state.st_ino) == file.identity and self._fd != self._parked_fd:
+                Output._take_file_at_path(self)
+
+    def _take_file_at_path(self) -> None:
+        """Open the path and let its file take the place of the one that is open, under the same descriptor."""
+        current = self._fd if self._fd != NOT_OPEN else self._parked_fd
+        if current != NOT_OPEN and not self._is_own(current):
+            current = NOT_OPEN
+        opened, prefix = self._open_file()
+        if current != NOT_OPEN:
+            state = os.fstat(opened)
+            self._next_identity = state.st_dev, state.st_ino
+            # In one step: a write that a signal handler interrupted still holds the number, and must not meet another
+            # file under it, nor none.
+            os.dup2(opened, current, inheritable=False)
+            os.close(opened)
+            opened = current
+        self._install(opened, prefix)
+
+    def _install(self, descriptor: int, prefix: bytes) -> None:
+        """Write to *descriptor* from now on, *prefix* first: until then the hot path must not find it."""
+        if descriptor == NOT_OPEN:
+            self._shared_file = OpenFile()
+        else:
+            state = os.fstat(descriptor)
+            identity = state.st_dev, state.st_ino
+            self._shared_file = self._place.file_of_others(self, identity) or OpenFile(identity)
+            # Again, since a signal handler may have opened it by another sink in between.
+            self._shared_file = self._place.file_of_others(self, identity) or self._shared_file
+        self._shared_file.size = None
+        self._verify_at = monotonic() + _VERIFY_SECONDS
+        self._prefix = prefix
+        self._fd, self._parked_fd = (NOT_OPEN, descriptor) if prefix else (descriptor, NOT_OPEN)
+
+    def _take_descriptor(self) -> bytes:
+        """Have an open descriptor in `_fd`; return the prefix that the caller has to write first."""
+        if self._given_up or self._released:
+            msg = f"{self.name} is closed"
+            raise SinkClosedError(msg)
+        if self._parked_fd == NOT_OPEN:
+            self._install(*self._open_file())
+        if self._parked_fd != NOT_OPEN:
+            self._fd, self._parked_fd = self._parked_fd, NOT_OPEN
+        prefix, self._prefix = self._prefix, b""
+        return prefix
+
+    def _open_file(self) -> tuple[int, bytes]:
+        """Open the path; return the descriptor and what has to be written first."""
+        descriptor = self._create(flags_for(self.mode, first=not self._opened_before))
+        try:
+            kind = os.fstat(descriptor).st_mode
+            regular = stat.S_ISREG(kind)
+            # A pipe stays as it was opened, not blocking, so that flush and close can keep their time.
+            if self._sealer is not None and not regular:
+                raise OSError(errno.EINVAL, "a chain is written to regular files alone", self.base_filename)
+            may_block = bool(NONBLOCK) and (stat.S_ISFIFO(kind) or os.isatty(descriptor))
+            prefix = self._missing_start(descriptor) if regular else b""
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._opened_before = True
+        self._regular = regular
+        if may_block != self._may_block:
+            self._may_block = may_block
+            self._changed()
+        return descriptor, prefix
+
+    def _create(self, flags: int) -> int:
+        return open_file(self.base_filename, flags, self.permissions)
+
+    def _missing_start(self, descriptor: int) -> bytes:
+        """Return what must come before the next event: a byte order mark, or an end for somebody's half line."""
+        if os.fstat(descriptor).st_size == 0:
+            return b"" if type(self._renderer) is OrjsonRenderer else self._byte_order_mark
+        end = self._terminator_bytes
+        if not end:
+            return b""
+        ends = (end, b"\n" if type(self._renderer) is OrjsonRenderer else "\n".encode(self._bare_encoding))
+        return end if ends_within_line(self.base_filename, ends) else b""
+
+    # Whoever closes a descriptor that is not theirs makes the system give its number to the next file, socket or pipe
+    # that anybody opens. It must be neither written to nor closed then.
+
+    def _is_own(self, descriptor: int) -> bool:
+        """Return True if *descriptor* is still what was opened under this number."""
+        while True:
+            known = self._shared_file.identity
+            try:
+                state = os.fstat(descriptor)
+            except OSError:
+                return False
+            if (state.st_dev, state.st_ino) in (known, self._next_identity):
+                return True
+            if known == self._shared_file.identity:  # else a signal handler has gone on to another file meanwhile
+                return False
+
+    #: Device and inode of the file that is about to take the place of the one that is open.
+    _next_identity: tuple[int, int] | None = None
+
+    def _close_own(self, descriptor: int) -> None:
+        if descriptor != NOT_OPEN and self._is_own(descriptor):
+            os.close(descriptor)
+
+    def _verify(self) -> None:
+        """Look whether the descriptor is still this sink's own; forget it if not, so that the next write opens one."""
+        self._verify_at = monotonic() + _VERIFY_SECONDS
+        descriptor = max(self._fd, self._parked_fd)
+        if descriptor == NOT_OPEN or self._is_own(descriptor):
+            return
+        self._fd = self._parked_fd = NOT_OPEN
+        self._shared_file = OpenFile()
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            msg = (
+                f"descriptor {descriptor}, of {self.base_filename!r}, was closed by somebody else and is another file "
+                "now, which may have got events of the last second"
+            )
+            self._notice = SinkError(msg)
+
+    def _forget_descriptor(self) -> None:
+        descriptor, self._fd = self._fd, NOT_OPEN
+        with contextlib.suppress(OSError):
+            self._close_own(descriptor)
+
+    def _release(self) -> None:
+        self._released = True
+        self._place.leave(self)
+        self._fd, self._parked_fd, descriptors = NOT_OPEN, NOT_OPEN, (self._fd, self._parked_fd)
+        for descriptor in descriptors:
+            self._close_own(descriptor)
+
+    def _describe(self) -> str:
+        return repr(self.base_filename)
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        self._lock = self._place.lock()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, with the same open file."""
+        # Whoever opens first truncates; in a child that would be what the parent has written since.
+        self._opened_before = True
+        self._kept = self._torn = 0
+        self._mid_line = False
+        if self._sealer is not None:
+            self._sealer.state = None  # the parent goes on by itself
+        super().after_fork()
