@@ -137,11 +137,15 @@ class RedisListener(BrokerListener):
         login: dict[str, Any] = {"username": username, "password": password, "sentinel": sentinel}
         login |= {"verify": verify, "cert": cert}
         self._server = RedisServer(url, timeout=seconds, **login)
+        #: The sink for *dead_letter_key*.
+        self._own_letters: RedisSink | None = None
         if dead_letter_key is not None:
             if dead_letter is not None:
                 msg = f"dead_letter_key={dead_letter_key!r} and dead_letter cannot both be given"
                 raise ValueError(msg)
-            dead_letter = RedisSink(url, dead_letter_key, kind, timeout=timeout, on_error=on_error, **login)
+            dead_letter = self._own_letters = RedisSink(
+                url, dead_letter_key, kind, timeout=timeout, on_error=on_error, **login
+            )
         self._reader: _Reader | None = None
         super().__init__(
             *sinks,
@@ -225,6 +229,12 @@ class RedisListener(BrokerListener):
                     reader.give_back(self._under_way())
             finally:
                 reader.link.close()
+        letters = self._own_letters
+        if letters is not None and letters._lock.acquire(seconds):
+            try:
+                letters._release()  # it connects again if the listener is started again
+            finally:
+                letters._lock.release()
 
     def _under_way(self) -> list[Any]:
         run = self._run
