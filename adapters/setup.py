@@ -190,7 +190,9 @@ class Setup:
         with _lock:
             if _outlet.setup is not self:
                 return True
-            while self._undo:
+            while True:  # with a condition here, an interrupt could leave the lock held, from Python 3.12 on
+                if not self._undo:
+                    break
                 self._undo.pop()()
             replaced, self._replaced = self._replaced, None
             if replaced is not None:

@@ -188,11 +188,11 @@ class Throttle(_Shaper):
         """Return an event for each key of which events were held back that no event has told of; they are told then."""
         told: list[dict[str, Any]] = []
         with _Shared.lock:
+            # No condition ends the loop: from Python 3.12 on an interrupt there would leave the lock held.
             for window in self._windows.values():
-                if window.held:
-                    stamp = {} if window.last is None else {"timestamp": window.last}
-                    told.append({**stamp, **(window.about or {}), "suppressed": window.held})
-                    window.held = 0
+                held, window.held = window.held, 0
+                stamp = {} if window.last is None else {"timestamp": window.last}
+                told += [{**stamp, **(window.about or {}), "suppressed": held}] if held else []
             forgotten, self._forgotten = self._forgotten, 0
         if forgotten:
             told.append({"event": "events of many kinds were held back", "level": "info", "suppressed": forgotten})

@@ -644,7 +644,9 @@ class SpoolSink(DeferredSink):
         if not self._alone.acquire(timeout=max(0.0, deadline - monotonic())):
             return False
         try:
-            while monotonic() < deadline and not self._is_settled(mark):
+            while True:  # with a condition here, an interrupt could leave the lock held, from Python 3.12 on
+                if monotonic() >= deadline or self._is_settled(mark):
+                    break
                 self._step(self._generation)
         finally:
             self._alone.release()

@@ -292,9 +292,8 @@ class Depot:
     def leave_all(self) -> None:
         """Take note that nothing that was taken is settled."""
         with self._lock:
-            for store in self._stores():
-                if store.busy:
-                    store.leave()
+            for store in [store for store in self._stores() if store.busy]:
+                store.leave()
 
     def tidy(self) -> None:
         """Remove segments that are settled, and adopted stores that are empty; bring the cursors up to date.
