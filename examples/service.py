@@ -341,7 +341,7 @@ class CollectorProcess:
         if self.url:
             command.append(str(urlsplit(self.url).port))
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None  # noqa: S101 - for type checkers
+        assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
 
     def kill(self) -> None:

@@ -199,7 +199,7 @@ class Followed:
 
     def _skip_half(self) -> None:
         """Take the half of a line that the file ends with, so that it is given once it is whole."""
-        assert self._file is not None  # noqa: S101 - for type checkers
+        assert self._file is not None
         start = self._position
         while start:
             step = min(_BLOCK, start)

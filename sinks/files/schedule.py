@@ -21,9 +21,9 @@ _WEEK: Final = 7
 _EPOCH_WEEKDAY: Final = 3
 #: No local time is, or was, as far from UTC as this: the record is 15:56 hours (Manila before 1844).
 _REACH: Final = 16 * 3600
-_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - a reading of the wall clock
-_FIRST_NAME: Final = dt.datetime(1000, 1, 1)  # noqa: DTZ001 - strftime pads earlier years on some platforms only
-_LAST_NAME: Final = dt.datetime(9999, 12, 31, 23, 59, 59)  # noqa: DTZ001
+_EPOCH: Final = dt.datetime(1970, 1, 1)  # a reading of the wall clock
+_FIRST_NAME: Final = dt.datetime(1000, 1, 1)  # strftime pads earlier years on some platforms only
+_LAST_NAME: Final = dt.datetime(9999, 12, 31, 23, 59, 59)
 #: In days; longer than the calendar goes on, and exact in a float when in seconds.
 _FOR_EVER: Final = 10**7
 
@@ -197,7 +197,7 @@ class Schedule:
         if not found:
             return None
         try:
-            named = dt.datetime(*map(int, found.groups()))  # type: ignore[arg-type]  # noqa: DTZ001
+            named = dt.datetime(*map(int, found.groups()))  # type: ignore[arg-type]
         except ValueError:
             return None
         since_epoch = named - _EPOCH

@@ -366,7 +366,7 @@ class HTTPSink(Sink):
             now=self._clock(),
             in_url=self._method == "GET",
         )
-        assert failure is not None  # noqa: S101 - the status is none of 2xx
+        assert failure is not None
         if isinstance(failure, OversizeDeliveryError):
             told = told_limit_bytes(reply.headers)
             if told is not None:

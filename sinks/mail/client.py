@@ -155,8 +155,8 @@ class Connection(smtplib.SMTP):
 
     def encrypt(self) -> None:
         """Go on in TLS, and forget what was said before (RFC 3207, section 4.2)."""
-        assert self.sock is not None  # noqa: S101 - for the type checker
-        assert self.route.context is not None  # noqa: S101
+        assert self.sock is not None
+        assert self.route.context is not None
         self.sock.settimeout(self.route.timeout)
         self.sock = self.route.context.wrap_socket(self.sock, server_hostname=self.route.host)
         # What somebody in between sent in plain text, to be taken for the encrypted server's, goes with the buffer.

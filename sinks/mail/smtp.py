@@ -282,7 +282,7 @@ class SMTPSink(Sink):
         """
         if self._template is not None:
             return self._template.fill(event)
-        assert callable(self._subject)  # noqa: S101 - for the type checker
+        assert callable(self._subject)
         return self._subject(event)
 
     # -- the sink
