@@ -235,5 +235,9 @@ class RedisLink:
 
     def close(self) -> None:
         """Close the connection; the client makes another when it is used again."""
-        with contextlib.suppress(Exception):
-            self.client.connection_pool.disconnect()
+        pool = self.client.connection_pool
+        # The clients of the sentinels, which say where the master is.
+        asked = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
+        for each in (pool, *(client.connection_pool for client in asked)):
+            with contextlib.suppress(Exception):
+                each.disconnect()

@@ -84,13 +84,14 @@ def test_a_relay_that_is_killed_loses_nothing_that_it_has_acknowledged(server, r
     """Every event is in the file of the one or of the other, or in the spool."""
     path = tmp_path / "out.jsonl"
     source = f"{server.url}?key=kill&claim_after=0.2&batch_size=100"
-    _fill(server, "kill", 5_000)
+    _fill(server, "kill", 20_000)
     victim = relay(source, f"file:{path}?spool={tmp_path}/spool")
-    until(lambda: len(_numbers(path)) > 500)
+    until(lambda: path.exists() and path.stat().st_size)
     victim.kill()
     victim.communicate()
     heir = relay(source, f"file:{path}?spool={tmp_path}/spool")
-    until(lambda: len(set(_numbers(path))) == 5_000)
+    assert heir.stdout.readline().startswith(b"relay: ")  # from now on it hears signals
+    until(lambda: len(set(_numbers(path))) == 20_000)
     heir.send_signal(signal.SIGINT)
     assert heir.wait(PATIENCE_SECONDS) == 0
 
