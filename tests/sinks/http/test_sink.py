@@ -384,7 +384,7 @@ def test_no_secret_is_told(server, status_or_fault, free_port):
         assert error.__context__ is None
         shown = [repr(sink), repr(stats), repr(failure), str(error), repr(error), repr(vars(error))]
         seen = "\n".join([*shown, *traceback.format_exception(error)])
-    parts = ("url-pass", "path-token", "query-key", "header-key", "proxy-pass", "4111", "login of", "shop:")
+    parts = ("url-pass", "path-token", "query-key", "header-key", "proxy-pass", "4111-1111", "login of", "shop:")
     assert [part for part in parts if part in seen] == []
     assert isinstance(error, (TemporaryDeliveryError, PermanentDeliveryError))
     assert sink.url.split("://")[1].split("/")[0] in str(error)
