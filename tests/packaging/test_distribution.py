@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 LINKS = ["outfall/sinks", "outfall/adapters"]
 # In the repository only: how it is worked on, which is no use in an archive.
-CI = {".ci/run", ".ci/suites", ".ci/syslog-ng"}
+CI = {".ci/pages", ".ci/run", ".ci/suites", ".ci/syslog-ng"}
 NOT_IN_SDIST = {".gitattributes", ".gitignore", ".pre-commit-config.yaml", *CI, *LINKS}
 GENERATED_IN_SDIST = {"PKG-INFO", "setup.cfg"}
 DIST_INFO = {"METADATA", "entry_points.txt", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
