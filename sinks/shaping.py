@@ -99,6 +99,8 @@ class Throttle(_Shaper):
     of a key is short, whatever the event holds.
     """
 
+    screen_usual: Callable[[dict[str, Any]], Any] | None
+
     __slots__ = ("_clock", "_events", "_forgotten", "_keep", "_key", "_per", "_remember", "_windows", "screen_usual")
 
     def __init__(
@@ -229,6 +231,8 @@ class Sample(_Shaper):
     By key, a smaller *rate* lets a part of those keys pass that a larger one lets pass. An event is not changed. Safe
     from any thread; holds no state.
     """
+
+    screen_usual: Callable[[dict[str, Any]], Any] | None
 
     __slots__ = ("_keep", "_key", "_random", "_rate", "screen_usual")
 

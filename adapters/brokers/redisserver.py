@@ -83,9 +83,11 @@ class RedisServer:
         }
         self._login = {"username": username, "password": password, "db": int(database or 0)}
         self.sentinel = sentinel
-        self.places = [_place(each, _PORT if sentinel is None else _SENTINEL_PORT) for each in places.split(",")]
+        self.places: list[tuple[str, int]] = [
+            _place(each, _PORT if sentinel is None else _SENTINEL_PORT) for each in places.split(",")
+        ]
         shown = ",".join(f"{host}:{port}" for host, port in self.places)
-        self.peer = f"{scheme.lower()}://{shown}/{self._login['db']}" + (f" ({sentinel})" if sentinel else "")
+        self.peer: str = f"{scheme.lower()}://{shown}/{self._login['db']}" + (f" ({sentinel})" if sentinel else "")
 
     def __repr__(self) -> str:
         return f"<RedisServer {self.peer}>"

@@ -40,7 +40,7 @@ class Request:
     ) -> None:
         self.scheme = scheme
         self.kind = kind
-        rest, self.fragment_mark, _ = rest.partition("#")
+        rest, fragment_mark, _ = rest.partition("#")
         where, _, query = rest.partition("?")
         self.where = where
         self.texts: dict[str, str] = dict(texts)
@@ -54,12 +54,12 @@ class Request:
                 msg = f"{scheme}: the option {name!r} is given twice"
                 raise ValueError(msg)
             self.texts[name] = unquote(text)
-        if self.fragment_mark:
+        if fragment_mark:
             msg = f"{scheme}: a '#' has no meaning here: write %23"
             raise ValueError(msg)
-        self.values = dict(options)
-        self.spool = self._own("spool", str)
-        self.background = self._own("background", lambda text: boolean("background", text))
+        self.values: dict[str, Any] = dict(options)
+        self.spool: str | None = self._own("spool", str)
+        self.background: bool | None = self._own("background", lambda text: boolean("background", text))
         if self.spool is not None and self.background is not None:
             msg = f"{scheme}: spool= takes the place of a background: leave background= out"
             raise ValueError(msg)
@@ -73,15 +73,16 @@ class Request:
         try:
             parts = urlsplit(f"x:{where}")
             # Several hosts are for a sink that takes the whole URL.
-            self.host, self.port = parts.hostname, None if "," in parts.netloc else parts.port
+            self.host: str | None = parts.hostname
+            self.port: int | None = None if "," in parts.netloc else parts.port
         except ValueError:
             msg = f"{scheme}: the host or port of the URL is not usable"
             raise ValueError(msg) from None
         self._login_used = False
-        self.user = None if parts.username is None else unquote(parts.username)
-        self.password = None if parts.password is None else unquote(parts.password)
-        self.path = unquote(parts.path)
-        self.netloc = parts.netloc.rpartition("@")[2]
+        self.user: str | None = None if parts.username is None else unquote(parts.username)
+        self.password: str | None = None if parts.password is None else unquote(parts.password)
+        self.path: str = unquote(parts.path)
+        self.netloc: str = parts.netloc.rpartition("@")[2]
 
     def _own(self, name: str, convert: Callable[[str], Any]) -> Any:
         if name in self.values:

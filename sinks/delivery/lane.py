@@ -61,6 +61,10 @@ class Lane(Worker):
         dead_letter: A sink for events that the sink refuses for good. Default None: they are dropped.
     """
 
+    put: int
+    settled: int
+    stopping: bool
+
     def __init__(
         self,
         listener: weakref.ref[Any],

@@ -89,6 +89,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     Source: `logging.handlers.TimedRotatingFileHandler`.
     """
 
+    base_filename: str
+
     def __init__(
         self,
         filename: str | os.PathLike[str],

@@ -113,6 +113,8 @@ class FluentSink(SocketSink):
     Source: https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1
     """
 
+    retry_period: float
+
     _limited_by = "max_chunk_bytes"
 
     def __init__(
