@@ -57,6 +57,20 @@ SUMMARY = (
 
 #: Why a row cannot keep its budget, or has not yet.
 REASONS = {
+    "FileSink, throttled, none held back": "as FileSink with a processor: the event's window is looked up under a lock",
+    "FileSink, a storm of one message, throttled": "the event's window is looked up under a lock",
+    "RotatingFileSink, multiprocess=True": "what processes share takes a second and a third call of the system",
+    "BackgroundSink(NullSink)": "the worker has the interpreter lock meanwhile",
+    "BackgroundSink, a target that counts": "the worker has the interpreter lock meanwhile",
+    "BackgroundSink(FileSink), caller": "the worker has the interpreter lock meanwhile",
+    "BackgroundSink(FanoutSink(two FileSinks)), caller": "the worker has the interpreter lock meanwhile",
+    "BackgroundSink(FileSink), 8 threads": "eight threads and the worker share two processors",
+    "FanoutSink(two FileSinks), 8 threads": "the threads wait for the turn of each file",
+    "QueueSink": "each event asks whether it is a plain one",
+    "DatagramSink": "each event asks whether it is a plain one, and how long it is",
+    "HTTPSink, ElasticsearchBulk": "each event becomes an action and a document with names of its own",
+    "SpoolSink(HTTPSink(NDJSON))": "each event is written, and read again",
+    "from outfall import FileSink, after those": "the modules that a FileSink needs are imported",
     "FileSink": "each event asks whether it is a plain one, takes the file's turn, looks at the clock and counts",
     "FileSink, level set": "as FileSink, and the level's comparison",
     "FileSink, a processor": "the event is copied, so that a processor cannot change the caller's",
