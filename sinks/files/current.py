@@ -52,6 +52,9 @@ class SharedFileSink(FileSink):
     #: The size in bytes at which the file rolls over, in subclasses that have one.
     max_bytes: int = 0
 
+    #: Whether a signal handler has looked at the size, or rolled over, since the last look of anybody else.
+    _interrupts: bool = False
+
     def __init__(self, filename: str | os.PathLike[str], *options: Any, multiprocess: bool, **named: Any) -> None:
         if multiprocess and not flock.AVAILABLE:
             msg = f"multiprocess={multiprocess!r}: this platform has no flock()"
@@ -286,13 +289,15 @@ class SharedFileSink(FileSink):
         """Return the size as the system knows it, whatever others have done to the file; tell of others who did."""
         file = self._shared_file
         counted = file.size
-        if counted is None or self._fd == self._parked_fd:
+        # What a signal handler has interrupted may have counted, and not written yet, or not to this file.
+        interrupts, self._interrupts = self._interrupts, self._lock.nested
+        if counted is None or self._fd == self._parked_fd or self._interrupts:
             return self._current_size()
         size = self._size_of_open_file()
         # A signal handler that has logged meanwhile has counted what it wrote, or gone on to another file.
         if self._shared_file is file and file.size == counted:
             file.size = size
-            if size > counted:
+            if size > counted and not interrupts:
                 self._notice_others("was appended to")
         return self._current_size()
 

@@ -240,16 +240,15 @@ class BaseRotatingFileSink(SharedFileSink):
         """Return the rotated files there are, the newest first: those whose name round-trips through `namer`."""
         found: list[RotatedFile] = []
         try:
-            entries = os.scandir(self._directory_of_rotated())
+            entries = list(os.scandir(self._directory_of_rotated()))
         except FileNotFoundError:
             return found
-        with entries:
-            for entry in entries:
-                if not entry.is_file(follow_symlinks=False) or entry.path == self.base_filename:
-                    continue
-                file = self._as_rotated(entry.path)
-                if file is not None:
-                    found.append(file)
+        for entry in entries:
+            if not entry.is_file(follow_symlinks=False) or entry.path == self.base_filename:
+                continue
+            file = self._as_rotated(entry.path)
+            if file is not None:
+                found.append(file)
         return sorted(found, key=lambda file: file.age, reverse=True)
 
     def _names_of_earlier(self) -> list[str]:
@@ -342,6 +341,7 @@ class BaseRotatingFileSink(SharedFileSink):
         """Roll over, unless that has failed a short while ago; return True if others have begun the file there is."""
         if self._place.rolling or monotonic() < self._retry_at:
             return False
+        self._interrupts = self._interrupts or self._lock.nested
         try:
             with self.exclusively():
                 others = self._others_have_rotated()

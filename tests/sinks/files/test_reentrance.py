@@ -142,6 +142,10 @@ def test_a_timer_that_logs_all_the_time_costs_nothing(tmp_path, make, options):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert sink.close()
+    if sys.version_info < (3, 11):
+        # It hears signals between any two steps, also between a count and its write: a line more in the file than
+        # counted is then taken for another process's, and told. Nothing is lost.
+        told = [failure for failure in told if failure.events or not isinstance(failure.error, RuntimeWarning)]
     assert told == []
     assert _numbers(tmp_path) == [*range(number), *range(1_000_001, 1_000_001 + count)]
     assert sink.stats().delivered == number + count
