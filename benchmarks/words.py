@@ -85,7 +85,7 @@ REASONS = {
     "BackgroundSink": "a burst is shorter than a batch, so that waking the thread counts in full",
     "BackgroundSink(FileSink)": "the caller's part alone is half of it",
     "BackgroundSink(SocketSink)": "the caller's part alone is more than a third of it",
-    "BackgroundSink(SysLogSink, TCP)": "each message is made by itself",
+    "BackgroundSink(SysLogSink, TCP)": "the part of the caller alone is more than a third of it",
     "BackgroundSink(SysLogSink, UDP), caller": "each message is made in the thread that logs, for its time and level",
     "FanoutSink(two FileSinks)": "each file takes its own turn and counts for itself",
     "FanoutSink(five FileSinks)": "each file takes its own turn and counts for itself",
