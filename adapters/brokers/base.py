@@ -27,6 +27,7 @@ from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
 from outfall.sinks.core.sink import OnError, Sink, checked_sink
 from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.delivery import RetryPolicy
+from outfall.sinks.delivery.telling import Telling
 from outfall.sinks.delivery.worker import Worker
 from outfall.sinks.errors import (
     DeliveryError,
@@ -377,7 +378,7 @@ class _Run:
                 self.wakeups.get_nowait()
 
 
-class BrokerListener:
+class BrokerListener(Telling):
     """A listener that takes events from a broker and hands them to *sinks*, in batches.
 
     A subclass sets what it needs before it calls this constructor, and implements `_read`, `_acknowledge`,
@@ -836,22 +837,10 @@ class BrokerListener:
     def _seconds(self, timeout: float | None) -> float:
         return lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
 
-    def _tell_of_sink(self, sink: Sink, error: Exception, events: int) -> None:
-        if sink.on_error is not report and sink.on_error != "raise":
-            sink._fail(error, None, events=events)
-        self._call_on_error(sink._failed_with(error, events))
-
     def _tell(self, error: Exception, events: int, item: object = None) -> None:
         told = cleaned(error, item)
         self._ledger.last_error = describe(told)
         self._call_on_error(SinkFailure(self.name, told, events, time_module.time(), 0, self._describe()))
-
-    def _call_on_error(self, failure: SinkFailure) -> None:
-        try:
-            with delivering(value=False):
-                self.on_error(failure)
-        except Exception as raised:
-            report(SinkFailure(self.name, cleaned(raised, None), 0, time_module.time()))
 
     # -- the process's life, see outfall.sinks.core.lifecycle
 

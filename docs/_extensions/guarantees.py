@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SYMBOLS = {
     "✓": {"kept", "waits", "no wait", "written", "taken", "others get it", "next gets it"},
     "◐": {"bounded", "set aside", "seconds lost", "what has left", "who flushes waits", "by fsync", "on_full"},
-    "✗": {"lost", "lost, reported", "lost, told", "dropped", "refused"},
+    "✗": {"lost", "lost, reported", "dropped", "refused"},
     "\N{EN DASH}": {"\N{EN DASH}", "no matter"},
     "?": {"not tested"},
 }

@@ -22,6 +22,7 @@ from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.lane import Lane, Ticket
 from outfall.sinks.delivery.queues import SHUT_DOWN, is_closed, put_nowait, renew
+from outfall.sinks.delivery.telling import Telling
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import LevelledEvent, TextEvent, as_event
 from outfall.sinks.network.frames import JSONFrames
@@ -76,7 +77,7 @@ class _Run:
         ]
 
 
-class QueueListener:
+class QueueListener(Telling):
     """Take events out of a queue and hand them to *sinks*, in batches.
 
     Args:
@@ -613,22 +614,10 @@ class QueueListener:
             else:
                 return True
 
-    def _tell_of_sink(self, sink: Sink, error: Exception, events: int) -> None:
-        if sink.on_error is not report and sink.on_error != "raise":
-            sink._fail(error, None, events=events)
-        self._call_on_error(sink._failed_with(error, events))
-
     def _tell(self, error: Exception, item: object, events: int) -> None:
         told = cleaned(error, item)
         self._ledger.last_error = describe(told)
         self._call_on_error(SinkFailure(self.name, told, events, time.time()))
-
-    def _call_on_error(self, failure: SinkFailure) -> None:
-        try:
-            with delivering(value=False):
-                self.on_error(failure)
-        except Exception as raised:
-            report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
 
     # -- the process's life, see outfall.sinks.core.lifecycle
 
