@@ -38,13 +38,14 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True
-# The parts that `Sink` and `FileSink` are made of, and what listeners of brokers share, are shown as bases, and
+# The parts that `Sink` and `FileSink` are made of, and what listeners share, are shown as bases, and
 # documented nowhere.
 nitpick_ignore = [
     ("py:class", "outfall.sinks.core.guard.Guarded"),
     ("py:class", "outfall.sinks.core.chain.InChain"),
     ("py:class", "outfall.sinks.files.output.Output"),
     ("py:class", "outfall.adapters.brokers.base.BrokerListener"),
+    ("py:class", "outfall.sinks.delivery.telling.Telling"),
 ]
 
 # -- Text
