@@ -77,9 +77,9 @@ MAKERS = {
     "SocketSink": lambda _, plan: SocketSink(*plan["tcp"]),
     "DatagramSink": lambda _, plan: DatagramSink(*plan["udp"]),
     "SysLogSink": lambda _, plan: SysLogSink(tuple(plan["syslog"])),
-    "JournaldSink": lambda _, plan: JournaldSink(plan["journal"], timeout=10),
+    "JournaldSink": lambda _, plan: JournaldSink(plan["journal"], timeout=PATIENCE_SECONDS),
     "GELFDatagramSink": lambda _, plan: GELFDatagramSink(*plan["gelf"]),
-    "FluentSink": lambda _, plan: FluentSink(*plan["fluent"], tag="lab", timeout=10),
+    "FluentSink": lambda _, plan: FluentSink(*plan["fluent"], tag="lab", timeout=PATIENCE_SECONDS),
     "SMTPSink": lambda _, plan: SMTPSink(tuple(plan["smtp"]), "shop@example.org", "ops@example.org", "an event"),
     "HTTPSink": lambda _, plan: HTTPSink(plan["http"], body=NDJSON()),
     "MemorySink": lambda path, _: MemorySink(10_000, target=FileSink(path)),
@@ -200,7 +200,7 @@ class Lab:
         }
         source = sources.get(name, lambda: self._in_files(name))
         with contextlib.suppress(AssertionError):  # what is missing is seen by who compares
-            until(lambda: len(source()) >= expected, 10)
+            until(lambda: len(source()) >= expected)
         return sorted((event["writer"], event["number"]) for event in source())
 
     def _in_files(self, name: str) -> list[dict[str, Any]]:

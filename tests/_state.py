@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTORS = "/proc/self/fd"
 #: How long a thread that has been asked to end, or a descriptor that such a thread closes, may take.
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 60.0
 _SIGNALS = [(each.name, int(each)) for each in signal.valid_signals() if isinstance(each, signal.Signals)]
 _LIMITS = [(name, getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")]
 

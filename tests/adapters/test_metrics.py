@@ -19,7 +19,7 @@ from outfall import (
     SpoolSink,
 )
 from outfall.adapters import metrics
-from tests.sinks._processes import ROOT, until
+from tests.sinks._processes import PATIENCE_SECONDS, ROOT, until
 from tests.sinks._wire import free_port
 
 prometheus_client = pytest.importorskip("prometheus_client")
@@ -144,7 +144,7 @@ def test_a_real_prometheus_scrapes_them(require_service, tmp_path):
 
     def answer():
         try:
-            with urllib.request.urlopen(query, timeout=5) as reply:
+            with urllib.request.urlopen(query, timeout=PATIENCE_SECONDS) as reply:
                 found = json.load(reply)["data"]["result"]
         except OSError:
             return None
@@ -159,7 +159,7 @@ def test_a_real_prometheus_scrapes_them(require_service, tmp_path):
             assert process.poll() is None, (tmp_path / "log").read_text()
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE_SECONDS)
             server.shutdown()
             server.server_close()
             thread.join()

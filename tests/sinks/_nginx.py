@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 
-from tests.sinks._processes import until
+from tests.sinks._processes import PATIENCE_SECONDS, until
 from tests.sinks._wire import free_port
 
 CONFIGURATION = """
@@ -64,7 +64,7 @@ class Nginx:
 
     def __exit__(self, *_):
         self._process.terminate()
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=PATIENCE_SECONDS)
 
     def _answers(self):
         assert self._process.poll() is None, self._process.stderr.read()

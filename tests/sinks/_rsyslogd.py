@@ -10,7 +10,7 @@ import subprocess
 from urllib.parse import unquote
 
 from tests.sinks._processes import PATIENCE_SECONDS, until
-from tests.sinks._wire import free_port, is_taken
+from tests.sinks._wire import free_port, takes_datagrams
 
 CONFIGURATION = """
 global(workDirectory="{directory}" {size} net.enableDNS="off"
@@ -59,9 +59,7 @@ class Rsyslogd:
         self.datagram, self.stream = str(directory / "datagram"), str(directory / "stream")
         ports = {"udp": self.udp, "tcp": self.tcp}
         given = configuration.format(directory=directory, driver=driver, defaults=defaults, size=size, **ports)
-        self.start(
-            given, None if "imuxsock" in given else lambda: self.takes_tcp() and is_taken(socket.SOCK_DGRAM, self.udp)
-        )
+        self.start(given, None if "imuxsock" in given else lambda: self.takes_tcp() and takes_datagrams(self.udp))
 
     def start(self, configuration=None, ready=None):
         """Start it, with another *configuration* if given, and return when it takes messages by all its inputs."""
@@ -86,7 +84,7 @@ class Rsyslogd:
 
     def _is_ready(self):
         return (
-            is_taken(socket.SOCK_DGRAM, self.udp)
+            takes_datagrams(self.udp)
             and self.takes_tcp()
             and _connects(socket.AF_UNIX, self.stream)
             and _connects(socket.AF_UNIX, self.datagram, socket.SOCK_DGRAM)

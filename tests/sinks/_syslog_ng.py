@@ -9,7 +9,7 @@ import subprocess
 
 from tests.sinks._processes import PATIENCE_SECONDS, until
 from tests.sinks._rsyslogd import _connects
-from tests.sinks._wire import free_port, is_taken
+from tests.sinks._wire import free_port, takes_datagrams
 
 CONFIGURATION = """@version: 3.38
 options { stats-freq(0); dns-cache(no); use-dns(no); keep-hostname(yes); ts-format(iso); frac-digits(6); };
@@ -54,7 +54,7 @@ class SyslogNg:
         for name, port in self.ports.items():
             if f"port({port})" in configured:
                 udp = name.startswith("udp")
-                if not (is_taken(socket.SOCK_DGRAM, port) if udp else _connects(socket.AF_INET, ("127.0.0.1", port))):
+                if not (takes_datagrams(port) if udp else _connects(socket.AF_INET, ("127.0.0.1", port))):
                     return False
         return "unix-dgram" not in configured or _connects(socket.AF_UNIX, self.datagram, socket.SOCK_DGRAM)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import struct
 import threading
+from pathlib import Path
 
-from tests.sinks._processes import until
+from tests.sinks._processes import PATIENCE_SECONDS, until
 
 
 class Clock:
@@ -110,7 +112,7 @@ class Receiver:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
-        self._thread.join(5)
+        self._thread.join(PATIENCE_SECONDS)
         self.hang_up()
 
     def __enter__(self):
@@ -126,7 +128,7 @@ class Datagrams:
     def __init__(self, address=("127.0.0.1", 0), family=socket.AF_INET) -> None:
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.bind(address)
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE_SECONDS)
         self.address = self.socket.getsockname()
 
     def next(self):
@@ -139,7 +141,7 @@ class Datagrams:
         with contextlib.suppress(BlockingIOError):
             while True:
                 found.append(self.socket.recv(70_000))
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE_SECONDS)
         return found
 
     def __enter__(self):
@@ -199,9 +201,11 @@ class Stream:
         self.hang_up()
 
 
-# Below what systems give to who asks for any port, so that nobody gets one between the look and the use. By the
-# system's random numbers: pytest-randomly gives the same ones to each process of tests.
-_PORTS = range(10_000, 32_000)
+# Below what systems give to who asks for any port, so that nobody gets one between the look and the use. Each process
+# of tests has ports of its own, for the same reason. By the system's random numbers: pytest-randomly gives the same
+# ones to each process of tests.
+_PROCESSES = 16
+_PORTS = range(10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _PROCESSES, 32_000, _PROCESSES)
 _KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 _given: set[int] = set()
 
@@ -210,19 +214,24 @@ def free_port():
     """Return a port of loopback that nobody uses, for TCP and UDP; this process is not given it again."""
     while True:
         port = random.SystemRandom().choice(_PORTS)
-        if port not in _given and not any(is_taken(kind, port) for kind in _KINDS):
+        if port not in _given and not any(_is_taken(kind, port) for kind in _KINDS):
             _given.add(port)
             return port
 
 
-def is_taken(kind, port):
-    """Return True if somebody uses the port of loopback."""
+def _is_taken(kind, port):
     with socket.socket(socket.AF_INET, kind) as probe:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return True
     return False
+
+
+def takes_datagrams(port):
+    """Return True once somebody has bound the port for UDP; to bind it as a trial might be in a daemon's way."""
+    bound = [line.split()[1] for line in Path("/proc/net/udp").read_text(encoding="ascii").splitlines()[1:]]
+    return any(address.endswith(f":{port:04X}") for address in bound)
 
 
 def has_ipv6():
