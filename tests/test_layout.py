@@ -116,8 +116,12 @@ def test_sinks_import_no_adapter():
     assert wrong == []
 
 
+#: Modules whose locks and threads an interrupt must not break.
+_WAITING = sorted(path for folder in ("delivery", "spool") for path in (ROOT / "sinks" / folder).glob("*.py"))
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the jumps are where they belong")
-@pytest.mark.parametrize("path", sorted((ROOT / "sinks" / "delivery").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", _WAITING, ids=lambda path: path.name)
 def test_no_loop_of_a_module_that_waits_jumps_back_outside_the_try_around_it(path):
     """From Python 3.12 on a condition at a loop's end does so: an interrupt there skips `finally` and `__exit__`."""
     waiting = [compile(path.read_text(encoding="utf-8"), str(path), "exec")]

@@ -101,8 +101,10 @@ class Appender:
         """Write the rest of *line* after a short write, or take back what stands there and raise."""
         rest = memoryview(line)
         try:
-            while written < len(line):
+            while True:  # see count_lines
                 written += os.write(self.descriptor, rest[written:])
+                if written >= len(line):
+                    break
         except Exception:
             self._cut(self.end)
             raise
@@ -248,7 +250,10 @@ def count_lines(path: str, offset: int = 0) -> int:
     count, last = 0, b"\n"
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        while chunk := os.pread(descriptor, _CHUNK_BYTES, offset):
+        while True:  # a condition here would jump back outside of the `try`, from Python 3.12 on
+            chunk = os.pread(descriptor, _CHUNK_BYTES, offset)
+            if not chunk:
+                break
             count += chunk.count(b"\n")
             offset += len(chunk)
             last = chunk[-1:]

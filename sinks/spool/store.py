@@ -484,11 +484,14 @@ class Store:
         """Remove the store and let go of it: all that is in it has been settled."""
         with contextlib.suppress(OSError):
             # The cursor last: without it what is left would be delivered again.
-            for name in sorted(os.listdir(self.path), key=lambda name: name == cursors.FILE_NAME):
-                if name in {cursors.FILE_NAME, LEDGER_NAME} or name.endswith(".tmp") or is_segment(name):
-                    os.unlink(self._path(name))
+            for name in sorted(filter(_is_ours, os.listdir(self.path)), key=lambda name: name == cursors.FILE_NAME):
+                os.unlink(self._path(name))
             os.rmdir(self.path)
         self.release()
+
+
+def _is_ours(name: str) -> bool:
+    return name in {cursors.FILE_NAME, LEDGER_NAME} or name.endswith(".tmp") or is_segment(name)
 
 
 def mark(directory: str) -> None:
@@ -578,7 +581,10 @@ def _copy(source: int, path: str, size: int) -> None:
     target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         place = 0
-        while place < size and (chunk := os.pread(source, min(_CHUNK_BYTES, size - place), place)):
+        while True:  # see count_lines
+            chunk = os.pread(source, min(_CHUNK_BYTES, size - place), place)
+            if not chunk:
+                break
             place += os.write(target, chunk)
     finally:
         os.close(target)

@@ -291,8 +291,9 @@ class Depot:
 
     def leave_all(self) -> None:
         """Take note that nothing that was taken is settled."""
+        busy = [store for store in self._stores() if store.busy]
         with self._lock:
-            for store in [store for store in self._stores() if store.busy]:
+            for store in busy:
                 store.leave()
 
     def tidy(self) -> None:
