@@ -4,9 +4,9 @@
 
     from outfall.adapters.handlers import RotatingFileHandler   # was: logging.handlers
 
-Same constructors, attributes and methods, in the semantics of Python 3.13 on every supported version; the work is done
-by the sinks. Each is a subclass of its namesake. Where one differs on purpose, because the standard library loses
-records or contradicts its documentation, :doc:`/explanation/handlers` says so in a table.
+Each twin is a subclass of its namesake and has the same constructor, attributes and methods. On every supported version
+it behaves as in Python 3.13. The sinks do the work. The table in :doc:`/explanation/handlers` lists the deliberate
+differences: where the standard library loses records or contradicts its documentation.
 """
 
 from logging.handlers import DEFAULT_HTTP_LOGGING_PORT as DEFAULT_HTTP_LOGGING_PORT
@@ -45,8 +45,8 @@ from outfall.adapters.handlers.syslog import SysLogHandler
 from outfall.adapters.handlers.timed import TimedRotatingFileHandler
 from outfall.adapters.handlers.watched import WatchedFileHandler
 
-# Who looks for the frame that logged skips those of `logging` by the names of their modules, as structlog's
-# CallsiteParameterAdder does in a ProcessorFormatter; a handler's ``emit`` is one of those.
+# structlog's CallsiteParameterAdder, in a ProcessorFormatter, looks for the frame that logged: it skips frames whose
+# module's name begins with "logging". The twins' ``emit`` is among the frames that it has to skip.
 for _module in (
     base,
     stream,

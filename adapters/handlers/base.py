@@ -1,20 +1,20 @@
-"""What the drop-in twins of `logging`'s handlers have in common: `Twin`, and the `Account` that each keeps.
+"""The base of the drop-in twins of `logging`'s handlers: `Twin`, and the `Account` that counts its records.
 
-**The rules for who writes a twin.**
+**Rules for twins.**
 
 - *A twin is the original's class as a subclass sees it*: ``class XHandler(Twin, logging.handlers.XHandler)``. It
   inherits the original's methods and attributes, and overrides a method only where the original loses records,
   contradicts its documentation, or lacks something that Python 3.13 has. An override calls the handler's other methods
   where the original calls them, in the same order, and calls base classes by their names, as the original does.
-- *Methods work on whatever has the attributes.* Subclasses lend methods to other classes, have two bases, call two
-  constructors, or the original's constructor. So no method relies on state that only ``__init__`` of the twin sets:
-  what a twin keeps for itself is made when it is needed, under a name that begins with an underscore.
-- *What a subclass does not touch keeps the sinks' promises.* A shortcut past one of the handler's methods asks first,
-  by `untouched`, whether that method is the twin's own.
-- Subclasses have attributes of their own, of any name: those of twins begin with ``_outfall_``. What stands in them is
-  `Kept`, so that a subclass that makes its handler picklable need not know of it.
-- ``emit`` takes no lock: `logging.Handler.handle` holds the handler's. It gives what is raised to ``handleError``,
-  once for each record.
+- *Methods work on any object that has the attributes.* Subclasses lend methods to other classes, have two bases, call
+  two constructors, or call the original's constructor. So no method relies on state that only ``__init__`` of the twin
+  sets. A twin creates its private state when it first needs it.
+- *What a subclass does not override keeps the sinks' promises.* A shortcut past one of the handler's methods first
+  checks, by `is_not_overridden`, that the method is the twin's own.
+- Private attributes of twins begin with ``_outfall_``, since subclasses may use any other name. Their values are
+  `Transient`, so a subclass that makes its handler picklable need not handle them.
+- ``emit`` takes no lock: `logging.Handler.handle` holds the handler's. It passes an exception to ``handleError``, once
+  for each record.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Kept:
-    """What a handler keeps for itself: whoever pickles or copies the handler deeply gets None in its place."""
+class Transient:
+    """A value that pickling and deep copies replace by None."""
 
     __slots__ = ()
 
@@ -41,33 +41,34 @@ class Kept:
         return None
 
 
-class Seen(Kept, tuple[Any, ...]):
-    """Some values that belong together."""
+class TransientTuple(Transient, tuple[Any, ...]):
+    """A tuple that is neither pickled nor deeply copied."""
 
     __slots__ = ()
 
 
-class Account(Kept, Sink):  # type: ignore[misc]
-    """Counts what a handler has put out and what it could not; it puts out nothing itself."""
+class Account(Transient, Sink):  # type: ignore[misc]
+    """A sink that only counts the records of a handler: those delivered and those dropped."""
 
     def __init__(self, name: str) -> None:
         super().__init__(on_error="raise", name=name)
 
 
 class _Sink:
-    """The attribute `Twin.sink`: made at its first use, and a plain attribute for a subclass that assigns another."""
+    """The descriptor of `Twin.sink`: makes the sink at its first use; assigning another sink replaces it."""
 
     def __get__(self, handler: Any, owner: Any) -> Any:
         return self if handler is None else account_of(handler)
 
 
 def account_of(handler: Any, kind: type[Sink] = Sink, make: Callable[[Any], Sink] | None = None) -> Any:
-    """Return the sink of *handler*, any `logging.Handler`, that counts what becomes of its records.
+    """Return the sink that counts the records of *handler*, any `logging.Handler`; make it if there is none.
 
     Args:
         handler: The handler.
-        kind: What the sink must be an instance of.
-        make: What makes it of the handler; by default the handler says.
+        kind: The class of the sink; a sink of another class is replaced.
+        make: Makes the sink for the handler. Default: the method ``_outfall_make_sink`` of the handler, else a plain
+            `Account`.
     """
     account = getattr(handler, "_outfall_account", None)
     if not isinstance(account, kind):
@@ -77,26 +78,26 @@ def account_of(handler: Any, kind: type[Sink] = Sink, make: Callable[[Any], Sink
 
 
 def count_failure(handler: Any, error: BaseException) -> None:
-    """Count a record of *handler* that *error* has cost."""
+    """Count a record that *handler* dropped because of *error*."""
     account_of(handler)._ledger.drop("error" if isinstance(error, Exception) else "interrupted")
 
 
-def untouched(method: Any, function: Any) -> bool:
-    """Return True if the bound *method* is *function*, and overridden by nobody."""
+def is_not_overridden(method: Any, function: Any) -> bool:
+    """Return True if the bound *method* is *function*, which no subclass or instance overrides."""
     return getattr(method, "__func__", None) is function
 
 
 class Twin(logging.Handler):
-    """A `logging.Handler` that keeps an `Account`. See the module for the rules."""
+    """A `logging.Handler` with an `Account` of its records. The module's docstring has the rules."""
 
-    #: What counts the handler's records: ``handler.sink.stats()``.
+    #: The sink that counts the handler's records: ``handler.sink.stats()``.
     sink: Any = _Sink()
     _outfall_account: Any = None
 
     if sys.version_info < (3, 12):
 
         def filter(self, record: logging.LogRecord) -> Any:
-            """Return a false value if a filter keeps *record* out, else the record; a filter may replace it."""
+            """Return a false value if a filter rejects *record*, else the record; a filter may replace it."""
             each: Any
             for each in self.filters:
                 passes = each.filter(record) if hasattr(each, "filter") else each(record)
@@ -107,7 +108,7 @@ class Twin(logging.Handler):
             return record
 
         def handle(self, record: logging.LogRecord) -> Any:
-            """Emit *record* under the handler's lock if the filters let it pass; return what `filter` did."""
+            """Emit *record* under the handler's lock if the filters accept it; return the result of `filter`."""
             passes = self.filter(record)
             if passes is not record and isinstance(passes, logging.LogRecord):
                 record = passes

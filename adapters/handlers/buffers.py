@@ -7,7 +7,7 @@ import logging.handlers
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.handlers.base import Account, Twin, account_of, untouched
+from outfall.adapters.handlers.base import Account, Twin, account_of, is_not_overridden
 from outfall.sinks.event.levels import parse_level
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ _BufferingHandler = logging.handlers.BufferingHandler
 _MemoryHandler = logging.handlers.MemoryHandler
 
 
-class _Waiting(Account):
-    """The account of a handler in whose buffer records wait."""
+class _BufferAccount(Account):
+    """The account of a handler that buffers records; they count as pending."""
 
     def __init__(self, handler: logging.Handler) -> None:
         self._handler = weakref.ref(handler)
@@ -29,7 +29,7 @@ class _Waiting(Account):
         return self._ledger.stats(self.name, pending=len(waiting))
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child; what was logged before is the parent's."""
+        """Empty the buffer in a forked child: the parent delivers those records."""
         waiting = getattr(self._handler(), "buffer", None)
         if waiting is not None:
             waiting.clear()
@@ -37,32 +37,32 @@ class _Waiting(Account):
 
 
 class BufferingHandler(Twin, _BufferingHandler):
-    """A drop-in twin of `logging.handlers.BufferingHandler`: keep records in memory until there are many.
+    """A drop-in twin of `logging.handlers.BufferingHandler`: buffer records in memory up to a number.
 
     Args:
-        capacity: How many records make it flush.
+        capacity: The number of buffered records that triggers a flush.
 
     Attributes:
         capacity: As above; settable.
-        buffer: The list of records. May be changed, and be another.
+        buffer: The list of records. It may be changed, and another list may be assigned.
 
-    ``flush`` empties the buffer; a subclass makes more of it. ``shouldFlush(record)`` may be overridden too, and is
-    called when *record* is in the buffer. A forked child begins with an empty buffer. Where else it differs from its
-    namesake on purpose: :doc:`/explanation/handlers`.
+    ``flush`` empties the buffer; a subclass overrides it to use the records. ``shouldFlush(record)`` may be overridden
+    too, and is called after *record* was added to the buffer. A forked child begins with an empty buffer. Other
+    deliberate differences from its namesake: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#memoryhandler
     """
 
-    #: Whether records of the buffer are being handed on.
-    _outfall_handing = False
+    #: Whether the buffer is being flushed to the target.
+    _outfall_flushing = False
 
     def __init__(self, capacity: int) -> None:
         _BufferingHandler.__init__(self, capacity)
-        # Now, so that a child that is forked later knows what is the parent's.
+        # Now: the account empties the buffer in a child that is forked later.
         account_of(self)
 
     def _outfall_make_sink(self) -> Account:
-        return _Waiting(self)
+        return _BufferAccount(self)
 
     def flush(self) -> None:
         """Empty the buffer."""
@@ -74,25 +74,25 @@ class BufferingHandler(Twin, _BufferingHandler):
 
 
 class MemoryHandler(BufferingHandler, _MemoryHandler):
-    """A drop-in twin of `logging.handlers.MemoryHandler`: hand records on to another handler, many at once.
+    """A drop-in twin of `logging.handlers.MemoryHandler`: buffer records and hand them to another handler in batches.
 
     Args:
-        capacity: How many records make it flush.
-        flushLevel: A record of this level or above makes it flush; a number or a name.
-        target: The handler that records are handed on to, by its ``handle``. Default None: they are kept until there is
-            one.
-        flushOnClose: Whether ``close`` flushes. With False what is in the buffer then is thrown away.
+        capacity: The number of buffered records that triggers a flush.
+        flushLevel: A record of this level or above triggers a flush; a number or a name.
+        target: The handler that gets the records, by its ``handle``. Default None: records stay in the buffer until a
+            target is set.
+        flushOnClose: Whether ``close`` flushes. With False it discards the buffered records.
 
     Attributes:
-        capacity: As above; like the next three read whenever they are needed.
+        capacity: As above. This and the next three may be set at any time.
         flushLevel: As above, a number.
         target: As above.
         flushOnClose: As above.
-        buffer: The list of records. May be changed, and be another, of any kind.
+        buffer: The list of records. It may be changed, and another sequence of any kind may be assigned.
 
-    A record leaves the buffer as it is handed on, so a target that raises midway sees none twice; it gets the others,
-    and then what it raised is raised. A forked child begins with an empty buffer. Where else it differs from its
-    namesake on purpose: :doc:`/explanation/handlers`.
+    A record leaves the buffer before the target gets it, so the target sees no record twice. If the target raises, it
+    still gets the other records; then `flush` raises the first exception. A forked child begins with an empty buffer.
+    Other deliberate differences from its namesake: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#memoryhandler
     """
@@ -111,21 +111,21 @@ class MemoryHandler(BufferingHandler, _MemoryHandler):
         self.flushOnClose = flushOnClose
 
     def flush(self) -> None:
-        """Hand on all that is in the buffer; without a target it is kept.
+        """Give the buffered records to the target; without a target they stay.
 
         Raises:
-            Exception: What the target's ``handle`` has raised first, when it has been given all.
+            Exception: The first exception of the target's ``handle``, raised after the target was given all records.
         """
         self.acquire()
         try:
-            # What the target logs itself goes with the next flush.
-            if self.target and not getattr(self, "_outfall_handing", False):
-                _hand_on(self)
+            # Records that the target itself logs wait for the next flush.
+            if self.target and not getattr(self, "_outfall_flushing", False):
+                _flush_to_target(self)
         finally:
             self.release()
 
     def close(self) -> None:
-        """Flush, unless *flushOnClose* is False; let go of the target and of what is left in the buffer."""
+        """Flush, unless *flushOnClose* is False; drop the target and the records left in the buffer."""
         try:
             if self.flushOnClose:
                 self.flush()
@@ -133,7 +133,7 @@ class MemoryHandler(BufferingHandler, _MemoryHandler):
             self.acquire()
             try:
                 self.target = None
-                if not self.flushOnClose and untouched(self.flush, MemoryHandler.flush):
+                if not self.flushOnClose and is_not_overridden(self.flush, MemoryHandler.flush):
                     _discard(self)
                 _BufferingHandler.close(self)
             finally:
@@ -141,20 +141,20 @@ class MemoryHandler(BufferingHandler, _MemoryHandler):
 
 
 def _discard(handler: Any) -> None:
-    """Throw away what is in the buffer of *handler*, and count it."""
+    """Discard the buffered records of *handler*, and count them."""
     if handler.buffer:
         account_of(handler)._ledger.drop("discarded", len(handler.buffer))
     handler.buffer.clear()
 
 
-def _hand_on(handler: Any) -> None:
-    """Give each record in the buffer of *handler* to its target; raise what that raised first."""
+def _flush_to_target(handler: Any) -> None:
+    """Give each buffered record of *handler* to its target; raise the target's first exception."""
     ledger = account_of(handler)._ledger
     waiting = list(handler.buffer)
     handler.buffer.clear()
     rest = iter(waiting)
     failures: list[Exception] = []
-    handler._outfall_handing = True
+    handler._outfall_flushing = True
     try:
         for record in rest:
             try:
@@ -170,7 +170,7 @@ def _hand_on(handler: Any) -> None:
         handler.buffer.extend(kept)
         raise
     finally:
-        handler._outfall_handing = False
+        handler._outfall_flushing = False
         ledger.delivered += len(waiting) - len(failures)
         if failures:
             ledger.drop("error", len(failures))
@@ -178,5 +178,5 @@ def _hand_on(handler: Any) -> None:
         try:
             raise failures[0]
         finally:
-            # Their tracebacks hold this frame.
+            # Their tracebacks refer to this frame: without this they form a cycle.
             failures.clear()

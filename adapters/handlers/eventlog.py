@@ -15,7 +15,7 @@ _NTEventLogHandler = logging.handlers.NTEventLogHandler
 
 
 class _Entry(TextEvent):
-    """The text of a record, and what the hooks need."""
+    """The text of a record, with the record and handler that the hooks need."""
 
     __slots__ = ("handler", "record")
 
@@ -38,22 +38,23 @@ class _EntriesSink(NTEventLogSink):
 class NTEventLogHandler(Twin, _NTEventLogHandler):
     """A drop-in twin of `logging.handlers.NTEventLogHandler`: report each record to the event log of Windows.
 
-    By an `NTEventLogSink`, which needs pywin32. Without it this handler says so on stdout, once, and does nothing.
+    It uses an `NTEventLogSink`, which needs pywin32. Without pywin32 the constructor prints a notice to stdout, and the
+    handler does nothing.
 
     Args:
-        appname: The source's name. A registry entry is made for it.
+        appname: The source's name. The constructor makes a registry entry for it.
         dllname: The file with the message texts. Default: pywin32's ``win32service.pyd``.
         logtype: ``"Application"``, ``"System"`` or ``"Security"``.
 
     Attributes:
-        appname: As above; read at each record, like the next two.
+        appname: As above. This and the next two are read for each record.
         typemap: Event types by level number.
         deftype: The event type of levels that *typemap* does not have.
-        dllname: The file that was registered.
+        dllname: The registered file.
         logtype: As above.
 
-    What may be overridden: ``getMessageID``, ``getEventCategory``, ``getEventType``. Where it differs from its namesake
-    on purpose: :doc:`/explanation/handlers`.
+    Methods to override: ``getMessageID``, ``getEventCategory``, ``getEventType``. Deliberate differences from its
+    namesake: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#nteventloghandler
     """
@@ -82,7 +83,7 @@ class NTEventLogHandler(Twin, _NTEventLogHandler):
         )
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Report *record*; a failure goes to ``handleError``."""
+        """Report *record*; call ``handleError`` on failure."""
         if not self._welu:
             return
         try:

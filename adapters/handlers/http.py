@@ -7,7 +7,7 @@ import logging.handlers
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
-from outfall.adapters.handlers.base import Twin, account_of, untouched
+from outfall.adapters.handlers.base import Twin, account_of, is_not_overridden
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import ReentrantEventError
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.http.client import Reply
 
-#: Those of `HTTPSink`, in seconds.
+#: Seconds to connect and to read, as for `HTTPSink`.
 _TIMEOUT = (3.05, 10.0)
 
 _HTTPHandler = logging.handlers.HTTPHandler
 
-#: Headers that `http.client` writes with the request line, and those that are counted here.
+#: Headers not passed on to the connection: `http.client` writes the first two, and `_exchange` the length. It uses each
+#: connection once.
 _BY_PUTREQUEST = frozenset({"host", "accept-encoding", "content-length", "connection"})
 
 _MAX_BODY_BYTES = 1 << 40
@@ -36,7 +37,7 @@ _MAX_ANSWER_BYTES = 65_536
 
 
 class _FormEvent(LevelledEvent):
-    """An event of which a handler has made a form."""
+    """An event that carries the form a handler made of its record."""
 
     __slots__ = ("form",)
 
@@ -47,18 +48,18 @@ class _FormEvent(LevelledEvent):
 
 class _Form(FormURLEncoded):
     def encode(self, batch: Sequence[Encoded]) -> bytes:
-        """Return what the handler has made."""
+        """Return the form as the handler made it."""
         return batch[0].data
 
 
 class _FormsSink(HTTPSink):
-    #: The handler that sends now.
+    #: The handler whose record is being sent.
     owner: Any = None
 
     _settings: tuple[Any, ...] = ()
 
     def follow(self, handler: HTTPHandler) -> None:
-        """Take over what is another now."""
+        """Apply attributes of *handler* that have changed."""
         settings = (handler.host, handler.url, handler.secure, handler.credentials, handler.context)
         if settings != self._settings:
             with self._lock:
@@ -69,15 +70,15 @@ class _FormsSink(HTTPSink):
             self.method = handler.method
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return what the handler has made."""
+        """Return an item with the form as the handler made it."""
         if isinstance(event, _FormEvent):
             return self._encoded(event, event.form.encode("utf-8"))
         return super().encode(event)
 
     def put(self, handler: HTTPHandler, event: _FormEvent) -> None:
-        """Send *event* as *handler* says; raise if that failed, which the ledger knows then."""
+        """Send *event* with the settings of *handler*; record a failure in the ledger, and raise it."""
         try:
-            # Around all: a copy of the handler has other attributes.
+            # One lock for both steps: a copy of the handler shares the sink but may have other settings.
             with self._lock:
                 before, self.owner = self.owner, handler
                 try:
@@ -86,14 +87,14 @@ class _FormsSink(HTTPSink):
                 finally:
                     self.owner = before
         except ReentrantEventError:
-            pass  # counted; what is logged while a record is sent would be sent for ever
+            pass  # counted; sending what was logged during a request would never end
         except Exception as error:
             self._ledger.last_error = describe(error)
             raise
 
     def _exchange(self, url: str, headers: dict[str, str], data: bytes | None) -> Reply:
         owner = self.owner
-        if untouched(owner.getConnection, _HTTPHandler.getConnection):
+        if is_not_overridden(owner.getConnection, _HTTPHandler.getConnection):
             return super()._exchange(url, headers, data)
         from http.client import HTTPResponse
 
@@ -101,7 +102,7 @@ class _FormsSink(HTTPSink):
 
         parts = urlsplit(url)
         with self._lock, delivering():
-            # The calls are those of the original: it may be any object that has these methods.
+            # Only methods that the original calls: the connection may be any object that has these.
             connection = owner.getConnection(owner.host, owner.secure)
             try:
                 connection.putrequest(self.method, f"{parts.path}?{parts.query}" if parts.query else parts.path)
@@ -132,7 +133,7 @@ def _endpoint(
     if secure and context is None:
         import ssl
 
-        # As http.client does it, and not with the authorities that requests brings along.
+        # The system's certificate authorities, as http.client uses them, and not those of requests.
         context = ssl.create_default_context()
     return Endpoint(
         f"{'https' if secure else 'http'}://{host}{url if url.startswith('/') else '/' + url}",
@@ -145,38 +146,40 @@ def _endpoint(
         verify=True,
         cert=None,
         ssl_context=context if secure else None,
-        # None at all: those of the environment are what getConnection is for.
+        # The original uses no proxy: an application overrides getConnection for one.
         proxies={"http": "", "https": ""},
         session=None,
-        # As the original does it, credentials are sent in plain text if that is what is asked for.
+        # The original sends credentials over plain HTTP too.
         allow_insecure=True,
     )
 
 
 class HTTPHandler(Twin, _HTTPHandler):
-    """A drop-in twin of `logging.handlers.HTTPHandler`: send each record to a web server, as a form, by an `HTTPSink`.
+    """A drop-in twin of `logging.handlers.HTTPHandler`: send each record to a web server as a form.
+
+    It uses an `HTTPSink`.
 
     Args:
         host: Name or address, or ``"host:port"``.
-        url: The path, maybe with a query.
-        method: ``"GET"``, which puts the form into the query, or ``"POST"``.
+        url: The path, with or without a query.
+        method: ``"GET"`` to put the form into the query, or ``"POST"``.
         secure: True for HTTPS.
         credentials: ``(user, password)`` for Basic authentication, or None.
-        context: An `ssl.SSLContext` for HTTPS. Default None: that of `ssl.create_default_context`.
+        context: An `ssl.SSLContext` for HTTPS. Default None: the result of `ssl.create_default_context`.
 
     Raises:
-        ValueError: If *method* is another, or *context* comes without *secure*.
+        ValueError: If *method* is neither, or *context* is given without *secure*.
 
     Attributes:
-        host: As above; like the others read for each record.
+        host: As above. Each record is sent with the attributes as they are then.
         url: As above.
         method: As above.
         secure: As above.
         credentials: As above.
         context: As above.
 
-    What may be overridden: ``mapLogRecord``, which returns what to send of a record; ``getConnection``, whose
-    connection is used then. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
+    Methods to override: ``mapLogRecord``, which returns the fields of the form; ``getConnection``, which returns the
+    connection to use. Deliberate differences from its namesake: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#httphandler
     """
@@ -191,7 +194,7 @@ class HTTPHandler(Twin, _HTTPHandler):
         )
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send *record*; a failure goes to ``handleError``, and so does an answer other than 2xx."""
+        """Send *record*; call ``handleError`` on failure, and on a response other than 2xx."""
         try:
             sink = account_of(self, _FormsSink, HTTPHandler._outfall_make_sink)
             sink.put(self, _FormEvent(urlencode(self.mapLogRecord(record)), record))
@@ -199,7 +202,7 @@ class HTTPHandler(Twin, _HTTPHandler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Let go of the connection; the next record makes another."""
+        """Close the connection; the next record opens a new one."""
         account = getattr(self, "_outfall_account", None)
         if isinstance(account, _FormsSink):
             account._drop_transport()

@@ -20,7 +20,7 @@ _TIMEOUT_SECONDS = 5.0
 
 
 class _Mail(LevelledEvent):
-    """An event of which a handler has made subject and text."""
+    """An event that carries the subject and text a handler made of its record."""
 
     __slots__ = ("seconds", "subject", "text")
 
@@ -31,7 +31,7 @@ class _Mail(LevelledEvent):
 
 class _MailSink(SMTPSink):
     def emit(self, event: dict[str, Any]) -> None:
-        """Send what the handler has made."""
+        """Send the mail with the handler's subject and text."""
         from outfall.sinks.mail.message import one_line
 
         if isinstance(event, _Mail):
@@ -40,7 +40,7 @@ class _MailSink(SMTPSink):
             super().emit(event)
 
     def follow(self, handler: SMTPHandler) -> None:
-        """Take over what is another now; to check addresses and to load certificates costs time."""
+        """Apply attributes of *handler* that have changed: checking addresses and loading certificates is slow."""
         self.mailhost, self.mailport = handler.mailhost, handler.mailport or None
         self.username = handler.username or None
         self.password = getattr(handler, "password", None)
@@ -58,9 +58,9 @@ class _MailSink(SMTPSink):
             self.secure = secure
 
     def put(self, handler: SMTPHandler, mail: _Mail) -> None:
-        """Send *mail* as *handler* says; raise if that failed, which the ledger knows then."""
+        """Send *mail* with the settings of *handler*; record a failure in the ledger, and raise it."""
         try:
-            # Around both: a copy of the handler has other attributes.
+            # One lock for both steps: a copy of the handler shares the sink but may have other settings.
             with self._lock:
                 self.follow(handler)
                 self.deliver(mail)
@@ -79,22 +79,22 @@ class SMTPHandler(Twin, _SMTPHandler):
         subject: The subject.
         credentials: ``(username, password)``, or None for no login.
         secure: ``()``, ``(keyfile,)`` or ``(keyfile, certfile)`` for STARTTLS. Default None: no encryption.
-        timeout: Seconds for connecting and for each reply. Default 5.0, also for None.
+        timeout: Seconds to connect, and to wait for each reply. Default 5.0; None means 5.0 too.
 
     Attributes:
-        mailhost: The host; like all that follow read for each mail.
+        mailhost: The host. Each mail is sent with the attributes as they are then.
         mailport: The port, or None.
         username: The name to log in with, or None.
         password: The password; there is none without credentials.
         fromaddr: The sender.
         toaddrs: The recipients, a list.
-        subject: What ``getSubject`` returns.
+        subject: The subject that ``getSubject`` returns.
         secure: As above.
         timeout: As above.
-        ssl_context: An `ssl.SSLContext` for STARTTLS with other rules than those of `ssl.create_default_context`, or
-            None (default). What Outfall adds.
+        ssl_context: An `ssl.SSLContext` for STARTTLS. Default None: the result of `ssl.create_default_context`. An
+            addition of Outfall's.
 
-    Override ``getSubject`` for a subject that depends on the record. Where it differs from its namesake on purpose:
+    Override ``getSubject`` for a subject that depends on the record. Deliberate differences from its namesake:
     :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#smtphandler
@@ -103,13 +103,13 @@ class SMTPHandler(Twin, _SMTPHandler):
     ssl_context: ssl.SSLContext | None = None
 
     def _outfall_make_sink(self) -> SMTPSink:
-        # As the original does it, credentials are sent in plain text if that is what is asked for.
+        # The original sends credentials without encryption too.
         return _MailSink(
             "localhost", "root", "root", "", allow_insecure=True, on_error="raise", name=type(self).__name__
         )
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send *record*; a failure goes to ``handleError``."""
+        """Send *record*; call ``handleError`` on failure."""
         try:
             mail = _Mail(self.getSubject(record), self.format(record), record.created)
             account_of(self, _MailSink, SMTPHandler._outfall_make_sink).put(self, mail)

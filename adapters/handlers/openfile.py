@@ -1,4 +1,4 @@
-"""The file that a handler has open, below its ``stream``: `OpenFile`, which appends whole records or nothing."""
+"""The file below a handler's ``stream``: `OpenFile`, which appends a record whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import time
 from os import write as _os_write
 from typing import Any
 
-from outfall.adapters.handlers.base import Kept
-from outfall.adapters.handlers.stream import ended
+from outfall.adapters.handlers.base import Transient
+from outfall.adapters.handlers.stream import with_terminator
 
-#: Not on Windows.
+#: None on Windows.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
 
-#: How often half a line at the end of a file is looked at: another process may be in the midst of writing its line.
+#: How often to look at half a line at the end of a file: another process may still be writing that line.
 _LOOKS = 4
 
 
-class OpenFile(Kept):
-    """The descriptor below a stream that ``open`` has made; records go past the stream's buffer.
+class OpenFile(Transient):
+    """The descriptor below a stream that ``open`` returned; records bypass the stream's buffer.
 
     Args:
         stream: The stream.
-        path: What was opened.
+        path: The path of the opened file.
         binary: Whether it is a stream of bytes; text is then encoded as UTF-8.
-        terminator: What ends the handler's records.
+        terminator: The text that ends each record.
     """
 
     binary: bool
@@ -64,12 +64,13 @@ class OpenFile(Kept):
         encoding, _ = self.codec()
         self.descriptor: int = stream.fileno()
         self.regular = stat.S_ISREG(os.fstat(self.descriptor).st_mode)
-        #: What the codec would put before each record, and belongs to the beginning of the file alone.
+        #: The byte order mark: the codec puts it before each record, but it belongs at the start of the file alone.
         self.byte_order_mark = b"" if binary else "".encode(encoding)
-        #: How long the file is whose end is half a line, or -1.
+        #: The size of the file if it ends in half a line, else -1.
         self.half_line = -1
-        #: The flags of a descriptor that does not append by itself, or -1. Only records are appended whatever the mode,
-        #: since others may append to the file or truncate it; who writes by hand may seek.
+        #: The flags of a descriptor opened without O_APPEND, else -1. Writing a record sets O_APPEND for that one
+        #: write, since other processes may append to the file or truncate it; applications that write to the stream
+        #: themselves may still seek.
         self.flags = -1
         if self.regular:
             if fcntl is not None:
@@ -79,17 +80,17 @@ class OpenFile(Kept):
                 self._look_for_half_line()
 
     def codec(self) -> tuple[str, str]:
-        """Return how text is encoded, and what is done with characters that cannot be; the stream may change both."""
+        """Return the encoding of text and its error handler; both may change with the stream's."""
         return ("utf-8", "backslashreplace") if self.binary else (self.stream.encoding, self.stream.errors)
 
     def append(self, text: Any, terminator: Any) -> None:
-        """Append a record, *text* and *terminator*, whole or not at all, after what the stream still buffers."""
+        """Append the record *text* and *terminator*, whole or not at all; flush the stream's buffer before."""
         stream = self.stream
         if text.__class__ is str and terminator.__class__ is str and not self.binary:
             data: bytes = (text + terminator).encode(stream.encoding, stream.errors)
         else:
             data = self.bytes_of(text, terminator)
-        # What is written here, and not by a call of `ready` and `write`, is what each record needs.
+        # The code of `ready` and `write`, inlined: this runs for each record.
         stream.flush()
         if self.byte_order_mark or self.half_line >= 0:
             data = self._begun(data)
@@ -105,15 +106,15 @@ class OpenFile(Kept):
                 self._finish(data, written)
 
     def bytes_of(self, text: Any, terminator: Any) -> bytes:
-        """Return a record, *text* and *terminator*, each text or bytes, as it is written."""
+        """Return the bytes of the record *text* and *terminator*, each text or bytes."""
         if text.__class__ is str and terminator.__class__ is str and not self.binary:
             data: bytes = (text + terminator).encode(self.stream.encoding, self.stream.errors)
             return data
-        made = ended(text, terminator)
+        made = with_terminator(text, terminator)
         return made.encode(*self.codec()) if isinstance(made, str) else bytes(made)
 
     def ready(self, data: bytes) -> bytes:
-        """Flush the stream; return *data* with what must come before it in the file, and without what must not.
+        """Flush the stream; return *data* after a terminator for half a line, and without a second byte order mark.
 
         Raises:
             ValueError: If the stream is closed.
@@ -122,7 +123,7 @@ class OpenFile(Kept):
         return self._begun(data) if self.byte_order_mark or self.half_line >= 0 else data
 
     def write(self, data: bytes) -> None:
-        """Write *data*, a record that is `ready`, to the end of the file, whole or not at all."""
+        """Write *data*, as `ready` returned it, to the end of the file, whole or not at all."""
         if self.flags < 0:
             self._write(data)
             return
@@ -134,7 +135,7 @@ class OpenFile(Kept):
                 self._set_flags(self.flags)
 
     def _set_flags(self, flags: int) -> None:
-        with contextlib.suppress(OSError):  # closed by somebody, which the write finds out
+        with contextlib.suppress(OSError):  # the application closed the descriptor: the write handles that
             fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags)
 
     def _write(self, data: bytes) -> None:
@@ -166,7 +167,7 @@ class OpenFile(Kept):
         if mark and size:
             data = data[len(mark) :]
         elif mark and self.regular:
-            # The stream would write another.
+            # Not by the stream, which would write a second one later.
             os.write(self.descriptor, mark)
             self.stream.seek(0, os.SEEK_END)
             data = data[len(mark) :]
@@ -176,7 +177,7 @@ class OpenFile(Kept):
 
     def _look_for_half_line(self) -> None:
         cut = len(self.byte_order_mark)
-        with contextlib.suppress(OSError, UnicodeError):  # not ours to read: then nothing can be known
+        with contextlib.suppress(OSError, UnicodeError):  # without permission to read, assume a whole line
             encoding, _ = self.codec()
             ends = tuple({end.encode(encoding)[cut:] for end in (self.terminator, "\n")})
             reader = os.open(self.path, _READ)
@@ -192,7 +193,7 @@ class OpenFile(Kept):
                 os.close(reader)
 
     def _finish(self, data: bytes, written: int) -> None:
-        """Write the rest of *data* after a short write, or take back the part of it that stands in the file."""
+        """Write the rest of *data* after a short write; if that fails, remove the written part from the file."""
         view = memoryview(data)
         try:
             while written < len(data):
@@ -210,12 +211,12 @@ class OpenFile(Kept):
             raise
 
     def _take_back(self, part: bytes) -> None:
-        """Remove *part*, half a record, from the end of the file; where that cannot be done, have it ended."""
+        """Remove *part*, half a record, from the end of the file; else let the next record end its line first."""
         with contextlib.suppress(OSError):
             reader = os.open(self.path, _READ)
             try:
                 size = self.size()
-                # Others may append to it, or move it: ours is only what can be read at its end.
+                # Other processes may have appended to the file or moved it: compare what is at its end.
                 same = os.path.samestat(os.fstat(reader), os.fstat(self.descriptor))
                 if same and _tail(reader, size, len(part) + 1)[-len(part) :] == part and self.size() == size:
                     os.ftruncate(self.descriptor, size - len(part))
@@ -226,7 +227,7 @@ class OpenFile(Kept):
             self.half_line = self.size()
 
     def _open_again(self) -> None:
-        """Put the file at the path in the place of a descriptor that somebody closed, under the same number."""
+        """Open the file again under the number of the descriptor, which the application has closed."""
         fresh = os.open(self.path, _APPEND, 0o666)
         self.flags = -1
         if fresh != self.descriptor:
@@ -237,17 +238,17 @@ class OpenFile(Kept):
 
 
 def open_file(handler: Any, mode: str) -> Any:
-    """Open the file of *handler*, a `logging.FileHandler`, as it would, and return the stream.
+    """Open the file of *handler*, a `logging.FileHandler`, by ``open``, and return the stream.
 
-    The stream is one as ``open`` makes it; unlike the original, characters that the encoding does not have are no
-    error where *handler* says nothing of errors, and a pipe without a reader is one.
+    There are two differences from the original. Without *errors*, characters that the encoding does not have are
+    written as escapes. Opening a pipe that has no reader fails instead of blocking.
     """
     path, binary = handler.baseFilename, "b" in mode
     options: dict[str, Any] = {}
     if not binary:
         encoding, errors = handler.encoding, handler.errors
         if encoding not in (None, "locale"):
-            # Before there is a file, or one is truncated.
+            # An unknown encoding raises before `open` creates or truncates the file.
             codecs.lookup(encoding)
         options.update(encoding=encoding, errors="backslashreplace" if errors is None else errors)
     if _is_pipe(path):
@@ -263,7 +264,7 @@ def _is_pipe(path: str) -> bool:
 
 
 def _open_pipe(path: str, flags: int) -> int:
-    # Not blocking for the opening alone: it would wait for a reader.
+    # Only opening is non-blocking: otherwise it waits for a reader.
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     os.set_blocking(descriptor, True)
     return descriptor

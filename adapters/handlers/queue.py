@@ -1,4 +1,4 @@
-"""Drop-in twins of the handler for queues and of what reads them: `QueueHandler` and `QueueListener`."""
+"""Drop-in twins of `QueueHandler` and `QueueListener`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import weakref
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from outfall.adapters.handlers.base import Account, Kept, Twin, account_of, untouched
+from outfall.adapters.handlers.base import Account, Transient, Twin, account_of, is_not_overridden
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.delivery.queues import renew
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 _QueueHandler = logging.handlers.QueueHandler
 _QueueListener = logging.handlers.QueueListener
 
-#: How often the end of a queue is looked for at exit, and how often it has to be seen: what a thread has just taken
-#: out, or not yet put in, is nowhere.
+#: At exit a queue counts as empty after this many looks in a row, at this interval: an item that a thread has just
+#: taken out, or not yet put in, cannot be seen.
 _LOOK_SECONDS = 0.005
 _LOOKS = 3
 
-#: After so many items in a row that cannot be read it is rather the queue that is broken.
+#: The number of unreadable items in a row after which the queue itself counts as broken.
 _GARBAGE_IN_A_ROW = 100
 
-#: The listeners that have been started, by the identity of their queue.
+#: The started listeners, by the identity of their queue.
 _listeners: weakref.WeakValueDictionary[int, QueueListener] = weakref.WeakValueDictionary()
 
 
-class _Putting(Account):
-    """The account of a handler whose records go into a queue."""
+class _QueueAccount(Account):
+    """The account of a handler that puts records into a queue."""
 
     def __init__(self, handler: logging.Handler) -> None:
         self._handler = weakref.ref(handler)
-        #: True once a listener was waited for in vain.
+        #: True once waiting for a listener has timed out.
         self.listener_hangs = False
         super().__init__(type(handler).__name__)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: what was in a queue for threads is the parent's."""
+        """Empty a queue for threads in a forked child: the parent delivers those records."""
         renew(getattr(self._handler(), "queue", None))
         super().after_fork()
 
@@ -60,11 +60,12 @@ class QueueHandler(Twin, _QueueHandler):
 
     Attributes:
         queue: As above; read for each record.
-        listener: What `logging.config.dictConfig` puts here: the listener of the queue, or None.
+        listener: The listener of the queue, which `logging.config.dictConfig` sets; or None.
 
-    What is put there is a copy of the record with the formatted text as its message and nothing in it that could not be
-    pickled; the record itself stays as it is. ``prepare`` and ``enqueue`` may be overridden. If there is no room in the
-    queue, ``handleError`` is told. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
+    The queue gets a copy of the record. Its message is the formatted text, and it has no arguments, exception or stack,
+    which could not be pickled; the record itself does not change. A full queue is an error that ``handleError`` gets.
+    ``prepare`` and ``enqueue`` may be overridden. Deliberate differences from its namesake:
+    :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#queuehandler
     """
@@ -74,11 +75,11 @@ class QueueHandler(Twin, _QueueHandler):
     def __init__(self, queue: Any) -> None:
         _QueueHandler.__init__(self, queue)
         self.listener = None
-        # Now, so that a child that is forked later knows what is the parent's.
+        # Now: the account empties the queue in a child that is forked later.
         account_of(self)
 
     def _outfall_make_sink(self) -> Account:
-        return _Putting(self)
+        return _QueueAccount(self)
 
     def prepare(self, record: logging.LogRecord) -> Any:
         """Return what to put into the queue for *record*."""
@@ -93,7 +94,7 @@ class QueueHandler(Twin, _QueueHandler):
         return prepared
 
     def enqueue(self, record: Any) -> None:
-        """Put *record*, or whatever ``prepare`` made, into the queue without waiting.
+        """Put *record*, the result of ``prepare``, into the queue without waiting.
 
         Raises:
             queue.Full: If there is no room.
@@ -112,33 +113,33 @@ class QueueHandler(Twin, _QueueHandler):
 
 
 def _await_listener(account: Any, queue: Any) -> None:
-    """Wait until the listener of *queue* has handled what is in it: at exit nobody may come after."""
+    """Wait until the listener of *queue* has handled its items: at exit no later call may do so."""
     listener = _listeners.get(id(queue))
     if listener is None or listener.queue is not queue or getattr(account, "listener_hangs", False):
         return
     if listener._thread is not threading.current_thread():
-        # In vain once is enough.
+        # A listener that was once too slow is not waited for again.
         account.listener_hangs = not listener._outfall_exit.await_end(lifecycle.patience(account.drain_timeout))
 
 
-class _Exit(Kept):
-    """What a listener has to do with forks and the exit of the process."""
+class _Exit(Transient):
+    """The hooks of a listener for forks and for the exit of the process."""
 
     delivers_later: ClassVar[bool] = True
 
     @property
     def has_owner(self) -> bool:
-        """Nobody drains it but the exit itself."""
+        """False: only the exit hook drains it."""
         return False
 
     def __init__(self, listener: QueueListener) -> None:
         self._listener = weakref.ref(listener)
         lifecycle.join(self)
-        # Before multiprocessing closes its queues.
+        # The drain has to run before multiprocessing closes its queues.
         lifecycle.arm()
 
     def await_end(self, timeout: float) -> bool:
-        """Wait until all that is in the queue has been handled; return False if that takes too long."""
+        """Wait up to *timeout* seconds until the queue is empty and handled; return False if it is not."""
         listener = self._listener()
         if listener is None:
             return True
@@ -158,13 +159,13 @@ class _Exit(Kept):
         """Do nothing: the thread does not linger."""
 
     def drain(self, timeout: float) -> None:
-        """Have what is in the queue handled, at exit; it goes on, since other exit hooks still log."""
+        """Wait at exit until the queue is handled; the thread continues, since other exit hooks still log."""
         listener = self._listener()
         if listener is not None and not self.await_end(timeout):
-            _tell(listener, DeliveryError("the process ends before all that is in the queue was handled"), 0)
+            _report(listener, DeliveryError("the process ends before all that is in the queue was handled"), 0)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: not started, and a queue for threads is empty."""
+        """Reset the listener in a forked child: it is not started, and a queue for threads is empty."""
         listener = self._listener()
         if listener is not None:
             renew(listener.queue)
@@ -175,28 +176,28 @@ class _Exit(Kept):
 def _is_idle(listener: Any) -> bool:
     queue = listener.queue
     if isinstance(queue, Queue):
-        # What was taken out counts until task_done.
+        # Includes items taken out until their task_done.
         return not queue.unfinished_tasks
     if listener._outfall_busy:
         return False
     try:
-        # Of multiprocessing's it also counts what is still on its way into the pipe.
+        # For a queue of multiprocessing's this includes items not yet written to the pipe.
         return not queue.qsize()
     except (AttributeError, NotImplementedError):
         is_empty = getattr(queue, "empty", None)
         return is_empty is None or bool(is_empty())
 
 
-def _tell(listener: Any, error: Exception, events: int) -> None:
+def _report(listener: Any, error: Exception, events: int) -> None:
     report(SinkFailure(type(listener).__name__, error, events, time.time()))
 
 
 class QueueListener(_QueueListener):
-    """A drop-in twin of `logging.handlers.QueueListener`: take records out of a queue and hand them to handlers.
+    """A drop-in twin of `logging.handlers.QueueListener`: take records out of a queue and pass them to handlers.
 
     Args:
         queue: Anything with ``get``.
-        *handlers: They get each record by their ``handle``, one after the other.
+        *handlers: The handlers. The ``handle`` of each is called with each record, in this order.
         respect_handler_level: Whether a handler's level applies.
 
     Attributes:
@@ -204,29 +205,29 @@ class QueueListener(_QueueListener):
         handlers: As above, a tuple; read for each record, like the next one.
         respect_handler_level: As above.
 
-    One thread reads and handles. A handler that raises keeps nothing from the others, and does not end the thread: its
-    ``handleError`` is told. ``stop`` may be called when it has not been started. At exit what is in the queue is handed
-    on, within the deadline that all sinks share. A context manager, too. Where else it differs from its namesake on
-    purpose: :doc:`/explanation/handlers`.
+    One thread reads the queue and calls the handlers. If a handler raises, its ``handleError`` is called; the other
+    handlers still get the record, and the thread continues. ``stop`` may be called on a listener that was not started.
+    At exit the queued records are handled within the deadline that all sinks share. The listener is a context manager.
+    Other deliberate differences from its namesake: :doc:`/explanation/handlers`.
 
-    What may be overridden: ``dequeue``, ``prepare``, ``handle``, ``enqueue_sentinel``, ``_sentinel``, ``_monitor``.
+    May be overridden: ``dequeue``, ``prepare``, ``handle``, ``enqueue_sentinel``, ``_sentinel``, ``_monitor``.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#queuelistener
     """
 
     handlers: tuple[logging.Handler, ...]
 
-    #: What ends the reading.
+    #: The item that ends the thread.
     _sentinel: Any = None
-    #: True while a record has been taken out of the queue and is not yet handled.
+    #: True while the thread handles a record that it took out of the queue.
     _outfall_busy = False
     _outfall_exit: Any = None
 
     def start(self) -> None:
-        """Begin to read the queue, in a daemon thread.
+        """Start a daemon thread that reads the queue.
 
         Raises:
-            RuntimeError: If that has begun; on every version, as since Python 3.14.
+            RuntimeError: If it is started already, as since Python 3.14.
         """
         thread = getattr(self, "_thread", None)
         if thread is not None and thread.is_alive():
@@ -238,7 +239,7 @@ class QueueListener(_QueueListener):
         _QueueListener.start(self)
 
     def handle(self, record: Any) -> None:
-        """Give *record*, prepared, to each handler; a handler that raises is told so by its own ``handleError``."""
+        """Prepare *record* and give it to each handler; if one raises, call its ``handleError`` and continue."""
         record = self.prepare(record)
         respect = self.respect_handler_level
         for handler in self.handlers:
@@ -255,20 +256,20 @@ class QueueListener(_QueueListener):
     def _monitor(self) -> None:
         queue: Any = self.queue
         task_done = getattr(queue, "task_done", _nothing)
-        direct = untouched(self.dequeue, _QueueListener.dequeue)
+        direct = is_not_overridden(self.dequeue, _QueueListener.dequeue)
         failures = 0
         while True:
             try:
                 record = self.queue.get(True) if direct else self.dequeue(True)  # type: ignore[call-arg]
                 self._outfall_busy = True
-            except Empty:  # of an override that does not wait for ever
+            except Empty:  # a subclass's dequeue may time out
                 continue
             except Exception as error:
                 failures += 1
                 if not _is_garbage(error) or failures > _GARBAGE_IN_A_ROW:
-                    _tell_unless_closed(self, error)
+                    _report_unless_closed(self, error)
                     return
-                _tell(self, error, 1)
+                _report(self, error, 1)
                 task_done()
                 continue
             failures = 0
@@ -279,12 +280,12 @@ class QueueListener(_QueueListener):
             try:
                 self.handle(record)
             except Exception as error:
-                _tell(self, error, 1)
+                _report(self, error, 1)
             self._outfall_busy = False
             task_done()
 
     def stop(self) -> None:
-        """Hand on what is in the queue, however long that takes, and end the thread."""
+        """Wait until the handlers have had all queued records, without a time limit, and end the thread."""
         thread = getattr(self, "_thread", None)
         if thread is None:
             return
@@ -317,12 +318,12 @@ def _nothing() -> None:
 
 
 def _is_garbage(error: Exception) -> bool:
-    """Return True if *error* is about an item that was there; else it is the queue that is closed or gone."""
+    """Return True if *error* is about an unreadable item, and False if the queue itself is closed or broken."""
     return not isinstance(error, (OSError, EOFError, ValueError)) and type(error).__name__ != "ShutDown"
 
 
-def _tell_unless_closed(listener: Any, error: Exception) -> None:
-    """Tell why the reading ends, unless somebody has closed the queue, as happens at exit."""
+def _report_unless_closed(listener: Any, error: Exception) -> None:
+    """Report why the thread ends, unless the queue was closed, as happens at exit."""
     closed = getattr(getattr(listener.queue, "_reader", None), "closed", False) or type(error).__name__ == "ShutDown"
     if not closed:
-        _tell(listener, error, 0)
+        _report(listener, error, 0)

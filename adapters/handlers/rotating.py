@@ -1,4 +1,4 @@
-"""Drop-in twins of the handlers for files that roll over: `BaseRotatingHandler`, and by size `RotatingFileHandler`."""
+"""Drop-in twins of `BaseRotatingHandler`, and of `RotatingFileHandler`, which rolls a file over by size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers import file as files
-from outfall.adapters.handlers.base import account_of, count_failure, untouched
+from outfall.adapters.handlers.base import account_of, count_failure, is_not_overridden
 from outfall.adapters.handlers.file import FileHandler
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import SinkError
@@ -25,38 +25,41 @@ _BaseRotatingHandler = logging.handlers.BaseRotatingHandler
 _RotatingFileHandler = logging.handlers.RotatingFileHandler
 _flush = logging.StreamHandler.flush
 
-#: Seconds from a rollover that failed to the next attempt: the first wait, which doubles, and the longest.
+#: Seconds between a failed rollover and the next attempt: the first wait, which doubles, and the longest.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 
-#: How long a handler waits for another one on the same file.
-_TURN_SECONDS = 1.0
+#: Seconds that a handler waits for another handler or sink that uses the same file.
+_LOCK_SECONDS = 1.0
 
-#: By the method ``shouldRollover`` of a class: what tells, with less ado, that no rollover is due before so many bytes
-#: are written; and whether their number matters.
+#: Fast checks that no rollover is due, by the ``shouldRollover`` that each stands in for. A check gets the handler and
+#: the number of bytes to write. The second value says whether the check depends on that number.
 quick: dict[Any, tuple[Callable[[Any, int], bool], bool]] = {}
 
 
 class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
-    """A drop-in twin of `logging.handlers.BaseRotatingHandler`, what the handlers that roll over have in common.
+    """A drop-in twin of `logging.handlers.BaseRotatingHandler`: the base class of handlers that roll over.
 
-    For subclasses with ``shouldRollover(record)`` and ``doRollover()`` of their own.
+    Subclasses implement ``shouldRollover(record)`` and ``doRollover()``.
 
     Args:
-        filename: Path of the file; a relative one is resolved now.
-        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there.
-        encoding: How text is encoded. Default None: as the locale says.
-        delay: True to open the file when the first record comes. Default False.
-        errors: What to do with characters that *encoding* does not have. Default None: ``"strict"``.
+        filename: Path of the file. The constructor makes a relative path absolute.
+        mode: ``"a"`` to append, ``"w"`` to truncate, ``"x"`` to fail if the file exists.
+        encoding: The encoding of text. Default None: the locale's.
+        delay: Open the file at the first record instead of now. Default False.
+        errors: How to treat characters that *encoding* does not have, as in ``open``. Default None:
+            ``"backslashreplace"``.
 
     Attributes:
-        namer: Makes the name of a rotated file from its default name; None for the default name. Also a method.
-        rotator: Called with source and destination instead of the renaming; None to rename. Also a method.
+        namer: A function that returns the name of a rotated file, given the default name; None for the default name. A
+            subclass may define it as a method.
+        rotator: A function that moves the file, given source and destination; None to rename it. A subclass may define
+            it as a method.
 
     Raises:
         OSError: If the file cannot be opened.
 
-    A rollover that fails costs no record: the record is written, ``handleError`` gets it once, and the rollover is
-    tried again after a second, two, … 60.
+    A failed rollover loses no record. The record is written to the old file, ``handleError`` is called once for each
+    cause, and the rollover is tried again after 1 s, 2 s, 4 s, … up to 60 s.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#baserotatinghandler
     """
@@ -78,7 +81,7 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
         FileHandler.__init__(self, filename, mode, encoding, delay, errors)
         self.mode, self.encoding, self.errors = mode, encoding, errors
 
-    #: After a rollover that failed: when the next is due, how long to wait after that, and what was told.
+    #: After a failed rollover: when the next attempt is due, the wait after that one, and the reported cause.
     _outfall_attempts: tuple[float, float, str] | None = None
 
     if TYPE_CHECKING:
@@ -90,11 +93,11 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
         def doRollover(self) -> None: ...  # noqa: D102
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write *record*, having rolled over if that is due; a failure of either goes to `handleError`."""
-        # Handlers and sinks of this process on one file take turns: who rolls it over finds nobody in the midst of a
-        # write. Not for ever, since a namer that logs may do so by the very handler that waits here.
-        turn = lock_of_file(self)
-        taken = turn.acquire(_TURN_SECONDS)
+        """Roll over if that is due, and write *record*; call `handleError` if either fails."""
+        # The handlers and sinks of this process that use one file share a lock, so that no rollover happens amid a
+        # write. The wait is limited: the holder's namer may log to the very handler that waits here.
+        lock = lock_of_file(self)
+        taken = lock.acquire(_LOCK_SECONDS)
         try:
             if write_early(self, record):
                 return
@@ -108,11 +111,11 @@ class BaseRotatingHandler(FileHandler, _BaseRotatingHandler):
             self.handleError(record)
         finally:
             if taken:
-                turn.release()
+                lock.release()
 
 
 def lock_of_file(handler: Any) -> Any:
-    """Return the lock in which all that this process has on the file of *handler* take turns."""
+    """Return the lock that the handlers and sinks of this process share for the file of *handler*."""
     path, place = getattr(handler, "_outfall_place", None) or (None, None)
     if place is None or path != handler.baseFilename:
         place = place_of(os.fspath(handler.baseFilename))
@@ -121,7 +124,7 @@ def lock_of_file(handler: Any) -> Any:
 
 
 def write_early(handler: Any, record: logging.LogRecord) -> bool:
-    """Write *record* and return True if it is plain that no rollover is due; else return False, or raise."""
+    """Write *record* and return True if a fast check says that no rollover is due; else return False."""
     early, by_size = quick.get(getattr(getattr(handler, "shouldRollover", None), "__func__", None), (None, False))
     file = getattr(handler, "_outfall_file", None)
     if early is None or file is None or file.stream is not handler.stream:
@@ -149,41 +152,41 @@ def write_early(handler: Any, record: logging.LogRecord) -> bool:
 
 
 def roll_over(handler: Any, record: logging.LogRecord) -> None:
-    """Roll over if that is due, and if no attempt has just failed; raise what is to be told of a failure."""
-    due, wait, told = getattr(handler, "_outfall_attempts", None) or (0.0, _FIRST_WAIT, "")
+    """Roll over if that is due, except while waiting after a failed attempt; raise each cause of failure once."""
+    due, wait, reported = getattr(handler, "_outfall_attempts", None) or (0.0, _FIRST_WAIT, "")
     if not handler.shouldRollover(record) or monotonic() < due:
         return
     if is_elsewhere(handler):
-        # Another process has rotated: what is at the path is its file.
+        # Another process has rotated the file, and opened a new one at the path.
         close_stream(handler)
-        handler.stream = files.opened(handler)
+        handler.stream = files.open_stream(handler)
         if not handler.shouldRollover(record):
             return
     try:
         handler.doRollover()
     except Exception as error:
         handler._outfall_attempts = monotonic() + wait, min(2 * wait, _LONGEST_WAIT), describe(error)
-        if describe(error) != told:
+        if describe(error) != reported:
             raise
     else:
         handler._outfall_attempts = None
 
 
-def make_way(handler: Any, dest: Callable[[], str], *, refuse_copies: bool = False) -> bool:
-    """Close the stream of *handler* and have the file moved; return False if there was nothing to move.
+def move_aside(handler: Any, dest: Callable[[], str], *, refuse_copies: bool = False) -> bool:
+    """Close the stream of *handler* and move its file away by ``rotate``; return False if there was nothing to move.
 
     Args:
         handler: The handler.
-        dest: Gives the path that it is moved to, by ``rotate``.
-        refuse_copies: Whether it is a failure if the file is left where it is, and copied.
+        dest: Returns the destination.
+        refuse_copies: Whether a rotator that copies the file and leaves it in place is an error.
 
     Raises:
-        Exception: What ``rotate`` has raised.
-        SinkError: If it has made a copy, which is removed.
+        Exception: The exception of ``rotate``.
+        SinkError: If the rotator made a copy; the copy is removed.
     """
     path = handler.baseFilename
     elsewhere = is_elsewhere(handler)
-    # What somebody else buffers has to be in the file before that is moved; and Windows moves no open file.
+    # An application's own stream may buffer text that belongs in the file before it moves; Windows moves no open file.
     close_stream(handler)
     try:
         before = os.stat(path)
@@ -195,7 +198,7 @@ def make_way(handler: Any, dest: Callable[[], str], *, refuse_copies: bool = Fal
     try:
         handler.rotate(path, target)
     finally:
-        # A namer or rotator that logs has opened it again.
+        # A rotator that logs has opened the file again.
         close_stream(handler)
     if refuse_copies:
         _refuse_copy(before, path, target)
@@ -203,7 +206,7 @@ def make_way(handler: Any, dest: Callable[[], str], *, refuse_copies: bool = Fal
 
 
 def _refuse_copy(before: os.stat_result, path: str, target: str) -> None:
-    """Remove *target* and raise if it is a copy of the file that still is at *path*: each record would make another."""
+    """Remove *target* and raise if it is a copy of the file at *path*: else each record would make another copy."""
     try:
         after, copied = os.stat(path), os.stat(target)
     except OSError:
@@ -215,13 +218,13 @@ def _refuse_copy(before: os.stat_result, path: str, target: str) -> None:
 
 
 def is_elsewhere(handler: Any) -> bool:
-    """Return True if somebody has put another file in the place of the one that *handler* has open."""
+    """Return True if another file is at the path of the one that *handler* has open."""
     file = files.current_file(handler)
     return file is not None and file.regular and file.is_replaced()
 
 
 def close_stream(handler: Any) -> None:
-    """Close the stream of *handler*, if there is one."""
+    """Close the stream of *handler* if it is open."""
     if handler.stream:
         handler.stream.close()
         handler.stream = None
@@ -231,15 +234,16 @@ class RotatingFileHandler(BaseRotatingHandler, _RotatingFileHandler):
     """A drop-in twin of `logging.handlers.RotatingFileHandler`: roll over before the file grows beyond a size.
 
     Args:
-        filename: Path of the file; a relative one is resolved now.
-        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. With *maxBytes* it
-            is ``"a"``.
-        maxBytes: Size in bytes that the file does not exceed, unless one record alone does. Default 0: it never rolls
-            over.
-        backupCount: How many rotated files to keep. Default 0: it never rolls over.
-        encoding: How text is encoded. Default None: as the locale says.
-        delay: True to open the file when the first record comes. Default False.
-        errors: What to do with characters that *encoding* does not have. Default None: ``"strict"``.
+        filename: Path of the file. The constructor makes a relative path absolute.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file exists. With *maxBytes* the
+            mode is always ``"a"``.
+        maxBytes: The largest size of the file in bytes; only a single record that is larger exceeds it. Default 0: no
+            rollover.
+        backupCount: The number of rotated files to keep. Default 0: no rollover.
+        encoding: The encoding of text. Default None: the locale's.
+        delay: Open the file at the first record instead of now. Default False.
+        errors: How to treat characters that *encoding* does not have, as in ``open``. Default None:
+            ``"backslashreplace"``.
 
     Raises:
         OSError: If the file cannot be opened.
@@ -270,7 +274,7 @@ class RotatingFileHandler(BaseRotatingHandler, _RotatingFileHandler):
     def shouldRollover(self, record: logging.LogRecord) -> bool:
         """Return True if *record* would make the file larger than `maxBytes`."""
         if self.stream is None:
-            self.stream = files.opened(self)
+            self.stream = files.open_stream(self)
         if self.maxBytes <= 0:
             return False
         file = files.current_file(self)
@@ -295,24 +299,24 @@ class RotatingFileHandler(BaseRotatingHandler, _RotatingFileHandler):
         """Roll over now: shift the numbered files, move the file to ``.1`` and open a new one.
 
         Raises:
-            OSError: If the file system refuses; the file goes on as it is.
-            Exception: Whatever `namer` and `rotator` raise.
+            OSError: If the file system refuses; logging continues in the same file.
+            Exception: The exceptions of `namer` and `rotator`.
         """
         moved = False
         if self.backupCount > 0:
-            moved = make_way(
+            moved = move_aside(
                 self,
-                lambda: _freed(self.rotation_filename, self.baseFilename, self.backupCount),
+                lambda: _shift_numbered(self.rotation_filename, self.baseFilename, self.backupCount),
                 refuse_copies=True,
             )
         else:
             close_stream(self)
         if not self.delay:
-            self.stream = self._open() if moved or self.backupCount <= 0 else files.opened(self)
+            self.stream = self._open() if moved or self.backupCount <= 0 else files.open_stream(self)
 
 
-def _freed(rotation_filename: Callable[[str], str], path: str, count: int) -> str:
-    """Move the numbered files of *path* up, as far as to the first gap; return the name that is free then."""
+def _shift_numbered(rotation_filename: Callable[[str], str], path: str, count: int) -> str:
+    """Rename the numbered files of *path* one number up, as far as the first gap; return the name this frees."""
     names: list[str] = []
     while len(names) < count:
         names.append(rotation_filename(f"{path}.{len(names) + 1}"))
@@ -332,7 +336,7 @@ def _remove(paths: Iterable[str]) -> None:
 
 
 def _fits(handler: Any, size: int) -> bool:
-    """Return True if *size* more bytes do not make the file of *handler* too large."""
+    """Return True if the file of *handler* has room for *size* more bytes."""
     limit = handler.maxBytes
     if limit <= 0 or (handler.backupCount <= 0 and _would_only_reopen(handler)):
         return True
@@ -343,15 +347,15 @@ def _fits(handler: Any, size: int) -> bool:
 
 
 def _would_only_reopen(handler: Any) -> bool:
-    """Return True if a rollover of *handler*, which keeps no files, closes the file and opens it again, to append."""
+    """Return True if a rollover of *handler*, which keeps no rotated files, only reopens the file to append."""
     return (
         "a" in handler.mode
-        and untouched(handler.doRollover, RotatingFileHandler.doRollover)
-        and untouched(handler._open, FileHandler._open)
+        and is_not_overridden(handler.doRollover, RotatingFileHandler.doRollover)
+        and is_not_overridden(handler._open, FileHandler._open)
     )
 
 
-#: Not known to typeshed.
+#: Missing in typeshed.
 text_encoding: Any = vars(io)["text_encoding"]
 
 quick[RotatingFileHandler.shouldRollover] = _fits, True

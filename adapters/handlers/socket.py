@@ -12,7 +12,7 @@ import time
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.handlers.base import Kept, Seen, Twin, account_of, count_failure
+from outfall.adapters.handlers.base import Transient, TransientTuple, Twin, account_of, count_failure
 from outfall.sinks.core import lifecycle
 from outfall.sinks.network.peer import await_socket, waits_of
 
@@ -22,46 +22,46 @@ if TYPE_CHECKING:
 _SocketHandler = logging.handlers.SocketHandler
 _DatagramHandler = logging.handlers.DatagramHandler
 
-#: How long one sending may take on a socket that has no timeout of its own.
+#: The limit for one send, in seconds, on a socket without a timeout.
 SECONDS = 1.0
 
-#: How long a connection that has not ended is taken for one: to look costs as much as to send.
+#: Seconds between two checks that the peer has not closed the connection: a check costs as much as a send.
 _LOOK_SECONDS = 0.000_05
 
-#: A peer that floods us is none of ours.
+#: A check reads at most this often. A peer that sends more counts as lost.
 _MAX_READS = 16
 
-#: Another object in each process.
-_process = Kept()
+#: Stands for this process: a forked child gets another object.
+_process = Transient()
 
 
 def _in_child() -> None:
     global _process  # noqa: PLW0603
-    _process = Kept()
+    _process = Transient()
 
 
 lifecycle.call_in_child(_in_child)
 
 
-def made_here(handler: Any) -> None:
-    """Remember that the connection of *handler* is this process's."""
+def remember_process(handler: Any) -> None:
+    """Remember that this process made the connection of *handler*."""
     handler._outfall_made_in = _process
 
 
 def is_usable(handler: Any, sock: Any) -> bool:
-    """Return False if *sock*, the connection of *handler*, is the parent's, or the peer has closed it."""
+    """Return False if the parent process made *sock*, the connection of *handler*, or the peer has closed it."""
     if getattr(handler, "_outfall_made_in", None) not in (None, _process):
         return False
     now = monotonic()
     seen, due = getattr(handler, "_outfall_looked", None) or (None, 0.0)
     if seen is sock and now < due:
         return True
-    handler._outfall_looked = Seen((sock, now + _LOOK_SECONDS))
+    handler._outfall_looked = TransientTuple((sock, now + _LOOK_SECONDS))
     return not _has_ended(sock)
 
 
 def _has_ended(sock: Any) -> bool:
-    """Return True if the peer has closed *sock*; what it has sent is thrown away."""
+    """Return True if the peer has closed *sock*; discard what it has sent."""
     if not isinstance(sock, socket.socket):
         return False
     try:
@@ -79,8 +79,8 @@ def _has_ended(sock: Any) -> bool:
         return True
 
 
-def part(sock: Any) -> None:
-    """Close *sock*; an encrypted connection is ended first, without which the peer may lose what came last."""
+def end_connection(sock: Any) -> None:
+    """Close *sock*, after a TLS shutdown if it is encrypted: without it the peer may lose the last data."""
     with contextlib.suppress(OSError, ValueError):
         unwrap = getattr(sock, "unwrap", None)
         if unwrap is not None and isinstance(sock, socket.socket):
@@ -90,7 +90,7 @@ def part(sock: Any) -> None:
 
 
 def limit_sending(sock: socket.socket) -> None:
-    """Have the system give a sending up after `SECONDS`; the socket blocks all the same."""
+    """Limit each send on *sock* to `SECONDS`; otherwise the socket stays blocking."""
     if sys.platform != "win32":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(SECONDS), 0))
 
@@ -105,19 +105,19 @@ class SocketHandler(Twin, _SocketHandler):
     Attributes:
         host: As above.
         port: As above.
-        address: ``(host, port)`` or the path; read when it connects.
+        address: ``(host, port)`` or the path; read at each attempt to connect.
         sock: The socket, or None. Assign another to use it.
-        closeOnError: Whether an error closes the connection instead of being told. Default False.
-        retryStart: Seconds to wait after an attempt to connect has failed. Default 1.0.
-        retryFactor: What the wait is multiplied by each time it fails again. Default 2.0.
-        retryMax: The longest wait. Default 30.0 seconds.
-        retryTime: When the next attempt is due, in seconds since the epoch; None for at once.
-        retryPeriod: The wait before it, in seconds.
+        closeOnError: Whether an error closes the connection instead of calling ``handleError``. Default False.
+        retryStart: Seconds to wait after a failed attempt to connect. Default 1.0.
+        retryFactor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retryMax: The longest wait in seconds. Default 30.0.
+        retryTime: When the next attempt is due, in epoch seconds; None for at once.
+        retryPeriod: The wait before the next attempt, in seconds.
 
-    As with its namesake, a record that cannot be sent is dropped without a word (the ledger of its ``sink`` counts it),
-    it connects at the first record, and anew for one that comes after ``close``. A connection that the peer has closed
-    is noticed, and what could not be sent is sent once more over a new one. A forked child opens its own connection
-    when it sends. Where it differs on purpose: :doc:`/explanation/handlers`.
+    Like its namesake it connects at the first record, and drops a record that it cannot send without a report; the
+    ledger of its ``sink`` counts it. A record after ``close`` connects again. The handler notices that the peer has
+    closed the connection, and sends the record once more over a new one. A forked child opens its own connection when
+    it sends. Deliberate differences from its namesake: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#sockethandler
     """
@@ -127,18 +127,18 @@ class SocketHandler(Twin, _SocketHandler):
     retryPeriod: float
 
     def createSocket(self) -> None:
-        """Have a connection in ``sock``, unless the next attempt is not due yet or it fails."""
-        told, due = getattr(self, "_outfall_due", None) or (None, 0.0)
-        if told is not None and self.retryTime == told and monotonic() >= due:
-            # The system's clock has been set back.
-            self.retryTime = min(told, time.time())
+        """Connect, and set ``sock``; leave it None if the next attempt is not due yet or the attempt fails."""
+        retry_time, due = getattr(self, "_outfall_due", None) or (None, 0.0)
+        if retry_time is not None and self.retryTime == retry_time and monotonic() >= due:
+            # The attempt is due, though the system's clock may have been set back.
+            self.retryTime = min(retry_time, time.time())
         _SocketHandler.createSocket(self)
-        made_here(self)
-        if not self.sock and self.retryTime is not None and self.retryTime != told:
+        remember_process(self)
+        if not self.sock and self.retryTime is not None and self.retryTime != retry_time:
             self._outfall_due = self.retryTime, monotonic() + self.retryPeriod
 
     def send(self, s: ReadableBuffer) -> None:
-        """Send *s*, a frame, or drop it without a word."""
+        """Send the frame *s*, or drop it and count it."""
         sock = self.sock
         if sock and not is_usable(self, sock):
             sock.close()
@@ -169,7 +169,7 @@ class SocketHandler(Twin, _SocketHandler):
             sock = self.sock
             if sock:
                 self.sock = None
-                part(sock)
+                end_connection(sock)
             logging.Handler.close(self)
         finally:
             self.release()
@@ -186,8 +186,8 @@ class DatagramHandler(SocketHandler, _DatagramHandler):
         address: ``(host, port)`` or the path; read for each record.
         sock: The socket, or None. Assign another to use it.
 
-    A record that cannot be sent is told to ``handleError``. ``makePickle``, ``makeSocket``, ``createSocket`` and
-    ``send`` may be overridden. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
+    If a record cannot be sent, ``handleError`` is called. ``makePickle``, ``makeSocket``, ``createSocket`` and ``send``
+    may be overridden. Deliberate differences from its namesake: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#datagramhandler
     """
@@ -202,10 +202,10 @@ class DatagramHandler(SocketHandler, _DatagramHandler):
         return made
 
     def send(self, s: ReadableBuffer) -> None:
-        """Send *s*, a datagram.
+        """Send the datagram *s*.
 
         Raises:
-            OSError: If that fails.
+            OSError: If the system refuses it.
         """
         try:
             if self.sock is None:
@@ -221,7 +221,7 @@ class DatagramHandler(SocketHandler, _DatagramHandler):
 
 
 def resolved(handler: Any, sock: Any) -> Any:
-    """Return where datagrams of *handler* go, whose name is looked up once; and again after a failure."""
+    """Return the address for datagrams of *handler*; look its name up once, and again after a failure."""
     address = handler.address
     known = getattr(handler, "_outfall_resolved", None)
     if known is not None and known[0] == address and known[1] is sock:
@@ -230,5 +230,5 @@ def resolved(handler: Any, sock: Any) -> Any:
         return address
     host, port = address[:2]
     found = socket.getaddrinfo(host, port, sock.family, socket.SOCK_DGRAM)[0][4]
-    handler._outfall_resolved = Seen((address, sock, found))
+    handler._outfall_resolved = TransientTuple((address, sock, found))
     return found

@@ -1,4 +1,4 @@
-"""Drop-in twins of the handlers for streams: `StreamHandler`, and `NullHandler`, which goes nowhere."""
+"""Drop-in twins of `StreamHandler` and `NullHandler`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ else:
     _StreamHandler = logging.StreamHandler
 _NullHandler = logging.NullHandler
 
-#: Streams of text. Those of codecs too: what they say of their mode is that of the binary stream below.
+#: Streams of text. Those of `codecs` are named, since their ``mode`` is that of the binary stream below.
 _TEXT = (io.TextIOBase, codecs.StreamReaderWriter, codecs.StreamWriter)
 
 _flush = _StreamHandler.flush
@@ -25,13 +25,13 @@ class StreamHandler(Twin, _StreamHandler):
     r"""A drop-in twin of `logging.StreamHandler`: write each record to a stream, text or binary, and flush it.
 
     Args:
-        stream: Anything with ``write``, and ``flush`` if it has one. Default ``sys.stderr`` as it is at construction.
+        stream: Any object with ``write``; ``flush`` is optional. Default ``sys.stderr`` as it is at construction.
 
     Attributes:
-        stream: The stream. Assign another, or use ``setStream``, which flushes this one first.
-        terminator: What ends each record. Default ``"\n"``; read at each record.
+        stream: The stream. Assign another, or call ``setStream``, which flushes the old stream first.
+        terminator: The text that ends each record. Default ``"\n"``; read for each record.
 
-    ``close`` neither flushes nor closes the stream. Where it differs from its namesake on purpose:
+    ``close`` neither flushes nor closes the stream. Deliberate differences from its namesake:
     :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#streamhandler
@@ -43,7 +43,7 @@ class StreamHandler(Twin, _StreamHandler):
         _StreamHandler.__init__(self, stream)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write *record* and flush the stream; a failure goes to `handleError`."""
+        """Write *record* and flush the stream; call `handleError` on failure."""
         try:
             write(self, record)
         except RecursionError:
@@ -52,10 +52,10 @@ class StreamHandler(Twin, _StreamHandler):
             self.handleError(record)
 
     def setStream(self, stream: Any) -> Any:
-        """Set the stream, having flushed the old one; return the old one, or None if it is the same.
+        """Flush the old stream and set the new one; return the old one, or None if both are the same.
 
         Raises:
-            Exception: What the old stream's ``flush`` raised; the new one is set all the same.
+            Exception: The exception of the old stream's ``flush``; the new stream is set nevertheless.
         """
         old = self.stream
         if stream is old:
@@ -72,18 +72,18 @@ class StreamHandler(Twin, _StreamHandler):
 
 
 def write(handler: Any, record: logging.LogRecord) -> None:
-    """Write *record* to the stream of *handler* and flush it; count it, whatever becomes of it."""
+    """Write *record* to the stream of *handler*, flush the stream, and count the outcome."""
     try:
         text, stream = handler.format(record), handler.stream
         if text.__class__ is str:
-            # One write: what other threads and processes write must not come in between.
+            # One write for both, so that output of other threads and processes cannot come in between.
             text += handler.terminator
             try:
                 stream.write(text)
             except (TypeError, UnicodeEncodeError) as error:
                 _write_otherwise(stream, text, error)
         else:
-            data = ended(text, handler.terminator)
+            data = with_terminator(text, handler.terminator)
             stream.write(data if not isinstance(data, bytes) or _is_binary(stream) else data.decode("utf-8", "replace"))
         flush = handler.flush
         if getattr(flush, "__func__", None) is not _flush:
@@ -98,7 +98,7 @@ def write(handler: Any, record: logging.LogRecord) -> None:
 
 
 def _write_otherwise(stream: Any, text: str, error: TypeError | UnicodeEncodeError) -> None:
-    """Write *text* to a stream of bytes, or with escapes; raise *error* where it is no fault of the text's."""
+    """Write *text* encoded to a stream of bytes, or escaped to one of text; raise *error* if neither applies."""
     if isinstance(error, UnicodeEncodeError) and isinstance(stream, _TEXT):
         stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
     elif isinstance(error, TypeError) and _is_binary(stream):
@@ -107,10 +107,10 @@ def _write_otherwise(stream: Any, text: str, error: TypeError | UnicodeEncodeErr
         raise error
 
 
-def ended(made: Any, terminator: Any) -> Any:
-    """Return what a handler's formatter has made of a record with *terminator* behind it, to be one write."""
+def with_terminator(made: Any, terminator: Any) -> Any:
+    """Return *made*, the result of a formatter, followed by *terminator*."""
     if isinstance(made, bytes) and isinstance(terminator, str):
-        # A renderer of structlog's that makes bytes, in a ProcessorFormatter.
+        # A ProcessorFormatter returns bytes if structlog's renderer does.
         return made + terminator.encode()
     return made + terminator
 
@@ -131,6 +131,6 @@ class NullHandler(Twin, _NullHandler):
     if TYPE_CHECKING:
         lock: Any
     else:
-        # Not those of `Twin`: the original does nothing there.
+        # The original's, which do nothing, and not those of `Twin`.
         filter = _NullHandler.filter
         handle = _NullHandler.handle

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from outfall.adapters.handlers.base import Twin, account_of, count_failure
-from outfall.adapters.handlers.socket import is_usable, limit_sending, made_here, part, resolved
+from outfall.adapters.handlers.socket import end_connection, is_usable, limit_sending, remember_process, resolved
 from outfall.sinks.system.rfc5424 import without_controls
 
 _SysLogHandler = logging.handlers.SysLogHandler
@@ -27,31 +27,31 @@ class SysLogHandler(Twin, _SysLogHandler):
 
     Args:
         address: ``(host, port)``, IPv4 or IPv6, or the path of a Unix socket. Default ``("localhost", 514)``.
-        facility: One of ``facility_names`` or its number. Default ``LOG_USER``.
-        socktype: ``socket.SOCK_DGRAM`` or ``socket.SOCK_STREAM``. Default None: datagrams, and at a path where that
-            does not go a stream.
-        timeout: Seconds for connecting and for each sending. Default None: a second, on a socket that blocks. On every
-            version, as since Python 3.14.
+        facility: A name of ``facility_names`` or its number. Default ``LOG_USER``.
+        socktype: ``socket.SOCK_DGRAM`` or ``socket.SOCK_STREAM``. Default None: datagrams; for a path also a stream, if
+            datagrams fail.
+        timeout: Seconds to connect, and for each send, as since Python 3.14. Default None: the socket blocks, but each
+            send is limited to one second.
 
     Attributes:
         address: As above; read for each datagram, and when a stream connects.
-        facility: As above; read for each record, like the next two.
-        ident: What comes before each message. Default ``""``.
+        facility: As above. This and the next two are read for each record.
+        ident: Text before each message. Default ``""``.
         append_nul: Whether a NUL ends each message. Default True.
-        send_exc_info: Whether the text of exceptions is sent too. Default False. What Outfall adds.
-        socktype: The kind of socket that was asked for, or that was connected.
+        send_exc_info: Whether to send the text of exceptions too. Default False. An addition of Outfall's.
+        socktype: The requested kind of socket; once connected, the actual kind.
         socket: The socket, or None. Assign another to use it.
         unixsocket: True if the address is a path.
         timeout: As above.
 
-    A message is ``<PRI>``, ``ident`` and the formatted record, in UTF-8. ``createSocket`` is called at construction; it
-    is no error if nobody is there. A forked child opens its own connection when it sends; datagrams go over the socket
-    that the parent made. Where it differs from its namesake on purpose: :doc:`/explanation/handlers`.
+    A message is ``<PRI>``, ``ident`` and the formatted record, in UTF-8. The constructor calls ``createSocket``; an
+    absent daemon is not an error. In a forked child a stream is connected again when the child sends, and datagrams use
+    the parent's socket. Deliberate differences from its namesake: :doc:`/explanation/handlers`.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#sysloghandler
     """
 
-    #: Whether the text of exceptions is sent too; settable. What Outfall adds.
+    #: Whether to send the text of exceptions too; settable. An addition of Outfall's.
     send_exc_info: bool = False
     timeout: float | None = None
     socket: Any
@@ -70,7 +70,7 @@ class SysLogHandler(Twin, _SysLogHandler):
         self.socktype = socktype
         self.timeout = timeout
         self.socket = None
-        # It may be there when the first record comes.
+        # The daemon may be there when the first record comes.
         with contextlib.suppress(OSError):
             self.createSocket()
 
@@ -90,10 +90,10 @@ class SysLogHandler(Twin, _SysLogHandler):
                 return
 
     def createSocket(self) -> None:
-        """Have a connection in ``socket``, if there can be one.
+        """Connect, and set ``socket``.
 
         Raises:
-            OSError: If none can be had at an address that is no path.
+            OSError: If that fails for ``(host, port)``; for a path ``socket`` stays unconnected.
         """
         address = self.address
         if isinstance(address, str):
@@ -104,10 +104,10 @@ class SysLogHandler(Twin, _SysLogHandler):
             self.unixsocket = False
             kind = socket.SOCK_DGRAM if self.socktype is None else self.socktype
             self.socket, self.socktype = _connected(self, *address, kind), kind
-        made_here(self)
+        remember_process(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send *record*."""
+        """Send *record*; call ``handleError`` on failure."""
         try:
             shown = record
             if (record.exc_info or record.exc_text) and not getattr(self, "send_exc_info", False):
@@ -130,7 +130,7 @@ class SysLogHandler(Twin, _SysLogHandler):
             sock = self.socket
             if sock:
                 self.socket = None
-                part(sock)
+                end_connection(sock)
             logging.Handler.close(self)
         finally:
             self.release()
@@ -156,7 +156,7 @@ def _connected(handler: Any, host: str, port: int, kind: socket.SocketKind) -> s
     try:
         raise failure or OSError("getaddrinfo returns an empty list")
     finally:
-        # Its traceback holds this frame.
+        # Its traceback refers to this frame: without this they form a cycle.
         del failure
 
 
@@ -169,10 +169,10 @@ def _limit(handler: Any, made: socket.socket) -> None:
 
 
 def send(handler: Any, message: bytes) -> None:
-    """Send *message*, which `SysLogHandler.emit` has made, and count it, whatever becomes of it.
+    """Send *message* over the socket of *handler*, connecting if need be, and count the outcome.
 
     Raises:
-        Exception: Whatever befell it.
+        Exception: The failure.
     """
     reason = None
     try:
@@ -186,7 +186,7 @@ def send(handler: Any, message: bytes) -> None:
             sock = handler.socket
         kind = handler.socktype
         if kind is None and isinstance(sock, socket.socket):
-            # That of one that a subclass made may be nowhere but there.
+            # A subclass's createSocket may not set the attribute.
             kind = sock.type
         if kind == _STREAM:
             _send_over_stream(handler, sock, framed(message))
@@ -227,7 +227,7 @@ def _put(handler: Any, message: bytes) -> None:
 
 
 def _is_at_path(handler: Any) -> bool:
-    # A createSocket of a subclass's own may leave the attribute out.
+    # A subclass's createSocket may not set the attribute.
     return getattr(handler, "unixsocket", isinstance(handler.address, str))
 
 
@@ -235,14 +235,14 @@ def _reconnect(handler: Any) -> None:
     handler.socket.close()
     if _is_at_path(handler):
         handler._connect_unixsocket(handler.address)
-        made_here(handler)
+        remember_process(handler)
     else:
         handler.socket = None
         _connect(handler)
 
 
 def _connect(handler: Any) -> None:
-    """Call ``createSocket``; where that fails over and over, the next attempts are farther and farther apart."""
+    """Call ``createSocket``; after a failure double the wait before the next attempt."""
     wait = handler._outfall_failed[1] if getattr(handler, "_outfall_failed", None) else _FIRST_WAIT
     try:
         handler.createSocket()
@@ -258,7 +258,7 @@ def _is_waiting(handler: Any) -> bool:
 
 
 def framed(message: bytes) -> bytes:
-    """Return *message* with one end, for a stream, whose reader would take another in it for the next message's."""
+    """Return *message* with one terminator, for a stream: another within it would split the message."""
     if message.endswith(b"\0"):
         return without_controls(message[:-1], controls=False) + b"\0"
     return message.removesuffix(b"\n").replace(b"\n", b"\\n") + b"\n"

@@ -1,4 +1,4 @@
-"""The drop-in twin of the handler for files that roll over by time: `TimedRotatingFileHandler`."""
+"""The drop-in twin of `TimedRotatingFileHandler`, which rolls a file over by time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers import file as files
-from outfall.adapters.handlers.rotating import BaseRotatingHandler, make_way, quick
+from outfall.adapters.handlers.rotating import BaseRotatingHandler, move_aside, quick
 from outfall.sinks.files.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -24,31 +24,32 @@ _DAY = 86_400
 
 
 class TimedRotatingFileHandler(BaseRotatingHandler, _TimedRotatingFileHandler):
-    """A drop-in twin of `logging.handlers.TimedRotatingFileHandler`: roll over as time passes.
+    """A drop-in twin of `logging.handlers.TimedRotatingFileHandler`: append records to a file that rolls over by time.
 
     Args:
-        filename: Path of the file; a relative one is resolved now.
+        filename: Path of the file. The constructor makes a relative path absolute.
         when: The unit, in any case: ``"S"``, ``"M"``, ``"H"`` (default), ``"D"``, ``"midnight"``, or ``"W0"`` (Monday)
             to ``"W6"``.
-        interval: How many units; default 1.
-        backupCount: How many rotated files to keep. Default 0: all.
-        encoding: How text is encoded. Default None: as the locale says.
-        delay: True to open the file when the first record comes. Default False.
+        interval: The number of units between two rollovers. Default 1.
+        backupCount: The number of rotated files to keep. Default 0: all.
+        encoding: The encoding of text. Default None: the locale's.
+        delay: Open the file at the first record instead of now. Default False.
         utc: Whether times are in UTC instead of local time. Default False.
         atTime: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight.
-        errors: What to do with characters that *encoding* does not have. Default None: ``"strict"``.
+        errors: How to treat characters that *encoding* does not have, as in ``open``. Default None:
+            ``"backslashreplace"``.
 
     Attributes:
         when: The unit, in upper case.
         interval: The length of an interval in seconds.
-        dayOfWeek: With weekdays, 0 for Monday to 6.
-        suffix: The `time.strftime` format of what the names of rotated files get.
-        extMatch: A pattern for what `suffix` makes; set both together.
+        dayOfWeek: For weekdays, 0 for Monday to 6.
+        suffix: The `time.strftime` format of the suffix of rotated files.
+        extMatch: A pattern that matches what `suffix` produces; set both together.
         rolloverAt: When the file rolls over, in epoch seconds.
 
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If *when* is none of the units.
+        ValueError: If *when* is not one of the units.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#timedrotatingfilehandler
     """
@@ -67,13 +68,13 @@ class TimedRotatingFileHandler(BaseRotatingHandler, _TimedRotatingFileHandler):
         atTime: dt.time | None = None,
         errors: str | None = None,
     ) -> None:
-        # Before there is a file.
+        # An invalid *when* raises here, before a file is created.
         suffix = Schedule(when).suffix
         self._outfall_process = os.getpid()
         _TimedRotatingFileHandler.__init__(
             self, os.fsdecode(filename), when, interval, backupCount, encoding, delay, utc, atTime, errors
         )
-        # As since Python 3.13, whose names need not begin and end with the date.
+        # As in Python 3.13, where the date may be anywhere in the name.
         fields = re.sub("%[a-zA-Z]", r"\\d{2}", suffix.replace("%Y", r"\d{4}"))
         self.extMatch: re.Pattern[str] = re.compile(rf"(?<!\d){fields}(?!\d)", re.ASCII)
 
@@ -82,7 +83,7 @@ class TimedRotatingFileHandler(BaseRotatingHandler, _TimedRotatingFileHandler):
         end: int = currentTime + self.interval
         if not _is_of_the_calendar(self.when):
             return end
-        # Whole seconds of the wall clock, as documented.
+        # As documented: whole seconds, wall-clock time.
         at: dt.time | None = None if self.atTime is None else self.atTime.replace(microsecond=0, tzinfo=None)
         days = max(1, int(self.interval) // _DAY)
         if self.when == "MIDNIGHT":
@@ -99,7 +100,7 @@ class TimedRotatingFileHandler(BaseRotatingHandler, _TimedRotatingFileHandler):
         if now < self.rolloverAt:
             return False
         if os.path.exists(self.baseFilename) and not os.path.isfile(self.baseFilename):
-            # To be looked at again after an interval.
+            # Not a regular file; check again after an interval.
             self.rolloverAt = self.computeRollover(now)
             return False
         return True
@@ -115,17 +116,17 @@ class TimedRotatingFileHandler(BaseRotatingHandler, _TimedRotatingFileHandler):
         """Roll over now: move the file to the name of its interval and open a new one.
 
         Raises:
-            OSError: If the file system refuses; the file goes on as it is.
-            Exception: Whatever `namer` and `rotator` raise.
+            OSError: If the file system refuses; logging continues in the same file.
+            Exception: The exceptions of `namer` and `rotator`.
         """
         now = int(time.time())
-        moved = make_way(self, lambda: _free_name(self))
+        moved = move_aside(self, lambda: _free_name(self))
         if moved and self.backupCount > 0:
             for path in self.getFilesToDelete():
-                with contextlib.suppress(FileNotFoundError):  # by another process
+                with contextlib.suppress(FileNotFoundError):  # another process removed it
                     os.remove(path)
         if not self.delay:
-            self.stream = self._open() if moved else files.opened(self)
+            self.stream = self._open() if moved else files.open_stream(self)
         self.rolloverAt: int = self.computeRollover(now)
 
 
@@ -136,7 +137,7 @@ def _is_of_the_calendar(when: str) -> bool:
 def _text_of_interval(handler: Any) -> str:
     end = handler.rolloverAt
     if _is_of_the_calendar(handler.when) and not handler.utc:
-        # By the wall clock, whose days may have 23 or 25 hours.
+        # Subtract in wall-clock time: a day may have 23 or 25 hours.
         wall = dt.datetime.fromtimestamp(end) - dt.timedelta(seconds=handler.interval)  # noqa: DTZ006
         return time.strftime(handler.suffix, wall.timetuple())
     start = end - handler.interval
@@ -144,9 +145,10 @@ def _text_of_interval(handler: Any) -> str:
 
 
 def _free_name(handler: Any) -> str:
-    """Return the name for the file of the interval that ends: with a number if it is taken, one that was not used yet.
+    """Return the name for the file of the interval that ends; if the name is taken, add an unused number.
 
-    A number that retention has made free would make the newest file look like the oldest.
+    The number is higher than that of any file of the interval: a number that retention freed would make the newest file
+    look like the oldest.
     """
     stem = f"{handler.baseFilename}.{_text_of_interval(handler)}"
     name: str = handler.rotation_filename(stem)
@@ -164,7 +166,7 @@ def _free_name(handler: Any) -> str:
 
 
 def _rotated_files(handler: Any) -> dict[str, tuple[tuple[float, int], str]]:
-    """Return the age, and the name before `namer`, of each rotated file, by its path."""
+    """Return the age and the default name (before `namer`) of each rotated file, by path."""
     sample = handler.rotation_filename(f"{handler.baseFilename}.{_text_of_interval(handler)}")
     directory = os.path.dirname(sample)
     found: dict[str, tuple[tuple[float, int], str]] = {}
@@ -177,7 +179,7 @@ def _rotated_files(handler: Any) -> dict[str, tuple[tuple[float, int], str]]:
 
 
 def _possible_names(handler: Any, file_name: str, path: str) -> Iterator[tuple[tuple[float, int], str]]:
-    """Give the ages and the default names that *file_name* could have been made of, by the handler's ``extMatch``."""
+    """Yield each age and default name that *file_name* may stand for, by the handler's ``extMatch``."""
     pattern = re.compile(handler.extMatch)
     prefix = os.path.basename(handler.baseFilename) + "."
     rest = file_name[len(prefix) :] if file_name.startswith(prefix) else ""
@@ -197,9 +199,9 @@ def _possible_names(handler: Any, file_name: str, path: str) -> Iterator[tuple[t
 
 
 def _time_of(handler: Any, text: str, path: str) -> float:
-    """Return the time that *text* in the name of *path* stands for: by ``suffix``, else of the last write."""
+    """Return the time that *text* in the name of *path* means by ``suffix``, else the time of the last write."""
     suffix = handler.suffix
-    # Without a year it is no time, and Python 3.13 and later warn.
+    # A suffix without a year gives no absolute time; Python 3.13 and later warn about parsing it.
     if any(directive in suffix for directive in ("%Y", "%y", "%c", "%x")):
         with contextlib.suppress(ValueError, OverflowError):
             return dt.datetime.strptime(text, suffix).timestamp()  # noqa: DTZ007 - only compared with its like

@@ -1,4 +1,4 @@
-"""The drop-in twin of the handler for a file that others move or truncate: `WatchedFileHandler`."""
+"""The drop-in twin of `WatchedFileHandler`, for a file that other programs move or truncate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers import file as files
-from outfall.adapters.handlers.base import Kept, account_of, count_failure, untouched
+from outfall.adapters.handlers.base import Transient, account_of, count_failure, is_not_overridden
 from outfall.adapters.handlers.file import FileHandler
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.files.output import NOT_OPEN
@@ -25,14 +25,15 @@ _flush = logging.StreamHandler.flush
 
 
 class WatchedFileHandler(FileHandler, _WatchedFileHandler):
-    """A drop-in twin of `logging.handlers.WatchedFileHandler`, for a file that ``logrotate`` moves, say.
+    """A drop-in twin of `logging.handlers.WatchedFileHandler`: append to a file that others rotate, such as logrotate.
 
     Args:
-        filename: Path of the file; a relative one is resolved now.
-        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there.
-        encoding: How text is encoded. Default None: as the locale says.
-        delay: True to open the file when the first record comes. Default False.
-        errors: What to do with characters that *encoding* does not have. Default None: ``"strict"``.
+        filename: Path of the file. The constructor makes a relative path absolute.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file exists.
+        encoding: The encoding of text. Default None: the locale's.
+        delay: Open the file at the first record instead of now. Default False.
+        errors: How to treat characters that *encoding* does not have, as in ``open``. Default None:
+            ``"backslashreplace"``.
 
     Attributes:
         dev: Device of the open file, or -1.
@@ -41,7 +42,7 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
     Raises:
         OSError: If the file cannot be opened.
 
-    What it does when the file is moved, deleted or truncated: see `outfall.WatchedFileSink`.
+    `outfall.WatchedFileSink` documents what happens when the file is moved, deleted or truncated.
 
     Source: https://docs.python.org/3/library/logging.handlers.html#watchedfilehandler
     """
@@ -67,10 +68,10 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
         return _Watch(self.baseFilename, delay=True, renderer=_never, on_error="raise", name=type(self).__name__)
 
     def reopenIfNeeded(self) -> None:
-        """Look whether the path still leads to the open file, and open it anew if not; each record does so before.
+        """Reopen the file if another one, or none, is at its path; `emit` calls this before each record.
 
         Raises:
-            Exception: What befell the file.
+            Exception: If the file cannot be opened, or records were lost by a truncation.
         """
         watch = _watch_of(self)
         if watch is None:
@@ -79,10 +80,10 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
             watch.use(self, watch.look)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Look after the file and write *record*; a failure of either goes to `handleError`."""
-        if self.stream is None and not untouched(self.emit, WatchedFileHandler.emit):
-            # What is raised is raised to a subclass, which may catch it.
-            self.stream = files.opened(self)
+        """Reopen the file if need be and write *record*; call `handleError` if either fails."""
+        if self.stream is None and not is_not_overridden(self.emit, WatchedFileHandler.emit):
+            # Outside the try: a subclass's emit may catch the exception.
+            self.stream = files.open_stream(self)
             self._statstream()
         try:
             watch: Any = getattr(self, "_outfall_account", None)
@@ -91,7 +92,7 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
                 watch.put(self, record)
                 return
             if self.stream is None:
-                self.stream = files.opened(self)
+                self.stream = files.open_stream(self)
                 self._statstream()
             watch = _watch_of(self)
             if watch is None:
@@ -105,7 +106,7 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Look once more whether the file was truncated, then flush and close it; see `FileHandler`."""
+        """Restore records lost by a truncation, then flush and close the file."""
         watch = _watch_of(self)
         if watch is not None:
             watch.use(self, watch.look_last)
@@ -113,7 +114,7 @@ class WatchedFileHandler(FileHandler, _WatchedFileHandler):
 
 
 def _watch_of(handler: Any) -> Any:
-    """Return what looks after the file of *handler*; None where the stream is somebody's own, or there is none."""
+    """Return the `_Watch` of the file of *handler*; None if there is no file, or it is the application's own."""
     file = files.current_file(handler)
     if file is None:
         return None
@@ -125,22 +126,22 @@ def _watch_of(handler: Any) -> Any:
     return watch
 
 
-class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
-    """Finds out what others do to the file that a handler has open, and puts it right."""
+class _Watch(Transient, WatchedFileSink):  # type: ignore[misc]
+    """A sink that watches the open file of a handler: it notices when other programs move or truncate the file."""
 
-    #: The open file of the handler, which closes it.
+    #: The open file; the handler closes it.
     file: OpenFile | None = None
-    #: The handler that uses it now: kept no longer, so that they make no cycle.
+    #: The handler, during a call of `use` only: a lasting reference would make a cycle.
     owner: Any = None
 
     def bind(self, file: OpenFile) -> None:
-        """Look after *file* from now on."""
+        """Watch *file* from now on."""
         self.file, self.base_filename = file, file.path
         self._regular, self._opened_before = file.regular, True
         self._install(file.descriptor, b"")
 
     def use(self, handler: Any, function: Any, *arguments: Any) -> Any:
-        """Call *function* for *handler*."""
+        """Call *function* with *handler* as the owner."""
         before, self.owner = self.owner, handler
         try:
             self._device, self._inode = handler.dev, handler.ino
@@ -149,8 +150,8 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
             self.owner = before
 
     def put(self, handler: Any, record: logging.LogRecord) -> None:
-        """Look after the file and write *record*; raise what befell either, though the record may be written."""
-        # Methods are looked at here, and not by calls, as each record needs it.
+        """Reopen the file if need be and write *record*; raise if either fails, even if the record was written."""
+        # Inlined `is_not_overridden`: this runs for each record.
         own = getattr(handler.reopenIfNeeded, "__func__", None) is WatchedFileHandler.reopenIfNeeded
         file: Any = self.file
         try:
@@ -163,7 +164,7 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
             try:
                 data = file.bytes_of(handler.format(record), handler.terminator)
             except Exception:
-                # Also for a record that is none, as the original does.
+                # The original reopens before it formats, so also for a record that cannot be formatted.
                 if own:
                     handler.reopenIfNeeded()
                 raise
@@ -185,7 +186,7 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
     def _put_watching(self, data: bytes, look: bool) -> None:
         handler: Any = self.owner
         with self._lock:
-            # What becomes of the file after this look, the next finds out; what it found is told once *data* stands.
+            # Notices of this look are raised only after *data* is written. Later changes are left to the next look.
             attending, self._attending = self._attending, True
             try:
                 if look:
@@ -201,14 +202,14 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
                 self._attending = attending
 
     def look(self) -> None:
-        """Look whether the path still leads to the open file, and open it anew if not; put right a truncation."""
+        """Reopen the file if another one is at its path; restore records lost by a truncation."""
         with self._lock:
             self._look()
         if not self._attending:
             self._raise_notices()
 
     def look_last(self) -> None:
-        """Write again what a truncation has cost, and `report` what cannot be: there is no record to blame."""
+        """Restore records lost by a truncation; `report` failures, since no record could be passed to `handleError`."""
         with self._lock:
             self._flush()
         while self._notices:
@@ -224,10 +225,10 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
         if raised is not None:
             raise raised
 
-    # -- what the sink does, by way of the handler
+    # -- methods of the sink that go through the handler
 
     def handle_error(self, failure: SinkFailure) -> None:
-        """Report *failure*: at exit no handler uses the sink."""
+        """Report *failure*; this happens only at exit, outside any call of the handler."""
         report(failure)
 
     def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
@@ -238,7 +239,7 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
         handler = self.owner
         if handler is None:
             return
-        old, handler.stream = handler.stream, files.opened(handler)
+        old, handler.stream = handler.stream, files.open_stream(handler)
         if old is not None and old is not handler.stream:
             old.close()
         handler._statstream()
@@ -252,5 +253,5 @@ class _Watch(Kept, WatchedFileSink):  # type: ignore[misc]
 
 
 def _never(logger: Any, name: str, event: Any) -> str:
-    """Stand in as the renderer of a sink that is given text."""
+    """Stand in for a renderer: the sink gets text that is rendered already."""
     raise NotImplementedError
