@@ -1,4 +1,4 @@
-"""What the commands have in common: exit codes, kinds of arguments, and an end with a message."""
+"""Code that the commands share: exit codes, types of arguments, and errors of usage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outfall.sinks.core.arguments import checked_seconds, checked_size
 if TYPE_CHECKING:
     from typing import Any
 
-    #: What a module with a command adds itself to.
+    #: The type of the object that each command's module adds its parser to.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 #: Exit codes. 2 is argparse's, for what it cannot parse.
@@ -22,7 +22,7 @@ EXIT_CODES = (
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message says what to do."""
+    """The arguments cannot be used; the message says what to do."""
 
 
 def unusable(message: str) -> NoReturn:
@@ -36,12 +36,12 @@ def add_command(
     """Add the command *name*, and return its parser.
 
     Args:
-        commands: What it is added to.
-        name: The command.
+        commands: The parsers of the commands, or of the actions of a command.
+        name: The name of the command.
         about: One line, for the list of commands.
-        example: Lines that show how it is used.
-        epilog: What else stands at the end of its help.
-        **more: For the parser.
+        example: Lines that show how to use it.
+        epilog: Text after the example. Default "": none.
+        **more: Further arguments for the parser.
     """
     shown = "".join(f"\n  {line.strip()}" for line in example.strip().splitlines())
     more.setdefault("description", f"{about[:1].upper()}{about[1:]}.")
@@ -55,7 +55,7 @@ def add_command(
 
 
 class Help(argparse.HelpFormatter):
-    """Fills what a paragraph says; what is indented stays as it is."""
+    """Wraps paragraphs, and leaves those with indented lines as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         parts = text.split("\n\n")
@@ -65,7 +65,7 @@ class Help(argparse.HelpFormatter):
 
 
 def count(text: str) -> int:
-    """Return *text* as a whole number from 1 up."""
+    """Parse *text* as a whole number from 1 up."""
     try:
         number = checked_size(int(text), "number", "events")
     except ValueError:
@@ -77,7 +77,7 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Return *text*, a number of seconds or a span such as ``1h30m``, in seconds."""
+    """Parse *text*, a number of seconds or a span such as ``1h30m``; return seconds."""
     try:
         return checked_seconds(text, "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""``outfall check``: whether a file for `configure_from` can be used, and each of its sinks opened."""
+"""``outfall check``: tries a settings file for `configure_from`, and opens each of its sinks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from outfall.sinks.core.reporting import SinkFailure
     from outfall.sinks.core.sink import Sink
 
-#: The ports of URLs that name none, by what stands last in the scheme.
+#: The default ports of URLs, by the last part of the scheme.
 _PORTS = {
     "http": 80,
     "https": 443,
@@ -45,10 +45,10 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "check",
-        about="try a file for configure_from(): whether each of its sinks can be opened",
+        about="try a settings file for configure_from(): open each of its sinks",
         description=(
-            "Read a file of settings, as configure_from() does, open each of its sinks, connect to where it sends to, "
-            "and close it. No event is sent unless --send asks for it."
+            "Read a settings file as configure_from() does. Open each of its sinks, connect to its server, "
+            "and close it. No event is sent without --send."
         ),
         example="""
             outfall check logging.toml
@@ -61,7 +61,7 @@ def add(commands: Commands) -> None:
         "--send", action="store_true", help="send one event to each sink, and wait until it is delivered"
     )
     parser.add_argument(
-        "--timeout", type=seconds, default=5.0, metavar="SPAN", help="how long a sink has for it (default 5s)"
+        "--timeout", type=seconds, default=5.0, metavar="SPAN", help="the time limit for each sink (default 5s)"
     )
     parser.set_defaults(run=_check)
 
@@ -98,7 +98,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _try(described: Described, timeout: float, *, send: bool) -> tuple[str, str]:
-    """Open the sink that is *described*; return what it is, and what is wrong with it or nothing."""
+    """Open the *described* sink and close it; return its repr, and what is wrong with it or ""."""
     failures: list[SinkFailure] = []
     built_in = described.url.partition(":")[0].lower() in SCHEMES
     try:
@@ -124,7 +124,7 @@ def _innermost(sink: Any) -> Any:
 
 
 def _reach(url: str, sink: Any, timeout: float) -> None:
-    """Connect to where *sink* sends to, and hang up.
+    """Connect to the server of *sink* and close the connection; for a file, check that it can be written.
 
     Raises:
         OSError: If that fails.
@@ -151,10 +151,10 @@ def _reach(url: str, sink: Any, timeout: float) -> None:
 
 
 def _refuse_unwritable(path: str) -> None:
-    """Raise an OSError if the file at *path*, which is opened with its first event, cannot be written."""
+    """Raise an OSError if the file at *path*, which its sink opens at the first event, cannot be written."""
     there = path if os.path.exists(path) else os.path.dirname(path)
     if not os.access(there, os.W_OK):
-        # What it says is the reason.
+        # Its error says why.
         os.close(os.open(there, os.O_WRONLY | os.O_APPEND))
 
 

@@ -1,4 +1,4 @@
-"""The command line, ``outfall``: each command is a module of its own, with a function ``add`` that adds its parser."""
+"""The command ``outfall``. Each subcommand is a module with a function ``add``, which adds its parser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ COMMANDS = (tail, sinks, check, spool, replay, relay, verify)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with *arguments*, those of the process by default; return its exit code."""
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: The arguments after the program's name. Default None: those of the process.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     if "run" not in options:
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("interrupted; what was not delivered is where it was")
         return 128 + redelivery.number_of(interrupt)
     except BrokenPipeError:
-        # Whoever read the output has seen enough.
+        # The reader, such as `head`, has closed the pipe.
         silence()
         return DONE
     except OSError as error:
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Generator[None]:
-    """Have signals that ask a process to end raise `redelivery.Interrupted`, so that it says how far it came."""
+    """Make termination signals raise `redelivery.Interrupted`, so that the command prints how far it came."""
 
     def end(number: int, _frame: object) -> NoReturn:
         raise redelivery.Interrupted(number)

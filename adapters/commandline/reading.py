@@ -1,4 +1,4 @@
-"""Lines of files of events: the last ones, all of them, and those that come while a file rotates and is cut off."""
+"""Reads lines of event files: all, the last ones, or new ones of a file that rotates or is truncated meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 16
 
-#: What a compressed file begins with.
+#: The first bytes of compressed files.
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -31,9 +31,9 @@ class Line:
     """A line of a file.
 
     Args:
-        data: Its bytes, without its end.
-        event: The JSON object that it is, or None.
-        time: The event's time in epoch seconds; None if it has none.
+        data: Its bytes, without the line break.
+        event: The event; None if the line is not a JSON object.
+        time: The event's time in epoch seconds, or None.
     """
 
     data: bytes
@@ -52,8 +52,8 @@ class Line:
         return cls(data, event, timestamp_of(event))
 
 
-def opened(name: str) -> IO[bytes]:
-    """Open a file of lines, plain or compressed by gzip or zstd; ``"-"`` is stdin.
+def open_events(name: str) -> IO[bytes]:
+    """Open an event file, plain or compressed by gzip or zstd; ``"-"`` is stdin.
 
     Raises:
         OSError: If it cannot be read.
@@ -80,9 +80,9 @@ def opened(name: str) -> IO[bytes]:
 
 
 def lines_of(name: str, complain: Callable[[str], None]) -> Iterator[Line]:
-    """Give all lines of a file; of a compressed one that is cut off, those that can be read."""
+    """Yield all lines of a file; of a truncated compressed file, those that can be read."""
     with contextlib.ExitStack() as stack:
-        file = opened(name)
+        file = open_events(name)
         if name != "-":
             stack.callback(file.close)
         rest = b""
@@ -107,20 +107,20 @@ def last_lines(
     complain: Callable[[str], None],
     end: int | None = None,
 ) -> list[Line]:
-    """Return the last *count* lines of a file that are *wanted*, reading a plain one from its end.
+    """Return the last *count* lines of a file for which *wanted* is true; read a plain file backwards.
 
     Args:
-        name: The file.
-        count: How many.
-        wanted: Whether a line is.
-        complain: Is told if a compressed file is cut off.
-        end: Where a plain file counts as ended, and half a line before that is left out. Default None: at its end.
+        name: The path, or ``"-"``.
+        count: The number of lines.
+        wanted: The condition.
+        complain: Called with a message if a compressed file is truncated.
+        end: The position before which a plain file is read; half a line there is left out. Default None: the end.
     """
     found: list[Line] = []
     if not count:
         return found
     if name != "-":
-        with opened(name) as file:
+        with open_events(name) as file:
             if isinstance(file, io.BufferedReader) and file.seekable():
                 for line in map(Line.of, _backwards(file, end)):
                     if wanted(line):
@@ -137,7 +137,7 @@ def last_lines(
 
 
 def _backwards(file: IO[bytes], end: int | None) -> Iterator[bytes]:
-    """Give the lines of *file*, the last one first; those before *end*, and no half one there."""
+    """Yield the lines of *file* before *end*, the last one first, without half a line at *end*."""
     at = file.seek(0, os.SEEK_END) if end is None else end
     pieces: list[bytes] = []
     last = True
@@ -162,14 +162,14 @@ def _backwards(file: IO[bytes], end: int | None) -> Iterator[bytes]:
 
 
 class Followed:
-    """A file that is read on as it grows, is moved away, or is cut off.
+    """A file that is followed while it grows, is moved away, or is truncated.
 
-    What another program writes half of a line of is waited for. When the name leads to another file, the rest of the
-    old one comes first, then what was moved away in between, then the new one.
+    Half a line is given once it is complete. When another file is at the path, the rest of the old file comes first,
+    then the files that were moved away in between, then the new file.
 
     Args:
-        name: Its path. It need not exist.
-        at_end: Whether to begin behind what is there; else at its beginning.
+        name: The path. The file need not exist.
+        at_end: Whether to start at the end of the file instead of its beginning.
     """
 
     def __init__(self, name: str, *, at_end: bool) -> None:
@@ -177,8 +177,9 @@ class Followed:
         self._file: IO[bytes] | None = None
         self._rest = b""
         self._position = 0
-        #: The bytes before the position: others stand there once the file was cut off and written again.
+        #: The last bytes before the position. If they change, the file was truncated and written again.
         self._before = b""
+        #: The identity of each file that has been read, or was there at the start.
         self._known: set[tuple[int, int]] = set()
         for path in self._siblings():
             with contextlib.suppress(OSError):
@@ -198,7 +199,7 @@ class Followed:
         self._position, self._before, self._rest = 0, b"", b""
 
     def _skip_half(self) -> None:
-        """Take the half of a line that the file ends with, so that it is given once it is whole."""
+        """Keep the half line at the end of the file, so that `read` gives it once it is complete."""
         assert self._file is not None
         start = self._position
         while start:
@@ -215,20 +216,20 @@ class Followed:
 
     @property
     def is_missing(self) -> bool:
-        """Whether it cannot be read."""
+        """True if there is no file that can be read."""
         return self._file is None
 
     @property
     def position(self) -> int:
-        """How many bytes of it have been read or passed."""
+        """The position in the file, in bytes: the next line is read from here."""
         return self._position
 
     def read(self) -> Iterator[Line]:
-        """Give the whole lines that have come since the last call."""
+        """Yield the complete lines written since the last call."""
         if self._file is None:
             yield from self._reopened()
             return
-        if self._was_cut_off():
+        if self._was_truncated():
             self._position, self._rest, self._before = 0, b"", b""
         yield from self._new_lines(self._file)
         try:
@@ -238,7 +239,7 @@ class Followed:
         old = os.fstat(self._file.fileno())
         if _identity(status) == _identity(old):
             return
-        # What was written between the read and the rollover.
+        # Lines written between the read and the rollover.
         yield from self._new_lines(self._file)
         if self._rest:
             yield Line.of(self._rest)
@@ -247,7 +248,7 @@ class Followed:
         yield from self._reopened()
 
     def _reopened(self) -> Iterator[Line]:
-        """Open what the name leads to now; give what was moved away in between, then what is there."""
+        """Open the file that is at the path now; yield the lines of files moved away in between, then its lines."""
         self._open()
         if self._file is not None:
             self._known.add(_identity(os.fstat(self._file.fileno())))
@@ -258,12 +259,12 @@ class Followed:
             yield from self._new_lines(self._file)
 
     def _moved_in_between(self) -> list[IO[bytes]]:
-        """Open the files that were written to and moved away since the last look, the oldest first."""
+        """Open the files that were created and moved away since the last call; return them oldest first."""
         found: list[tuple[int, IO[bytes]]] = []
         while True:
             before = len(found)
             for path in self._siblings():
-                # What it is tells the open file alone: meanwhile another may have got the name.
+                # Identify the open file, not the path: meanwhile another file may have been moved there.
                 with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                     file = stack.enter_context(open(path, "rb"))
                     status = os.fstat(file.fileno())
@@ -289,14 +290,14 @@ class Followed:
         self._file.seek(start)
         return self._file.read(self._position - start)
 
-    def _was_cut_off(self) -> bool:
+    def _was_truncated(self) -> bool:
         file = self._file
         if file is None:
             return False
         return os.fstat(file.fileno()).st_size < self._position or self._bytes_before() != self._before
 
     def _siblings(self) -> Iterator[str]:
-        """Give the files that stand beside this one, as a rollover names them; compressed ones are not read."""
+        """Yield the paths that a rollover may have moved this file to; compressed files are left out."""
         for path in glob.glob(f"{glob.escape(self.name)}.*"):
             if not path.endswith((".gz", ".zst", ".lock")) and os.path.isfile(path):
                 yield path

@@ -1,4 +1,4 @@
-"""Events sent once more, by the command line: what dead processes have left in a spool, and files of events."""
+"""Sends events again for the command line: those of dead processes in a spool, and those in files."""
 
 from __future__ import annotations
 
@@ -31,28 +31,29 @@ if TYPE_CHECKING:
     from outfall.sinks.core.ledger import Outcome
     from outfall.sinks.core.reporting import SinkFailure
 
-#: Who waits at a terminal does not want to wait for longer between two attempts.
+#: Short waits, since a person waits at the terminal.
 _RETRY = RetryPolicy(max_seconds=5.0, pause_max_seconds=5.0)
 
-#: How long what was sent may take, after nothing more is waited for.
+#: Seconds that the close of the target may take.
 _CLOSE_SECONDS = 1.0
 
-#: So many events may be refused before one was taken; more, and the fault is hardly theirs.
+#: If more events than these are refused before one was accepted, the settings are probably wrong, not the events.
 _MOST_AT_FIRST = 2
 
 
 @dataclass
 class Account:
-    """What became of the events.
+    """The outcome of a redelivery, in numbers of events.
 
     Args:
-        delivered: How many the server has taken.
-        refused: How many it refused that were written to the dead letters, or discarded.
-        left_out: How many lines hold no event.
-        left: How many are where they were.
-        place: Where in the files it stopped, in words, or "".
-        last_error: What kept events where they are, or "".
-        interrupted: The number of the signal that ended it, 0 if none did.
+        delivered: Events that the server accepted.
+        refused: Events that it refused and that were discarded or written to the dead letters.
+        left_out: Lines without an event.
+        left: Events that were not sent and remain in the spool or file.
+        place: The place in the files where it stopped, in words, or "".
+        last_error: Why it stopped, or "".
+        interrupted: The number of the signal that ended it, or 0.
+        dropped: Lost events by reason.
     """
 
     delivered: int = 0
@@ -66,10 +67,10 @@ class Account:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the process to end.
+    """Raised by the handler of a termination signal.
 
     Args:
-        number: Its number.
+        number: The signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -78,15 +79,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Guard(Sink):
-    """Between the delivery and *target*: what is refused goes where the user said, or stays where it is.
+    """A sink in front of *target* that handles refused events: it writes them to a file, discards them, or stops.
 
     Args:
         target: The sink that sends. It is closed with this one.
-        refused: What becomes of refused events: ``"keep"`` (everything stops at the first), ``"discard"``, or a file
-            that they are appended to.
+        refused: How to handle refused events: ``"keep"`` stops at the first, ``"discard"`` drops them, and a file gets
+            them appended.
 
-    If the first events that were sent are all refused, everything stops whatever *refused* says: then it is the
-    address, the credentials or the format that is wrong.
+    If the first events sent are all refused, it stops whatever *refused* says: then the address, the credentials or
+    the format is probably wrong.
     """
 
     delivers_through_loggers = True
@@ -96,22 +97,22 @@ class Guard(Sink):
         super().__init__(name=target.name)
         self._to = target
         self._refused = refused
-        #: How many events the target has taken, and refused.
+        #: How many events the target has accepted, and refused.
         self.taken: int = 0
         self.refused: int = 0
-        #: Why everything stops, or "".
+        #: Why the redelivery stops, or "".
         self.stopped: str = ""
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return the item as that of an event, whatever the sink was for which it was stored."""
+        """Return an item that holds an event, whatever format the spool's sink stored it in."""
         return as_event(Encoded(data, level, time))
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Have the target send *batch*, and see to what it refuses.
+        """Send *batch* by the target, and handle refused events.
 
         Raises:
-            PausedDeliveryError: If everything stops.
-            Exception: What the target raises of a state that passes, or of more than one event.
+            PausedDeliveryError: If the redelivery stops.
+            Exception: A temporary error of the target's, or any error if the batch has more than one event.
         """
         if self.stopped:
             raise PausedDeliveryError(self.stopped)
@@ -123,14 +124,14 @@ class Guard(Sink):
             raise
         except Exception as error:
             if len(batch) > 1:
-                raise  # it is halved until the one to blame is found
-            told = error if isinstance(error, DeliveryError) else cleaned(error, batch[0].event)
-            result = BatchResult(rejected={0: f"{told}"})
+                raise  # `Delivery` halves the batch until it finds the event at fault
+            reported = error if isinstance(error, DeliveryError) else cleaned(error, batch[0].event)
+            result = BatchResult(rejected={0: f"{reported}"})
         number = len(result.rejected) + result.rejected_unknown
         taken = len(batch) - len(result.retry) - number
         left = sorted(result.retry)
         if number:
-            # Where it is not said which, all are taken for refused.
+            # If the target does not say which events it refused, treat all as refused.
             reasons = dict(result.rejected) or dict.fromkeys(range(len(batch)), "it was not said which")
             stays = self._stay(number, next(iter(reasons.values())), taken)
             if stays and (not taken or result.rejected_unknown):
@@ -144,7 +145,7 @@ class Guard(Sink):
         return BatchResult(left, retry_after=result.retry_after) if left else None
 
     def _stay(self, number: int, reason: str, taken: int) -> bool:
-        """Return True, and stop everything, if so many refused events have to stay where they are."""
+        """Return True, and stop the redelivery, if *number* refused events must stay where they are."""
         at_first = not self.taken and not taken and self.refused + number > _MOST_AT_FIRST
         if not at_first and self._refused != "keep":
             return False
@@ -169,15 +170,15 @@ class Guard(Sink):
         raise PausedDeliveryError(why) from None
 
     def close(self, timeout: float | None = None) -> bool:
-        """Close the target too."""
+        """Close this sink and its target."""
         super().close(timeout)
         return self._to.close(timeout)
 
 
 def as_event(item: Encoded) -> Encoded:
-    """Return *item* with data that is a JSON object, as it stands if it is one: text becomes ``{"event": text}``.
+    """Return *item* with a JSON object as its data: an object is left as it is, text becomes ``{"event": text}``.
 
-    What was stored for a router is taken as the first of its sinks would have had it.
+    Of an event stored for a router, the part of the router's first sink is taken.
     """
     text = item.data.strip()
     if not _is_object(text):
@@ -187,7 +188,7 @@ def as_event(item: Encoded) -> Encoded:
             part = _first_part(text)
             if part is not None:
                 return as_event(Encoded(part, item.level, item.time))
-    # A line break within JSON is white space: in a text it is escaped.
+    # A line break outside of JSON strings is white space; within them it is escaped.
     return Encoded(text.replace(b"\r", b" ").replace(b"\n", b" "), item.level, item.time)
 
 
@@ -195,7 +196,7 @@ _json = OrjsonRenderer()
 
 
 def _first_part(envelope: bytes) -> bytes | None:
-    """Return what a router's first sink has of an event, in the *envelope* a router stores; None if it is none."""
+    """Return the part for a router's first sink of the *envelope* that the router stored; None if there is none."""
     try:
         decoded = loads(envelope)
     except (ValueError, RecursionError):
@@ -210,7 +211,7 @@ def _first_part(envelope: bytes) -> bytes | None:
 
 
 def _is_object(text: bytes) -> bool:
-    """Return True if *text* is a JSON object as some renderer writes one: with NaN, or deeper than can be read."""
+    """Return True if *text* is a JSON object; NaN is allowed, and nesting too deep to be parsed."""
     if text[:1] != b"{" or text[-1:] != b"}":
         return False
     try:
@@ -226,11 +227,11 @@ def _is_object(text: bytes) -> bool:
 
 
 def _item_in(line: bytes, *, text: bool) -> Encoded | None:
-    """Return the event that a *line* of a file holds, to be sent as it stands; None if it holds none.
+    """Return the event in a *line* of a file, unchanged; None if the line holds none.
 
     Args:
-        line: The line, or one of a spool's segments.
-        text: Whether a line that is no JSON object is an event's text.
+        line: A line of JSON or text, or of a spool's segment.
+        text: Whether a line that is not a JSON object becomes an event's text.
     """
     raw = raw_of(line)
     if raw is not None:
@@ -241,24 +242,24 @@ def _item_in(line: bytes, *, text: bool) -> Encoded | None:
 
 
 def drain(target: Guard, directory: str, *, waiting: int, batch_size: int, patience: float, quiet: bool) -> Account:
-    """Deliver what dead processes have left in the spool, until all is done or the target refuses.
+    """Deliver the events of dead processes in a spool, until all are delivered or the target refuses events.
 
     Args:
-        target: Where to; it is closed.
-        directory: The spool's.
-        waiting: About how many events there are, for the progress.
-        batch_size: Events in a request.
-        patience: For how many seconds it goes on without anything being taken.
-        quiet: Whether no progress is shown.
+        target: The sink to deliver to; it is closed.
+        directory: The spool's directory.
+        waiting: The approximate number of events, for the progress.
+        batch_size: The number of events in a request.
+        patience: Seconds without a delivered event after which to give up.
+        quiet: Whether to show no progress.
     """
     account = Account()
 
-    def told(failure: SinkFailure) -> None:
+    def report(failure: SinkFailure) -> None:
         account.last_error = describe(failure.error)
         if failure.events:
             complain(f"{counted(failure.events, 'event')} lost: {account.last_error}")
 
-    sink = SpoolSink(target, directory, batch_size=batch_size, retry=_RETRY, on_error=told)
+    sink = SpoolSink(target, directory, batch_size=batch_size, retry=_RETRY, on_error=report)
     last, since = -1, time.monotonic()
     with progress(waiting, quiet=quiet) as show:
         try:
@@ -286,22 +287,22 @@ _FLUSH_SECONDS = 0.2
 
 
 def number_of(interrupt: KeyboardInterrupt) -> int:
-    """Return the number of the signal that *interrupt* came from."""
+    """Return the number of the signal that caused *interrupt*."""
     return interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
 
 
 def replay(
     target: Guard, names: Sequence[str], *, batch_size: int, patience: float, text: bool, quiet: bool
 ) -> Account:
-    """Send the events in files of JSON lines, until all is done or the target refuses.
+    """Send the events in files of JSON lines, until all are sent or the target refuses events.
 
     Args:
-        target: Where to; it is closed.
+        target: The sink to send by; it is closed.
         names: The files; ``"-"`` stands for stdin.
-        batch_size: Events in a request.
-        patience: For how many seconds it goes on without anything being taken.
-        text: Whether a line that is no JSON object is an event's text; else it is left out, and named.
-        quiet: Whether no progress is shown.
+        batch_size: The number of events in a request.
+        patience: Seconds without a delivered event after which to give up.
+        text: Whether a line that is not a JSON object becomes an event's text; else it is left out, and reported.
+        quiet: Whether to show no progress.
     """
     account = Account()
     taken_at = [time.monotonic()]
@@ -348,17 +349,16 @@ def replay(
 def _batches(
     names: Sequence[str], batch_size: int, account: Account, *, text: bool
 ) -> Iterator[tuple[Batch, str, int]]:
-    """Give the events of the files in batches, where each begins, and how many bytes have been read so far."""
+    """Yield the events of the files in batches, each with the place where it begins and the number of bytes read."""
     read = 0
     for name in names:
         items: list[Encoded] = []
         begun, first, number = read, 1, 0
         left_out: list[int] = []
-        told = "stdin" if name == "-" else repr(name)
+        shown = "stdin" if name == "-" else repr(name)
         with contextlib.ExitStack() as stack:
-            # As it was given: a Path would make another text of it.
             file: Any = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
-            stack.callback(_name_lines, told, left_out)
+            stack.callback(_name_lines, shown, left_out)
             for line in file:
                 number += 1
                 read += len(line)
@@ -370,20 +370,20 @@ def _batches(
                     left_out.append(number)
                     account.left_out += 1
                 if len(items) == batch_size:
-                    yield Batch(items, _key(name, begun, items)), f"line {first} of {told}", read
+                    yield Batch(items, _key(name, begun, items)), f"line {first} of {shown}", read
                     items, begun, first = [], read, number + 1
             if items:
-                yield Batch(items, _key(name, begun, items)), f"line {first} of {told}", read
+                yield Batch(items, _key(name, begun, items)), f"line {first} of {shown}", read
 
 
 def _name_lines(name: str, numbers: list[int]) -> None:
     if numbers:
-        told = "hold no JSON object and were left out" if len(numbers) > 1 else "holds no JSON object and was left out"
-        complain(f"{name}: {line_ranges(numbers)} {told}; --text sends such a line as an event's text")
+        what = "hold no JSON object and were left out" if len(numbers) > 1 else "holds no JSON object and was left out"
+        complain(f"{name}: {line_ranges(numbers)} {what}; --text sends such a line as an event's text")
 
 
 def _key(name: str, start: int, items: Sequence[Encoded]) -> str:
-    """Return a key that is the same whenever the same part of the same file is sent."""
+    """Return an idempotency key: the same part of the same file always gets the same."""
     digest = blake2b(os.fsencode(name), digest_size=16)
     digest.update(b"%d" % start)
     for item in items:

@@ -21,8 +21,8 @@ def add(commands: Commands) -> None:
         "replay",
         about="send the events in files: dead letters, or any NDJSON",
         description=(
-            "Send the events in files of JSON lines, such as a dead letter sink writes. The files are not changed: "
-            "what is sent twice arrives twice, unless the server heeds the Idempotency-Key: it is the same each time."
+            "Send the events in files of JSON lines, such as those of a dead letter sink. The files are not changed. "
+            "A second replay sends the events again, with the same Idempotency-Key, by which a server can skip them."
         ),
         example="outfall replay dead-letters.jsonl --to https://logs.example.org/in",
         epilog=EXIT_CODES,
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
         "files", nargs="+", metavar="FILE", help="a file with one JSON object in each line; - for stdin"
     )
     replay.add_argument(
-        "--text", action="store_true", help="send a line that is no JSON object as an event's text; else it is left out"
+        "--text", action="store_true", help="send a line that is not a JSON object as an event's text; else skip it"
     )
     add_delivery(replay)
     replay.set_defaults(run=_replay)

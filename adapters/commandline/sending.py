@@ -1,4 +1,4 @@
-"""Where `spool drain` and `replay` send to: the arguments they share, the sink made of them, what it came to."""
+"""Code that `spool drain` and `replay` share: the arguments, the sink that sends, and the summary."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from outfall.adapters.commandline.redelivery import Account
     from outfall.sinks.core.sink import Sink
 
-#: What a request may hold: for any server, and for a collector of that name, whose usual path is added to the URL.
+#: The formats of a request: those for any server, and those of collectors, whose usual path is added to the URL.
 _BODIES = ("ndjson", "json", "array", "form")
 _COLLECTORS = ("loki", "otlp", "elasticsearch", "opensearch", "splunk", "datadog", "gelf")
 
 
 def add_delivery(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say where to, and what of refused events."""
+    """Add the arguments for the target, and for refused events."""
     parser.add_argument(
         "--to",
         required=True,
         metavar="URL",
-        help="where to send the events: http:// or https://, loki+https:// and its like, or any URL of open_sink's",
+        help="where to send the events: http://, https://, loki+https:// and so on, or any other URL for open_sink()",
     )
     parser.add_argument(
         "--body",
         choices=[*_BODIES, *_COLLECTORS],
         metavar="FORMAT",
         help=(
-            f"what a request holds: {', '.join(_BODIES)} (lines of JSON, the default; one object;"
+            f"the format of a request: {', '.join(_BODIES)} (lines of JSON, the default; one object;"
             " an array; a form),"
-            f" or what a collector takes, whose usual path is added to the URL: {', '.join(_COLLECTORS)}"
+            f" or that of a collector, whose usual path is added to the URL: {', '.join(_COLLECTORS)}"
         ),
     )
     parser.add_argument(
@@ -48,10 +48,10 @@ def add_delivery(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one of the collector's, such as labels.app=shop, index=logs, resource.service.name=shop; may be repeated",
+        help="an option of the collector, such as labels.app=shop, index=logs, resource.service.name=shop; repeatable",
     )
     parser.add_argument(
-        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="one more header; may be repeated"
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="a further header; repeatable"
     )
     parser.add_argument(
         "--token-env", metavar="VARIABLE", help="the environment variable that holds the token or API key to send"
@@ -62,19 +62,21 @@ def add_delivery(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=60.0,
         metavar="SECONDS",
-        help="give up when nothing was delivered for so long (default 60)",
+        help="give up after this time without a delivered event (default 60)",
     )
     refused = parser.add_mutually_exclusive_group()
     refused.add_argument(
-        "--dead-letters", metavar="FILE", help="append events that the server refuses to FILE, and go on"
+        "--dead-letters", metavar="FILE", help="append events that the server refuses to FILE, and continue"
     )
-    refused.add_argument("--discard-refused", action="store_true", help="drop events that the server refuses; go on")
+    refused.add_argument(
+        "--discard-refused", action="store_true", help="drop events that the server refuses, and continue"
+    )
     parser.add_argument("--allow-insecure", action="store_true", help="send credentials over plain http:// too")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def _target(options: argparse.Namespace) -> Sink:
-    """Return the sink that sends: what *options* say of it."""
+    """Open the sink that *options* describe."""
     headers: dict[str, str] = {}
     for header in options.header:
         name, colon, value = header.partition(":")
@@ -105,7 +107,7 @@ def _target(options: argparse.Namespace) -> Sink:
 
 @contextlib.contextmanager
 def guard(options: argparse.Namespace) -> Generator[redelivery.Guard]:
-    """Give what sends, with what was said of refused events; the file for them is open before anything is sent."""
+    """Open the target, and the file for dead letters if there is one; yield the `redelivery.Guard` in front of it."""
     target = _target(options)
     if options.dead_letters is None:
         yield redelivery.Guard(target, "discard" if options.discard_refused else "keep")
@@ -119,7 +121,7 @@ def guard(options: argparse.Namespace) -> Generator[redelivery.Guard]:
 
 
 def conclude(account: Account, options: argparse.Namespace) -> int:
-    """Say how far it came; return the exit code."""
+    """Print a summary; return the exit code."""
     parts = [f"{counted(account.delivered, 'event')} delivered"]
     if account.refused:
         where = "discarded" if options.discard_refused else "written to the dead letters"
@@ -137,8 +139,8 @@ def conclude(account: Account, options: argparse.Namespace) -> int:
     try:
         say(", ".join(parts))
     except OSError:
-        silence()  # what it came to is the exit code all the same
+        silence()  # the exit code still tells the outcome
     if account.left:
-        complain(f"stopped: {account.last_error or 'nothing more was taken, and there was no answer'}")
+        complain(f"stopped: {account.last_error or 'no further event was delivered, and the server did not answer'}")
     failed = account.refused or account.dropped or account.left or account.left_out
     return NOT_ALL_DELIVERED if failed else DONE

@@ -1,4 +1,4 @@
-"""``outfall sinks``: which URLs there are, what is installed, and what an extra would add."""
+"""``outfall sinks``: lists the schemes of URLs and the extras, and says which are installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from outfall.adapters.commandline.arguments import Commands
 
-#: The extras that bring no scheme: the module that each installs, and what for.
+#: The extras without a scheme of their own: the module that each installs, and its purpose.
 _EXTRAS = {
     "cli": ("rich", "progress and tables of this command in colour"),
     "otel": ("opentelemetry.proto", "encoding=protobuf for otlp+http: and otlp+https:, and metrics"),
@@ -34,10 +34,10 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "sinks",
-        about="list the sinks that a URL can name, and what an extra would add",
+        about="list the sinks that a URL can name, and the extras",
         description=(
-            "List the schemes of URLs, those of installed plug-ins too, and the extras. With a SCHEME: its options, "
-            "each with what it takes."
+            "List the schemes of URLs, including those of installed plug-ins, and the extras. With SCHEME, list its "
+            "options and the values that each takes."
         ),
         example="""
             outfall sinks
@@ -99,9 +99,9 @@ def _sinks(options: argparse.Namespace) -> int:
 def _options(scheme: str, *, as_json: bool) -> int:
     if scheme not in SCHEMES:
         if scheme in schemes():
-            unusable(f"the options of {scheme!r} are its plug-in's business: {schemes()[scheme]}")
+            unusable(f"the scheme {scheme!r} is a plug-in's, which does not list its options: {schemes()[scheme]}")
         near = nearest(scheme, schemes())
-        unusable(f"the scheme {scheme!r} is not known" + (f": did you mean {near!r}?" if near else ""))
+        unusable(f"the scheme {scheme!r} is unknown" + (f": did you mean {near!r}?" if near else ""))
     if as_json:
         say_json(OrjsonRenderer().render({"scheme": scheme, "options": options_of(scheme)}))
     else:
@@ -124,5 +124,5 @@ def _is_installed(module: str | None) -> bool:
         return True
     try:
         return find_spec(module) is not None
-    except ImportError:  # of a module within a package that is not there
+    except ImportError:  # the package that holds the module is not installed
         return False

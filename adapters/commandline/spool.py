@@ -1,4 +1,4 @@
-"""``outfall spool``: what waits in a spool, and its delivery."""
+"""``outfall spool``: shows the events that wait in a spool, and delivers those of dead processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
     spool = add_command(
         commands,
         "spool",
-        about="look into a spool, or deliver what is in it",
+        about="look into a spool, or deliver its events",
         example="outfall spool status /var/spool/shop",
     )
     actions = spool.add_subparsers(title="actions", metavar="ACTION", required=True)
@@ -45,8 +45,10 @@ def add(commands: Commands) -> None:
     status = add_command(
         actions,
         "status",
-        about="how many events wait, of which process, and since when",
-        description="Show what waits in the spool. Nothing is changed, and running processes are not disturbed.",
+        about="show how many events wait, of which process, and since when",
+        description=(
+            "Show how many events wait in the spool. Nothing is changed, and running processes are not disturbed."
+        ),
         example="outfall spool status /var/spool/shop",
         epilog="exit codes: 0 it was read; 1 a part of it cannot be read; 2 there is no spool in that directory",
     )
@@ -69,11 +71,11 @@ def add(commands: Commands) -> None:
     drain = add_command(
         actions,
         "drain",
-        about="deliver what processes that run no more have left",
+        about="deliver the events of processes that have ended",
         description=(
-            "Deliver the events of processes that run no more, in order, and remove them once they are delivered. "
-            "What running processes have is theirs to deliver, and left alone. An event that the server refuses stops "
-            "it, unless it is said where such events go."
+            "Deliver the events of processes that have ended, in order, and remove each once it is delivered. "
+            "The events of running processes stay: those processes deliver them. An event that the server refuses "
+            "stops the delivery, unless --dead-letters or --discard-refused is given."
         ),
         example="outfall spool drain /var/spool/shop --to 'loki+https://loki.example.org?labels.app=shop'",
         epilog=EXIT_CODES,
@@ -171,7 +173,7 @@ def _items_of(path: str) -> Iterator[Encoded | None]:
     try:
         files = spoolstatus.unsettled(path)
     except (OSError, SinkError):
-        return  # told with the status
+        return  # `_show` reports the store's problem
     for name, offset in files:
         with contextlib.suppress(FileNotFoundError), open(name, "rb") as file:
             file.seek(offset)

@@ -1,4 +1,4 @@
-"""``outfall tail``: events of files for people, the last ones and those that come."""
+"""``outfall tail``: shows the last events in files, and follows the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from outfall.adapters.commandline import where
 from outfall.adapters.commandline.arguments import DONE, NOT_ALL_DELIVERED, add_command, unusable
 from outfall.adapters.commandline.reading import Followed, Line, last_lines, lines_of
 from outfall.adapters.commandline.redelivery import number_of
-from outfall.adapters.commandline.terminal import complain, escaped, short
+from outfall.adapters.commandline.terminal import complain, escaped, json_text, short
 from outfall.sinks.core.arguments import checked_seconds
 from outfall.sinks.errors import MissingDependencyError
 from outfall.sinks.event.event import message_key, timestamp_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _LAST = 10
 
-#: How often files are looked at, in seconds.
+#: Seconds between two looks at the files.
 _POLL_SECONDS = 0.2
 
 
@@ -41,9 +41,9 @@ def add(commands: Commands) -> None:
         "tail",
         about="show the events in files, the last ones or as they come",
         description=(
-            "Show the last events in files of JSON lines, in the order of their time, for people: level in colour, "
-            "fields side by side, exceptions below. Lines that are no JSON are shown as they are. Files may be "
-            "compressed by gzip or zstd; - is stdin."
+            "Show the last events in files of JSON lines, ordered by time, for people: level in colour, fields side by "
+            "side, exceptions below. Lines that are not JSON are shown as they are. Files may be compressed by gzip or "
+            "zstd; - is stdin."
         ),
         example="""
             outfall tail -f app.jsonl
@@ -58,33 +58,33 @@ def add(commands: Commands) -> None:
         "-f",
         "--follow",
         action="store_true",
-        help="go on with what is written to the files, also when they roll over or are cut off",
+        help="show new events as they are written, also when files roll over or are truncated",
     )
     parser.add_argument(
         "-n",
         "--number",
         metavar="N",
-        help=f"show the last N events of those asked for, or all (default {_LAST}; all with --since)",
+        help=f"show the last N events that match, or all (default {_LAST}; all with --since)",
     )
     parser.add_argument(
-        "--level", metavar="LEVEL", help="leave out events below it; one without a level counts as info"
+        "--level", metavar="LEVEL", help="leave out events below this level; one without a level counts as info"
     )
     parser.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="CONDITION",
-        help="show only events for which it holds, see below; of several, all have to",
+        help="show only events that meet the condition, see below; repeat it for several, which all must hold",
     )
     parser.add_argument(
-        "--since", metavar="WHEN", help="show only events from then on: 10m, 2 days, or a time such as 2026-11-22T14:00"
+        "--since", metavar="WHEN", help="show only events since then: 10m, 2 days, or a time such as 2026-11-22T14:00"
     )
     parser.add_argument("--json", action="store_true", help="write events as lines of JSON")
     parser.add_argument(
         "--color",
         choices=("auto", "always", "never"),
         default="auto",
-        help="colours: on a terminal unless NO_COLOR is set, and where FORCE_COLOR is set (auto, the default)",
+        help="use colours; auto (default): on a terminal unless NO_COLOR is set, and wherever FORCE_COLOR is set",
     )
     parser.set_defaults(run=_tail)
 
@@ -159,7 +159,7 @@ def _kept(lines: Iterable[Line], wanted: Callable[[Line], bool]) -> Iterator[Lin
 
 
 def _by_time(streams: Iterable[Iterable[Line]]) -> Iterator[Line]:
-    """Give the lines of all streams by time; those of each keep their order, and lines without a time their place."""
+    """Merge the lines of all streams by time; each stream keeps its order, and a line without a time its place."""
 
     def timed(lines: Iterable[Line]) -> Iterator[tuple[float, Line]]:
         latest = float("-inf")
@@ -171,7 +171,7 @@ def _by_time(streams: Iterable[Iterable[Line]]) -> Iterator[Line]:
 
 
 class _Wanted:
-    """Whether a line was asked for, by level, time and conditions."""
+    """A predicate: whether a line matches the level, time and conditions of the command."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -185,15 +185,15 @@ class _Wanted:
             unusable(f"{error}")
         if options.since is not None:
             self._since = _since(options.since)
-        #: The time of a line that has none: that of the line before it, where lines come in order.
+        #: The time of the last line that had one; it stands for lines without.
         self._time = float("-inf")
 
     def copy(self) -> _Wanted:
-        """Return the same for the lines of another file."""
+        """Return a new predicate with the same options, for the lines of another file."""
         return _Wanted(self._options)
 
     def __call__(self, line: Line) -> bool:
-        """Return whether *line* was asked for."""
+        """Return whether *line* matches."""
         if line.time is not None:
             self._time = line.time
         if self._time < self._since:
@@ -214,7 +214,7 @@ def _since(text: str) -> float:
         return moment
 
 
-# -- what is shown
+# -- output
 
 
 def _shown(options: argparse.Namespace) -> Callable[[Line], None]:
@@ -228,7 +228,7 @@ def _shown(options: argparse.Namespace) -> Callable[[Line], None]:
 
 def _show_json(line: Line) -> None:
     data = line.data if line.event is not None else _RENDERER.render({"event": line.data.decode("utf-8", "replace")})
-    _write(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", data.decode("utf-8", "replace").strip()))
+    _write(json_text(data).strip())
 
 
 _RENDERER = OrjsonRenderer()
@@ -247,20 +247,20 @@ _MESSAGE_WIDTH = 30
 
 
 class _Paint:
-    """Makes text for people of lines."""
+    """Formats lines for people."""
 
     def __init__(self, *, colored: bool) -> None:
         self._colored = colored
 
     def line(self, line: Line) -> str:
-        """Return *line* as text; what could command a terminal is escaped."""
+        """Return *line* as text, with control characters escaped."""
         event = line.event
         if event is None:
             return _plain(line.data.decode("utf-8", "replace").rstrip("\r"))
         message = message_key(event)
         blocks = [key for key in _BLOCKS if event.get(key)]
         shown = {"timestamp", "level", "level_number", "logger", message, *blocks}
-        if "exception" in blocks:  # whose last line says the same
+        if "exception" in blocks:  # its last line holds both
             shown |= {"exception_type", "exception_message"}
         number = level_of(event)
         level = level_name(number) if number < float("inf") else str(event.get("level"))
@@ -287,12 +287,12 @@ class _Paint:
         return f"{color}{text}{_RESET}" if self._colored and color and text.strip() else text
 
 
-#: Fields that have lines of their own.
+#: Fields that are shown on lines of their own.
 _BLOCKS = ("stack", "stack_info", "exception")
 
 
 def _plain(text: str) -> str:
-    """Return *text* with escapes in the place of what commands a terminal; tabs stay."""
+    """Return *text* with control characters escaped, except tabs."""
     return "\t".join(map(escaped, text.split("\t")))
 
 
@@ -307,11 +307,11 @@ def _moment(seconds: float | None) -> str:
 
 
 def _lines_in(value: Any) -> Iterator[str]:
-    """Give the lines of a traceback or stack: text, or what structlog's dict tracebacks are."""
+    """Yield the lines of a traceback or stack: text, or one of structlog's dict tracebacks."""
     if isinstance(value, str):
         yield from value.rstrip("\n").split("\n")
     elif isinstance(value, list) and all(isinstance(each, dict) and "exc_type" in each for each in value):
-        # The first is what was raised last; Python shows it last.
+        # structlog lists the exception raised last first; Python prints it last.
         for each in reversed(value):
             yield "Traceback (most recent call last):"
             for frame in each.get("frames") or ():

@@ -1,4 +1,4 @@
-"""What the command line writes: lines for people, JSON for programs, and how far it is."""
+"""Output of the command line: lines for people, JSON for programs, tables, and progress."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    """Write *text* to stdout as a line for people: what could command a terminal is escaped.
+    """Write *text* to stdout as a line for people, with control characters escaped.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If stdout cannot be written.
     """
     _write(sys.stdout, text)
 
 
 def complain(text: str) -> None:
-    """Write *text* to stderr, as what the command line has to say of a failure; never raises."""
+    """Write *text*, an error message, to stderr; never raises."""
     with contextlib.suppress(OSError, ValueError):
         _write(sys.stderr, f"outfall: {text}")
 
@@ -40,28 +40,31 @@ def say_json(data: bytes) -> None:
     """Write *data*, JSON in UTF-8, to stdout as one line of UTF-8, whatever the terminal's encoding is.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If stdout cannot be written.
     """
-    # JSON may hold these as they are; a terminal would obey them.
-    text = re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", data.decode("utf-8", "replace"))
     stream: TextIO | None = sys.stdout
     if stream is not None:
         stream.flush()
-        stream.buffer.write(f"{text}\n".encode("utf-8", "replace"))
+        stream.buffer.write(f"{json_text(data)}\n".encode("utf-8", "replace"))
         stream.flush()
 
 
+def json_text(data: bytes) -> str:
+    """Return *data*, JSON in UTF-8, as text in which the control characters that JSON allows are escaped."""
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", data.decode("utf-8", "replace"))
+
+
 def _write(stream: TextIO | None, text: str) -> None:
-    if stream is not None:  # as it is where the descriptor was closed
+    if stream is not None:  # None if the descriptor was closed before the process started
         encoding = stream.encoding or "utf-8"
         stream.write(f"{escaped(text)}\n".encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
 
 
 def silence() -> None:
-    """Let the interpreter's last flush of stdout go nowhere, after it has failed once."""
+    """Redirect stdout to the null device after a failed write, so that the interpreter's last flush cannot fail."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        # Asked for first: a stream that is no file raises.
+        # Before the null device is opened: this raises if stdout has no descriptor.
         stdout = sys.stdout.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stdout)
@@ -69,7 +72,7 @@ def silence() -> None:
 
 
 def escaped(text: str) -> str:
-    """Return *text* with escapes in the place of what cannot be seen and what commands a terminal."""
+    """Return *text* with non-printable characters escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -78,13 +81,13 @@ def pretty(item: Encoded) -> str:
     event = item.event
     message = message_key(event)
     fields = {key: value for key, value in event.items() if key not in {"timestamp", "level", message}}
-    told = " ".join(f"{key}={short(value)}" for key, value in fields.items())
+    shown = " ".join(f"{key}={short(value)}" for key, value in fields.items())
     level = level_name(item.level) if item.level < float("inf") else str(event.get("level"))
-    return f"{moment(item.time)} {level:<8} {event.get(message, '')}{'  ' if told else ''}{told}"
+    return f"{moment(item.time)} {level:<8} {event.get(message, '')}{'  ' if shown else ''}{shown}"
 
 
 def short(value: object) -> str:
-    """Return a field's value as one word: text without blanks as it is, all else as JSON."""
+    """Return a field's value as text: a string without blanks as it is, everything else as JSON."""
     if isinstance(value, str) and value and " " not in value:
         return value
     try:
@@ -95,7 +98,10 @@ def short(value: object) -> str:
 
 @contextlib.contextmanager
 def progress(total: int, *, quiet: bool, unit: str = "events") -> Generator[Callable[[int, int], None]]:
-    """Show how far it is on stderr: a bar, with rich on a terminal; else a line now and then. Give what tells it."""
+    """Show progress on stderr: a bar if stderr is a terminal and rich is installed, else a line every few seconds.
+
+    Yields a function that takes the number done and the total.
+    """
     if quiet or sys.stderr is None:
         yield lambda _done, _total: None
         return
@@ -123,7 +129,7 @@ class _Lines:
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _LINE_SECONDS
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it: no reason to stop
+            with contextlib.suppress(OSError, ValueError):  # a closed stderr does not stop the work
                 _write(sys.stderr, f"{done} of {total} {self._unit}")
 
 
@@ -131,12 +137,12 @@ _LINE_SECONDS = 5.0
 
 
 def counted(number: int, noun: str) -> str:
-    """Return *number* with *noun*, in the plural where it has to be."""
+    """Return *number* and *noun*, in the plural unless *number* is 1."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def size(number: float) -> str:
-    """Return *number* of bytes in the unit that suits it."""
+    """Return *number*, a size in bytes, in bytes, KiB, MiB or GiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
@@ -145,7 +151,7 @@ def size(number: float) -> str:
 
 
 def moment(seconds: float) -> str:
-    """Return a time in seconds since the epoch as date and time, in UTC."""
+    """Return a time in epoch seconds as date and time in UTC."""
     try:
         return dt.datetime.fromtimestamp(seconds, tz=dt.timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
     except (OverflowError, ValueError, OSError, TypeError):
@@ -153,25 +159,25 @@ def moment(seconds: float) -> str:
 
 
 def line_ranges(numbers: list[int], most: int = 20) -> str:
-    """Return ascending line *numbers* in words, such as ``"lines 2 to 4 and 9"``; *most* ranges at most."""
+    """Return ascending line *numbers* in words, such as ``"lines 2 to 4 and 9"``, with at most *most* ranges."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][1] + 1:
             ranges[-1][1] = number
         else:
             ranges.append([number, number])
-    told = [f"{first}" if first == last else f"{first} to {last}" for first, last in ranges[:most]]
+    parts = [f"{first}" if first == last else f"{first} to {last}" for first, last in ranges[:most]]
     left = sum(last - first + 1 for first, last in ranges[most:])
-    told += [f"{left:,} more"] if left else []
-    text = ", ".join(told[:-1]) + (" and " if len(told) > 1 else "") + told[-1]
+    parts += [f"{left:,} more"] if left else []
+    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
     return f"line {text}" if len(numbers) == 1 else f"lines {text}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write *rows* below their *head* to stdout: with rich on a terminal, else in columns that programs can read too.
+    """Write *rows* below *head* to stdout: by rich on a terminal, else as plain text in columns.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If stdout cannot be written.
     """
     cells: list[Sequence[str]] = [[escaped(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""``outfall verify``: tells whether lines of a chain are all there, unchanged and in their order."""
+"""``outfall verify``: checks that the lines of a chain are complete, unchanged and in order."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def add(commands: Commands) -> None:
     verify = add_command(
         commands,
         "verify",
-        about="tell whether a ChainedRenderer's lines are changed or missing",
+        about="check whether lines of a ChainedRenderer are changed or missing",
         description=(
-            "Read files that a sink with a ChainedRenderer has written, in any order, compressed ones (.gz, .zst) too, "
-            "and name each line that is changed, missing or out of place. Where retention has deleted files, it says "
-            "at which number the lines begin. Half a line, which a kill leaves, is told and is no failure."
+            "Read files that a sink with a ChainedRenderer has written, given in any order, compressed (.gz, .zst) or "
+            "not. Print each line that is changed, missing or out of place. If retention has deleted files, print the "
+            "number at which the lines begin. Half a line, as a killed process leaves it, is printed but no failure."
         ),
         example="outfall verify audit.jsonl* --key-file audit.key",
         epilog="exit codes: 0 all is as it was written; 1 it is not; 2 the arguments cannot be used",
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         "--key-env", action="append", default=[], metavar="NAME", help="a variable of the environment with the key"
     )
     verify.add_argument(
-        "--expect", type=count, metavar="N", help="the last number is N or more, which was kept elsewhere"
+        "--expect", type=count, metavar="N", help="fail if the last number is below N, which you have kept elsewhere"
     )
     verify.set_defaults(run=_verify)
 
@@ -73,7 +73,7 @@ def _key_in_file(name: str) -> ChainKey:
 def _key_in_environment(name: str) -> ChainKey:
     value = os.environ.get(name)
     if not value:
-        unusable(f"--key-env {name}: the environment does not have it")
+        unusable(f"--key-env {name}: there is no such environment variable, or it is empty")
     return _key(os.fsencode(value), f"--key-env {name}")
 
 
@@ -97,7 +97,7 @@ def _lines(name: str) -> Iterator[bytes]:
 
 
 def _in_order(names: list[str]) -> list[str]:
-    """Return *names*, the oldest file first: by the numbers of each chain in them, and by what a chain follows."""
+    """Return *names*, the oldest file first: ordered by the line numbers of each chain, and by the chain it follows."""
     firsts: dict[str, dict[str, SealedLine]] = {name: {} for name in names}
     places: dict[str, str] = {}
     for name, chains in firsts.items():
@@ -117,7 +117,7 @@ def _in_order(names: list[str]) -> list[str]:
             order.add(files[0], before)
     try:
         order.prepare()
-    except CycleError:  # somebody has moved lines from file to file
+    except CycleError:  # lines were moved from file to file
         return sorted(firsts, key=lambda name: rank[name])
     ordered: list[str] = []
     ready: list[tuple[int, int, str]] = []
@@ -135,23 +135,23 @@ def _sealed(line: bytes) -> SealedLine | None:
 
 
 class _Check:
-    """Looks at lines, in the order in which they were written, and prints what is wrong."""
+    """Checks lines, in the order in which they were written, and prints what is wrong."""
 
     def __init__(self, keys: list[ChainKey]) -> None:
         self.failures = 0
         self._keys = keys
         self._fitting: dict[str, ChainKey] = {}
-        #: The codes of lines that stand behind half of another one.
+        #: The codes of lines that follow half of another line without a line break.
         self._glued: set[str] = set()
         #: The last line of each chain.
         self._last: dict[str, SealedLine] = {}
-        #: The codes of all lines: a new process goes on from any of them.
+        #: The number of each line by its code: a new process continues from any of them.
         self._codes: dict[str, int] = {}
         self._first = self._highest = 0
         self._files = self._lines = 0
 
     def file(self, name: str) -> None:
-        """Look at a file."""
+        """Check the lines of a file."""
         self._files += 1
         for place, line in enumerate(_lines(name), 1):
             where = f"{name}:{place}"
@@ -160,17 +160,17 @@ class _Check:
                 self._lines += 1
                 self._look(found, where)
             elif _is_half(line):
-                self._tell(f"{where}: half a line, as a kill leaves it")
+                print(f"{where}: half a line, as a kill leaves it")
             elif line.strip():
                 self._fail(f"{where}: the line is not sealed, or was changed")
 
     def _look(self, line: SealedLine, where: str) -> None:
         if line.code in self._glued:
-            return  # the writer has written it again, on a line of its own
+            return  # the writer has repeated it on a line of its own
         if not self._fits(line):
             if self._ends_whole(line):
                 self._glued.add(line.code)
-                self._tell(f"{where}: half a line, as a kill leaves it, with number {line.number} behind it")
+                print(f"{where}: half a line, as a kill leaves it, with number {line.number} behind it")
             else:
                 self._fail(f"{where}: number {line.number} was changed, or made with another key ({line.key_id})")
         last = self._last.get(line.chain)
@@ -187,17 +187,17 @@ class _Check:
         self._highest = max(self._highest, line.number)
 
     def _begin(self, line: SealedLine, where: str) -> None:
-        """Look at the first line of a chain: it goes on from another one's, begins at 1, or what it follows is gone."""
+        """Check the first line of a chain: it continues another chain, begins at 1, or follows a deleted line."""
         followed = self._codes.get(line.previous)
         if followed is not None:
             if line.number != followed + 1:
                 self._fail(f"{where}: number {line.number} goes on from {followed}")
         elif line.number == 1 and line.previous == NOTHING:
             if self._lines > 1:
-                self._tell(f"{where}: a chain begins anew at 1: the writer found no line before it")
+                print(f"{where}: a chain begins anew at 1: the writer found no line before it")
         elif self._lines == 1 or (self._files == 1 and self._first > 1 and line.number <= self._highest):
-            # In the oldest file a second writer may have begun before it as well.
-            self._tell(f"{where}: begins at {line.number}: what was before it is not among the files")
+            # The second condition: in the oldest file a second writer's chain may begin before it too.
+            print(f"{where}: begins at {line.number}: what was before it is not among the files")
         else:
             self._fail(f"{where}: number {line.number} follows a line that is missing")
         self._first = self._first or line.number
@@ -211,7 +211,7 @@ class _Check:
         return False
 
     def _ends_whole(self, line: SealedLine) -> bool:
-        """Return True if a whole line stands behind half of another one, which had no line break."""
+        """Return True if the line is half of one, followed by a whole one without a line break between."""
         begin = line.covered.find(b'{"', 1)
         while begin >= 0:
             if self._fits(replace(line, covered=line.covered[begin:])):
@@ -220,11 +220,11 @@ class _Check:
         return False
 
     def end(self, expected: int | None) -> None:
-        """Look at where it ends, and print what was found."""
+        """Check the last number, and print a summary."""
         if not self._lines:
             self._fail("there is no sealed line")
         elif expected is not None and self._highest < expected:
-            self._fail(f"it ends at {self._highest}: {expected} is expected, so that what follows was cut off")
+            self._fail(f"the lines end at {self._highest}, but {expected} is expected: lines were cut off")
         if self.failures > _MOST_SHOWN:
             print(f"… and {self.failures - _MOST_SHOWN} more")
         if self._lines and not self._fitting:
@@ -232,13 +232,10 @@ class _Check:
         lines = f"{self._lines} lines in {self._files} files, numbers {self._first} to {self._highest}"
         print(f"{lines}: {'nothing is changed or missing' if not self.failures else f'{self.failures} failures'}")
 
-    def _fail(self, told: str) -> None:
+    def _fail(self, message: str) -> None:
         self.failures += 1
         if self.failures <= _MOST_SHOWN:
-            print(told)
-
-    def _tell(self, told: str) -> None:
-        print(told)
+            print(message)
 
 
 def _between(last: int, number: int) -> str:
@@ -246,7 +243,7 @@ def _between(last: int, number: int) -> str:
 
 
 def _is_half(line: bytes) -> bool:
-    """Return True if *line* is what is left of a write that was cut short, and no line that somebody has added."""
+    """Return True if *line* is the beginning of a JSON object, as an interrupted write leaves it."""
     if not line.startswith(b"{"):
         return False
     try:

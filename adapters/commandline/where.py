@@ -1,4 +1,4 @@
-"""Conditions on an event's fields, as `outfall tail --where` has them: ``status>=500 and not user="bot"``."""
+"""Parses conditions on fields of events, for `outfall tail --where`: ``status>=500 and not user="bot"``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Condition = Callable[[Mapping[str, Any]], bool]
 
-#: The grammar, for people.
+#: The grammar, for the help.
 GRAMMAR = """\
 conditions of --where:
   status>=500                   FIELD OPERATOR VALUE; = != < <= > >=, and ~ for "contains"
@@ -22,7 +22,7 @@ conditions of --where:
   path~"/a b" and not ok=true   and, or, not, parentheses; text with blanks in quotes
   left=3, left="3"              a number, a text: each matches its own type alone; true, false, null too
   level>=warning                levels by their rank
-  A field that is missing, or of another type than the value, is no match, whatever the operator."""
+  A field that is missing, or of another type than the value, does not match, whatever the operator."""
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -49,10 +49,10 @@ _CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None}
 
 
 def parse(text: str) -> Condition:
-    """Return the condition that *text* states.
+    """Parse *text*; return a function that says whether an event meets the condition.
 
     Raises:
-        ValueError: If it states none; the message says where it ends to be one.
+        ValueError: If *text* is not a condition; the message names the place of the mistake.
     """
     parser = _Parser(text)
     condition = parser.either()
@@ -62,7 +62,7 @@ def parse(text: str) -> Condition:
 
 
 class _Parser:
-    """Reads a condition token by token: `kind` and `token` are the next one."""
+    """A recursive descent parser; `kind` and `token` are those of the next token."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -70,7 +70,7 @@ class _Parser:
         self.advance()
 
     def advance(self) -> str:
-        """Go on to the next token; return the one before it."""
+        """Read the next token; return the one before it."""
         before = getattr(self, "token", "")
         self.at = self.end
         if not self.text[self.at :].strip():
@@ -84,35 +84,35 @@ class _Parser:
         return before
 
     def refuse(self, wanted: str) -> NoReturn:
-        """Raise the error for what stands where *wanted* should."""
+        """Raise the error that says that *wanted* was expected here."""
         rest = self.text[self.at :].strip()
         place = f"at {rest!r}" if rest else "at its end"
-        msg = f"{self.text!r} is no condition: {place} there should be {wanted}"
+        msg = f"{self.text!r} is not a condition: {place} there should be {wanted}"
         raise ValueError(msg)
 
     def accepts(self, word: str) -> bool:
-        """Skip the word or bracket if it is next; return whether it was."""
+        """Skip *word*, a word or bracket, if it is the next token; return whether it was."""
         if self.kind in ("word", "bracket") and self.token.lower() == word:
             self.advance()
             return True
         return False
 
     def either(self) -> Condition:
-        """Read conditions joined by ``or``."""
+        """Parse conditions joined by ``or``."""
         parts = [self.all()]
         while self.accepts("or"):
             parts.append(self.all())
         return parts[0] if len(parts) == 1 else lambda event: any(part(event) for part in parts)
 
     def all(self) -> Condition:
-        """Read conditions joined by ``and``."""
+        """Parse conditions joined by ``and``."""
         parts = [self.one()]
         while self.accepts("and"):
             parts.append(self.one())
         return parts[0] if len(parts) == 1 else lambda event: all(part(event) for part in parts)
 
     def one(self) -> Condition:
-        """Read one condition, with ``not`` or in parentheses."""
+        """Parse one condition: after ``not``, in parentheses, or a comparison."""
         if self.accepts("not"):
             inner = self.one()
             return lambda event: not inner(event)
@@ -124,7 +124,7 @@ class _Parser:
         return self.comparison()
 
     def comparison(self) -> Condition:
-        """Read a field, an operator and a value."""
+        """Parse a field, an operator and a value."""
         if self.kind not in ("word", "quoted"):
             self.refuse("a field")
         field = _unquoted(self.advance())
@@ -185,7 +185,7 @@ def _rank(level: Any) -> float | None:
 
 
 def _lookup(event: Mapping[str, Any], field: str) -> Any:
-    """Return the value of *field*, whose name may itself have dots; `_MISSING` if there is none."""
+    """Return the value of *field*, or `_MISSING`; names may contain dots themselves."""
     if field in event:
         return event[field]
     head, dot, rest = field.partition(".")
@@ -199,12 +199,12 @@ def _lookup(event: Mapping[str, Any], field: str) -> Any:
 
 
 class _Missing:
-    """The type of what is not there."""
+    """The type of `_MISSING`, which equals no value."""
 
 
 _MISSING = _Missing()
 
 
 def _type(value: Any) -> type:
-    """Return what *value* can be compared with: numbers of both kinds with each other, all else with its own."""
+    """Return the type that *value* is comparable with: float for both kinds of numbers, else its own."""
     return float if isinstance(value, int) and not isinstance(value, bool) else type(value)

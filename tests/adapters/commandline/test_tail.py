@@ -223,7 +223,7 @@ def test_what_is_no_condition_is_refused(run, tmp_path, condition):
     """With 2, and where it goes wrong."""
     (tmp_path / "a.jsonl").write_text("")
     code, _, err = run("--where", condition, "a.jsonl")
-    assert (code, f"{condition!r} is no condition" in err) == (2, True)
+    assert (code, f"{condition!r} is not a condition" in err) == (2, True)
 
 
 def test_conditions_choose_and_all_have_to_hold(run, tmp_path):

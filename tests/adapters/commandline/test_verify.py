@@ -106,7 +106,7 @@ def test_what_is_cut_off_at_the_end_shows_against_the_position(verify, tmp_path)
     assert verify(path)[0] == 0
     code, said = verify(path, "--expect", 10)
     assert code == 1
-    assert "it ends at 7: 10 is expected" in said
+    assert "the lines end at 7, but 10 is expected" in said
 
 
 def test_a_cut_before_a_restart_shows(verify, tmp_path):
@@ -338,7 +338,7 @@ def test_a_signal_handlers_event_has_a_number_after_the_one_it_interrupts(verify
         (["missing.jsonl", "--key-file", "key"], "'missing.jsonl' cannot be read"),
         (["audit.jsonl"], "no key: write --key-file FILE or --key-env NAME"),
         (["audit.jsonl", "--key-file", "none"], "'none' cannot be read"),
-        (["audit.jsonl", "--key-env", "NO_SUCH_VARIABLE"], "the environment does not have it"),
+        (["audit.jsonl", "--key-env", "NO_SUCH_VARIABLE"], "there is no such environment variable"),
         (["audit.jsonl", "--key-file", "short"], "at least 16 bytes are needed"),
         (["broken.gz", "--key-file", "key"], "'broken.gz' cannot be"),
     ],
