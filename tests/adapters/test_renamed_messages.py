@@ -59,7 +59,7 @@ def by_rfc5424(event):
     """Return the message of syslog."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
         peer.bind(("127.0.0.1", 0))
-        peer.settimeout(10)
+        peer.settimeout(60)
         with SysLogSink(peer.getsockname(), format="rfc5424", structured_data_id="x@1") as sink:
             sink.handle(event)
         head, _, message = peer.recv(9000).decode().partition("] ")

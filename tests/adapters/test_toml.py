@@ -76,8 +76,8 @@ def test_options_with_a_dot_are_tables(write, tmp_path):
             loki, own = setup.sinks
             assert isinstance(loki, outfall.SpoolSink)
             outfall.get_logger("shop").info("sold")
-            assert loki.flush(10)
-            assert own.flush(10)
+            assert loki.flush(60)
+            assert own.flush(60)
         pushed, posted = sorted(server.requests, key=lambda request: "loki" not in request.target)
         assert json.loads(pushed.raw_body)["streams"][0]["stream"]["app"] == "shop"
         assert pushed.headers["x-team"] == "a"

@@ -212,7 +212,7 @@ class Server:
         self.hang_up()
         self._released.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive(), "the server hangs"
         self._threads.clear()
 
@@ -354,7 +354,7 @@ class Proxy(Server):
                 back = threading.Thread(target=_pump, args=(origin, sock), daemon=True)
                 back.start()
                 _pump(sock, origin)
-                back.join(10)
+                back.join(60)
             return False
         where = urllib.parse.urlsplit(request.target)
         path = urllib.parse.urlunsplit(("", "", where.path or "/", where.query, ""))

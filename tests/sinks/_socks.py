@@ -41,7 +41,7 @@ class SOCKSProxy:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive(), "the proxy hangs"
 
     def _begin(self, function, *args):
@@ -80,5 +80,5 @@ class SOCKSProxy:
                 back = threading.Thread(target=_pump, args=(far, client), daemon=True)
                 back.start()
                 _pump(client, far)
-                back.join(10)
+                back.join(60)
         client.close()

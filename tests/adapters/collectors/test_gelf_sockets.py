@@ -44,7 +44,7 @@ class Reader:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024 * 1024)
         self.socket.bind(("127.0.0.1", 0))
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
         self.address = self.socket.getsockname()
         self.parts = {}
         #: Sizes of the datagrams that came, and the first two bytes of the message that was whole last.

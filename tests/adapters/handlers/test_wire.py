@@ -1114,7 +1114,7 @@ def test_an_owners_tls_connects_anew(name):
     class SysLog(handlers.SysLogHandler):
         def createSocket(self):
             super().createSocket()
-            self.socket.settimeout(10)
+            self.socket.settimeout(60)
             self.socket = client.wrap_socket(self.socket, server_hostname="127.0.0.1")
 
     with Receiver(context=server) as receiver:

@@ -305,7 +305,7 @@ def test_the_sink_holds_no_lock_of_its_own(sink, keeper):
     with sink._lock:
         thread = threading.Thread(target=sink.handle, args=({"event": "x"},), daemon=True)
         thread.start()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     assert len(keeper.records) == 1
 

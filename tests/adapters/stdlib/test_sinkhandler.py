@@ -582,7 +582,7 @@ def test_no_handler_lock_is_held_around_the_sink(logger):
         def __repr__(self):
             thread = threading.Thread(target=logger.info, args=("from the other thread",), daemon=True)
             thread.start()
-            thread.join(10)
+            thread.join(60)
             self.done = not thread.is_alive()
             return "logs"
 
@@ -598,7 +598,7 @@ def test_the_handler_s_lock_does_not_stop_an_event(attached, sink):
     with handler.lock:
         thread = threading.Thread(target=attached.info, args=("x",), daemon=True)
         thread.start()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     assert len(sink.events) == 1
 

@@ -92,7 +92,7 @@ def test_a_target_over_a_network_is_behind_a_thread(opened):
         sink = opened(f"{url}?linger=0&capacity=50&timeout=3,10&query.api=v2&headers.X-Team=a%2Bb&body=json")
         assert isinstance(sink, outfall.BackgroundSink)
         sink.handle({"event": "x"})
-        assert sink.flush(10)
+        assert sink.flush(60)
         [request] = server.requests
         assert request.target.endswith("?api=v2")
         assert request.headers["x-team"] == "a+b"
@@ -109,7 +109,7 @@ def test_a_spool_takes_the_place_of_the_thread(opened, tmp_path):
         assert (sink.name, sink.level, sink.target.level) == ("audit", 40, 0)
         sink.handle({"event": "x", "level": "error"})
         sink.handle({"event": "y", "level": "info"})
-        assert sink.flush(10)
+        assert sink.flush(60)
         assert [json.loads(request.raw_body) for request in server.requests] == [{"event": "x", "level": "error"}]
 
 
@@ -145,7 +145,7 @@ def test_the_journal_needs_no_path(opened, tmp_path):
     assert opened("journald:").host == "/run/systemd/journal/socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(str(tmp_path / "socket"))
-        journal.settimeout(5)
+        journal.settimeout(60)
         sink = opened(f"journald://{tmp_path}/socket?identifier=shop&fields=order,user")
         sink.handle({"event": "x", "order": 17, "other": 1})
         data = journal.recv(1_000)
@@ -184,7 +184,7 @@ def test_a_syslog_daemon_has_a_host_or_a_path(opened, tmp_path):
     """Over UDP unless the scheme says otherwise; a path is not behind a thread."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(str(tmp_path / "log"))
-        daemon.settimeout(5)
+        daemon.settimeout(60)
         sink = opened(f"syslog://{tmp_path}/log?facility=local3")
         sink.handle({"event": "x", "level": "error"})
         assert daemon.recv(1_000).startswith(b"<155>")

@@ -149,13 +149,13 @@ def test_the_exit_waits_for_no_sink_beyond_its_deadline(tmp_path):
             from outfall.sinks.core import lifecycle
             from outfall.sinks.files.file import FileSink
             lifecycle.EXIT_DEADLINE_SECONDS = 0.2
-            sinks = [FileSink(sys.argv[1], buffer_bytes=10_000_000, flush_interval=1000) for _ in range(10)]
+            sinks = [FileSink(sys.argv[1], buffer_bytes=10_000_000, flush_interval=1000) for _ in range(300)]
             for sink in sinks:
-                sink.handle({"level": "info", "event": "x" * 500_000})
+                sink.handle({"level": "info", "event": "x" * 70_000})
             begin = time.monotonic()
             lifecycle.drain()
-            # Ten times 0.2 seconds if each had its own.
-            assert time.monotonic() - begin < 1.5, time.monotonic() - begin
+            # A minute if each had its own.
+            assert time.monotonic() - begin < 30, time.monotonic() - begin
             assert all(sink.stats().pending == 1 for sink in sinks)
             """,
             tmp_path / "fifo",
@@ -184,7 +184,7 @@ def test_all_that_waits_at_the_exit_waits_within_one_deadline(tmp_path):
         lifecycle.drain()  # by atexit
         logging.shutdown()
         # 40 seconds if each flush had its own time.
-        assert time.monotonic() - begin < 10, time.monotonic() - begin
+        assert time.monotonic() - begin < 30, time.monotonic() - begin
         """,
         tmp_path,
     )
@@ -479,7 +479,7 @@ def test_one_sink_that_fails_after_a_fork_leaves_the_others_their_locks(path):
         pid = os.fork()
         if pid == 0:
             import signal
-            signal.alarm(20)
+            signal.alarm(60)
             for n, sink in enumerate(sinks[5:10]):
                 sink.handle({"n": n})
             os._exit(0)
@@ -522,11 +522,11 @@ def test_forks_from_threads_under_load(path, kind):
             for round_ in range(12):
                 pid = os.fork()
                 if pid == 0:
-                    signal.alarm(20)
+                    signal.alarm(60)
                     for n in range(20):
                         sink.handle({{"who": f"{{who}}.{{round_}}", "level": "info", "n": n}})
                     stats = sink.stats()
-                    good = stats.accepted == 20 and sink.close(10)
+                    good = stats.accepted == 20 and sink.close(60)
                     os._exit(0 if good else 1)
                 status = os.waitpid(pid, 0)[1]
                 if status:
@@ -542,7 +542,7 @@ def test_forks_from_threads_under_load(path, kind):
         stop = True
         for thread in threads:
             thread.join()
-        assert sink.close(20)
+        assert sink.close(60)
         assert sink.stats().delivered == sum(counts), (sink.stats(), counts)
         print(*counts)
         """,

@@ -136,7 +136,7 @@ def test_acquire_gives_up_when_its_time_is_over():
     with lock:
         begin = time.monotonic()
         assert not _elsewhere(lambda: lock.acquire(0.05))
-        assert 0.05 <= time.monotonic() - begin < 0.05 + 10
+        assert 0.05 <= time.monotonic() - begin < PATIENCE_SECONDS / 2
     assert _free(lock)
 
 
@@ -329,7 +329,7 @@ def test_who_waits_is_served_although_others_never_pause():
         for thread in threads:
             thread.join(PATIENCE_SECONDS)
         os.close(null)
-    assert longest < 2
+    assert longest < PATIENCE_SECONDS / 2
     assert type(lock.turn) is type(WriteLock().turn)
 
 
@@ -519,8 +519,8 @@ def test_interrupts_at_random_instants_never_lose_the_lock():
             assert time.monotonic() < end + 20
             time.sleep(0.001)
         stop = True
-        thread.join(20)
-        assert lock.acquire(20)
+        thread.join(60)
+        assert lock.acquire(60)
         lock.release()
         assert lock.turn == [None], lock.turn
         assert worst == 1, worst

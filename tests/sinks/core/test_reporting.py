@@ -307,7 +307,7 @@ def test_a_forked_child_reports_for_itself_even_if_the_lock_was_held(told):
     def hold():
         with failures._reports.lock:
             held.set()
-            done.wait(30)
+            done.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()

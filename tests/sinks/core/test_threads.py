@@ -50,8 +50,8 @@ for number, sink in enumerate(sinks, 1):
     assert "import outfall after it" in str(told[-1].error), told
     assert (len(told), told[-1].events) == (number, 1)
     assert sum(sink.stats().dropped.values()) == 1, sink.stats()
-    assert sink.flush(5)
-    assert sink.close(5)
+    assert sink.flush(60)
+    assert sink.close(60)
 for start in (
     outfall.QueueListener(queue.Queue(), outfall.NullSink()).start,
     outfall.SocketListener(("127.0.0.1", 0), outfall.NullSink()).start,

@@ -382,10 +382,10 @@ def test_an_outage_holds_up_nobody_twice(gate):
     before = time.monotonic()
     feed(sink, 1)
     first = time.monotonic() - before
-    feed(sink, 50)
+    feed(sink, 300)
     rest = time.monotonic() - before - first
     assert first >= 0.2
-    assert rest < 50 * 0.2 / 2
+    assert rest < 300 * 0.2 / 2
     gate.opened.set()
     assert sink.flush()
     gate.opened.clear()
@@ -557,14 +557,14 @@ def test_on_error_may_log_to_others():
 
 
 def test_flush_and_close_return_in_time_though_the_target_hangs(gate):
-    """Within the timeout and a quarter of a second; what hangs is unconfirmed, the rest closed."""
+    """Within the timeout; what hangs is unconfirmed, the rest closed."""
     failures: list[SinkFailure] = []
     sink = stuck(gate, batch_size=3, on_error=failures.append)
     feed(sink, 10)
     for call in (sink.flush, sink.close):
         before = time.monotonic()
         assert not call(0.3)
-        assert 0.3 <= time.monotonic() - before < 0.55 + 1  # a second for a busy machine
+        assert 0.3 <= time.monotonic() - before < PATIENCE_SECONDS / 2
     assert sink.stats().dropped == {"unconfirmed": 1, "closed": 10}
     assert_balanced(sink.stats())
     assert sum(failure.events for failure in failures) == 11

@@ -1068,14 +1068,14 @@ from outfall.sinks.event.json import OrjsonRenderer
 begun, changed = threading.Event(), threading.Event()
 
 def change():
-    begun.wait(20)
+    begun.wait(60)
     container.clear()
     keep.extend(bytes(number % 512) for number in range(10_000))
     changed.set()
 
 def wait():
     begun.set()
-    changed.wait(20)
+    changed.wait(60)
 
 class Member(enum.Enum):
     A = 1

@@ -159,8 +159,8 @@ def test_no_write_waits_for_it(path, slow, sharing):
         assert slow.begun.wait(PATIENCE_SECONDS)
         before = time.monotonic()
         _write(sink, *range(3, 10))
-        assert sink.flush(5)
-        assert time.monotonic() - before < 5
+        assert sink.flush(60)
+        assert time.monotonic() - before < PATIENCE_SECONDS / 2
         assert by_name(path.parent)["app.log.4"] == [0, 1]
         slow.go.set()
         _settle(sink)
@@ -350,7 +350,7 @@ def test_close_keeps_its_time(path, slow):
     assert slow.begun.wait(PATIENCE_SECONDS)
     before = time.monotonic()
     assert sink.close(0.1)
-    assert 0.1 <= time.monotonic() - before < 5
+    assert 0.1 <= time.monotonic() - before < PATIENCE_SECONDS / 2
     slow.go.set()
     _settle(sink)
     assert by_name(path.parent) == {"app.log": [1], "app.log.1.copy": [0]}
@@ -583,7 +583,7 @@ def test_a_fork_while_compressing(path, slow, sharing):
                 with pytest.raises(OSError, match="descriptor"):
                     os.fstat(descriptor)
             assert sink._compressor.wait(0)
-            assert sink.close(5)
+            assert sink.close(60)
 
         in_fork(child)
         slow.go.set()

@@ -670,13 +670,13 @@ def test_interrupts_at_random_instants(tmp_path):
                 caught += 1
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         stop = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
         stats = sink.stats()
         assert set(stats.dropped) == {"interrupted"}, stats
         # One that comes before the first line of handle() finds nothing to count yet.
         assert calls + theirs - caught <= stats.accepted <= calls + theirs, (calls, theirs, caught, stats)
-        assert sink.close(20)
+        assert sink.close(60)
         """,
         tmp_path / "log",
     )
@@ -709,7 +709,7 @@ def test_flush_and_close_keep_their_time_while_another_thread_is_stuck():
         begin = time.monotonic()
         assert not sink.flush(0.05)
         assert not sink.close(0.05)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < PATIENCE_SECONDS / 2
         while thread.is_alive():
             if select.select([other_end], [], [], 0.01)[0]:
                 other_end.read(65_536)
@@ -736,7 +736,7 @@ def test_a_child_does_not_wait_for_a_lock_that_a_thread_of_the_parent_held(tmp_p
             late.handle({"event": "late"})
             stats = sink.stats()
             assert (stats.accepted, stats.delivered) == (1, 1), stats
-            assert sink.close(5)
+            assert sink.close(60)
 
         in_fork(child)
         while thread.is_alive():

@@ -383,7 +383,7 @@ def test_on_error_is_called_without_the_lock(tmp_path):
     def tell(_failure: SinkFailure) -> None:
         thread = threading.Thread(target=made.log, args=(9,))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         done.append(not thread.is_alive())
 
     made = Watching(tmp_path, on_error=tell)

@@ -643,7 +643,7 @@ def test_a_child_has_a_connection_of_its_own(encrypted, certificate, authority_f
             # What is left of the parent's connection must not close a descriptor that is the child's by now.
             gc.collect()
             sink.handle({"event": "child"})
-            assert sink.close(5)
+            assert sink.close(60)
 
         in_fork(child)
         sink.handle({"event": "parent"})
@@ -671,7 +671,7 @@ def test_a_child_has_a_connection_of_its_own_in_a_users_session(server):
 
         def child():
             sink.handle({"event": "child"})
-            assert sink.close(5)
+            assert sink.close(60)
             assert sink.stats().delivered == 1
 
         in_fork(child)
@@ -690,7 +690,7 @@ def test_a_fork_while_a_request_is_under_way(server):
 
     def child():
         sink.handle({"event": "child"})
-        assert sink.close(5)
+        assert sink.close(60)
         assert sink.stats().delivered == 1
 
     in_fork(child)
@@ -721,7 +721,7 @@ def test_a_fork_while_many_threads_log(server):
     def child():
         sink.handle({"event": "child"})
         assert sink.stats().delivered == 1
-        assert sink.close(10)
+        assert sink.close(60)
 
     sink = sink_for(server)
     threads = [threading.Thread(target=log) for _ in range(4)]

@@ -42,7 +42,7 @@ def test_each_event_is_a_line(tmp_path, way):
     unix, kind = way == "unix", socket.SOCK_DGRAM if way == "udp" else socket.SOCK_STREAM
     with socket.socket(socket.AF_UNIX if unix else socket.AF_INET, kind) as peer:
         peer.bind(str(tmp_path / "s") if unix else LOOPBACK)
-        peer.settimeout(10)
+        peer.settimeout(60)
         target = (peer.getsockname(), None) if unix else peer.getsockname()
         made = DatagramSink if way == "udp" else SocketSink
         if way != "udp":
@@ -89,7 +89,7 @@ def test_lines_of_another_renderer_are_escaped_in_batches_too():
         with BackgroundSink(sink) as background:
             for number in range(10):
                 background.handle({"event": "a\nb", "n": number})
-            assert background.flush(10)
+            assert background.flush(60)
             until(lambda: len(events) == 10)
         assert [event["n"] for event in events] == list(range(10))
         assert listener.stats().rejected == {}

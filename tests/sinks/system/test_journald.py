@@ -48,7 +48,7 @@ def journal(tmp_path):
     """Give a socket that takes entries."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         made.bind(str(tmp_path / "journal"))
-        made.settimeout(10)
+        made.settimeout(60)
         yield made
 
 
