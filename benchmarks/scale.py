@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
@@ -175,27 +177,46 @@ os._exit(0)
     }
 
 
-def _rows(options: argparse.Namespace) -> list[tuple[str, str, tuple[Any, ...]]]:
-    """Return a label, a function's name and its arguments for each row."""
-    rows: list[tuple[str, str, tuple[Any, ...]]] = []
-    for kind in ("FileSink", "RotatingFileSink", "BackgroundSink(FileSink)"):
-        rows += [(f"{number:,} {kind}s", "open_sinks", (number, kind)) for number in options.sinks]
-    for kind in ("FileSink", "BackgroundSink(FileSink)"):
-        rows += [(f"{number:,} {kind}s, left open", "exit_of_sinks", (number, kind)) for number in options.sinks]
-    rows += [(f"{number:,} rotated files", "rotated_files", (number,)) for number in options.files]
-    rows += [(f"events of {size // 1024:,} KiB", "large_events", (size,)) for size in options.event_bytes]
-    rows += [(f"a spool of {size / _MIB:,.0f} MiB", "large_spool", (size,)) for size in options.spool_bytes]
-    return rows
+def _families(options: argparse.Namespace) -> list[tuple[str, str, Sequence[int], tuple[str, ...]]]:
+    """Return what is measured: in words, its function, the numbers it grows by, more arguments of the function."""
+    families: list[tuple[str, str, Sequence[int], tuple[str, ...]]] = [
+        (f"open {kind}s", "open_sinks", options.sinks, (kind,))
+        for kind in ("FileSink", "RotatingFileSink", "BackgroundSink(FileSink)")
+    ]
+    families += [
+        (f"{kind}s left open at the exit", "exit_of_sinks", options.sinks, (kind,))
+        for kind in ("FileSink", "BackgroundSink(FileSink)")
+    ]
+    return [
+        *families,
+        ("rotated files kept", "rotated_files", options.files, ()),
+        ("bytes an event", "large_events", options.event_bytes, ()),
+        ("bytes of a spool", "large_spool", options.spool_bytes, ()),
+    ]
+
+
+def _rounded(number: int) -> str:
+    for size, name in ((1 << 30, "GiB"), (_MIB, "MiB"), (1 << 10, "KiB")):
+        if number % size == 0:
+            return f"{number // size} {name}"
+    return f"{number:,}"
+
+
+def _table(what: str, numbers: Sequence[int], found: Sequence[dict[str, float]]) -> list[str]:
+    """Return the lines of a table with a column for each of the *numbers*."""
+    head = [what, *map(_rounded, numbers)]
+    rows = [[name, *(f"{figures[name]:,.1f}" for figures in found)] for name in found[0]]
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---", *["---:"] * len(numbers)], *rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure each row in a process of its own, and print the table."""
+    """Measure each number in a process of its own, and print the figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--sinks", type=int, nargs="*", default=[10, 100, 1_000], help="how many open sinks")
     parser.add_argument("--files", type=int, nargs="*", default=[100, 1_000, 10_000], help="how many rotated files")
     parser.add_argument("--event-bytes", type=int, nargs="*", default=[10 << 10, 100 << 10, _MIB])
     parser.add_argument("--spool-bytes", type=int, nargs="*", default=[10 * _MIB, 100 * _MIB, 1 << 30])
-    parser.add_argument("--publish", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--publish", type=Path, metavar="FILE", help="write the tables there as well")
     parser.add_argument("--one", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
@@ -205,13 +226,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     report = describe(Path(tempfile.gettempdir()))
     print(f"{report['machine']}; {report['python']}; load {report['load']}")
-    lines = ["| what | figures |", "| --- | --- |"]
-    for label, name, given in _rows(options):
-        command = [sys.executable, "-m", "benchmarks.scale", "--one", name, *map(str, given)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-        figures = ", ".join(f"{what} {value:,.1f}" for what, value in json.loads(done.stdout).items())
-        print(f"  {label:45} {figures}", flush=True)
-        lines.append(f"| {label} | {figures} |")
+    today = f"{datetime.now().astimezone():%Y-%m-%d}"
+    lines = [f"Measured on {today} on the machine above, with CPython {platform.python_version()}."]
+    for what, function, numbers, more in _families(options):
+        found = []
+        for number in numbers:
+            command = [sys.executable, "-m", "benchmarks.scale", "--one", function, str(number), *more]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+            found.append(json.loads(done.stdout))
+            print(
+                f"{_rounded(number):>8} {what:48}", ", ".join(f"{key} {value:,.1f}" for key, value in found[-1].items())
+            )
+            sys.stdout.flush()
+        if found:
+            lines += ["", *_table(what, numbers, found)]
     if options.publish is not None:
         options.publish.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0

@@ -38,13 +38,14 @@ def _taking(seconds):
 
 @pytest.mark.slow
 def test_costs_are_shown_beside_what_they_grow_with(tmp_path, capsys):
-    """Each row has its figures, in the table that is published too."""
-    few = ["--sinks", "2", "--files", "3", "--event-bytes", "2048", "--spool-bytes", "4096"]
+    """Each number has a column of figures, in tables that are published too."""
+    few = ["--sinks", "2", "3", "--files", "3", "--event-bytes", "2048", "--spool-bytes", "4096"]
     assert scale.main([*few, "--publish", str(tmp_path / "scale.inc")]) == 0
     printed = capsys.readouterr().out
-    rows = (tmp_path / "scale.inc").read_text(encoding="utf-8").splitlines()[2:]
-    assert len(rows) == 8
-    assert all(row.split("|")[1].strip() in printed for row in rows)
+    _, *tables = (tmp_path / "scale.inc").read_text(encoding="utf-8").split("\n\n")
+    assert [len(table.splitlines()) for table in tables] == [5, 5, 5, 3, 3, 3, 4, 6]
+    assert all(table.split("|")[1].strip() in printed for table in tables)
+    assert "| bytes an event | 2 KiB |" in tables[-2]
 
 
 @pytest.mark.slow
