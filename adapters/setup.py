@@ -1,7 +1,7 @@
-"""The usual set-up in one call: `configure`, `get_logger`, and what belongs to them.
+"""Sets up structlog and `logging` in one call: `configure`, `get_logger`, `Setup`.
 
-structlog's loggers and `logging` both write to one outlet that stays the same for the life of the process. A `Setup`
-says where the outlet leads. Another call of `configure` puts another `Setup` in its place, for bound loggers too.
+structlog's loggers and `logging` both write to one outlet, which stays the same for the life of the process. A `Setup`
+determines where the outlet leads. Another call of `configure` replaces the `Setup`, for existing bound loggers too.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ if TYPE_CHECKING:
 
     from outfall.sinks.core.ledger import SinkStats
 
-#: What `configure` takes for a sink: one that is made, the path of a file of JSON lines, or a URL for `open_sink`.
+#: What `configure` accepts as a sink: a sink, the path of a file for JSON lines, or a URL for `open_sink`.
 Destination = Union[Sink, str, "os.PathLike[str]"]
 
-#: How long a set-up that is replaced is waited for, in seconds: for events in flight, and for its sinks to close.
+#: The time limit for ending a set-up, in seconds: for events in flight and for closing its sinks.
 REPLACE_SECONDS = 5.0
 
-#: The name of the logger of what nobody caught.
+#: The logger's name of events for uncaught exceptions.
 _UNCAUGHT = "outfall.uncaught"
 
 
 class _Root(FanoutSink):
-    """What a set-up does with an event before its sinks get it: level by logger, context, processors."""
+    """The fanout over a set-up's sinks, which first applies the logger's level, context variables and processors."""
 
     def __init__(self, *sinks: Sink, level: float, levels: Mapping[str, float], **options: Any) -> None:
         super().__init__(*sinks, **options)
         self._threshold = level
         self._levels = dict(levels)
-        #: The threshold of each logger that has been seen.
+        #: A cache: the threshold of each logger seen so far.
         self._known: dict[Any, float] = {}
 
     def handle(self, event: Any) -> None:
-        """Take one event, unless its logger's level keeps it out, with the context of the calling thread or task."""
+        """Filter *event* by its logger's level, add the context variables, and pass it to the sinks."""
         if isinstance(event, dict):
             if level_of(event) < self.threshold_of(event.get("logger")):
                 self._ledger.filter()
@@ -71,7 +71,7 @@ class _Root(FanoutSink):
         super().handle(event)
 
     def threshold_of(self, logger: Any) -> float:
-        """Return the level below which events of the *logger* of that name are filtered."""
+        """Return the level below which events of the logger named *logger* are filtered."""
         known = self._known.get(logger) if isinstance(logger, str) else self._threshold
         if known is None:
             known, name = self._threshold, logger
@@ -89,7 +89,7 @@ _MAX_KNOWN_LOGGERS = 10_000
 
 
 class _Outlet(Sink):
-    """Where all loggers write to, whatever set-up is in force."""
+    """The sink that all loggers write to; it passes events to the current set-up."""
 
     delivers_through_loggers = False
     locks_emit = False
@@ -99,11 +99,11 @@ class _Outlet(Sink):
         self.setup: Setup | None = None
 
     def handle(self, event: Any) -> None:
-        """Hand *event* to the set-up in force."""
+        """Pass *event* to the current set-up."""
         while (setup := self.setup) is not None:
             setup._active.append(None)
             try:
-                # A set-up that was replaced in between may be about to close its sinks.
+                # Check again: a set-up that was replaced meanwhile may be closing its sinks.
                 if setup is self.setup:
                     setup._root.handle(event)
                     return
@@ -112,7 +112,7 @@ class _Outlet(Sink):
         super().handle(event)
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Refuse *event*: there is no set-up."""
+        """Raise `SinkClosedError`: there is no set-up."""
         msg = "the set-up was closed: call outfall.configure() again"
         raise SinkClosedError(msg)
 
@@ -122,10 +122,10 @@ class _Outlet(Sink):
 
 
 class Setup:
-    """What `configure` has set up: its sinks, their ledgers, and the way back.
+    """The result of `configure`: its sinks, their ledgers, and the means to undo it.
 
-    As a context manager it puts back what was there before: structlog's configuration, handlers and levels of
-    `logging`, hooks, and the set-up that it replaced, whose files and connections are opened again.
+    As a context manager it restores the state before: structlog's configuration, the handlers and levels of `logging`,
+    the hooks, and the set-up that it replaced, whose files and connections are opened again.
     """
 
     def __init__(
@@ -137,26 +137,26 @@ class Setup:
         self._destinations = destinations
         self._console = console
         self._make_root = root
-        #: One item for each event that is being handed on.
+        #: One item for each event in flight.
         self._active: deque[None] = deque()
         self._undo: list[Callable[[], None]] = []
         self._replaced: Setup | None = None
         self._open()
 
     def _open(self) -> None:
-        """Make the sinks that this set-up owns, and what leads to all.
+        """Open the sinks that this set-up owns, and make the root in front of all sinks.
 
         Raises:
-            Exception: If one cannot be made; those made so far are closed.
+            Exception: If one cannot be opened; those opened so far are closed.
         """
         self._owned: list[Sink] = []
         sinks: list[Sink] = []
         try:
             for destination in self._destinations:
-                made = _opened(destination)
-                if made is not destination:
-                    self._owned.append(made)
-                sinks.append(made)
+                sink = _open_destination(destination)
+                if sink is not destination:
+                    self._owned.append(sink)
+                sinks.append(sink)
             if self._console is not None:
                 sinks.append(self._console())
                 self._owned.append(sinks[-1])
@@ -168,24 +168,27 @@ class Setup:
 
     @property
     def sinks(self) -> tuple[Sink, ...]:
-        """The sinks that events go to, the console's last."""
+        """The sinks that get the events; the console's is the last."""
         return self._root.sinks
 
     def stats(self) -> SinkStats:
-        """Return one ledger for the set-up; ``targets`` has those of the sinks.
+        """Return the ledger of the set-up; its ``targets`` are those of the sinks.
 
-        ``filtered`` counts what a level or one of the ``processors`` kept out.
+        ``filtered`` counts the events that a level or one of the ``processors`` rejected.
         """
         return self._root.stats()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Put back what was there before, and close the sinks that `configure` has opened.
+        """Restore the state before `configure`, and close the sinks that it opened.
 
         Args:
-            timeout: Seconds. Default None: 5.
+            timeout: The time limit in seconds. Default None: 5.
 
-        Returns False if a sink had to give something up. Does nothing, and returns True, if this set-up was closed or
-        is replaced by another. Sinks that were given are flushed and left open.
+        Returns:
+            False if a sink had to give up events. A set-up that is closed already, or that another one has replaced,
+            does nothing and returns True.
+
+        Sinks passed to `configure` are flushed and left open.
         """
         with _lock:
             if _outlet.setup is not self:
@@ -198,10 +201,10 @@ class Setup:
             if replaced is not None:
                 replaced._open()
             _outlet.setup = replaced
-        return self._end(REPLACE_SECONDS if timeout is None else timeout)
+        return self._close_sinks(REPLACE_SECONDS if timeout is None else timeout)
 
-    def _end(self, seconds: float) -> bool:
-        """Wait for events in flight, and close what is owned."""
+    def _close_sinks(self, seconds: float) -> bool:
+        """Wait for events in flight, close the owned sinks and flush the others; return False if events were lost."""
         deadline = time.monotonic() + seconds
         while self._active and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -224,7 +227,7 @@ class Setup:
         return f"<Setup to {', '.join(sink.name for sink in self.sinks)}{state}>"
 
 
-#: Around changes of what is set up; never held while an event is handed on.
+#: Guards changes of the set-up; never held while an event is passed on.
 _lock = threading.RLock()
 _outlet = _Outlet()
 
@@ -241,42 +244,42 @@ def configure(
     excepthook: bool = False,
     env: bool = False,
 ) -> Setup:
-    """Set up structlog and `logging`, so that the events of both go to the same *sinks* in one shape.
+    """Set up structlog and `logging`, so that the events of both go to the same *sinks* with the same fields.
 
-    Each event has its ``level``, its ``logger`` (the calling module where it has no name), its ``timestamp`` in UTC,
-    the context variables bound by `structlog.contextvars`, and its exception. Files and collectors get JSON whatever
-    the console shows.
+    Each event has its ``level``, its ``logger`` (by default the calling module), its ``timestamp`` in UTC, the context
+    variables bound by `structlog.contextvars`, and its exception. Files and collectors get JSON whatever the console
+    shows.
 
     Args:
         *sinks: Sinks, paths of files to append JSON lines to, or URLs for `open_sink` (a text with ``://``, or that
-            begins with a scheme such as ``file:``). The set-up opens and closes what is a path or a URL.
+            begins with a scheme such as ``file:``). The set-up opens and closes the sinks of paths and URLs.
         console: ``"auto"`` (default) writes to stderr: text for people on a terminal, with colours unless ``NO_COLOR``
             is set; JSON lines elsewhere, or coloured text if ``FORCE_COLOR`` is set; nothing if one of *sinks* writes
             to stderr or stdout itself. True: text for people anywhere. False: no console.
         console_level: The console's own level. Default None: that of the set-up.
         level: Events below it are filtered: a name in any case, or a number. Default ``"info"``.
-        levels: Levels for loggers by name, and for those below them: ``{"urllib3": "warning"}``. For structlog's
-            loggers and `logging`'s alike. Default none.
-        stdlib: Whether `logging`'s root logger writes to the sinks too. Its plain stream handlers, such as
-            `logging.basicConfig` makes, are taken away; others stay. Default True.
-        processors: structlog processors for events of both kinds, after level, logger, time and context variables. What
-            one drops is counted as filtered. Default none.
-        captures_warnings: Whether Python's warnings come as events of the logger ``py.warnings``; only with *stdlib*.
+        levels: Levels by the name of a logger, which apply to the loggers below it too: ``{"urllib3": "warning"}``. For
+            loggers of structlog and of `logging`. Default: none.
+        stdlib: Whether `logging`'s root logger writes to the sinks too. Plain stream handlers, such as
+            `logging.basicConfig` makes, are removed from it; others stay. Default True.
+        processors: structlog processors for all events, applied after level, logger, time and context variables were
+            added. An event that one drops counts as filtered. Default: none.
+        captures_warnings: Whether Python's warnings become events of the logger ``py.warnings``; only with *stdlib*.
             Default True.
-        excepthook: Whether an exception that nobody catches, in the main thread, in another or in a place where Python
-            cannot raise it, becomes an event. The exit status stays. Default False.
-        env: Whether ``OUTFALL_SINKS`` (URLs and paths between blanks) adds sinks, and ``OUTFALL_LEVEL`` sets *level*.
-            Default False.
+        excepthook: Whether uncaught exceptions become events: those of the main thread, of other threads, and those
+            that Python cannot raise, as in ``__del__``. The exit status does not change. Default False.
+        env: Whether the environment variable ``OUTFALL_SINKS`` (URLs and paths, separated by blanks) adds sinks, and
+            ``OUTFALL_LEVEL`` sets *level*. Default False.
 
     Returns:
-        The `Setup`, with its sinks and their ledgers. As a context manager it puts back what was there before.
+        The `Setup`, with its sinks and their ledgers. As a context manager it restores the state before.
 
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If an argument has no meaning. Nothing has changed then.
 
-    Call it again at any time, under load too: the new set-up is in place first, events in flight are waited for (5 s at
-    most), then the sinks that the old one had opened are closed. Safe from any thread.
+    It may be called again at any time, also under load. The new set-up replaces the old one first. Then it waits for
+    events in flight, for 5 s at most, and closes the sinks that the old set-up had opened. Safe from any thread.
     """
     destinations = tuple(sinks)
     if env:
@@ -299,28 +302,28 @@ def configure(
     with _lock:
         setup = Setup(destinations, (lambda: _console(style, console_number)) if shown else None, make_root)
         if shown and console == "auto" and any(_writes_to_console(sink) for sink in setup.sinks[:-1]):
-            # One that a URL has opened writes there itself.
+            # The sink of a URL or path writes to the console itself.
             setup._root.sinks[-1].close(0)
             setup._owned.pop()
             setup._console = None
             setup._root = make_root(setup._root.sinks[:-1])
         replaced = _outlet.setup
         setup._replaced = replaced
-        _put_in_place(setup, number, by_logger, stdlib=stdlib, warnings=stdlib and captures_warnings, hooks=excepthook)
+        _install(setup, number, by_logger, stdlib=stdlib, warnings=stdlib and captures_warnings, hooks=excepthook)
         _outlet.setup = setup
     if replaced is not None:
-        replaced._end(REPLACE_SECONDS)
+        replaced._close_sinks(REPLACE_SECONDS)
     return setup
 
 
 def checked_arguments(
     console: Any = "auto", console_level: Any = None, level: Any = "info", levels: Any = None
 ) -> tuple[float, dict[str, float], float | None]:
-    """Return the levels that arguments of `configure` stand for: its own, those by logger, the console's.
+    """Check arguments of `configure`; return the levels as numbers: *level*, *levels* and *console_level*.
 
     Raises:
-        TypeError: If one has the wrong type.
-        ValueError: If one has no meaning.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has no meaning.
     """
     number = parse_level(level, "level")
     by_logger = {name: parse_level(each, f"levels[{name!r}]") for name, each in _checked_levels(levels).items()}
@@ -336,13 +339,13 @@ def get_logger(name: str | None = None, **context: Any) -> Any:
 
     Args:
         name: The ``logger`` of its events. Default None: the calling module's name.
-        **context: Fields to bind to it.
+        **context: Fields to bind to the logger.
     """
     return structlog.get_logger(calling_module() if name is None else name, **context)
 
 
 def open_sinks() -> tuple[Sink, ...]:
-    """Return the sinks of the process that are open and have no other sink around them, those of `configure` too."""
+    """Return the open sinks of the process that no other sink owns, including those of `configure`."""
     found = [sink for sink in participants() if isinstance(sink, Sink) and not sink.closed]
     of_set_ups = {id(sink) for root in found if isinstance(root, _Root) for sink in root.sinks}
     return tuple(
@@ -353,10 +356,10 @@ def open_sinks() -> tuple[Sink, ...]:
 
 
 def close_all(timeout: float | None = None) -> bool:
-    """Close every open sink within *timeout* seconds; return False if one had to give something up.
+    """Close every open sink; return False if one had to give up events.
 
     Args:
-        timeout: Seconds for all together. Default None: 5.
+        timeout: The time limit in seconds, for all sinks together. Default None: 5.
     """
     deadline = time.monotonic() + (REPLACE_SECONDS if timeout is None else timeout)
     done = [sink.close(max(0.0, deadline - time.monotonic())) for sink in open_sinks()]
@@ -366,22 +369,17 @@ def close_all(timeout: float | None = None) -> bool:
 # -- destinations
 
 
-def _opened(destination: Destination) -> Sink:
+def _open_destination(destination: Destination) -> Sink:
     if isinstance(destination, Sink):
         return destination
     if not isinstance(destination, (str, os.PathLike)):
         return destination.open()
-    if isinstance(destination, str) and _is_url(destination):
-        from outfall.adapters.urls import open_sink
+    if isinstance(destination, str):
+        from outfall.adapters.urls import is_url, open_sink
 
-        return open_sink(destination)
+        if is_url(destination):
+            return open_sink(destination)
     return FileSink(destination)
-
-
-def _is_url(text: str) -> bool:
-    from outfall.adapters.urls import is_url
-
-    return is_url(text)
 
 
 def _check_destination(destination: Any) -> None:
@@ -392,7 +390,7 @@ def _check_destination(destination: Any) -> None:
     if isinstance(destination, Described):
         return
     if isinstance(destination, type) and issubclass(destination, Sink):
-        msg = f"sinks: {destination.__name__} is a class: give a sink, {destination.__name__}(…)"
+        msg = f"sinks: {destination.__name__} is a class: pass an instance, {destination.__name__}(…)"
     else:
         msg = f"sinks: {destination!r} is neither a sink, nor a path, nor a URL"
     raise TypeError(msg)
@@ -421,33 +419,33 @@ def _console(style: StreamKind, level: float | None) -> Sink:
 # -- structlog, logging, hooks
 
 
-def _put_in_place(
+def _install(
     setup: Setup, number: float, levels: Mapping[str, float], *, stdlib: bool, warnings: bool, hooks: bool
 ) -> None:
-    """Lead structlog, logging, warnings and hooks to the outlet, and note in *setup* how to undo it."""
+    """Make structlog, logging, warnings and hooks write to the outlet; record in *setup* how to undo each step."""
     undo = setup._undo
     configured = structlog.is_configured()
     before = structlog.get_config()
     undo.append(lambda: structlog.configure(**before) if configured else structlog.reset_defaults())
     structlog.configure(
         processors=[],
-        # The outlet filters, so that loggers bound before follow another set-up's levels.
+        # The outlet filters by level, so that existing bound loggers follow the levels of a later set-up.
         wrapper_class=structlog.make_filtering_bound_logger(0),
         logger_factory=SinkLoggerFactory(_outlet),
         context_class=dict,
         cache_logger_on_first_use=False,
     )
     if stdlib:
-        _put_in_logging(undo, number, levels)
+        _install_handler(undo, number, levels)
     if warnings:
         captured = getattr(logging, "_warnings_showwarning", None) is not None
         logging.captureWarnings(capture=True)
         undo.append(lambda: logging.captureWarnings(capture=captured))
     if hooks:
-        _put_in_hooks(undo)
+        _install_hooks(undo)
 
 
-def _put_in_logging(undo: list[Callable[[], None]], number: float, levels: Mapping[str, float]) -> None:
+def _install_handler(undo: list[Callable[[], None]], number: float, levels: Mapping[str, float]) -> None:
     root = logging.getLogger()
     handlers, root_level = root.handlers[:], root.level
 
@@ -468,14 +466,14 @@ def _put_in_logging(undo: list[Callable[[], None]], number: float, levels: Mappi
 
 
 class _OutletHandler(SinkHandler):
-    """The handler on the root logger. `logging.config` closes handlers; the sinks behind this one stay open."""
+    """The handler on the root logger."""
 
     def close(self) -> None:
-        """Do nothing to the sinks."""
+        """Do nothing: `logging.config` closes handlers, but the sinks have to stay open."""
 
 
-def _put_in_hooks(undo: list[Callable[[], None]]) -> None:
-    """Make an event of what nobody catches. What another program's hook does with it, it does as well."""
+def _install_hooks(undo: list[Callable[[], None]]) -> None:
+    """Log uncaught exceptions; then call the hook that was there before, unless it is Python's own."""
     main, in_thread, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
 
     def restore() -> None:

@@ -1,7 +1,7 @@
-"""From structlog into a sink.
+"""Adapters from structlog to a sink.
 
-A sink can itself be the last processor of a chain. `SinkLoggerFactory` is the other way: the chain ends as it would for
-any other logger, and the logger it calls is a sink. `tee` is for chains that go on.
+A sink can be the last processor of a chain itself. With `SinkLoggerFactory` the chain ends as for any other logger, and
+the logger passes the event to a sink. `tee` is a processor in the middle of a chain.
 """
 
 from __future__ import annotations
@@ -22,30 +22,29 @@ if TYPE_CHECKING:
 
 
 class SinkLogger:
-    """A logger whose every method hands the event to a sink: what a structlog bound logger wraps.
+    """Pass the event of each log method to a sink. structlog's bound loggers wrap this logger.
 
-    Takes whatever a processor chain may end in: the event dict itself (no last processor needed), text of a renderer,
-    or the arguments that `structlog.stdlib.render_to_log_kwargs`, ``render_to_log_args_and_kwargs`` and
-    ``ProcessorFormatter.wrap_for_formatter`` make. An event without ``level`` gets the method's name, one without
-    ``logger`` the logger's, and one without ``timestamp`` the time, in UTC: the shape that `SinkHandler` gives records
-    too.
+    It accepts any result of a processor chain: the event dict itself (no last processor needed), the text of a
+    renderer, or the arguments that `structlog.stdlib.render_to_log_kwargs`, ``render_to_log_args_and_kwargs`` and
+    ``ProcessorFormatter.wrap_for_formatter`` make. Missing fields are added, as `SinkHandler` does for records:
+    ``level`` from the method's name, ``logger`` from the logger's, and ``timestamp``, the time in UTC.
 
-    It has what structlog's standard library processors ask a logger for: `name`, `disabled`, `isEnabledFor` and
-    `getEffectiveLevel`, which is the sink's level.
+    It has the attributes that structlog's processors for the standard library use: `name`, `disabled`, `isEnabledFor`
+    and `getEffectiveLevel`, which returns the sink's level.
 
     Args:
-        sink: Where events go. It is not owned.
-        name: The logger's name: the event's ``logger``, and for `structlog.stdlib.add_logger_name`. Default ``"root"``.
+        sink: The sink. It is not owned.
+        name: The logger's name, for the event's ``logger`` and `structlog.stdlib.add_logger_name`. Default ``"root"``.
 
     Raises:
-        TypeError: If *sink* is no `Sink`.
+        TypeError: If *sink* is not a `Sink`.
 
-    Safe from any thread. Not picklable, since the sink is not; copies share the sink.
+    Safe from any thread. It cannot be pickled, since the sink cannot; copies share the sink.
     """
 
     __slots__ = ("_sink", "name")
 
-    #: Never disabled; structlog's ``filter_by_level`` asks.
+    #: Always False; structlog's ``filter_by_level`` reads it.
     disabled = False
 
     def __init__(self, sink: Sink, name: str = "root") -> None:
@@ -54,7 +53,7 @@ class SinkLogger:
 
     @property
     def sink(self) -> Sink:
-        """The sink that events go to."""
+        """The sink that gets the events."""
         return self._sink
 
     @property
@@ -67,7 +66,7 @@ class SinkLogger:
         return self._sink.level
 
     def isEnabledFor(self, level: float) -> bool:  # noqa: N802 - logging's name, which structlog calls
-        """Return True if the sink's level lets *level* pass."""
+        """Return True if the sink accepts events of *level*."""
         return level >= self._sink.level
 
     def _hand(
@@ -80,7 +79,7 @@ class SinkLogger:
         except Exception:
             self._sink.handle(args[0] if args else kwargs)  # the sink counts and reports it
             return
-        # Made for this call, here or by the chain, so that fields may go into it. Text keeps its level aside.
+        # The dict belongs to this call, so fields can be added to it. A text event keeps its level in an attribute.
         if isinstance(event, TextEvent):
             event.carried_level = number
             if not self._sink._text_seen:
@@ -96,12 +95,12 @@ class SinkLogger:
         self._sink.handle(event)
 
     def debug(self, /, *args: Any, **kwargs: Any) -> None:
-        """Hand over an event of level debug."""
+        """Pass on an event of level debug."""
         self._hand("debug", args, kwargs)
 
     def info(self, /, *args: Any, **kwargs: Any) -> None:
-        """Hand over an event of level info."""
-        # By far the most called, by far mostly with an event dict that has its level.
+        """Pass on an event of level info."""
+        # A shortcut for the most frequent call: an event dict that has its level.
         if not args and "level" in kwargs and "msg" not in kwargs:
             if "logger" not in kwargs:
                 kwargs["logger"] = self.name
@@ -112,24 +111,24 @@ class SinkLogger:
             self._hand("info", args, kwargs)
 
     def warning(self, /, *args: Any, **kwargs: Any) -> None:
-        """Hand over an event of level warning."""
+        """Pass on an event of level warning."""
         self._hand("warning", args, kwargs)
 
     def error(self, /, *args: Any, **kwargs: Any) -> None:
-        """Hand over an event of level error."""
+        """Pass on an event of level error."""
         self._hand("error", args, kwargs)
 
     def critical(self, /, *args: Any, **kwargs: Any) -> None:
-        """Hand over an event of level critical."""
+        """Pass on an event of level critical."""
         self._hand("critical", args, kwargs)
 
     def exception(self, /, *args: Any, **kwargs: Any) -> None:
-        """Hand over an event of level error; structlog has put the exception in already."""
+        """Pass on an event of level error; structlog has added the exception already."""
         self._hand("error", args, kwargs)
 
     def log(self, /, *args: Any, **kwargs: Any) -> None:
-        """Hand over an event of a level, a name or number, given before it; without one it counts as INFO."""
-        # structlog.BoundLogger, which lets every method name through, knows no level here: only the event comes.
+        """Pass on an event, with its level (a name or number) as the first argument; without a level it is INFO."""
+        # structlog.BoundLogger passes any method name on, and calls log() with the event alone.
         level = None
         if args and (kwargs or len(args) > 1):
             with contextlib.suppress(TypeError, ValueError):
@@ -157,7 +156,7 @@ class SinkLogger:
         return SinkLogger(self._sink, self.name)
 
     def __reduce__(self) -> Any:
-        """Refuse to be pickled."""
+        """Raise a TypeError that names the remedy."""
         msg = (
             f"a logger bound to {type(self._sink).__name__} cannot be pickled: the sink holds open resources; "
             "pickle the lazy proxy that structlog.get_logger() returns, before bind()"
@@ -169,13 +168,13 @@ class SinkLoggerFactory:
     """Make `SinkLogger` instances for ``structlog.configure(logger_factory=…)``.
 
     Args:
-        sink: Where events go. It is not owned: close it yourself, or leave it to the exit hook to drain it.
+        sink: The sink. It is not owned: close it yourself, or let the exit hook drain it.
 
     Raises:
-        TypeError: If *sink* is no `Sink`.
+        TypeError: If *sink* is not a `Sink`.
 
-    A name given to ``structlog.get_logger("name")`` is the logger's name; without one it is the calling module's, as
-    with `structlog.stdlib.LoggerFactory`.
+    The logger's name is the argument of ``structlog.get_logger("name")``, else the name of the calling module, as with
+    `structlog.stdlib.LoggerFactory`.
     """
 
     sink: Sink
@@ -184,7 +183,7 @@ class SinkLoggerFactory:
         self.sink = checked_sink(sink)
 
     def __call__(self, *args: Any) -> SinkLogger:
-        """Return a logger named by the first of *args*, else by the calling module."""
+        """Return a logger named after the first of *args*, else after the calling module."""
         return SinkLogger(self.sink, str(args[0]) if args else calling_module())
 
     def __repr__(self) -> str:
@@ -192,7 +191,7 @@ class SinkLoggerFactory:
 
 
 def calling_module() -> str:
-    """Return the name of the module whose code calls, past structlog and this package."""
+    """Return the name of the calling module, skipping structlog and this package."""
     frame = sys._getframe(2)
     while frame.f_back is not None:
         module = str(frame.f_globals.get("__name__") or "?")
@@ -203,15 +202,15 @@ def calling_module() -> str:
 
 
 def tee(sink: Sink) -> Callable[[Any, str, Any], Any]:
-    """Return a structlog processor that hands each event to *sink* and passes it on unchanged.
+    """Return a structlog processor that gives each event to *sink* and returns it unchanged.
 
     Args:
-        sink: It is not owned.
+        sink: The sink. It is not owned.
 
     Raises:
-        TypeError: If *sink* is no `Sink`.
+        TypeError: If *sink* is not a `Sink`.
 
-    A missing ``level`` is taken from the method's name for filtering; it is not written into the event.
+    The sink filters an event without ``level`` by the method's name; the event itself gets no level.
     """
     checked_sink(sink)
 

@@ -1,4 +1,4 @@
-"""A set-up in a file: `configure_from` reads it from TOML."""
+"""Reads settings files: `configure_from` sets up logging from TOML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from outfall.sinks.errors import MissingDependencyError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: The arguments of `configure` that a file may hold, and what each has to be.
+#: The arguments of `configure` that a file may hold, with the types of each, and these in words.
 _ARGUMENTS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "console": ((str, bool), '"auto", true or false'),
     "console_level": ((str, int, float), "a level"),
@@ -31,11 +31,11 @@ _ARGUMENTS: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a file holds.
+    """The contents of a settings file.
 
     Args:
-        path: The file.
-        arguments: Those of `configure`.
+        path: The path of the file.
+        arguments: The arguments for `configure`.
         sinks: The sinks, in the order of the file.
     """
 
@@ -45,25 +45,26 @@ class Settings:
 
 
 def configure_from(path: str | os.PathLike[str]) -> Setup:
-    """Set up structlog and `logging` as a file of TOML says, by `configure`.
+    """Set up structlog and `logging` from a TOML file; calls `configure`.
 
     Args:
-        path: The file. Its table ``[outfall]`` has arguments of `configure`: ``console``, ``console_level``, ``level``,
-            ``levels``, ``stdlib``, ``captures_warnings``, ``excepthook``, ``env``. Each table ``[sinks.NAME]`` has the
-            ``url`` of a sink, as `open_sink` takes it, and options as its query may have them, such as
-            ``max_bytes = "50 MB"``. Those with a dot may be tables: ``labels = { app = "shop" }``,
-            ``spool = { directory = "/var/spool/shop", max_bytes = "1 GB" }``. NAME is the name of the sink.
+        path: The path of the file. Its table ``[outfall]`` has arguments of `configure`: ``console``,
+            ``console_level``, ``level``, ``levels``, ``stdlib``, ``captures_warnings``, ``excepthook``, ``env``. Each
+            table ``[sinks.NAME]`` has the ``url`` of a sink, as `open_sink` takes it, and the options that the query of
+            the URL may have, such as ``max_bytes = "50 MB"``. Options with a dot may be tables:
+            ``labels = { app = "shop" }``, ``spool = { directory = "/var/spool/shop", max_bytes = "1 GB" }``. NAME is
+            the name of the sink.
 
     Returns:
         The `Setup`.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is no TOML, or a table, a key or a value has no meaning; the message names the file and the
+        ValueError: If it is not TOML, or a table, a key or a value has no meaning; the message names the file and the
             key. Nothing has changed then.
-        MissingDependencyError: On Python 3.10, which has no reader of TOML, without the extra ``toml``.
+        MissingDependencyError: On Python 3.10, which cannot read TOML, without the extra ``toml``.
 
-    Paths in the file are relative to the working directory, as everywhere.
+    Paths in the file are relative to the working directory.
     """
     settings = read(path)
     try:
@@ -73,30 +74,30 @@ def configure_from(path: str | os.PathLike[str]) -> Setup:
 
 
 def read(path: str | os.PathLike[str]) -> Settings:
-    """Return what the file at *path* holds; no sink is opened.
+    """Read the settings file at *path*, without opening sinks.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is no TOML, or a table or key is not known.
-        MissingDependencyError: If there is no reader of TOML.
+        ValueError: If it is not TOML, a table or key is unknown, or a value has the wrong type.
+        MissingDependencyError: On Python 3.10 without tomli.
     """
     name = os.fsdecode(path)
     every = tables(path, ("outfall", "sinks"))
     arguments = table(path, every, "outfall", _ARGUMENTS)
     for key, value in arguments.items():
-        kinds, told = _ARGUMENTS[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise _wrong(name, f"[outfall] {key} = {value!r} is not {told}")
+        types, expected = _ARGUMENTS[key]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise _wrong(name, f"[outfall] {key} = {value!r} is not {expected}")
     return Settings(name, arguments, sinks(path, every))
 
 
 def tables(path: str | os.PathLike[str], known: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return the tables of the file at *path*, all of which are *known*.
+    """Return the tables of the file at *path*, which may have the *known* names.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is no TOML, or a table is not known, or none.
-        MissingDependencyError: If there is no reader of TOML.
+        ValueError: If it is not TOML, has another table, or a value in place of a table.
+        MissingDependencyError: On Python 3.10 without tomli.
     """
     name = os.fsdecode(path)
     loads = _reader()
@@ -109,17 +110,17 @@ def tables(path: str | os.PathLike[str], known: tuple[str, ...]) -> dict[str, di
     _refuse_unknown(name, "table", "", found, known)
     for each in known:
         if not isinstance(found.get(each, {}), dict):
-            raise _wrong(name, f"{each} is no table: write [{each}{'.NAME' if each == 'sinks' else ''}]")
+            raise _wrong(name, f"{each} is not a table: write [{each}{'.NAME' if each == 'sinks' else ''}]")
     return found
 
 
 def table(
     path: str | os.PathLike[str], every: Mapping[str, dict[str, Any]], name: str, known: Iterable[str]
 ) -> dict[str, Any]:
-    """Return the table *name*, all keys of which are *known*.
+    """Return the table *name*, which may have the *known* keys.
 
     Raises:
-        ValueError: If one is not.
+        ValueError: If it has another key.
     """
     found = every.get(name, {})
     _refuse_unknown(os.fsdecode(path), "key", f"[{name}] ", found, known)
@@ -130,19 +131,19 @@ def sinks(path: str | os.PathLike[str], every: Mapping[str, dict[str, Any]]) -> 
     """Return the sinks of the tables ``[sinks.NAME]``, in the order of the file.
 
     Raises:
-        ValueError: If one has no URL.
+        ValueError: If a table has no URL.
     """
     return tuple(_sink(os.fsdecode(path), name, given) for name, given in every.get("sinks", {}).items())
 
 
 def _sink(path: str, name: str, table: Any) -> Described:
     if not isinstance(table, dict):
-        raise _wrong(path, f"sinks.{name} is no table: write [sinks.{name}] and below it url = …")
+        raise _wrong(path, f"sinks.{name} is not a table: write [sinks.{name}] and below it url = …")
     options = dict(table)
     url = options.pop("url", None)
     if not isinstance(url, str):
-        told = "has no url" if url is None else "url is no text"
-        raise _wrong(path, f'[sinks.{name}] {told}: write url = "file:app.jsonl"')
+        problem = "has no url" if url is None else "url is not text"
+        raise _wrong(path, f'[sinks.{name}] {problem}: write url = "file:app.jsonl"')
     return Described(url, options, name, f"[sinks.{name}]")
 
 
@@ -159,7 +160,7 @@ def _wrong(path: str, message: str) -> ValueError:
 
 
 def _reader() -> Any:
-    """Return what reads TOML: of the standard library, and of tomli on Python 3.10."""
+    """Return the function that parses TOML: that of the standard library, on Python 3.10 that of tomli."""
     try:
         reader: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     except ImportError:

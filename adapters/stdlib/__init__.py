@@ -1,1 +1,1 @@
-"""Between `logging` and sinks, both ways."""
+"""Adapters between `logging` and sinks, in both directions."""

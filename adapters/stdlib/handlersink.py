@@ -1,4 +1,4 @@
-"""From sinks out to `logging.Handler`: `HandlerSink`."""
+"""`HandlerSink`: a sink that passes events to a `logging.Handler`."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 class HandlerSink(Sink):
-    """Give events to a `logging.Handler`, as records.
+    """Pass each event to a `logging.Handler` as a `logging.LogRecord`.
 
-    ``event`` becomes the message, ``level``, ``logger``, ``timestamp``, ``exc_info`` or ``exception``, ``stack`` and
-    the call-site keys the record's own attributes, and every other key an attribute as ``extra`` makes them; a key
-    that a record has for itself gets ``extra_`` before its name. A handler that formats with
-    `structlog.stdlib.ProcessorFormatter` gets the event dict as that expects it.
+    ``event`` becomes the message. ``level``, ``logger``, ``timestamp``, ``exc_info`` or ``exception``, ``stack`` and
+    the call-site keys become the record's own attributes. Every other key becomes an attribute, as with ``extra``; a
+    key that is also the name of a record's own attribute gets ``extra_`` before it. A handler that formats with
+    `structlog.stdlib.ProcessorFormatter` gets the event dict in the form which that expects.
 
     Args:
-        handler: The handler. Its level and filters are applied. It is not owned: `close` flushes it and leaves it open.
-        naive_timestamps: What a ``timestamp`` of text without a zone is: ``"utc"`` (default) or ``"local"``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        handler: The handler. Its level and filters apply. It is not owned: `close` flushes it and leaves it open.
+        naive_timestamps: The zone of a ``timestamp`` that is text without one: ``"utc"`` (default) or ``"local"``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        TypeError: If *handler* is no `logging.Handler`.
+        TypeError: If *handler* is not a `logging.Handler`.
         ValueError: If *naive_timestamps* is neither.
 
-    Holds no lock: the handler has its own. Handlers of the standard library report their failures themselves, by
-    ``handleError``; such an event counts as delivered here.
+    Safe from any thread: the sink holds no lock, since the handler has its own. Handlers of the standard library report
+    their failures themselves, by ``handleError``; such an event counts as delivered here.
     """
 
     shows_people = True
@@ -70,18 +70,18 @@ class HandlerSink(Sink):
 
     @property
     def keeps_in_memory(self) -> bool:
-        """True if the handler is one of the standard library's that do."""
+        """True if the handler is a `QueueHandler` or `MemoryHandler` of the standard library."""
         handlers = sys.modules.get("logging.handlers")
         return handlers is not None and isinstance(self.handler, (handlers.QueueHandler, handlers.MemoryHandler))
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Give *event* to the handler."""
+        """Pass *event* to the handler."""
         if not self._give(event):
             raise DropEvent
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Give the events to the handler, one by one."""
-        # What the handler filters is settled, and no reason to reject.
+        """Pass the events to the handler one by one."""
+        # An event that the handler filters counts as delivered, not as rejected.
         return self._emit_each(batch, self._give_item)
 
     def _give_item(self, item: Encoded) -> None:
@@ -91,11 +91,11 @@ class HandlerSink(Sink):
         record = self.record(event)
         if record.levelno < self.handler.level and level_of(event) != UNKNOWN:
             return False
-        # Handlers of others may return None from handle(); only a False is a filter's.
+        # Only False means filtered: handle() of third-party handlers may return None.
         return self.handler.handle(record) is not False
 
     def record(self, event: dict[str, Any]) -> logging.LogRecord:
-        """Return *event* as a log record."""
+        """Return a log record for *event*."""
         if not _formats_structlog(self.handler):
             return record_of(event, naive=self.naive_timestamps)
         record: Any = bare_record_of(event, None, self.naive_timestamps)[0]
@@ -112,7 +112,7 @@ class HandlerSink(Sink):
 
 
 def _formats_structlog(handler: logging.Handler) -> bool:
-    """Return True if *handler*, or the one that a `logging.handlers.MemoryHandler` keeps for, formats event dicts."""
+    """Return True if *handler*, or the target of a `MemoryHandler`, formats with structlog's ProcessorFormatter."""
     target: Any = handler
     for _ in range(10):
         if isinstance(target, logging.Handler) and target.formatter is None:

@@ -1,4 +1,4 @@
-"""From `logging` into sinks: `SinkHandler`, and what `logging.config` makes of descriptions."""
+"""`SinkHandler`: a `logging.Handler` that passes records to a sink, which `logging.config` may describe."""
 
 from __future__ import annotations
 
@@ -19,41 +19,44 @@ if TYPE_CHECKING:
     from logging.config import BaseConfigurator
     from types import FrameType
 
-#: The formats of `logging.basicConfig`, which gives a formatter to each handler that has none.
+#: The default formats of `logging.basicConfig`, which sets a formatter on each handler without one.
 _BASIC_FORMATS = frozenset(default for _, default in logging._STYLES.values())
 
 
 class SinkHandler(logging.Handler):
-    """Hand `logging` records to a sink, as events.
+    """Pass each `logging` record to a sink as an event.
 
     An event gets the message with its arguments (``event``), the lower-case ``level``, ``logger``, ``timestamp`` (ISO
-    8601, UTC), each ``extra`` field, ``exc_info`` and ``stack``. An ``extra`` that differs from the
-    event's own field of that name gets ``extra_`` before its name. A dict as the message gives its items as fields. A
-    structlog event dict, as `structlog.stdlib.ProcessorFormatter.wrap_for_formatter` leaves it in ``record.msg``, is
-    used as it is; one that `structlog.stdlib.render_to_log_kwargs` put into ``extra`` keeps its own timestamp, level
+    8601, UTC), each ``extra`` field, ``exc_info`` and ``stack``. An ``extra`` field that differs from the event's own
+    field of that name gets ``extra_`` before its name. If the message is a dict, its items become fields.
+
+    A structlog event dict in ``record.msg``, as `structlog.stdlib.ProcessorFormatter.wrap_for_formatter` leaves it, is
+    used as it is. One that `structlog.stdlib.render_to_log_kwargs` put into ``extra`` keeps its own timestamp, level
     and exception. Processors of the sink find the record under ``_record``, as structlog's processors expect; it is
     never written out.
 
-    With a formatter set, its text is written instead; the one that `logging.basicConfig` makes of itself, without a
-    ``format``, does not count.
+    If a formatter is set, the sink gets the formatter's text instead. The default formatter of `logging.basicConfig`,
+    called without a ``format``, is ignored.
 
-    uvicorn's ``color_message`` is left out, and its requests have ``client``, ``method``, ``path``, ``http_version``
-    and ``status`` as fields.
+    Records of uvicorn lose their ``color_message``; those of its requests get the fields ``client``, ``method``,
+    ``path``, ``http_version`` and ``status``.
 
     Args:
-        sink: Where events go: a `Sink`, or a dict that describes one as `logging.config.dictConfig` describes custom
-            objects: ``"()"`` names the class, ``"args"`` holds positional arguments, ``"."`` attributes to set, and
-            everything else is a keyword argument. Such dicts may be nested. Or a URL, as `open_sink` takes it.
-        level: Records below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        callsite: The call-site fields to add: names as `structlog.processors.CallsiteParameter` has them, or True for
-            path, line, function, process, thread and task. Default False, which adds none.
+        sink: The sink: a `Sink`, a URL as `open_sink` takes it, or a dict that describes a sink as
+            `logging.config.dictConfig` describes custom objects. In the dict ``"()"`` names the class, ``"args"`` holds
+            positional arguments, ``"."`` attributes to set, and everything else is a keyword argument. Such dicts may
+            be nested.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        callsite: The call-site fields to add: names of `structlog.processors.CallsiteParameter`, or True for path,
+            line, function, process, thread and task. Default False: none.
 
     Raises:
         TypeError: If *sink* is neither a sink nor a description of one.
-        ValueError: If *callsite* names a field that is none, *level* is no level, or a URL has no meaning.
+        ValueError: If *callsite* names an unknown field, *level* is not a level, or the URL has no meaning.
 
-    The sink is not owned, so `close` only flushes it; one made from a description or a URL is closed. Takes no lock:
-    the sink has its own. With ``on_error="raise"`` the sink's exceptions reach the caller of the log method.
+    `close` flushes a sink that was passed, and closes one made from a description or a URL. Safe from any thread: the
+    handler takes no lock, since the sink has its own. With ``on_error="raise"`` the sink's exceptions reach the caller
+    of the log method.
 
     Source: https://docs.python.org/3/library/logging.html#handler-objects
     """
@@ -67,35 +70,35 @@ class SinkHandler(logging.Handler):
     ) -> None:
         number = int(parse_level(level))
         self._reader = RecordReader(callsite, self.handleError)
-        #: What makes an event of a record, unless a subclass does it in its own way.
+        #: The function that makes an event of a record; None if a subclass overrides `event`.
         self._read = self._reader.event if type(self).event is SinkHandler.event else None
         self._owns_sink = isinstance(sink, (Mapping, str))
         self.sink: Sink = _sink_of(sink)
-        #: Whether the sink's own class has a filter of its own.
+        #: Whether a subclass overrides `filter`.
         self._filters = type(self).filter is not logging.Filterer.filter
         try:
-            # Last: logging.shutdown finds the handler from here on.
+            # Last, since this registers the handler for logging.shutdown.
             super().__init__(number)
         except BaseException:
             if self._owns_sink:
                 self.sink.close()
             raise
-        _make_known(sys._getframe(1))
+        _register_level_name(sys._getframe(1))
 
     def setLevel(self, level: int | str) -> None:  # noqa: N802 - logging's name
-        """Set the level: a name in any case, or a number."""
+        """Set the lowest level to accept: a name in any case, or a number."""
         super().setLevel(int(parse_level(level)))
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802 - logging's name
-        """Set the formatter, whose text is written instead of the event."""
-        # Nobody asked for text: basicConfig(handlers=[…]) alone does this.
+        """Set the formatter: the sink then gets its text instead of events."""
+        # Ignore the default of basicConfig(handlers=[…]): the application has not asked for text.
         default = type(fmt) is logging.Formatter and fmt._fmt in _BASIC_FORMATS
         if not (default and _is_called_by(sys._getframe(1), "logging", "basicConfig")):
             super().setFormatter(fmt)
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Emit *record* unless a filter keeps it out; return whether it was emitted."""
-        # logging.Handler holds its lock here. The sink has its own, and only around the write.
+        """Emit *record* unless a filter rejects it; return whether it was emitted."""
+        # Without the lock that logging.Handler takes here: the sink has its own, held for the write alone.
         if self.filters or self._filters:
             passed: Any = self.filter(record)
             if not passed:
@@ -107,7 +110,7 @@ class SinkHandler(logging.Handler):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand *record* to the sink."""
+        """Pass *record* to the sink."""
         event: Any
         if self.formatter is not None:
             try:
@@ -115,7 +118,7 @@ class SinkHandler(logging.Handler):
             except Exception:
                 self.handleError(record)
             else:
-                # Formatters of others return dicts as well.
+                # Third-party formatters may return dicts, which are events.
                 if isinstance(event, (str, bytes)):
                     event = TextEvent(event, record.levelno)
                     if not self.sink._text_seen:
@@ -137,7 +140,7 @@ class SinkHandler(logging.Handler):
         self.sink.handle(event)
 
     def event(self, record: logging.LogRecord) -> dict[str, Any]:
-        """Return the event that *record* stands for."""
+        """Return an event for *record*."""
         event = self._reader.event(record)
         if "_record" not in event and self.sink._reads_metadata():
             event["_record"] = record
@@ -145,13 +148,13 @@ class SinkHandler(logging.Handler):
         return event
 
     @property
-    def flushOnClose(self) -> bool:  # noqa: N802 - what logging.shutdown asks a handler for, since Python 3.12
+    def flushOnClose(self) -> bool:  # noqa: N802 - logging.shutdown reads it, since Python 3.12
         """Whether `close` and the end of the program flush: False for a sink with ``flush_on_close`` False."""
         return bool(getattr(self.sink, "flush_on_close", True))
 
     def flush(self) -> None:
         """Flush the sink, within its `Sink.drain_timeout`."""
-        # Before Python 3.12 logging.shutdown does not ask.
+        # Before Python 3.12 logging.shutdown does not read flushOnClose.
         if self.flushOnClose or not lifecycle.exiting():
             self.sink.flush()
 
@@ -175,7 +178,7 @@ def _sink_of(given: Any) -> Sink:
     """
     if isinstance(given, Mapping) and "()" not in given:
         named = given.get("class", "outfall.FileSink")
-        msg = f"sink={dict(given)!r} has no '()', which names what makes the sink: {{'()': {named!r}, …}}"
+        msg = f"sink={dict(given)!r} has no '()', the class of the sink: {{'()': {named!r}, …}}"
         raise TypeError(msg)
     if isinstance(given, str) and ":" in given:
         from outfall.adapters.urls import open_sink
@@ -188,11 +191,11 @@ def _is_called_by(caller: FrameType, module: str, function: str) -> bool:
     return caller.f_code.co_name == function and caller.f_globals.get("__name__") == module
 
 
-def _make_known(caller: FrameType) -> None:
-    """Let dictConfig, if it is the *caller*, set the level that it is asked for, such as ``"info"``.
+def _register_level_name(caller: FrameType) -> None:
+    """Register the level name that dictConfig, the *caller*, is about to set, such as ``"info"``.
 
-    It looks the level up itself, in logging's registry, where only the upper-case names are, after it has made the
-    handler. A second name for a level changes nothing else: the first stays what records show.
+    dictConfig makes the handler and then looks the level up in logging's registry, which has upper-case names only. A
+    second name for a level changes nothing else: records still show the first one.
     """
     if _is_called_by(caller, "logging.config", "configure_handler"):
         level = caller.f_locals.get("level")
@@ -204,9 +207,9 @@ def _make_known(caller: FrameType) -> None:
 
 
 def build(description: Any) -> Any:
-    """Return what a `logging.config.dictConfig` description stands for: objects for dicts with ``"()"``.
+    """Build the object that a `logging.config.dictConfig` description describes, from a dict with ``"()"``.
 
-    Also within other dicts and lists; ``ext://`` and ``cfg://`` texts are resolved.
+    Dicts with ``"()"`` within other dicts and lists are built too; ``ext://`` and ``cfg://`` texts are resolved.
 
     Raises:
         ValueError: If a name cannot be resolved.
@@ -219,7 +222,7 @@ def build(description: Any) -> Any:
 
 def _built(value: Any, configurator: BaseConfigurator) -> Any:
     if isinstance(value, Mapping):
-        # By key, not by items(): dictConfig's dicts convert their values on access.
+        # By key: the dicts of dictConfig convert values on access by key, but not in items().
         items = {key: _built(value[key], configurator) for key in value}
         factory = items.pop("()", None)
         if factory is None:

@@ -1,13 +1,13 @@
-"""A sink in one string: `open_sink` makes the sink that a URL names.
+"""Sinks by URL: `open_sink` opens the sink that a URL names.
 
-The scheme is the kind of sink, and the query has its arguments, by the names of the sink's own parameters.
+The scheme names the kind of sink. The query has its arguments, under the names of the sink's parameters.
 
 | module | what |
 | --- | --- |
-| `kinds` | the table of the schemes: what each stands for, and how its sink is made |
-| `request` | a URL taken apart, and the options that a sink takes of it |
-| `values` | text to numbers, sizes, spans, lists, sinks, as a parameter's annotation asks |
-| `registry` | looks a scheme up, among the entry points too |
+| `kinds` | the table of schemes: the kind of sink that each names, and how to make it |
+| `request` | parses a URL, and gives each sink its options |
+| `values` | converts text to numbers, sizes, spans, lists and sinks, by the parameter's annotation |
+| `registry` | looks a scheme up, in the table and among entry points |
 """
 
 from outfall.adapters.urls.registry import Described, is_url, open_sink, options_of, schemes

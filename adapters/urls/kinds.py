@@ -1,8 +1,8 @@
 """The kinds of sinks that a URL can name: one table, an entry for each scheme.
 
-To add a scheme, add an entry to `SCHEMES`. It needs a line for people, an example, what makes the sink (one of
-`at_host`, `at_path`, `anywhere`, `by_url` in most cases), the names of what is called in `outfall`, and the
-parameters that the URL itself gives and its query may not.
+To add a scheme, add an entry to `SCHEMES`. It needs an example, a description, a function that makes the sink (in most
+cases from `at_host`, `at_path`, `without_place` or `by_url`), the names in `outfall` of the sinks that this makes, and
+the parameters that come from the URL itself, not from its query.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a scheme stands for.
+    """The kind of sink that a scheme names.
 
     Args:
-        example: A URL of the scheme, with the options that it needs.
-        about: One line for people.
-        make: Makes the sink of a `Request`.
-        sinks: The names, in `outfall`, of what may be made: its parameters are the options.
-        fixed: Those parameters that the URL itself gives.
-        choices: Options that stand for an object: for each, the parameter that gets it, and the names, in `outfall`, of
-            what its choices make. The first is the default.
+        example: A URL of the scheme, with the required options.
+        about: A description in one line.
+        make: A function that makes the sink for a `Request`.
+        sinks: The names in `outfall` of the classes or factories that *make* calls. Their parameters are the options.
+        fixed: The parameters that come from the URL itself and are not options.
+        choices: Options that name an object. For each, the parameter that gets the object, and the names in `outfall`
+            of the classes by choice. The first is the default.
         extra: The extra of Outfall that it needs, or None.
-        client: The module that this extra installs, or None.
+        client: The module that the extra installs, or None.
     """
 
     example: str
@@ -49,17 +49,17 @@ class Kind:
     client: str | None = None
 
     def targets(self) -> tuple[Callable[..., Any], ...]:
-        """Return what makes its sinks."""
+        """Return the classes or factories of its sinks."""
         import outfall
 
         return tuple(getattr(outfall, name) for name in self.sinks)
 
 
-# -- what makes a sink
+# -- functions that make sinks
 
 
-def anywhere(name: str) -> Maker:
-    """Return what makes a sink that has no place: nothing stands behind the colon but options."""
+def without_place(name: str) -> Maker:
+    """Return a function that makes the sink *name* from a URL without host and path."""
 
     def make(request: Request) -> Sink:
         request.refuse_place()
@@ -69,7 +69,13 @@ def anywhere(name: str) -> Maker:
 
 
 def at_host(name: str, *, port: int | None = None, **defaults: Any) -> Maker:
-    """Return what makes a sink of *name* with a host and a port first; *port* is for URLs without one."""
+    """Return a function that makes the sink *name* with host and port as its first arguments.
+
+    Args:
+        name: The name of the class in `outfall`.
+        port: The default port. None: the URL must have one.
+        **defaults: Arguments that options may replace.
+    """
 
     def make(request: Request) -> Sink:
         host, number = request.needed_host, request.port or port
@@ -83,12 +89,12 @@ def at_host(name: str, *, port: int | None = None, **defaults: Any) -> Maker:
 
 
 def at_path(name: str, *more: Any) -> Maker:
-    """Return what makes a sink of *name* with a path first, and *more* behind it; nothing crosses a network."""
+    """Return a function that makes the sink *name*, of this machine, with a path and *more* as its first arguments."""
     return lambda request: finished(request, _class(name), request.file_path, *more)
 
 
 def by_url(name: str, *, network: bool = True) -> Maker:
-    """Return what makes a sink of *name* with the URL itself first, credentials included and options not."""
+    """Return a function that makes the sink *name* with the URL, without the query, as its first argument."""
 
     def make(request: Request) -> Sink:
         _ = request.login
@@ -111,18 +117,18 @@ def finished(
     defaults: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Sink:
-    """Return a sink of *kind*, with the background or the spool around it that *request* asks for.
+    """Make a sink of *kind*, wrapped in a `BackgroundSink` or `SpoolSink` if *request* asks for one.
 
     Args:
-        request: What has the options.
-        kind: What makes the sink.
+        request: The request, which has the options.
+        kind: The class of the sink.
         *places: Its positional arguments.
-        network: Whether it gets a background unless the URL says otherwise.
+        network: Whether a background is the default.
         defaults: Arguments that options may replace.
-        arguments: Arguments that they may not.
+        arguments: Arguments that options may not replace.
 
     Raises:
-        ValueError: If an option is not known or has no meaning.
+        ValueError: If an option is unknown, missing, or has no meaning.
     """
     from outfall import BackgroundSink, SpoolSink
 
@@ -134,7 +140,7 @@ def finished(
     if not behind:
         request.refuse_rest((kind,))
         return kind(*places, **given)
-    # What both take is the outer sink's.
+    # Parameters that both sinks have are for the outer one.
     outer = {name: given.pop(name) for name in _OUTER if name in given}
     wrapper = request.take(around, "spool." if request.spool is not None else "")
     wrapper.pop("target", None)
@@ -149,17 +155,17 @@ def finished(
         raise
 
 
-#: What the outermost sink has, and none behind it.
+#: Parameters that the outermost sink gets, and the sink behind it does not.
 _OUTER = ("level", "processors", "on_error", "name")
 
 
 def _file(request: Request) -> Sink:
-    """Return the file sink whose parameters the URL has: plain, by size or by time."""
+    """Make the file sink that has the options of the URL: plain, rotating by size, or rotating by time."""
     import outfall
 
     path = request.file_path
     names = {name.partition(".")[0] for name in (*request.texts, *request.values)}
-    dated = "{date:" in path  # the name of the file that is written has its date
+    dated = "{date:" in path  # the date is in the name of the current file
     by_time = dated or names & _BY_TIME or ("max_age" in names and "max_bytes" not in names)
     kind: type[Sink] = (
         outfall.TimedRotatingFileSink
@@ -236,7 +242,7 @@ def _refuse_missing(request: Request, kind: Callable[..., Any], given: Collectio
 
 
 def _collector(name: str, token: str | None) -> Maker:
-    """Return what makes a collector's sink by its factory, which puts a background or a spool around it."""
+    """Return a function that makes a collector's sink by its factory, which adds the background or spool itself."""
 
     def make(request: Request) -> Sink:
         import outfall
@@ -262,13 +268,13 @@ def _collector(name: str, token: str | None) -> Maker:
         except TypeError as error:
             msg = f"{request.scheme}: {error}"
             raise ValueError(msg) from None
-        return _bare(sink) if request.background is False else sink
+        return _unwrapped(sink) if request.background is False else sink
 
     return make
 
 
-def _bare(sink: Any) -> Sink:
-    """Return the sink behind *sink*, without the thread, with what the outer one had of its own."""
+def _unwrapped(sink: Any) -> Sink:
+    """Return the target of *sink*, with the level, processors and error policy of *sink*."""
     inner: Sink = sink.target
     inner.level, inner.on_error = sink.level, sink.on_error
     inner._processors = sink.processors
@@ -280,9 +286,9 @@ def _bare(sink: Any) -> Sink:
 # -- the table
 
 _HOST = frozenset({"host", "port"})
-#: The port that Graylog's inputs have unless they are given another.
+#: The default port of Graylog's inputs.
 _GELF = 12201
-#: The port of the Forward protocol.
+#: The default port of the Forward protocol.
 _FORWARD = 24224
 _FLUENT: tuple[tuple[str], frozenset[str], dict[str, Any], str, str] = (
     ("FluentSink",),
@@ -328,17 +334,17 @@ def _journald(request: Request) -> Sink:
 
 
 def _over_http(name: str, about: str, token: str | None, options: str = "") -> dict[str, Kind]:
-    """Return the entries of a collector, whose factory is *name*_sink, by the transports it has."""
+    """Return the entries of a collector, whose factory is *name*_sink, one for each transport."""
     factory, fixed = f"{name}_sink", frozenset({"url", "endpoint", "spool"})
     return {
         f"{name}+{transport}": Kind(
             f"{name}+{transport}://{place}{options}",
-            f"{about}, over {told}",
+            f"{about}, over {shown}",
             _collector(factory, token),
             (factory,),
             fixed,
         )
-        for transport, place, told in (
+        for transport, place, shown in (
             ("http", "host", "HTTP"),
             ("https", "host", "HTTPS"),
             ("http+unix", "/run/collector.sock", "HTTP and a Unix socket"),
@@ -346,7 +352,7 @@ def _over_http(name: str, about: str, token: str | None, options: str = "") -> d
     }
 
 
-#: Each scheme, and what it stands for.
+#: The kind of sink of each scheme.
 SCHEMES: dict[str, Kind] = {
     "file": Kind(
         "file:app.jsonl",
@@ -357,7 +363,7 @@ SCHEMES: dict[str, Kind] = {
     ),
     "stderr": Kind("stderr:", "the process's stderr", _stream("stderr"), ("StreamSink",), frozenset({"stream"})),
     "stdout": Kind("stdout:", "the process's stdout", _stream("stdout"), ("StreamSink",), frozenset({"stream"})),
-    "null": Kind("null:", "nowhere", anywhere("NullSink"), ("NullSink",)),
+    "null": Kind("null:", "nowhere", without_place("NullSink"), ("NullSink",)),
     "tcp": Kind("tcp://host:port", "lines of JSON over TCP", at_host("SocketSink"), ("SocketSink",), _HOST, _FRAMING),
     "tls": Kind(
         "tls://host:port", "the same over TLS", at_host("SocketSink", tls=True), ("SocketSink",), _HOST, _FRAMING

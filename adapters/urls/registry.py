@@ -1,4 +1,4 @@
-"""From a scheme to what it stands for: `open_sink`."""
+"""Looks up schemes of URLs: `open_sink`, `schemes`, `options_of`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from outfall.sinks.core.arguments import nearest
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import SinkError
 
-#: The group of entry points whose names are schemes, each a callable ``(url, **options) -> Sink``.
+#: The group of entry points that add schemes: the name is the scheme, the object a ``(url, **options) -> Sink``.
 ENTRY_POINTS = "outfall.sinks"
 
 
 def open_sink(url: str, **options: Any) -> Sink:
-    """Return the sink that *url* names.
+    """Open the sink that *url* names.
 
     Args:
         url: For example ``"file:app.jsonl?max_bytes=50MB&backup_count=5"``, ``"stderr:"``, ``"syslog://127.0.0.1"`` or
-            ``"loki+https://host?labels.app=shop"``. Percent signs are decoded once. The query has the sink's parameters
-            by name. A sink whose target is over a network gets a `BackgroundSink` around it, whose parameters may stand
-            there too. ``background=false`` leaves it out; ``spool=DIRECTORY`` puts a `SpoolSink` there instead, whose
-            own parameters are ``spool.max_bytes`` and so on. ``token_env=NAME`` takes a token from the environment. A
-            user and password in the URL are HTTP's basic authentication.
-        **options: More parameters, as Python values; one that a URL cannot hold (a processor, a TLS context) goes here.
+            ``"loki+https://host?labels.app=shop"``. Percent-encoding is decoded once. The query has the sink's
+            parameters by name. A sink that sends over a network is wrapped in a `BackgroundSink`, whose parameters the
+            query may have too. ``background=false`` leaves the wrapper out. ``spool=DIRECTORY`` uses a `SpoolSink`
+            instead, whose own parameters are ``spool.max_bytes`` and so on. ``token_env=NAME`` takes a token from the
+            environment. User and password in the URL are the sink's credentials; over HTTP, basic authentication.
+        **options: Further parameters as Python values, also those that a URL cannot hold (a processor, a TLS context).
 
     Raises:
-        ValueError: If the scheme or an option is not known, comes twice, or has no meaning; the message names the
-            nearest one, and never a value that may be a secret.
-        TypeError: If *url* is no text.
+        ValueError: If the scheme or an option is unknown, given twice, or has no meaning. The message suggests the
+            nearest known name, and never contains a value that may be a secret.
+        TypeError: If *url* is not text.
 
     A scheme that is not built in is looked up among the entry points of the group ``outfall.sinks``.
     """
@@ -56,14 +56,14 @@ def _open(url: str, options: Mapping[str, Any], texts: Mapping[str, str]) -> Sin
 
 @dataclass(frozen=True)
 class Described:
-    """A sink by its URL and its options, as a file of settings has them.
+    """A sink described by URL and options, as in a settings file.
 
     Args:
-        url: As `open_sink` takes it.
-        options: What the query may hold: text, converted as there, or the value itself. A mapping stands for options
-            with a dot; that of ``spool`` has the ``directory`` too.
-        name: What to call the sink.
-        place: Where it is described, for errors.
+        url: The URL, as `open_sink` takes it.
+        options: The options that the query may have. Text is converted as in a query, other values are used as they
+            are. A mapping stands for options with a dot; the mapping ``spool`` has the ``directory`` too.
+        name: The name of the sink.
+        place: The place of the description, for error messages.
     """
 
     url: str = field(repr=False)
@@ -72,7 +72,10 @@ class Described:
     place: str
 
     def open(self, **more: Any) -> Sink:
-        """Return the sink; *more* are options as Python values.
+        """Open the sink.
+
+        Args:
+            **more: Further options, as Python values.
 
         Raises:
             ValueError: If the URL or an option has no meaning.
@@ -101,7 +104,7 @@ class Described:
 def is_url(text: str) -> bool:
     """Return True if *text* is a URL and not a path: it has ``://``, or begins with a known scheme and a colon.
 
-    One letter and a colon is a drive.
+    A single letter and a colon is a drive of Windows.
     """
     scheme, colon, rest = text.partition(":")
     if not colon or len(scheme) < 2 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
@@ -110,14 +113,14 @@ def is_url(text: str) -> bool:
 
 
 def schemes() -> dict[str, str]:
-    """Return what each scheme stands for, those of installed plug-ins included."""
+    """Return the description of each scheme, including those of installed plug-ins."""
     return {name: kind.about for name, kind in SCHEMES.items()} | {
         name: f"by {entry.value}" for name, entry in _plugins().items() if name not in SCHEMES
     }
 
 
 def options_of(scheme: str) -> dict[str, str]:
-    """Return the options that URLs of a built-in *scheme* take, each with its annotation or its choices."""
+    """Return the options for URLs of a built-in *scheme*, each with its annotation or its choices."""
     kind = SCHEMES[scheme]
     names = {name: str(each.annotation) for target in kind.targets() for name, each in parameters_of(target).items()}
     chosen = {name: " | ".join(choices) for name, (_, choices) in kind.choices.items()}
@@ -126,7 +129,7 @@ def options_of(scheme: str) -> dict[str, str]:
 
 def _checked_sink(made: Any, scheme: str) -> Sink:
     if not isinstance(made, Sink):
-        msg = f"{scheme}: what the entry point returned is no sink, but a {type(made).__name__}"
+        msg = f"{scheme}: the entry point returned {type(made).__name__}, not a sink"
         raise TypeError(msg)
     return made
 

@@ -1,4 +1,4 @@
-"""A URL taken apart: its place, and the options that sinks take of it."""
+"""Parses URLs of sinks: `Request` has the place, and the options that each sink takes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ OWN = ("spool", "background", "token_env")
 
 
 class Request:
-    """A URL and the options given with it, from which sinks take what is theirs.
+    """A parsed URL and its options; a sink takes its options out of it.
 
     Args:
-        scheme: What stands before the colon, in small letters.
-        kind: What it stands for.
-        rest: What stands behind the colon.
-        options: Python values.
-        texts: More options as the query has them.
+        scheme: The text before the colon, in lower case.
+        kind: The kind of sink that the scheme names.
+        rest: The text after the colon.
+        options: Options as Python values.
+        texts: Options as text, in addition to those of the query.
 
     Raises:
-        ValueError: If it has no meaning; the message has no value that may be a secret.
+        ValueError: If the URL has no meaning; the message contains no value that may be a secret.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Request:
                 raise ValueError(msg)
         try:
             parts = urlsplit(f"x:{where}")
-            # Several hosts are for a sink that takes the whole URL.
+            # With several hosts the port is left to the sink, which takes the whole URL.
             self.host: str | None = parts.hostname
             self.port: int | None = None if "," in parts.netloc else parts.port
         except ValueError:
@@ -90,7 +90,12 @@ class Request:
         return convert(self.texts.pop(name)) if name in self.texts else None
 
     def take(self, target: Callable[..., Any], prefix: str = "") -> dict[str, Any]:
-        """Return the keyword arguments that *target* takes of what is left."""
+        """Take the options that are parameters of *target*; return them as keyword arguments.
+
+        Args:
+            target: The class or factory.
+            prefix: The text before each option's name, such as ``"spool."``.
+        """
         taken: dict[str, Any] = {}
         for name, parameter in parameters_of(target).items():
             if name in self.kind.fixed:
@@ -107,10 +112,10 @@ class Request:
         return taken
 
     def chosen(self) -> dict[str, Any]:
-        """Return the arguments that options stand for which are a choice, such as ``framing=lines``.
+        """Take the options that name an object, such as ``framing=lines``; return the objects as keyword arguments.
 
         Raises:
-            ValueError: If a choice is none, or the argument is given too.
+            ValueError: If a choice is unknown, or the object is given too.
         """
         import outfall
 
@@ -129,7 +134,7 @@ class Request:
         return made
 
     def refuse_rest(self, targets: Iterable[Callable[..., Any]]) -> None:
-        """Raise a ValueError if an option is left that nobody has taken."""
+        """Raise a ValueError if an option is left that no sink has taken."""
         left = [*self.texts, *self.values]
         if left:
             known = {*OWN, *self.kind.choices, *(name for target in targets for name in parameters_of(target))}
@@ -141,27 +146,31 @@ class Request:
     def refuse_place(self) -> None:
         """Raise a ValueError if there is anything between the scheme and the query."""
         if self.where not in ("", "//"):
-            msg = f"{self.scheme}: nothing may stand behind the colon but options"
+            msg = f"{self.scheme}: only options may follow the colon"
             raise ValueError(msg)
 
     def refuse_path(self) -> None:
         """Raise a ValueError if there is a path behind the host."""
         if self.path not in ("", "/"):
-            msg = f"{self.scheme}: nothing may stand behind the host and port but options"
+            msg = f"{self.scheme}: only options may follow the host and port"
             raise ValueError(msg)
 
     def refuse_credentials(self, has_token: bool) -> None:
-        """Raise a ValueError if there is a user or a token that nobody has asked for."""
+        """Raise a ValueError if there is a user or a token for a sink that takes none."""
         if self.token is not None and not has_token:
-            msg = f"{self.scheme}: it has no token, so token_env has no meaning"
+            msg = f"{self.scheme}: it takes no token, so token_env has no meaning"
             raise ValueError(msg)
         if self.user is not None and not self._login_used:
-            msg = f"{self.scheme}: it has no user and password: leave them out of the URL"
+            msg = f"{self.scheme}: it takes no user and password: leave them out of the URL"
             raise ValueError(msg)
 
     @property
     def needed_host(self) -> str:
-        """The host; a ValueError without one."""
+        """The host.
+
+        Raises:
+            ValueError: If the URL has none.
+        """
         if not self.host:
             msg = f"{self.scheme}: the URL has no host: write {self.scheme}://host"
             raise ValueError(msg)
@@ -169,7 +178,11 @@ class Request:
 
     @property
     def file_path(self) -> str:
-        """The path of ``file:app.jsonl``, ``file:/var/log/app.jsonl`` or ``file:///var/log/app.jsonl``."""
+        """The path of a URL such as ``file:app.jsonl``, ``file:/var/log/app.jsonl`` or ``file:///var/log/app.jsonl``.
+
+        Raises:
+            ValueError: If the URL has none, or names another host.
+        """
         where = self.where
         if where.startswith("//"):
             host, slash, path = where[2:].partition("/")
@@ -177,14 +190,14 @@ class Request:
                 msg = f"{self.scheme}: a file on another host cannot be opened: write {self.scheme}:///path"
                 raise ValueError(msg)
             where = slash + path
-        path = unquote(where, errors="surrogateescape")  # a name of any bytes, as the system has them
+        path = unquote(where, errors="surrogateescape")  # paths may have bytes that are not UTF-8
         if not path:
             msg = f"{self.scheme}: the URL has no path: write {self.scheme}:app.jsonl"
             raise ValueError(msg)
         return path
 
     def server_url(self, scheme: str) -> str:
-        """Return the URL of a server: without credentials and options, with ``query.NAME`` as its own query."""
+        """Return the server's URL, without credentials and options; options ``query.NAME`` become its query."""
         if not scheme.endswith("unix"):
             _ = self.needed_host
         queries = {name: self.texts.pop(name) for name in list(self.texts) if name.startswith("query.")}
@@ -194,13 +207,13 @@ class Request:
 
     @property
     def login(self) -> tuple[str, str] | None:
-        """The user and password of the URL, or None. Who asks for them makes use of them."""
+        """The user and password of the URL, or None. Reading it marks them as used, for `refuse_credentials`."""
         self._login_used = True
         return None if self.user is None else (self.user, self.password or "")
 
 
 def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of *target*, those of a typed mapping of options too."""
+    """Return the named parameters of *target*, including those of an unpacked TypedDict."""
     found: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -1,7 +1,7 @@
-"""Text to values, as the annotation of a parameter asks.
+"""Converts the text of options to values, by the annotation of the parameter.
 
-Numbers, sizes such as ``50MB``, spans such as ``1h30m``, ``true`` and ``false``, lists by commas, another sink as an
-encoded URL.
+It knows numbers, sizes such as ``50MB``, spans such as ``1h30m``, ``true`` and ``false``, lists separated by commas,
+and sinks as percent-encoded URLs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def converted(name: str, text: str, annotation: str) -> Any:
-    """Return *text* as a value for a parameter with *annotation*.
+    """Convert *text* to a value for a parameter with *annotation*.
 
     Raises:
-        ValueError: If it is none, or such a value cannot stand in a URL.
+        ValueError: If *text* is not such a value, or a URL cannot hold one.
     """
     if text.lower() == "none" and "None" in annotation:
         return None
@@ -29,18 +29,19 @@ def converted(name: str, text: str, annotation: str) -> Any:
             made = convert(name, text, annotation)
             if made is not _NOT_THIS:
                 return made
-    msg = f"{name}: such a value cannot stand in a URL: give it to open_sink() as an argument"
+    msg = f"{name}: a URL cannot hold such a value: pass it to open_sink() as an argument"
     raise ValueError(msg)
 
 
+#: The result of a converter that does not apply: the next one is tried.
 _NOT_THIS = object()
 
 
 def boolean(name: str, text: str) -> bool:
-    """Return whether *text* says yes.
+    """Convert *text* to True or False.
 
     Raises:
-        ValueError: If it says neither yes nor no.
+        ValueError: If it is neither.
     """
     if text.lower() in ("true", "1", "yes", "on"):
         return True
@@ -70,7 +71,7 @@ def _span(_name: str, text: str, annotation: str) -> Any:
 
 
 def _number(text: str) -> Any:
-    """Return *text* as a number if it is one, else as it is, for a sink to read as a span, a size or a name."""
+    """Return *text* as a number if it is one, else unchanged: the sink parses spans, sizes and names."""
     try:
         return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else float(text)
     except ValueError:
@@ -119,7 +120,7 @@ def _sink(name: str, text: str, _annotation: str) -> Sink:
         raise ValueError(msg) from None
 
 
-#: By what stands in an annotation, in this order.
+#: The converters, by a pattern for the annotation, in the order in which they are tried.
 _CONVERTERS: tuple[tuple[str, Callable[[str, str, str], Any]], ...] = (
     (r"^Mapping\[[^|]*\]( \| None)?$", _refuse_mapping),
     (r"\bbool\b|Literal\[True\]", _maybe_boolean),

@@ -95,10 +95,10 @@ def test_options_with_a_dot_are_tables(write, tmp_path):
         ("[outfall]\nlevel = 'loud'", "level='loud'"),
         ("[outfall]\nlevels = { shop = 'loud' }", "levels['shop']='loud'"),
         ("[outfall]\nconsole = 'always'", "console='always' is none of"),
-        ("outfall = 3", "outfall is no table"),
-        ("[sinks]\nfile = 'app.jsonl'", "sinks.file is no table"),
+        ("outfall = 3", "outfall is not a table"),
+        ("[sinks]\nfile = 'app.jsonl'", "sinks.file is not a table"),
         ("[sinks.file]\npath = 'app.jsonl'", "[sinks.file] has no url"),
-        ("[sinks.file]\nurl = 3", "[sinks.file] url is no text"),
+        ("[sinks.file]\nurl = 3", "[sinks.file] url is not text"),
         ("[sinks.file]\nurl = 'file:x'\nmax_byte = 3", "[sinks.file]: file: there is no option 'max_byte'"),
         (
             "[sinks.file]\nurl = 'file:x?delay=true'\ndelay = true",

@@ -81,7 +81,7 @@ def test_console_and_nowhere(opened, capsys):
     opened("stdout:").handle({"event": "x"})
     opened("null:").handle({"event": "y"})
     assert capsys.readouterr().out == '{"event":"x"}\n'
-    with pytest.raises(ValueError, match="stderr: nothing may stand"):
+    with pytest.raises(ValueError, match="stderr: only options may follow"):
         open_sink("stderr://host")
 
 
@@ -206,7 +206,7 @@ def test_a_syslog_daemon_has_a_host_or_a_path(opened, tmp_path):
         ("file:a?max_bytes=many", "max_bytes='many'"),
         ("file:a?backup_count=many", "backup_count='many' is not a whole number"),
         ("file:a?delay=perhaps", "delay='perhaps' is neither true nor false"),
-        ("file:a?renderer=json", "renderer: such a value cannot stand in a URL"),
+        ("file:a?renderer=json", "renderer: a URL cannot hold such a value"),
         ("file:a?filename=/etc/passwd", "no option 'filename'"),
         ("file:a#b", "'#' has no meaning"),
         ("tcp://127.0.0.1", "has no port"),
@@ -359,17 +359,17 @@ def test_the_example_of_a_scheme_makes_a_sink(scheme, tmp_path, monkeypatch, ope
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("tcp://127.0.0.1:9/path", "nothing may stand behind the host and port"),
-        ("tcp://ann:sesame@127.0.0.1:9", "it has no user and password"),
-        ("tcp://127.0.0.1:9?token_env=TOKEN", "it has no token"),
+        ("tcp://127.0.0.1:9/path", "only options may follow the host and port"),
+        ("tcp://ann:sesame@127.0.0.1:9", "it takes no user and password"),
+        ("tcp://127.0.0.1:9?token_env=TOKEN", "it takes no token"),
         ("tcp://127.0.0.1:9?framing=xml", "framing='xml' is none of lines, frames"),
-        ("tcp://127.0.0.1:9?codec=JSONLines", "codec: such a value cannot stand in a URL"),
-        ("file:a?token_env=TOKEN", "it has no token"),
+        ("tcp://127.0.0.1:9?codec=JSONLines", "codec: a URL cannot hold such a value"),
+        ("file:a?token_env=TOKEN", "it takes no token"),
         ("http://127.0.0.1:9?headers=x", "headers is a mapping: write headers.KEY=VALUE"),
         ("tcp://127.0.0.1:9?tls=maybe", "tls='maybe' is neither true nor false"),
         ("http://127.0.0.1:9?dead_letter=flie%3Aa", "dead_letter: the scheme 'flie' is not known"),
         ("file:a?spool.max_bytes=5", "no option 'spool.max_bytes'"),
-        ("syslog://127.0.0.1/dev/log", "nothing may stand behind"),
+        ("syslog://127.0.0.1/dev/log", "only options may follow"),
         ("http://127.0.0.1:9?url=http://elsewhere", "no option 'url'"),
         ("http://127.0.0.1:9?query.a", "'query.a' has no value"),
         ("loki+http://127.0.0.1:9?max_bytes=1MB", "unless spool="),
