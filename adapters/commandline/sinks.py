@@ -10,7 +10,7 @@ from outfall.adapters.commandline.arguments import DONE, add_command, unusable
 from outfall.adapters.commandline.terminal import say, say_json, table
 from outfall.adapters.urls import options_of, schemes
 from outfall.adapters.urls.kinds import SCHEMES
-from outfall.sinks.core.arguments import nearest
+from outfall.adapters.urls.registry import unknown_scheme
 from outfall.sinks.event.json import OrjsonRenderer
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def _options(scheme: str, *, as_json: bool) -> int:
     if scheme not in SCHEMES:
         if scheme in schemes():
             unusable(f"the scheme {scheme!r} is a plug-in's, which does not list its options: {schemes()[scheme]}")
-        near = nearest(scheme, schemes())
-        unusable(f"the scheme {scheme!r} is unknown" + (f": did you mean {near!r}?" if near else ""))
+        unusable(unknown_scheme(scheme))
     if as_json:
         say_json(OrjsonRenderer().render({"scheme": scheme, "options": options_of(scheme)}))
     else:

@@ -50,7 +50,7 @@ def _open(url: str, options: Mapping[str, Any], texts: Mapping[str, str]) -> Sin
         plugin = _plugins().get(scheme)
         if plugin is not None:
             return _checked_sink(plugin.load()(url, **texts, **options), scheme)
-        raise ValueError(_unknown_scheme(url, scheme))
+        raise ValueError(_not_openable(url, scheme))
     return kind.make(Request(scheme, kind, rest, options, texts))
 
 
@@ -134,13 +134,17 @@ def _checked_sink(made: Any, scheme: str) -> Sink:
     return made
 
 
-def _unknown_scheme(url: str, scheme: str) -> str:
-    known = sorted({*SCHEMES, *_plugins()})
+def _not_openable(url: str, scheme: str) -> str:
     if ":" not in url:
         return f"url={url!r} has no scheme: write file:{url}" if "@" not in url else "the URL has no scheme"
     if len(scheme) == 1:
         return f"the URL begins with a drive: write file:{url}"
-    near = nearest(scheme, known)
+    return unknown_scheme(scheme)
+
+
+def unknown_scheme(scheme: str) -> str:
+    """Return the message that *scheme* is unknown, with the nearest known one."""
+    near = nearest(scheme, sorted({*SCHEMES, *_plugins()}))
     return f"the scheme {scheme!r} is not known" + (f": did you mean {near!r}?" if near else "")
 
 
