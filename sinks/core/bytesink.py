@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
@@ -156,7 +156,7 @@ class ByteSink(Sink):
 
     def _prepare_reads_metadata(self) -> bool:
         own = type(self)
-        usual = own.encode is ByteSink.encode and own.make_item is Sink.make_item
+        usual = own.encode is own._usual_encode and own.make_item is Sink.make_item
         return not usual or bool(self._processors)
 
     def write(self, data: bytes) -> None:
@@ -188,7 +188,7 @@ class ByteSink(Sink):
         """See `Forwarding.plain`: of a sink with the usual renderer, and without processors."""
         own, renderer = type(self), self._renderer
         return (
-            own.encode is ByteSink.encode
+            own.encode is own._usual_encode
             and own.render is ByteSink.render
             and own.make_item is Sink.make_item
             and type(renderer) is OrjsonRenderer
@@ -196,6 +196,9 @@ class ByteSink(Sink):
             and len(self._terminator_bytes) == len(self._item_end)
             and not self._processors
         )
+
+    #: The `encode` that makes of a plain event what the renderer does.
+    _usual_encode: ClassVar[Any] = encode
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         if type(self).emit is not ByteSink.emit:

@@ -179,7 +179,12 @@ class Batch(Sequence[Encoded]):
         data = self._data
         if data is None:
             items: Sequence[Any] = self._items
-            data = self._data = list(items) if set(map(type, items)) == {bytes} else list(map(data_in, items))
+            kinds = self.kinds()
+            if kinds == {bytes}:
+                data = list(items)
+            else:
+                data = [item[0] for item in items] if kinds == {tuple} else list(map(data_in, items))
+            self._data = data
         return data
 
     @property

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 from collections import deque
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outfall.sinks.event.units import Span
+    from outfall.sinks.network.frames import Frames
 
 
 class BackoffError(TemporaryDeliveryError):
@@ -342,17 +344,41 @@ class ConnectedSink(ByteSink):
             except self._waits as error:
                 wait = error
 
-    def _push_frames(self, frames: list[bytes]) -> None:
-        """Hand all of *frames* to the system at once; if that fails, remove those it has taken whole from the list."""
+    def _push_frames(self, frames: Frames) -> None:
+        """Hand all of *frames* to the system at once; if that fails, drop those that it has taken whole."""
         try:
-            self._push(b"".join(frames))
+            self._push(frames.joined())
         except OSError:
-            taken = self._taken
-            while frames and len(frames[0]) <= taken:
-                taken -= len(frames.pop(0))
+            frames.drop_bytes(self._taken)
             raise
         if not self._proven:
             self._sent_unproven += len(frames) - 1
+
+    def _push_datagrams(self, frames: Frames) -> None:
+        """Hand each of *frames* to the system; if that fails, drop those that it has taken."""
+        datagrams = frames.each()
+        sent, refused = 0, -1
+        try:
+            while True:
+                sock = self.sock
+                try:
+                    for datagram in islice(datagrams, sent, None):
+                        sock.send(datagram)  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+                        sent += 1
+                    break
+                except self._waits:
+                    self._push(datagrams[sent])
+                    sent += 1
+                except ConnectionRefusedError as error:
+                    # It is about an earlier datagram, unless a new socket says so too.
+                    if refused == sent:
+                        raise
+                    refused = sent
+                    self._give_up_on(error)
+                    self.create_socket()
+        except Exception:
+            frames.drop(sent)
+            raise
 
     def _finish(self, data: bytes, sent: int) -> Exception | None:
         """Send the rest of *data*, or all of it over a new connection; return the error if that fails too."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import struct
+from bisect import bisect_right
+from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outfall.sinks.core.item import Encoded
@@ -14,7 +16,7 @@ from outfall.sinks.event.levels import level_of
 from outfall.sinks.event.record import CALLSITE, RecordReader, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 _LENGTH = struct.Struct(">L")
 
@@ -45,6 +47,75 @@ class FrameError(ValueError):
     def __init__(self, message: str, reason: str = "garbage") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class Frames:
+    """The frames of a batch, made when they are sent: each is its head, its data and its end.
+
+    Args:
+        data: The data of each frame. Not changed.
+        end: What ends each frame. Default nothing.
+        heads: What comes before the data: the same bytes for all, those of each, or None for the length of the data.
+            Default nothing.
+    """
+
+    end: bytes
+
+    __slots__ = ("_data", "_heads", "end")
+
+    def __init__(self, data: list[bytes], end: bytes = b"", heads: bytes | list[bytes] | None = b"") -> None:
+        self._data, self.end, self._heads = data, end, heads
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @property
+    def longest(self) -> int:
+        """The number of bytes that no frame is longer than."""
+        heads = self._heads
+        if heads is None:
+            head = LENGTH_BYTES
+        else:
+            head = len(heads) if isinstance(heads, bytes) else max(map(len, heads), default=0)
+        return max(map(len, self._data), default=0) + head + len(self.end)
+
+    def joined(self) -> bytes:
+        """Return all frames, one after the other."""
+        data, end, heads = self._data, self.end, self._heads
+        if isinstance(heads, bytes):
+            return b"".join((heads, (end + heads).join(data), end)) if data else b""
+        parts = (self._each_head(), data, repeat(end)) if end else (self._each_head(), data)
+        return b"".join(chain.from_iterable(zip(*parts, strict=False)))
+
+    def each(self) -> list[bytes]:
+        """Return the frames."""
+        data, end, heads = self._data, self.end, self._heads
+        if isinstance(heads, bytes):
+            return [heads + each + end for each in data] if heads or end else data
+        return [head + each + end for head, each in zip(self._each_head(), data, strict=True)]
+
+    def _each_head(self) -> Iterable[bytes]:
+        heads: Any = self._heads
+        return map(pack_length, map(len, self._data)) if heads is None else heads
+
+    def chunks(self, most_bytes: int) -> Iterator[Frames]:
+        """Give parts with so many bytes of data at most, or one frame."""
+        heads, first = self._heads, 0
+        ends = list(accumulate(map(len, self._data)))
+        while first < len(ends):
+            last = bisect_right(ends, most_bytes + (ends[first - 1] if first else 0), first + 1)
+            yield Frames(self._data[first:last], self.end, heads[first:last] if isinstance(heads, list) else heads)
+            first = last
+
+    def drop(self, number: int) -> None:
+        """Forget the first frames, so many of them."""
+        self._data = self._data[number:]
+        if isinstance(self._heads, list):
+            self._heads = self._heads[number:]
+
+    def drop_bytes(self, size: int) -> None:
+        """Forget the frames that are whole within the first bytes, so many of them."""
+        self.drop(bisect_right(list(accumulate(map(len, self.each()))), size))
 
 
 class Codec(Protocol):
@@ -88,7 +159,7 @@ class JSONFrames:
 
     def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
         """Return *event* as JSON."""
-        return _as_json(event, render)
+        return as_json(event, render)
 
     def encode_item(self, item: Encoded) -> bytes:
         """Return the item's data."""
@@ -133,7 +204,7 @@ class JSONLines:
 
     def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
         """Return *event* as a line, without its end."""
-        return _one_line(_as_json(event, render))
+        return _one_line(as_json(event, render))
 
     def encode_item(self, item: Encoded) -> bytes:
         """Return the item's data as a line, without its end."""
@@ -293,14 +364,20 @@ def _is_object(data: bytes) -> bool:
     return data[:1] == b"{" and isinstance(_loaded(data), dict)
 
 
-def _as_json(event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
+def as_json(event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
+    """Return what *render* makes of *event*; text that somebody else rendered as JSON, if it is none."""
     data = render(event)
     return line_to_send(dict(event)) if isinstance(event, TextEvent) and not _is_object(data) else data
 
 
+def has_line_breaks(data: bytes) -> bool:
+    """Return True if *data* is more than one line."""
+    return b"\n" in data or b"\r" in data
+
+
 def _one_line(data: bytes) -> bytes:
     """Return *data* without line breaks."""
-    if b"\n" not in data and b"\r" not in data:
+    if not has_line_breaks(data):
         return data
     data = data.rstrip(b"\r\n")
     # Between the tokens of JSON a line break is white space, and in its strings there is none.

@@ -15,7 +15,8 @@ from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
-from outfall.sinks.errors import DeliveryError, ReentrantEventError, TemporaryDeliveryError, reason_of
+from outfall.sinks.errors import ReentrantEventError, TemporaryDeliveryError, reason_of
+from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OPTIONS, OrjsonRenderer, plain_line
 from outfall.sinks.event.levels import NOTSET, Level
@@ -24,9 +25,12 @@ from outfall.sinks.network.frames import (
     LENGTH_BYTES,
     MAX_FRAME_BYTES,
     Codec,
+    Frames,
     JSONFrames,
     JSONLines,
+    as_json,
     delimiter_of,
+    has_line_breaks,
     pack_length,
 )
 from outfall.sinks.network.peer import OversizeError, checked_limit
@@ -429,10 +433,21 @@ class SocketSink(ConnectedSink):
     def _send_made(self, data: bytes) -> None:
         self._send_by(self._push, data)
 
-    def _send_frames(self, frames: list[bytes]) -> None:
-        self._send_by(self._push_frames, frames)
+    def _send_frames(self, frames: Frames) -> None:
+        self._send_by(self._push_together, frames)
+
+    def _push_together(self, frames: Frames) -> None:
+        (self._push_frames if self._ends else self._push_datagrams)(frames)
 
     # -- batches
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* as the renderer makes it, as a batch item; text that somebody else rendered as JSON."""
+        if isinstance(event, TextEvent):
+            return self._encoded(event, as_json(event, self.render))
+        return super().encode(event)
+
+    _usual_encode = encode
 
     @property
     def needs_moment(self) -> bool:
@@ -454,9 +469,7 @@ class SocketSink(ConnectedSink):
         own = type(self)
         usual = all(getattr(own, hook) is getattr(self._hot_class, hook) for hook in ("write", "send", "_frame_of"))
         frames = self._frames_together(batch) if usual and not (self._sending or self._lock._borrowed) else None
-        if frames is None and usual and not self._ends and (singles := self._datagrams(batch)) is not None:
-            result = self._emit_each(batch, self.write, singles)
-        elif frames is None:
+        if frames is None:
             result = self._emit_each(batch, lambda item: self.write(self._frame_of(item)))
         else:
             result = self._emit_together(frames)
@@ -465,40 +478,42 @@ class SocketSink(ConnectedSink):
             self._settle(raising=False)
         return result
 
-    def _datagrams(self, batch: Sequence[Encoded]) -> list[bytes] | None:
-        """Return the frame of each item, where that costs less than `_frame_of` for each; else None."""
-        return None
-
-    def _frames_together(self, batch: Sequence[Encoded]) -> list[bytes] | None:
-        """Return the frames of *batch* as they go over a stream; None if they have to be sent one by one."""
-        payloads = data_of(batch)
-        if not self._ends or type(self._codec) not in PLAIN_CODECS:
+    def _frames_together(self, batch: Sequence[Encoded]) -> Frames | None:
+        """Return the frames of *batch*; None if they have to be made and sent one by one."""
+        payloads, kind = data_of(batch), type(self._codec)
+        if kind is JSONFrames:
+            frames = Frames(payloads, heads=None if self._ends else b"")
+        # What somebody's renderer made, or a disk has kept for another sink, may have line breaks.
+        elif kind is JSONLines and not has_line_breaks(b"".join(payloads)):
+            frames = Frames(payloads, end=b"\n")
+        else:
             return None
-        if max(map(len, payloads), default=0) > self.max_frame_bytes:
-            return None
-        if type(self._codec) is JSONFrames:
-            return [pack_length(len(payload)) + payload for payload in payloads]
-        # A renderer of somebody's may have put line breaks into them.
-        return [payload + b"\n" for payload in payloads] if type(self._renderer) is OrjsonRenderer else None
+        return frames if frames.longest <= self._limit else None
 
-    def _emit_together(self, frames: list[bytes]) -> BatchResult | None:
-        first = size = 0
+    def _emit_together(self, frames: Frames) -> BatchResult | None:
+        """Send *frames* in chunks, each with the whole timeout."""
+        rejected: dict[int, str] = {}
+        done = 0
         with self._lock:
-            for place, frame in enumerate(frames, 1):
-                size += len(frame)
-                # In chunks, each with the whole timeout.
-                if size < _CHUNK_BYTES and place < len(frames):
-                    continue
-                chunk = frames[first:place]
-                try:
-                    self._send_undivided(self._send_frames, chunk)
-                except (DeliveryError, OSError) as error:
-                    first = place - len(chunk)
-                    if not first:
-                        raise
-                    return BatchResult(range(first, len(frames)), retry_after=getattr(error, "retry_after", None))
-                first, size = place, 0
-        return None
+            for chunk in frames.chunks(_CHUNK_BYTES):
+                end = done + len(chunk)
+                while True:
+                    if done == end:
+                        break
+                    try:
+                        self._send_undivided(self._send_frames, chunk)
+                        done = end
+                    except OversizeError as error:
+                        done = end - len(chunk) + 1
+                        rejected[done - 1] = error.reason
+                        chunk.drop(1)
+                    except Exception as error:
+                        done = end - len(chunk)
+                        if not done:
+                            raise
+                        wait = getattr(error, "retry_after", None)
+                        return BatchResult(range(done, len(frames)), rejected, retry_after=wait)
+        return BatchResult(rejected=rejected) if rejected else None
 
     def _give_up(self) -> None:
         # The thread that is sending closes the connection when it is done.

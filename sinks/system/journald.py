@@ -179,7 +179,7 @@ class JournaldSink(SocketSink):
         """See `Forwarding.needs_moment`: an entry has the event's level, and its time."""
         return True
 
-    def _frames_together(self, batch: Sequence[Encoded]) -> list[bytes] | None:
+    def _frames_together(self, batch: Sequence[Encoded]) -> None:
         return None
 
     @property

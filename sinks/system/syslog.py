@@ -19,6 +19,7 @@ from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
 from outfall.sinks.network.connection import send_by_hand
+from outfall.sinks.network.frames import Frames
 from outfall.sinks.network.peer import checked_limit, host_and_port
 from outfall.sinks.network.socket import ShortCut, SocketSink
 from outfall.sinks.system import rfc5424
@@ -423,7 +424,7 @@ class SysLogSink(SocketSink):
 
     def encode(self, event: dict[str, Any]) -> Encoded:
         """Return *event* as a batch item: JSON for RFC 5424, which needs the fields, else what the renderer made."""
-        return Sink.encode(self, event) if self.format == "rfc5424" else super().encode(event)
+        return Sink.encode(self, event) if self.format == "rfc5424" else ByteSink.encode(self, event)
 
     def _frame_of(self, item: Encoded) -> bytes:
         level = level_name(item.level)
@@ -458,27 +459,37 @@ class SysLogSink(SocketSink):
             )
         )
 
-    def _usual_messages(self, batch: Sequence[Encoded], end: bytes) -> list[bytes] | None:
-        """Return the messages of a batch that is shown as it is, each with *end*; None if something is not."""
-        if not isinstance(batch, Batch) or self.format == "rfc5424" or type(self._renderer) is not OrjsonRenderer:
-            return None
+    def _frames_together(self, batch: Sequence[Encoded]) -> Frames | None:
+        by_octets = self._counts_octets
+        if self.framing == "octet" and self.socktype is None:
+            return None  # whether a length is needed is not known before it is connected
+        frames = None
+        if isinstance(batch, Batch) and self.format == "rfc3164" and type(self._renderer) is OrjsonRenderer:
+            frames = self._usual_frames(batch, by_octets=by_octets)
+        if frames is None:
+            messages = map(self._frame_of, batch)
+            frames = Frames(list(map(self._on_wire, messages) if by_octets else messages))
+        return frames
+
+    def _usual_frames(self, batch: Batch, *, by_octets: bool) -> Frames | None:
+        """Return the frames of items whose data are shown as they are; None if those of one are not."""
         data, levels = batch.data, batch.levels
         prefixes = {level: self._prefix_of(level_name(level)) for level in set(levels)}
-        longest = max(map(len, data), default=0) + max(map(len, prefixes.values()), default=0)
-        whole = b"".join((*data, *prefixes.values()))
-        # Text that came in the place of an event is no JSON, and may have any control character.
-        if longest > self._limit or rfc5424.without_controls(whole) is not whole:
+        heads = list(map(prefixes.__getitem__, levels)) if len(prefixes) > 1 else next(iter(prefixes.values()), b"")
+        frames = Frames(data, heads=heads)
+        if frames.longest > self._limit:
             return None
-        return [prefixes[level] + each + end for each, level in zip(data, levels, strict=True)]
+        for first in range(0, len(data), _CHECKED_AT_ONCE):
+            # Text that came in the place of an event is no JSON, and may have any control character.
+            part = b"".join(data[first : first + _CHECKED_AT_ONCE])
+            if rfc5424.without_controls(part) is not part:
+                return None
+        return Frames(list(map(self._on_wire, frames.each()))) if by_octets else frames
 
-    def _datagrams(self, batch: Sequence[Encoded]) -> list[bytes] | None:
-        return self._usual_messages(batch, b"")
-
-    def _frames_together(self, batch: Sequence[Encoded]) -> list[bytes] | None:
-        if self.socktype != socket.SOCK_STREAM:
-            return None
-        usual = self._usual_messages(batch, self._on_wire(b"")) if self.framing == "lf" else None
-        return [self._on_wire(self._frame_of(item)) for item in batch] if usual is None else usual
+    def _push_together(self, frames: Frames) -> None:
+        if not self._counts_octets:
+            frames.end = self._on_wire(b"")  # by the socket that there is now
+        super()._push_together(frames)
 
     def _traditional(self, data: bytes, level: str, source: dict[str, Any] | Encoded | None) -> bytes:
         """Return the message of RFC 3164 with *data*, rendered from *source*, which is None for text."""
@@ -584,6 +595,9 @@ class SysLogSink(SocketSink):
 
 
 SysLogSink._hot_class = SysLogSink
+
+#: How many items are looked through for control characters at once: few enough for the processor's cache.
+_CHECKED_AT_ONCE = 256
 
 #: What every receiver has to take and should take, by RFC 5424, section 6.1.
 _LEAST_MESSAGE_BYTES, _UDP_MESSAGE_BYTES = 480, 2048

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outfall import BackgroundSink, DatagramSink, SocketSink, SysLogSink
-from outfall.sinks.core.item import Encoded
+from outfall.sinks.core.item import Batch, Encoded
 from outfall.sinks.errors import (
     PausedDeliveryError,
     PermanentDeliveryError,
@@ -34,7 +34,7 @@ from outfall.sinks.errors import (
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.network import connection, peer
-from outfall.sinks.network.frames import JSONFrames, PickleFrames, SignedFrames
+from outfall.sinks.network.frames import JSONFrames, JSONLines, PickleFrames, SignedFrames
 from outfall.sinks.network.peer import await_socket
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import PATIENCE_SECONDS, in_fork, start, until
@@ -285,6 +285,50 @@ def test_a_batch_goes_by_one_send(receiver):
         assert len(sent) == 3
         events = _events(receiver, 1100)
     assert [each["event"] for each in events] == [*range(1000), *range(100)]
+
+
+ALL_KINDS = [
+    {"event": "plain", "level": "info"},
+    {"event": "gr\u00fc\u00df dich \x85", "level": "error", "n": 1.5},
+    {"event": "long " + "x" * 3_000, "level": "info"},
+    "text\nof two lines\r\n",
+    b'{"event":"text that is JSON"}',
+    b"bytes \xff\n",
+]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("codec", [JSONFrames(), JSONLines(), SignedFrames(KEY)], ids=str)
+@pytest.mark.parametrize("made", [SocketSink, DatagramSink])
+def test_behind_a_thread_the_frames_are_the_same(made, codec, alike):
+    """Whatever the events are: what is quick for a batch of usual ones makes no difference."""
+    events = ALL_KINDS[:2] * 5 if alike else ALL_KINDS
+    found = []
+    for around in (lambda sink: sink, lambda sink: BackgroundSink(sink, linger=60)):
+        with Datagrams() if made is DatagramSink else Stream() as there:
+            target = made(*there.address, codec=codec, on_error="raise", **{f"max_{_LIMITED[made]}_bytes": 1_000})
+            with around(target) as sink:
+                for event in events:
+                    sink.handle(event)
+                assert sink.flush(60)
+                assert sink.stats().delivered == len(events)
+                if made is DatagramSink:
+                    found.append([there.next() for _ in events])
+            if made is SocketSink:
+                found.append(there.whole())
+    assert found[0] == found[1]
+
+
+_LIMITED = {SocketSink: "frame", DatagramSink: "datagram"}
+
+
+def test_lines_that_a_disk_has_kept_for_another_sink_stay_lines():
+    """Whatever was between them then."""
+    with Stream() as there, SocketSink(*there.address, codec=JSONLines(), on_error="raise") as sink:
+        kept = [sink.restore_item(data, 20, 0.0) for data in (b'{"event":1}', b"two\nlines", b"a\rb")]
+        assert sink.emit_batch(Batch(kept)) is None
+        sink.close()
+        assert there.whole() == b'{"event":1}\ntwo\\nlines\na\\rb\n'
 
 
 def test_what_of_a_batch_has_gone_is_not_sent_again(receiver):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from structlog.processors import KeyValueRenderer
 
 from outfall import BackgroundSink
+from outfall.sinks.core.item import Batch
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.system.syslog import SysLogSink
@@ -781,6 +782,35 @@ def test_a_refused_datagram_is_noticed_and_the_next_sent_again():
         stats = sink.stats()
         assert_balanced(stats)
         assert not stats.dropped
+
+
+@pytest.mark.parametrize("events", [1, 2, 600])
+def test_a_batch_of_datagrams_to_a_host_where_nobody_listens(events):
+    """Its answers that nobody does hold nothing up; from the first one that somebody takes on, each arrives."""
+    with Datagrams() as made:
+        address = made.address
+    with SysLogSink(address, renderer=lambda *_: "x", on_error="raise") as sink:
+        batch = Batch([sink.encode({})] * events)
+        assert sink.emit_batch(batch) is None
+        with Datagrams(address) as made:
+            assert sink.emit_batch(batch) is None
+            assert [made.next() for _ in range(min(events, 20))] == [b"<14>x\0"] * min(events, 20)
+
+
+@needs_unix
+def test_of_a_batch_of_datagrams_what_finds_no_room_is_left_for_a_retry(short_path):
+    """A daemon at a path that does not read: what it has room for is sent, once."""
+    with (
+        Datagrams(short_path, socket.AF_UNIX) as made,
+        SysLogSink(short_path, timeout=0.05, on_error="raise") as sink,
+    ):
+        batch = Batch([sink.encode({"event": number}) for number in range(5_000)])
+        result = sink.emit_batch(batch)
+        sent = result.retry[0]
+        assert list(result.retry) == list(range(sent, 5_000))
+        assert not result.rejected
+        messages = made.so_far()
+        assert [json.loads(message[4:].rstrip(b"\0"))["event"] for message in messages] == list(range(sent))
 
 
 def test_a_name_whose_first_address_has_no_daemon(datagrams, monkeypatch):
