@@ -619,7 +619,7 @@ def test_a_reader_of_the_output_that_is_gone_stops_no_delivery(spool, server):
     """What is delivered is delivered, and the exit code is that of the work."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = _command("spool", "drain", spool, "--to", server.url, stdout=writer, stderr=subprocess.PIPE)
+    done = _command("spool", "drain", spool, "--to", server.url, "-q", stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
     assert _numbers(server) == [0, 1, 2]
@@ -662,7 +662,7 @@ def test_a_signal_ends_it_and_it_says_how_far_it_came(spool, tmp_path, command, 
     source = ["spool", "drain", spool] if command == "drain" else ["replay", path]
     with Server() as made:
         made.default = answer
-        arguments = [sys.executable, "-m", "outfall", *map(str, source), "--to", made.url, "--batch-size", "1"]
+        arguments = [sys.executable, "-m", "outfall", *map(str, source), "--to", made.url, "--batch-size", "1", "-q"]
         process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert hangs.wait(60)
         process.send_signal(number)

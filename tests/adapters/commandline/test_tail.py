@@ -421,7 +421,8 @@ def test_it_follows_sinks_that_roll_over(tmp_path):
         for number in range(1, 200):
             sinks[number % 2].handle(event(number))
             sinks[0].handle(event(number + 1000, level="debug"))
-        text = tail.until("event 199")
+        tail.until("event 198")  # the last of the one file
+        text = tail.until("event 199")  # and of the other
         tail.process.send_signal(2)
         _, err = tail.process.communicate(timeout=PATIENCE_SECONDS)
     finally:

@@ -972,15 +972,21 @@ def test_a_stuck_sink_double_behaves_like_the_gate():
 # -- sinks that nobody refers to any more, clocks, and asyncio
 
 
+def forget(sinks: list[BackgroundSink]) -> None:
+    """Refer to none of them any more, and wait for their threads, the last that may."""
+    sinks.clear()
+    until(lambda: not any(thread.name.startswith("outfall forgotten") for thread in threading.enumerate()))
+
+
 def test_a_sink_that_nobody_refers_to_delivers_and_its_thread_ends():
     """Whoever forgets to close it is warned, and loses nothing."""
     targets = [CaptureSink() for _ in range(20)]
-    for number, target in enumerate(targets):
-        sink = BackgroundSink(target, linger=3_600, name=f"forgotten {number}")
-        feed(sink, 3)
-        with pytest.warns(ResourceWarning, match="unclosed sink <BackgroundSink to <CaptureSink"):
-            del sink
-    until(lambda: not any(thread.name.startswith("outfall forgotten") for thread in threading.enumerate()))
+    sinks = [BackgroundSink(target, linger=3_600, name=f"forgotten {n}") for n, target in enumerate(targets)]
+    for number in range(20):
+        feed(sinks[number], 3)
+    with pytest.warns(ResourceWarning, match="unclosed sink <BackgroundSink to <CaptureSink") as warned:
+        forget(sinks)
+    assert len(warned) == 20
     assert [numbers(target) for target in targets] == [[1, 2, 3]] * 20
 
 
@@ -988,14 +994,12 @@ def test_a_forgotten_sink_whose_target_takes_nothing_gives_up_after_the_exits_de
     """Its on_error is told how many events that cost."""
     monkeypatch.setattr(lifecycle, "EXIT_DEADLINE_SECONDS", 0.2)
     failures: list[SinkFailure] = []
-    sink = BackgroundSink(
-        FailingSink(TemporaryDeliveryError("away")), linger=0, name="forgotten for nothing", on_error=failures.append
-    )
-    feed(sink, 3)
+    target = FailingSink(TemporaryDeliveryError("away"))
+    sinks = [BackgroundSink(target, linger=0, name="forgotten for nothing", on_error=failures.append)]
+    feed(sinks[0], 3)
     until(lambda: failures)
     with pytest.warns(ResourceWarning):
-        del sink
-    until(lambda: not any(thread.name == "outfall forgotten for nothing" for thread in threading.enumerate()))
+        forget(sinks)
     assert (failures[-1].sink, failures[-1].events) == ("forgotten for nothing", 3)
 
 
