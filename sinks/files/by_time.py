@@ -336,8 +336,12 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def rotated_files(self) -> list[RotatedFile]:
         """Return the rotated files there are, the newest first; see `BaseRotatingFileSink.rotated_files`."""
         now = time.time()
+        files = super().rotated_files()
+        if self._dated is not None:
+            # The file of a later interval is the one that another process writes to: its clock, or its look, is ahead.
+            return [file for file in files if file.age[0] <= now]
         # An interval that lies in the future was named by a clock that went ahead.
-        return sorted(super().rotated_files(), key=lambda file: file.age in self._overtaken or file.age[0] > now)
+        return sorted(files, key=lambda file: file.age in self._overtaken or file.age[0] > now)
 
     def _text_of_interval(self) -> str:
         """Return what the name of the file that is rotated now gets: the start of its interval."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import time
 
 import pytest
 import time_machine
@@ -36,7 +37,7 @@ def opened(directory, name=NAME, **options):
     options = {"when": "midnight", "utc": True, "on_error": "raise", **options}
     # The short cut looks at most once a second whether the clock was put back.
     sink = TimedRotatingFileSink(directory / name, **options)
-    sink._verify_at = 0.0
+    sink._verify_at = sink._trusted_at = 0.0
     return sink
 
 
@@ -84,7 +85,7 @@ def test_a_clock_that_is_put_back_leads_back(tmp_path, clock):
         clock.move_to(dt.datetime(2036, 1, 1, tzinfo=UTC))
         sink.handle({"event": "ahead", "level": "info"})
         clock.move_to(dt.datetime(2026, 11, 27, 14, tzinfo=UTC))
-        sink._verify_at = 0.0  # a second later
+        sink._verify_at = sink._trusted_at = 0.0  # a second later
         sink.handle({"event": "back", "level": "info"})
     assert days(tmp_path) == {"app-2026-11-27.jsonl": ["back"], "app-2036-01-01.jsonl": ["ahead"]}
 
@@ -156,17 +157,32 @@ def test_other_intervals_have_names_of_their_starts(tmp_path, clock, when, date,
     assert list(days(tmp_path)) == names
 
 
+def test_the_file_of_a_later_interval_is_neither_deleted_nor_compressed(tmp_path, clock):
+    """Another process, which is ahead by a moment, writes to it already."""
+    later = tmp_path / "app-2026-11-28.jsonl"
+    later.write_bytes(b"{}\n")
+    with opened(tmp_path, NAME, when="midnight", backup_count=1, compression="gzip") as sink:
+        sink.handle({"event": "a", "level": "info"})
+    with opened(tmp_path, NAME, when="midnight", max_age=0.001) as sink:
+        sink.handle({"event": "b", "level": "info"})
+    assert later.read_bytes() == b"{}\n"
+
+
 WRITER = """
-    import sys, time_machine, datetime as dt
+    import sys, time, time_machine, datetime as dt
     from outfall import TimedRotatingFileSink
-    moment = dt.datetime(2026, 11, 27, 23, 59, 59, 900_000, tzinfo=dt.timezone.utc)
+    midnight = dt.datetime(2026, 11, 28, tzinfo=dt.timezone.utc)
+    # One clock for all, whenever each of them got so far.
+    moment = midnight + dt.timedelta(seconds=time.time() - float(sys.argv[4]))
     with time_machine.travel(moment, tick=True):
+        left = lambda: midnight.timestamp() - time.time()
+        while left() > 0.1:
+            time.sleep(0.01)
         with TimedRotatingFileSink(
             sys.argv[1], when="midnight", utc=True, multiprocess=True, compression="gzip", link=sys.argv[2]
         ) as sink:
-            begin = dt.datetime.now().timestamp()
             number = 0
-            while dt.datetime.now().timestamp() < begin + 0.4 or number < 200:
+            while left() > -0.3 or number < 200:
                 sink.handle({"event": sys.argv[3], "level": "info", "number": number})
                 number += 1
         assert not sink.stats().dropped
@@ -177,7 +193,8 @@ WRITER = """
 def test_many_processes_go_over_midnight_together(tmp_path):
     """None loses or tears an event, whichever begins the new day's file; the link leads there."""
     link = tmp_path / "now.jsonl"
-    writers = [start(WRITER, tmp_path / NAME, link, each, stdout=-1) for each in range(3)]
+    midnight = time.time() + 1.5
+    writers = [start(WRITER, tmp_path / NAME, link, each, midnight, stdout=-1) for each in range(3)]
     counts = []
     for writer in writers:
         out, _ = writer.communicate(timeout=60)
