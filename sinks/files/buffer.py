@@ -5,6 +5,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
+from outfall.sinks.core.lifecycle import here
+
 
 class Buffer:
     """Lines that wait to be written, in the order in which they came.
@@ -79,7 +81,7 @@ def append_to_buffer(sink: Any, data: bytes) -> None:
     buffer = sink._buffer
     try:
         size = len(data)
-        late = monotonic() >= buffer.due
+        late = monotonic() >= buffer.due or not here[0]
     except BaseException:
         sink._count_dropped("interrupted")
         raise

@@ -7,7 +7,6 @@ import os
 import re
 import time
 from os import write as _os_write
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core.arguments import checked_seconds, checked_size
@@ -17,6 +16,7 @@ from outfall.sinks.files.birthtime import birth_time
 from outfall.sinks.files.dated import DatedName
 from outfall.sinks.files.file import FileSink
 from outfall.sinks.files.opening import Mode, checked_path
+from outfall.sinks.files.output import VERIFY_SECONDS
 from outfall.sinks.files.rotating import BaseRotatingFileSink
 from outfall.sinks.files.schedule import Schedule, When
 
@@ -146,6 +146,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         self._start: float | None = None
         #: The ages of files that are older than their names say, since the clock was put back.
         self._overtaken: set[tuple[float, int]] = set()
+        self._trusted_at = 0.0
         #: When the file rolls over, in epoch seconds; settable.
         self.rollover_at: float = 0.0
         super().__init__(
@@ -212,7 +213,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def _write_counted(self, data: bytes) -> bool:
         """Write *data*, a line, if that may go to the file as it is; return False if the pipeline has to see to it."""
         size = len(data)
-        if time.time() >= self.rollover_at or monotonic() >= self._verify_at:
+        now = time.time()
+        if now >= self.rollover_at or not 0 <= now - self._trusted_at < VERIFY_SECONDS:
             return False
         # From here to the write there is no call, and so no place for a signal handler that counts as well.
         file = self._shared_file
@@ -226,6 +228,11 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         if written != size:
             self._finish(data, written)
         return True
+
+    def _trust_descriptor(self) -> None:
+        super()._trust_descriptor()
+        # By the clock that the short cut asks anyway. While it is set back or forward, events take the pipeline.
+        self._trusted_at = time.time()
 
     def _write_shared(self, data: bytes) -> bool:
         return time.time() < self.rollover_at and super()._write_shared(data)

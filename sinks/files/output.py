@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 NOT_OPEN = -1
 
 #: How long a descriptor is taken for the sink's own without a look.
-_VERIFY_SECONDS = 1.0
+VERIFY_SECONDS = 1.0
 
 #: Errors that leave the descriptor good: there may be room again for the next event.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
@@ -281,7 +281,7 @@ class Output(ByteSink):
             # Again, since a signal handler may have opened it by another sink in between.
             self._shared_file = self._place.file_of_others(self, identity) or self._shared_file
         self._shared_file.size = None
-        self._verify_at = monotonic() + _VERIFY_SECONDS
+        self._trust_descriptor()
         self._prefix = prefix
         self._fd, self._parked_fd = (NOT_OPEN, descriptor) if prefix else (descriptor, NOT_OPEN)
 
@@ -354,9 +354,13 @@ class Output(ByteSink):
         if descriptor != NOT_OPEN and self._is_own(descriptor):
             os.close(descriptor)
 
+    def _trust_descriptor(self) -> None:
+        """Take the descriptor for the sink's own without a look for a while."""
+        self._verify_at = monotonic() + VERIFY_SECONDS
+
     def _verify(self) -> None:
         """Look whether the descriptor is still this sink's own; forget it if not, so that the next write opens one."""
-        self._verify_at = monotonic() + _VERIFY_SECONDS
+        self._trust_descriptor()
         descriptor = max(self._fd, self._parked_fd)
         if descriptor == NOT_OPEN or self._is_own(descriptor):
             return

@@ -1,4 +1,4 @@
-"""The lines that a file sink's short cut makes: by processors, by a renderer of one's own, for the buffer."""
+"""The lines that a file sink's short cut makes: by processors, and by a renderer of one's own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Any
 
 from structlog import DropEvent
 
-from outfall.sinks.core.lifecycle import here
 from outfall.sinks.event.depth import is_tracked
-from outfall.sinks.event.event import METADATA, copy_event
+from outfall.sinks.event.event import copy_event
 from outfall.sinks.event.json import plain_line
 from outfall.sinks.event.levels import NUMBERS, level_name
 
@@ -47,13 +46,6 @@ class BegunError(Exception):
 _METHOD_NAMES = {name: level_name(number) for name, number in NUMBERS.items()}
 
 
-def line_for_buffer(sink: Any, event: Any) -> bytes | None:
-    """Return the line for *event* if it may wait in the buffer."""
-    if event["level"] in sink._passing_levels and "level_number" not in event and here[0]:
-        return plain_line(event, 0)
-    return None
-
-
 def line_by_screen(sink: Any, event: Any) -> bytes | None:
     """Return the line for an event that the sink's one processor only looks at, b"" if it is held back.
 
@@ -65,7 +57,7 @@ def line_by_screen(sink: Any, event: Any) -> bytes | None:
         return None
     if sink._level and NUMBERS[event["level"]] < sink._level:
         return b""
-    made = sink._processors[0].screen_usual(event)
+    made = sink._screen_usual(event)
     if made is None:
         return b""
     try:
@@ -85,9 +77,13 @@ def line_by_chain(sink: Any, event: Any) -> bytes | None:
         Exception: If it has to do all.
     """
     # What is not in NUMBERS and METHOD_NAMES, which have the same keys, is for the pipeline.
-    if event.__class__ is not dict or "_record" in event or "_logger" in event or "_name" in event:
-        return None
-    if "_from_structlog" in event or "exc_info" in event or "level_number" in event:
+    if (
+        event.__class__ is not dict
+        or "_record" in event
+        or "_logger" in event
+        or "_name" in event
+        or "level_number" in event
+    ):
         return None
     level = event["level"]
     name = _METHOD_NAMES[level]
@@ -126,7 +122,9 @@ def line_by_chain(sink: Any, event: Any) -> bytes | None:
             data = None
         if data and sink._line_end != b"\n":
             data = data[:-1] + sink._line_end
-    elif made.__class__ is dict and not (processors and METADATA & made.keys()):
+    elif made.__class__ is dict and not (
+        "_from_structlog" in made or (processors and ("_record" in made or "_logger" in made or "_name" in made))
+    ):
         try:
             rendered = sink._renderer(None, name, made)
             if rendered.__class__ is bytes:

@@ -22,8 +22,8 @@ import pytest
 
 from outfall import RotatingFileSink, TimedRotatingFileSink, WatchedFileSink
 from outfall.sinks.core.item import BatchResult, Encoded
+from outfall.sinks.files import by_time, output
 from outfall.sinks.files import file as file_module
-from outfall.sinks.files import output
 from outfall.sinks.files.file import FileSink
 from tests.sinks._processes import PATIENCE_SECONDS, check, events_of, in_fork, start, until
 
@@ -1024,7 +1024,8 @@ def _steal(descriptor: int, kind: str, other) -> None:
 @pytest.mark.parametrize("make", THIEVES)
 def test_a_descriptor_whose_number_was_given_away_is_not_written_to(tmp_path, monkeypatch, make, kind):
     """The sink opens its file again and says so; what has the number now gets nothing and stays open."""
-    monkeypatch.setattr(output, "_VERIFY_SECONDS", 0.0)
+    for module in (output, by_time):
+        monkeypatch.setattr(module, "VERIFY_SECONDS", 0.0)
     path, other = tmp_path / "app.log", tmp_path / "other"
     other.write_text("somebody's own\n")
     failures = []
