@@ -456,7 +456,7 @@ class AMQPListener(BrokerListener):
                 link.channel.basic_ack(tag)
         link.step(0)
 
-    def _look_after(self, tokens: list[Any]) -> None:
+    def _look_after(self) -> None:
         # For the heartbeats. That the connection is lost, the next read tells.
         if self._link is not None:
             with contextlib.suppress(DeliveryError):

@@ -477,8 +477,8 @@ class BrokerListener(Telling):
         """Return what it listens to, without credentials."""
         raise NotImplementedError
 
-    def _look_after(self, tokens: list[Any]) -> None:
-        """Do what has to be done now and then while messages of these *tokens* are under way. Called often."""
+    def _look_after(self) -> None:
+        """Do what has to be done now and then while messages are under way. Called often."""
 
     def _bury(self, message: Message) -> bool:
         """Hand *message*, which is no event, to the broker's own place for such; return True if the broker has it."""
@@ -680,7 +680,18 @@ class BrokerListener(Telling):
     def _meaning(self, error: Exception) -> DeliveryError:
         return error if isinstance(error, DeliveryError) else self._failure(error)
 
+    def _under_way(self) -> list[Any]:
+        """Return the tokens of the messages that were read and are not acknowledged."""
+        run = self._run
+        # In this order, since a ticket that is settled moves from the one to the other.
+        tickets = () if run is None else (*run.tickets, *run.settled)
+        return [token for ticket in tickets for token in ticket.tokens]
+
     def _settle_with_broker(self, run: _Run) -> None:
+        self._acknowledge_settled(run)
+        self._look_after()
+
+    def _acknowledge_settled(self, run: _Run) -> None:
         tokens: list[Any] = []
         settled = tuple(run.settled)
         for ticket in settled:
@@ -689,7 +700,6 @@ class BrokerListener(Telling):
             self._acknowledge(tokens)
             for _ in settled:
                 run.settled.popleft()
-        self._look_after([token for ticket in tuple(run.tickets) for token in ticket.tokens])
 
     def _wait_after(self, run: _Run, failure: DeliveryError, failures: int, pauses: int) -> None:
         policy = self._retry or RetryPolicy()
@@ -761,7 +771,8 @@ class BrokerListener(Telling):
             for lane in run.lanes:
                 batch = self._batch_for(lane, raws, events)
                 if len(batch):
-                    ticket.holders += 1
+                    with self._ledger.lock:
+                        ticket.holders += 1
                     lane.add(batch, ticket)
         self._release_ticket(ticket)
 

@@ -413,8 +413,8 @@ class KafkaListener(BrokerListener):
     def _read(self, number: int, seconds: float) -> list[Message] | None:
         consumer = self._opened()
         if self._paused:
-            self._paused = False
             consumer.resume(consumer.assignment())
+            self._paused = False
         came = self._came
         if not came:
             first = consumer.poll(seconds)
@@ -496,7 +496,7 @@ class KafkaListener(BrokerListener):
                 if getattr(error.args[0] if error.args else None, "name", str)() not in _TAKEN_AWAY:
                     raise
 
-    def _look_after(self, tokens: list[Any]) -> None:
+    def _look_after(self) -> None:
         # Who does not poll is thrown out of the group.
         consumer = self._consumer
         if consumer is None or not self._subscribed or now() - self._polled < _POLL_SECONDS:
@@ -519,22 +519,24 @@ class KafkaListener(BrokerListener):
 
     # -- what the group tells, within a poll
 
-    def _on_assign(self, _consumer: Any, places: list[Any]) -> None:
+    def _on_assign(self, consumer: Any, places: list[Any]) -> None:
         self._joined = True
+        # librdkafka leaves a partition paused that was taken away while it was, also when it comes back.
+        consumer.resume(places)
         for place in places:
             self._partitions[place.partition] = _Partition(place.partition)
 
-    def _on_revoke(self, _consumer: Any, places: list[Any]) -> None:
+    def _on_revoke(self, consumer: Any, places: list[Any]) -> None:
         run = self._run
         if run is not None:
             deadline = now() + self._timeout
             with contextlib.suppress(Exception):
                 while True:
-                    self._settle_with_broker(run)
+                    self._acknowledge_settled(run)
                     if not run.tickets or run.stopping or now() >= deadline:
                         break
                     run.wait(_LOOK_SECONDS)
-        self._on_lost(_consumer, places)
+        self._on_lost(consumer, places)
 
     def _on_lost(self, _consumer: Any, places: list[Any]) -> None:
         for place in places:

@@ -36,6 +36,9 @@ _SIGNS_OF_LIFE = 3
 #: How often what was trimmed is counted, in seconds.
 _COUNT_SECONDS = 1.0
 
+#: How many entries are given back at a time.
+_AT_A_TIME = 1_000
+
 #: After so many spans without a sign of life a consumer that has nothing is forgotten.
 _FORGOTTEN_AFTER = 10
 
@@ -204,11 +207,11 @@ class RedisListener(BrokerListener):
             with self._moving(self._reader):
                 self._reader.acknowledge(tokens)
 
-    def _look_after(self, tokens: list[Any]) -> None:
+    def _look_after(self) -> None:
         reader = self._reader
         if reader is not None and reader.ready and now() >= self._renewed:
             with self._moving(reader):
-                reader.renew(tokens)
+                reader.renew(self._under_way())
             self._renewed = now() + self._claim_seconds / _SIGNS_OF_LIFE
 
     @contextlib.contextmanager
@@ -226,7 +229,7 @@ class RedisListener(BrokerListener):
         if reader is not None:
             try:
                 if reader.ready:
-                    reader.give_back(self._under_way())
+                    reader.give_back()
             finally:
                 reader.link.close()
         letters = self._own_letters
@@ -235,11 +238,6 @@ class RedisListener(BrokerListener):
                 letters._release()  # it connects again if the listener is started again
             finally:
                 letters._lock.release()
-
-    def _under_way(self) -> list[Any]:
-        run = self._run
-        tickets = () if run is None else (*run.settled, *run.tickets)
-        return [token for ticket in tickets for token in ticket.tokens]
 
     def _failure(self, error: Exception) -> DeliveryError:
         return self._server.failure(error)
@@ -274,8 +272,8 @@ class _Reader(Protocol):
     def renew(self, tokens: list[Any]) -> None:
         """Say that this consumer lives, and has these under way."""
 
-    def give_back(self, tokens: list[Any]) -> None:
-        """Leave these to others at once."""
+    def give_back(self) -> None:
+        """Leave to others at once what this consumer has not acknowledged, and be forgotten."""
 
     def trimmed(self) -> int:
         """Return how many have been trimmed unread since this was asked last, by anybody of the group."""
@@ -343,13 +341,13 @@ class _Stream:
             messages = self._kept(own)
             if messages:
                 return messages
-        limits = (self.claim_milliseconds, self._cursor, "COUNT", number)
-        answer = self.link.call("XAUTOCLAIM", self._key, self._group, self._consumer, *limits)
-        self._cursor = answer[0]
-        messages = self._kept([entry for entry in answer[1] if entry[0] not in under_way])
-        if not messages and self._cursor not in _BEGINNING:
-            return self.claim(number, under_way)
-        return messages
+        while True:
+            limits = (self.claim_milliseconds, self._cursor, "COUNT", number)
+            answer = self.link.call("XAUTOCLAIM", self._key, self._group, self._consumer, *limits)
+            self._cursor = answer[0]
+            messages = self._kept([entry for entry in answer[1] if entry[0] not in under_way])
+            if messages or self._cursor in _BEGINNING:
+                return messages
 
     def _kept(self, entries: Iterable[Any]) -> list[Message]:
         """Return the messages of *entries*; acknowledge those that the stream has no more."""
@@ -371,14 +369,23 @@ class _Stream:
         if tokens:
             self.link.call("XCLAIM", self._key, self._group, self._consumer, 0, *tokens, "JUSTID", parse_justid=True)
 
-    def give_back(self, tokens: list[Any]) -> None:
-        if tokens:
+    def give_back(self) -> None:
+        who = (self._key, self._group, self._consumer)
+        idle = ("IDLE", self.claim_milliseconds, "JUSTID")
+        held, place = False, "-"
+        # All that the server knows of, more than is under way here: it forgets what a consumer had together with it.
+        while True:
+            which = (self._key, self._group, place, "+", _AT_A_TIME, self._consumer)
+            found = self.link.call("XPENDING", *which, parse_detail=True)
+            if not found:
+                break
+            held = True
+            numbers = [each["message_id"] for each in found]
             # As if nobody had looked after them for long.
-            who = (self._key, self._group, self._consumer)
-            idle = ("IDLE", self.claim_milliseconds, "JUSTID")
-            self.link.call("XCLAIM", *who, 0, *tokens, *idle, parse_justid=True)
-        else:
-            self.link.call("XGROUP DELCONSUMER", self._key, self._group, self._consumer)
+            self.link.call("XCLAIM", *who, 0, *numbers, *idle, parse_justid=True)
+            place = f"({numbers[-1].decode()}"
+        if not held:
+            self.link.call("XGROUP DELCONSUMER", *who)
 
     def trimmed(self) -> int:
         if not self._counts:
@@ -464,6 +471,7 @@ class _List:
         self.claim_milliseconds = 0
         self._consumers = _beside(key, "consumers")
         self._processing = self._processing_of(consumer)
+        self._registration = ("SADD", self._consumers, consumer)
         self._again: list[bytes] = []
 
     def _processing_of(self, consumer: str) -> str:
@@ -487,12 +495,15 @@ class _List:
 
     def read(self, number: int, seconds: float) -> list[Message]:
         there = min(number, self.link.call("LLEN", self._key))
+        ends = (self._key, self._processing, "LEFT", "RIGHT")
         if there:
-            moved = self.link.pipeline([("LMOVE", self._key, self._processing, "LEFT", "RIGHT")] * there)
+            moves = [("LMOVE", *ends)] * there
         elif seconds:
-            moved = [self.link.call("BLMOVE", self._key, self._processing, "LEFT", "RIGHT", seconds)]
+            moves = [("BLMOVE", *ends, seconds)]
         else:
-            moved = []
+            return []
+        # Another consumer may have taken this one for dead just now: whoever is not on the list is not looked for.
+        _, *moved = self.link.pipeline((self._registration, *moves))
         return [Message(body, body) for body in moved if body is not None]
 
     def claim(self, number: int, under_way: set[Any]) -> list[Message]:
@@ -522,9 +533,9 @@ class _List:
 
     def renew(self, tokens: list[Any]) -> None:
         alive = ("SET", self._alive(self._consumer), "", "PX", self.claim_milliseconds)
-        self.link.pipeline((("SADD", self._consumers, self._consumer), alive))
+        self.link.pipeline((self._registration, alive))
 
-    def give_back(self, tokens: list[Any]) -> None:
+    def give_back(self) -> None:
         left = self.link.call("LLEN", self._processing)
         moves = [("LMOVE", self._processing, self._key, "RIGHT", "LEFT")] * left
         forget = (("SREM", self._consumers, self._consumer), ("DEL", self._alive(self._consumer)))

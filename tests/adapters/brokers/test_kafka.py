@@ -347,12 +347,24 @@ def test_what_was_not_delivered_when_a_listener_was_killed_comes_to_another(mock
 
 
 def test_a_partition_that_is_taken_away_is_kept_until_what_was_read_is_delivered(mock):
-    """Two listeners of a group lose nothing; what comes twice was read when the group took it away."""
+    """Two listeners of a group lose nothing; what comes twice was read when the group took it away.
+
+    What one of them gets back it reads, though it had paused when the group took it.
+    """
+
+    class Watched(KafkaListener):
+        def _on_revoke(self, consumer, places):
+            revoked.set()
+            super()._on_revoke(consumer, places)
+
+    revoked = threading.Event()
     mock.produce("shared", _bodies(*range(100)))
     one, other = _Gate(), CaptureSink()
-    with KafkaListener(mock.servers, "shared", one, config=CONFIG, batch_size=10) as first:
+    with Watched(mock.servers, "shared", one, config=CONFIG, batch_size=10) as first:
         assert one.entered.wait(LONG)
+        until(lambda: first._paused)
         with KafkaListener(mock.servers, "shared", other, config=CONFIG) as second:
+            assert revoked.wait(LONG)
             one.gate.set()
             until(lambda: first._partitions and second._partitions)
             until(lambda: len(one.events) + len(other.events) >= 100)

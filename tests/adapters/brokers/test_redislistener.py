@@ -204,6 +204,30 @@ def test_a_target_that_is_away_costs_nothing(server, key, kind):
     assert [event["n"] for event in sink.events] == list(range(20))
 
 
+def test_what_a_listener_held_before_and_has_not_read_again_is_left_to_others(server, key):
+    """It gave up, was started again, and was stopped before it had come to all of it."""
+    _fill(server, key, 20)
+    held = Gate()
+    listener = RedisListener(server.url, key, held, on_error=_quiet).start()
+    assert held.entered.wait(PATIENCE_SECONDS)
+    assert listener.stop(0) is False
+    held.gate.set()
+    listener._last_reader.join(PATIENCE_SECONDS)
+    again, after = Gate(), CaptureSink()
+    listener.sinks, listener._batch_size = (again,), 2
+    listener.start()
+    assert again.entered.wait(PATIENCE_SECONDS)
+    stopping = threading.Thread(target=listener.stop, args=(PATIENCE_SECONDS,))
+    stopping.start()
+    until(lambda: listener._run is None or listener._run.stopping)
+    again.gate.set()
+    stopping.join(PATIENCE_SECONDS)
+    assert 0 < len(again.events) < 20
+    with RedisListener(server.url, key, after) as heir:
+        assert heir.flush(PATIENCE_SECONDS)
+    assert sorted(event["n"] for event in (*again.events, *after.events)) == list(range(20))
+
+
 @KINDS
 def test_poison_goes_to_the_dead_letter_key_and_blocks_nothing(server, key, kind):
     """It is what is no JSON object; what is left of it can be looked at."""
