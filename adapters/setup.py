@@ -242,6 +242,7 @@ def configure(
     processors: Iterable[Callable[[Any, str, Any], Any]] = (),
     captures_warnings: bool = True,
     excepthook: bool = False,
+    drain_on_sigterm: bool = False,
     env: bool = False,
 ) -> Setup:
     """Set up structlog and `logging`, so that the events of both go to the same *sinks* with the same fields.
@@ -268,6 +269,11 @@ def configure(
             Default True.
         excepthook: Whether uncaught exceptions become events: those of the main thread, of other threads, and those
             that Python cannot raise, as in ``__del__``. The exit status does not change. Default False.
+        drain_on_sigterm: Whether SIGTERM drains all sinks of the process, for 5 s at most, before it ends the process
+            as usual; the program runs on meanwhile, and a second signal ends it at once. By default Python ends at the
+            first, and what waits in memory is lost. If the program has set a handler for the signal, the sinks are
+            flushed and then the handler is called. A process that ignores the signal goes on ignoring it. Default
+            False.
         env: Whether the environment variable ``OUTFALL_SINKS`` (URLs and paths, separated by blanks) adds sinks, and
             ``OUTFALL_LEVEL`` sets *level*. Default False.
 
@@ -276,10 +282,12 @@ def configure(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has no meaning. Nothing has changed then.
+        ValueError: If an argument has no meaning, or if *drain_on_sigterm* is True in another thread than the main one.
+            Nothing has changed then.
 
     It may be called again at any time, also under load. The new set-up replaces the old one first. Then it waits for
-    events in flight, for 5 s at most, and closes the sinks that the old set-up had opened. Safe from any thread.
+    events in flight, for 5 s at most, and closes the sinks that the old set-up had opened. Safe from any thread,
+    except with *drain_on_sigterm*.
     """
     destinations = tuple(sinks)
     if env:
@@ -288,6 +296,9 @@ def configure(
     for destination in destinations:
         _check_destination(destination)
     number, by_logger, console_number = checked_arguments(console, console_level, level, levels)
+    if drain_on_sigterm and threading.current_thread() is not threading.main_thread():
+        msg = "drain_on_sigterm=True: Python lets only the main thread handle signals"
+        raise ValueError(msg)
     chain = tuple(processors) if not callable(processors) else (processors,)
 
     def make_root(made: tuple[Sink, ...]) -> _Root:
@@ -310,6 +321,10 @@ def configure(
         replaced = _outlet.setup
         setup._replaced = replaced
         _install(setup, number, by_logger, stdlib=stdlib, warnings=stdlib and captures_warnings, hooks=excepthook)
+        if drain_on_sigterm:
+            from outfall.adapters import sigterm
+
+            setup._undo.append(sigterm.drain_on_sigterm(lambda: _outlet.setup is setup))
         _outlet.setup = setup
     if replaced is not None:
         replaced._close_sinks(REPLACE_SECONDS)
@@ -442,7 +457,7 @@ def _install(
         logging.captureWarnings(capture=True)
         undo.append(lambda: logging.captureWarnings(capture=captured))
     if hooks:
-        _install_hooks(undo)
+        _install_hooks(undo, lambda: _outlet.setup is setup)
 
 
 def _install_handler(undo: list[Callable[[], None]], number: float, levels: Mapping[str, float]) -> None:
@@ -472,12 +487,19 @@ class _OutletHandler(SinkHandler):
         """Do nothing: `logging.config` closes handlers, but the sinks have to stay open."""
 
 
-def _install_hooks(undo: list[Callable[[], None]]) -> None:
+#: The hook that each hook of a set-up calls; hooks of other set-ups are left out.
+_others: dict[Any, Any] = {}
+
+
+def _install_hooks(undo: list[Callable[[], None]], in_force: Callable[[], bool]) -> None:
     """Log uncaught exceptions; then call the hook that was there before, unless it is Python's own."""
-    main, in_thread, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
+    before = sys.excepthook, threading.excepthook, sys.unraisablehook
+    main, in_thread, unraisable = (_others.get(hook, hook) for hook in before)
 
     def restore() -> None:
-        sys.excepthook, threading.excepthook, sys.unraisablehook = main, in_thread, unraisable
+        for hook in ours:
+            _others.pop(hook, None)
+        sys.excepthook, threading.excepthook, sys.unraisablehook = before
 
     undo.append(restore)
 
@@ -486,7 +508,7 @@ def _install_hooks(undo: list[Callable[[], None]]) -> None:
         _outlet.handle(event | fields | ({} if error is None else {"exc_info": error}))
 
     def on_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
+        if not in_force() or issubclass(kind, KeyboardInterrupt):
             main(kind, error, traceback)
             return
         log("uncaught exception", "critical", error)
@@ -494,7 +516,8 @@ def _install_hooks(undo: list[Callable[[], None]]) -> None:
             main(kind, error, traceback)
 
     def on_thread(arguments: threading.ExceptHookArgs) -> None:
-        if arguments.exc_type is SystemExit:
+        if not in_force() or arguments.exc_type is SystemExit:
+            in_thread(arguments)
             return
         name = None if arguments.thread is None else arguments.thread.name
         log("uncaught exception in a thread", "critical", arguments.exc_value, thread_name=name)
@@ -502,9 +525,14 @@ def _install_hooks(undo: list[Callable[[], None]]) -> None:
             in_thread(arguments)
 
     def on_unraisable(arguments: sys.UnraisableHookArgs) -> None:
+        if not in_force():
+            unraisable(arguments)
+            return
         where = arguments.err_msg or "exception ignored in"
         log("unraisable exception", "error", arguments.exc_value, where=f"{where} {type(arguments.object).__name__}")
         if unraisable is not sys.__unraisablehook__:
             unraisable(arguments)
 
-    sys.excepthook, threading.excepthook, sys.unraisablehook = on_uncaught, on_thread, on_unraisable
+    ours = on_uncaught, on_thread, on_unraisable
+    _others.update(zip(ours, (main, in_thread, unraisable), strict=True))
+    sys.excepthook, threading.excepthook, sys.unraisablehook = ours

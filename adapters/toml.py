@@ -25,6 +25,7 @@ _ARGUMENTS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "stdlib": ((bool,), "true or false"),
     "captures_warnings": ((bool,), "true or false"),
     "excepthook": ((bool,), "true or false"),
+    "drain_on_sigterm": ((bool,), "true or false"),
     "env": ((bool,), "true or false"),
 }
 
@@ -49,11 +50,11 @@ def configure_from(path: str | os.PathLike[str]) -> Setup:
 
     Args:
         path: The path of the file. Its table ``[outfall]`` has arguments of `configure`: ``console``,
-            ``console_level``, ``level``, ``levels``, ``stdlib``, ``captures_warnings``, ``excepthook``, ``env``. Each
-            table ``[sinks.NAME]`` has the ``url`` of a sink, as `open_sink` takes it, and the options that the query of
-            the URL may have, such as ``max_bytes = "50 MB"``. Options with a dot may be tables:
-            ``labels = { app = "shop" }``, ``spool = { directory = "/var/spool/shop", max_bytes = "1 GB" }``. NAME is
-            the name of the sink.
+            ``console_level``, ``level``, ``levels``, ``stdlib``, ``captures_warnings``, ``excepthook``,
+            ``drain_on_sigterm``, ``env``. Each table ``[sinks.NAME]`` has the ``url`` of a sink, as `open_sink` takes
+            it, and the options that the query of the URL may have, such as ``max_bytes = "50 MB"``. Options with a dot
+            may be tables: ``labels = { app = "shop" }``,
+            ``spool = { directory = "/var/spool/shop", max_bytes = "1 GB" }``. NAME is the name of the sink.
 
     Returns:
         The `Setup`.

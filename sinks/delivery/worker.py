@@ -452,10 +452,11 @@ class Worker:
         Raises:
             FullError: If the target does not take anything.
         """
+        if self.put > self.settled and not self._target_gone:
+            # Another thread delivers what came while the sink was drained. If it hangs, no thread waits for it again.
+            self._target_gone = not self.settle_all(now() + lifecycle.patience(lifecycle.EXIT_DEADLINE_SECONDS))
         with self.lock:
-            # The other thread hangs, or it would have been done by the deadline; this one must not hang as well, or
-            # not more than once.
-            gone = self._target_gone or self.put > self.settled
+            gone = self._target_gone
             events = 0 if gone else len(batch)
             self.put += events
         if gone:

@@ -285,6 +285,23 @@ def test_what_nobody_catches_is_an_event_and_the_exit_status_stays(tmp_path):
     assert "ValueError: main" in events[2]["exception"]
 
 
+@pytest.mark.parametrize(("second", "expected"), [(True, 1), (False, 0)])
+def test_the_set_up_in_force_decides_about_what_nobody_catches(second, expected, tmp_path):
+    """A second one makes no second event; one without the option leaves it to Python."""
+    script = f"outfall.configure(sys.argv[1], console=False, excepthook={second})\nclass Bad"
+    done = subprocess.run(
+        [sys.executable, "-c", _UNCAUGHT.replace("class Bad", script), tmp_path / "a.jsonl"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr
+    assert len(read(tmp_path / "a.jsonl")) == 3 * expected
+    errors = ("KeyError: 'in del'", "ZeroDivisionError: division by zero", "ValueError: main")
+    assert [done.stderr.count(error) for error in errors] == [1 - expected] * 3
+
+
 def test_a_later_dictconfig_ends_nothing(tmp_path):
     """Frameworks configure logging for themselves; sinks are not closed by a handler's close."""
     with outfall.configure(tmp_path / "a.jsonl", console=False):

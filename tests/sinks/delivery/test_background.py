@@ -849,6 +849,23 @@ def test_what_comes_after_the_drain_is_delivered_by_who_logs_it(tmp_path):
     assert [event["n"] for event in events_of(path)] == [1, 3, 2]
 
 
+def test_threads_that_log_after_the_drain_wait_for_one_another(gate):
+    """What one delivers meanwhile costs the other no event."""
+    sink = BackgroundSink(gate)
+    sink.drain(0)
+    one, other = threads = [threading.Thread(target=feed, args=(sink, 1, number)) for number in (1, 2)]
+    one.start()
+    until(gate.entered.is_set)
+    other.start()
+    until(lambda: len(sink._buffer.bells) or not other.is_alive())
+    gate.opened.set()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert sink.close()
+    assert numbers(gate) == [1, 2]
+    assert sink.stats().dropped == {}
+
+
 def test_a_target_that_hangs_holds_up_the_exit_no_longer_than_the_deadline():
     """And what was lost is told."""
     before = time.monotonic()
