@@ -68,8 +68,11 @@ def _usual_time(stamp: str) -> dt.datetime | None:
 def nanoseconds(item: Encoded, event: Mapping[str, Any]) -> int:
     """Return when *event* happened, by `exact_time`, or else by *item*."""
     exact = exact_time(event)
-    if exact is not None:
-        return exact
+    return item_nanoseconds(item) if exact is None else exact
+
+
+def item_nanoseconds(item: Encoded) -> int:
+    """Return the time of *item* in nanoseconds since the epoch, from 0 to `LATEST`; 0 if it is no number."""
     return _within(_of_seconds(item.time)) if math.isfinite(item.time) else 0
 
 
@@ -111,7 +114,7 @@ def take_utc_text(item: Encoded, event: dict[str, Any]) -> str:
 
 
 def _within(when: int) -> int:
-    return max(0, min(when, LATEST))
+    return when if 0 <= when <= LATEST else max(0, min(when, LATEST))
 
 
 def _of_seconds(seconds: float) -> int:

@@ -10,7 +10,8 @@ import orjson
 
 from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
-from outfall.adapters.collectors.fields import found_at, nanoseconds, paths_of, text_of
+from outfall.adapters.collectors.fields import found_at, item_nanoseconds, nanoseconds, paths_of, text_of
+from outfall.sinks.core.item import data_of
 from outfall.sinks.errors import PausedDeliveryError
 from outfall.sinks.event.levels import level_name
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: A time that has more digits than an item's, or is a number.
 _EXACT_TIME = re.compile(rb'"timestamp":(?:"[^"]*[.,][0-9]{7}|[-0-9])')
+
+_USUAL_TIME = re.compile(rb'"timestamp":"....-..-..T..:..:..\.......Z"')
 
 _PLAIN = re.compile(r"[\w.\- ]+", re.ASCII)
 
@@ -107,10 +110,14 @@ class LokiStreams(CollectorFormat):
         """Return *batch* as the body of a push, its streams in the order in which they begin."""
         streams: dict[tuple[tuple[str, str], ...], list[list[object]]] = {}
         by_level: dict[float, list[list[object]]] = {}
+        # Of usual events one look at all of them is enough.
+        usual = not self._needs_event(b"\n".join(data_of(batch)))
         for item in batch:
-            if self._needs_event(item.data):
+            data = item.data
+            line = data.decode("utf-8", "replace").rstrip("\r\n")
+            if not usual and self._needs_event(data):
                 event = item.event
-                value: list[object] = [str(nanoseconds(item, event)), _line(item)]
+                value: list[object] = [str(nanoseconds(item, event)), line]
                 metadata = {
                     name: text_of(found)
                     for name, path in self._metadata.items()
@@ -123,7 +130,7 @@ class LokiStreams(CollectorFormat):
             values = by_level.get(item.level)
             if values is None:
                 values = by_level[item.level] = streams.setdefault(self._labels_of(item, {}), [])
-            values.append([str(nanoseconds(item, {})), _line(item)])
+            values.append([str(item_nanoseconds(item)), line])
         return orjson.dumps(
             {
                 "streams": [
@@ -134,8 +141,12 @@ class LokiStreams(CollectorFormat):
         )
 
     def _needs_event(self, data: bytes) -> bool:
-        """Return True if it takes more than the level and the time of an item to send it."""
-        return any(name in data for name in self._names) or _EXACT_TIME.search(data) is not None
+        """Return True if it takes more than the level and the time of an item to send it, or one of several."""
+        for name in self._names:
+            if name in data:
+                return True
+        # To count what is usual is cheaper than to look for what is not.
+        return data.count(b'"timestamp":') != len(_USUAL_TIME.findall(data)) and _EXACT_TIME.search(data) is not None
 
     def _labels_of(self, item: Encoded, event: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
         labels = self._labels | {
@@ -161,10 +172,6 @@ class LokiStreams(CollectorFormat):
             msg = f"Loki takes nothing at present (status {_BLOCKED}, block_ingestion_until)"
             raise PausedDeliveryError(msg)
         return super().read(response_status, response_headers, response_body, batch)
-
-
-def _line(item: Encoded) -> str:
-    return item.data.decode("utf-8", "replace").rstrip("\r\n")
 
 
 def _label_value(value: object) -> str:

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import unquote
 
@@ -122,13 +123,14 @@ class OTLPLogs(CollectorFormat):
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return *batch* as an ``ExportLogsServiceRequest``."""
         scopes: dict[str, list[dict[str, Any]]] = {}
+        protobuf = self._messages is not None
         for item in batch:
             usual = None if isinstance(item, TypedEncoded) else _placement.usual(item.data)
             event = item.event if usual is None else usual
             logger = event.pop("logger", None)
             if logger is not None and not isinstance(logger, str):
                 event["logger"], logger = logger, None
-            scopes.setdefault(logger or "", []).append(_record(item, event, usual=usual is not None))
+            scopes.setdefault(logger or "", []).append(_record(item, event, usual=usual is not None, protobuf=protobuf))
         if self._messages is not None:
             return self._messages.request(self._attributes, scopes)
         return orjson.dumps(
@@ -186,7 +188,7 @@ def _checked_resource(resource: Any) -> dict[str, Any]:
     return dict(resource)
 
 
-def _record(item: Encoded, event: dict[str, Any], *, usual: bool) -> dict[str, Any]:
+def _record(item: Encoded, event: dict[str, Any], *, usual: bool, protobuf: bool) -> dict[str, Any]:
     when = str(take_time(item, event))
     record: dict[str, Any] = {
         "timeUnixNano": when,
@@ -204,21 +206,43 @@ def _record(item: Encoded, event: dict[str, Any], *, usual: bool) -> dict[str, A
         del event["trace_flags"]
     message = message_key(event)
     if message in event:
-        record["body"] = any_value(event.pop(message))
+        said = event.pop(message)
+        record["body"] = {"stringValue": said} if type(said) is str else any_value(said)
     made: dict[str, Any] = {}
     if "exception" in event and (failure := take_failure(event)) is not None:
         told = (("type", failure.kind), ("message", failure.message), ("stacktrace", failure.stack))
         made = {f"exception.{name}": text for name, text in told if text is not None}
-    for field in _CALLSITE.keys() & event.keys():
-        name, kind = _CALLSITE[field]
-        if type(event[field]) is kind and name not in event:
-            made[name] = event.pop(field)
+    if not _CALLSITE.keys().isdisjoint(event):
+        for field in _CALLSITE.keys() & event.keys():
+            name, kind = _CALLSITE[field]
+            if type(event[field]) is kind and name not in event:
+                made[name] = event.pop(field)
     if not usual:
         event = _placement.beside(made, event)
     elif made:
         event = made | event
-    record["attributes"] = _key_values(event)
+    written = usual and not protobuf and b"\\" not in item.data
+    record["attributes"] = _written(event) if written else _key_values(event)
     return record
+
+
+def _written(fields: Mapping[str, Any]) -> orjson.Fragment:
+    """Return `_key_values` as JSON, of usual fields in which nothing has to be escaped: at half the cost."""
+    made = [
+        f'{{"key":"{name}","value":{{"stringValue":"{value}"}}}}'
+        if type(value) is str
+        else f'{{"key":"{name}","value":{_written_value(value)}}}'
+        for name, value in fields.items()
+    ]
+    return orjson.Fragment(f"[{','.join(made)}]")
+
+
+def _written_value(value: float | bool | None) -> str:
+    if type(value) is int:
+        return f'{{"intValue":"{value}"}}'
+    if type(value) is float:
+        return f'{{"doubleValue":{value!r}}}'
+    return "{}" if value is None else '{"boolValue":true}' if value else '{"boolValue":false}'
 
 
 _IDS = (("trace_id", "traceId", TRACE_DIGITS), ("span_id", "spanId", SPAN_DIGITS))
@@ -227,6 +251,7 @@ _IDS = (("trace_id", "traceId", TRACE_DIGITS), ("span_id", "spanId", SPAN_DIGITS
 _placement = Placement(objects=("exception",), deepest=10**6)
 
 
+@lru_cache(maxsize=256)
 def severity_number(level: float) -> int:
     """Return the SeverityNumber of a level number; 0, unspecified, for a level that nobody knows."""
     if level == math.inf:
