@@ -7,9 +7,9 @@
     ├── MissingDependencyError       an optional package is not installed
     └── DeliveryError                the target could not take it
         ├── TemporaryDeliveryError   try again later
-        │   └── PausedDeliveryError  and not before somebody has changed something at the target
-        └── PermanentDeliveryError   it never will
-            └── OversizeDeliveryError  because it is too large; a part of it might be taken
+        │   └── PausedDeliveryError  it refuses everything until its configuration changes
+        └── PermanentDeliveryError   it would refuse the event again
+            └── OversizeDeliveryError  the batch is too large; a part of it might be taken
 
 Misconfiguration is not among them: it raises ``ValueError`` or ``TypeError`` at construction, naming the argument and
 the value.
@@ -19,8 +19,8 @@ No exception made here holds an event, a header, a URL's credentials or any othe
 
 from __future__ import annotations
 
-#: The ``halve_after`` of a lost connection. It may be lost for any reason, so at first the same batch is sent again
-#: under the same key, by which the target may know it.
+#: The ``halve_after`` of a lost connection. The size of the batch may not be the reason, so at first the same batch is
+#: sent again under the same key, by which the target can recognise it.
 LOST_ATTEMPTS = 4
 
 
@@ -43,10 +43,10 @@ class SinkClosedError(SinkError):
 
 
 class ReentrantEventError(SinkError):
-    """An event was born inside the delivery or the error report of the very sink it came to.
+    """An event was logged during the delivery or the error report of the sink that got it.
 
-    Taking it would feed the sink with its own output for ever. It is counted as ``dropped["reentrant"]``. Only
-    `Sink.deliver` raises it; `Sink.handle` counts in silence, since a report could be the next event.
+    If the sink took it, its own output would feed it for ever. The event is counted as ``dropped["reentrant"]``. Only
+    `Sink.deliver` raises this error; `Sink.handle` counts without a report, since the report could be the next event.
     """
 
     dropped_as = "reentrant"
@@ -66,7 +66,7 @@ class MissingDependencyError(SinkError):
         self.extra = extra
 
     def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
-        """Pickle by the two arguments, since ``args`` holds the sentence made of them."""
+        """Pickle the two arguments, since ``args`` holds the message."""
         return type(self), (self.package, self.extra)
 
 
@@ -80,8 +80,8 @@ class TemporaryDeliveryError(DeliveryError):
     Args:
         message: What happened, without event data and secrets.
         retry_after: Seconds that the target asks to wait before the next attempt, or None when it did not say.
-        halve_after: After how many such failures in a row a batch is sent in smaller parts, since its size may be the
-            reason: 1 if there was no answer in time. Default None: it is sent again as it is, however often.
+        halve_after: The number of such failures in a row after which the batch is split, since its size may be the
+            reason; 1 after a timeout. Default None: the batch is never split.
     """
 
     def __init__(self, message: str = "", retry_after: float | None = None, halve_after: int | None = None) -> None:
@@ -91,9 +91,9 @@ class TemporaryDeliveryError(DeliveryError):
 
 
 class PausedDeliveryError(TemporaryDeliveryError):
-    """The target refuses everything until something is changed: credentials, an address, a permission.
+    """The target refuses everything until its configuration changes: credentials, an address, a permission.
 
-    The events are kept, and attempts are made at growing intervals. Over HTTP: 401, 403, 404 and redirects.
+    Events are kept, and attempts are made at growing intervals. Over HTTP: 401, 403, 404 and redirects.
 
     Args:
         message: What happened, without event data and secrets.
@@ -102,7 +102,7 @@ class PausedDeliveryError(TemporaryDeliveryError):
 
 
 class PermanentDeliveryError(DeliveryError):
-    """The target refused it and would refuse it again.
+    """The target refused an event or a batch, and would refuse it again.
 
     Args:
         reason: Why, without event data and secrets.
@@ -114,7 +114,7 @@ class PermanentDeliveryError(DeliveryError):
 
 
 class OversizeDeliveryError(PermanentDeliveryError):
-    """The target refused it because it is too large; smaller parts of a batch may be taken. Over HTTP: 413.
+    """The target refused a batch because of its size; it may take smaller parts. Over HTTP: 413.
 
     Args:
         reason: Why, without event data and secrets.

@@ -1,4 +1,4 @@
-"""How many events go through: `Throttle`, `Sample` and `Once`, processors for any sink."""
+"""Processors for any sink that limit how many events pass: `Throttle`, `Sample` and `Once`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from outfall.sinks.event.levels import NUMBERS, UNKNOWN, Level, level_name, leve
 if TYPE_CHECKING:
     from outfall.sinks.event.units import Span
 
-#: What tells events apart: names or paths of fields, or a callable that gets the event.
+#: The key of an event: names or paths of fields, or a callable that gets the event.
 Key = Union[str, "Sequence[str]", "Callable[[Mapping[str, Any]], object]"]
 
-#: Longer texts, and values of other types, are compared by a digest: what is kept of a key is bounded.
+#: Longer texts, and values of types other than these, are compared by a digest, so that keys have a bounded size.
 _LONGEST: Final = 256
 _SCALARS = frozenset({int, bool, type(None)})
 
-#: How many keys are remembered.
+#: The default for the number of keys to remember.
 _REMEMBERED: Final = 10_000
 
 
 class _Shared:
-    """One lock for all: it is held for a moment, and a forked child gets a fresh one."""
+    """One lock for all processors; it is held for a moment. A forked child gets a new one."""
 
     lock = threading.RLock()
 
@@ -48,55 +48,55 @@ lifecycle.call_in_child(_in_child)
 
 
 class _Shaper:
-    """A processor that decides about an event by looking at it: `screen`."""
+    """A processor that passes, changes or drops an event, by the method `screen`."""
 
-    #: Does what `screen` does for the usual event, given it alone. It raises, having done nothing, for any other.
+    #: A fast version of `screen` for usual events, given the event alone. It raises, without effects, for any other.
     screen_usual: Callable[[dict[str, Any]], Any] | None = None
 
     def __call__(self, logger: object, method_name: str, event_dict: Any) -> Any:
-        """Return the event, or raise `structlog.DropEvent` if it is held back."""
+        """Return the event or a changed copy; raise `structlog.DropEvent` if it is suppressed."""
         screened = self.screen(event_dict, level_of(event_dict))
         if screened is None:
             raise DropEvent
         return screened
 
     def screen(self, event: Any, level: float) -> Any:
-        """Return *event* if it may pass, a changed copy of it, or None if it is held back. *event* is not changed.
+        """Return *event* if it passes, or a changed copy; return None if it is suppressed.
 
         Args:
-            event: The event.
-            level: The number of its level.
+            event: The event. It is not changed.
+            level: Its level number.
         """
         raise NotImplementedError
 
 
 class Throttle(_Shaper):
-    """Let so many events of a kind pass in a span of time, and hold back the others.
+    """Limit the rate of events with the same key: let a number of them pass in each window of time.
 
-    Use it where one message may come a million times: a full disk, a peer that is away. What is held back counts as
+    Use it for messages that may come a million times: a full disk, a peer that is down. Suppressed events count as
     ``filtered``.
 
     Args:
-        events: How many events of one key pass in each window, from 1 up.
-        per: Length of a window in seconds, as a timedelta, or as text such as ``"1m"``. A window begins with the first
-            event of its key that comes after the one before.
-        key: Which events are of a kind: the name of a field, several names, or a callable that gets the event. A name
-            may be a path, ``"user.id"``. Events that have none of the fields are of one kind. Default ``("event",)``.
-        keep: Events at or above this level always pass, and are not counted. Default ``"error"``. None: none do.
-        remember: How many keys are kept in mind. Beyond it the window that began first is forgotten. Default 10 000.
-        clock: Gives seconds. Default `time.monotonic`.
+        events: The number of events of one key that pass in each window, from 1 up.
+        per: The length of a window in seconds, as a timedelta, or as text such as ``"1m"``. A window begins with the
+            first event of its key after the end of the previous window.
+        key: The name of a field, several names, or a callable that gets the event and returns its key. A name may be a
+            path, ``"user.id"``. Events that have none of the fields share one key. Default ``("event",)``.
+        keep: Events at or above this level always pass, and are not counted. Default ``"error"``. None: no exception.
+        remember: The number of keys to remember. If there are more, the oldest window is forgotten. Default 10 000.
+        clock: A function that returns seconds. Default `time.monotonic`.
 
     Raises:
         ValueError: If *events*, *per*, *keep* or *remember* is not usable, or *key* is empty.
         TypeError: If *key* is neither names nor a callable.
 
-    The first event of a key that passes after others were held back says how many in its field ``suppressed``. A
-    sink's `Sink.flush` and `Sink.close`, and the exit of the process, put out one event for each key that still has
-    some to tell of: it has the fields of the key, ``event``, ``level`` and ``logger``, the time of the last that was
-    held back, and ``suppressed``. Give each sink a Throttle of its own.
+    The next event of a key that passes has the number of suppressed events in its field ``suppressed``. `Sink.flush`,
+    `Sink.close` and the exit of the process put out one event for each key with suppressed events that no event has
+    reported yet. It has the fields of the key, ``event``, ``level`` and ``logger``, the time of the last suppressed
+    event, and ``suppressed``. Give each sink its own Throttle.
 
-    An event is not changed. Safe from any thread; a forked child goes on with what the parent counted. What is kept
-    of a key is short, whatever the event holds.
+    The event passed in is not changed. Safe from any thread; a forked child continues with the parent's counts. The
+    memory for a key is bounded, however large the event is.
     """
 
     screen_usual: Callable[[dict[str, Any]], Any] | None
@@ -116,14 +116,14 @@ class Throttle(_Shaper):
         self._events = checked_count(events, "events", "events")
         self._per = checked_seconds(per, "per")
         if not self._per:
-            msg = f"per={per!r} is no span of time"
+            msg = f"per={per!r} is not a span of time"
             raise ValueError(msg)
         self._key = _Key(key)
         self._keep = _checked_keep(keep)
         self._remember = checked_count(remember, "remember", "keys")
         self._clock = clock
         self._windows: dict[object, _Window] = {}
-        #: How many events of forgotten keys were held back.
+        #: The number of suppressed events of forgotten keys.
         self._forgotten = 0
         if HAS_GLOBAL_LOCK and self._key.name is not None:
             self.screen_usual = self._usual(self._key.name)
@@ -142,7 +142,7 @@ class Throttle(_Shaper):
             if clock() >= window.until:
                 raise LookupError
             stamp = event["timestamp"] if "timestamp" in event else None  # noqa: SIM401 - a call would cost more
-            # No call from here on, and so no other thread in between.
+            # No call from here on, so that no other thread runs in between.
             if window.left:
                 window.left -= 1
                 return event
@@ -155,7 +155,7 @@ class Throttle(_Shaper):
         return screen_usual
 
     def screen(self, event: Any, level: float) -> Any:
-        """Return *event* if it may pass, a copy with ``suppressed`` where events were held back before, or None."""
+        """Return *event* if it passes, with ``suppressed`` in a copy if events were suppressed before; else None."""
         if self._keep <= level != UNKNOWN:
             return event
         name = self._key.name
@@ -175,30 +175,30 @@ class Throttle(_Shaper):
                     window.about = self._key.about(event)
                 return None
             if window is not None:
-                # At the end of the dict: windows stand in the order in which they begin.
+                # The new window goes to the end of the dict, which orders windows by their beginning.
                 held = self._windows.pop(key).held
             elif len(self._windows) >= self._remember:
                 self._forgotten += self._windows.pop(next(iter(self._windows))).held
             self._windows[key] = _Window(now + self._per, self._events - 1)
         if not held:
             return event
-        told = copy_event(event)
-        told["suppressed"] = held
-        return told
+        passed = copy_event(event)
+        passed["suppressed"] = held
+        return passed
 
     def held_back(self) -> list[dict[str, Any]]:
-        """Return an event for each key of which events were held back that no event has told of; they are told then."""
-        told: list[dict[str, Any]] = []
+        """Return a summary event for each key with suppressed events that no event has reported; reset the counts."""
+        summaries: list[dict[str, Any]] = []
         with _Shared.lock:
             # No condition ends the loop: from Python 3.12 on an interrupt there would leave the lock held.
             for window in self._windows.values():
                 held, window.held = window.held, 0
                 stamp = {} if window.last is None else {"timestamp": window.last}
-                told += [{**stamp, **(window.about or {}), "suppressed": held}] if held else []
+                summaries += [{**stamp, **(window.about or {}), "suppressed": held}] if held else []
             forgotten, self._forgotten = self._forgotten, 0
         if forgotten:
-            told.append({"event": "events of many kinds were held back", "level": "info", "suppressed": forgotten})
-        return told
+            summaries.append({"event": "events of many kinds were held back", "level": "info", "suppressed": forgotten})
+        return summaries
 
 
 class _Window:
@@ -207,29 +207,30 @@ class _Window:
     def __init__(self, until: float, left: int) -> None:
         self.until, self.left = until, left
         self.held = 0
-        #: The timestamp of the last event that was held back, and what the first of them was.
+        #: The timestamp of the last suppressed event, and the fields of the first one for the summary.
         self.last: Any = None
         self.about: dict[str, Any] | None = None
 
 
 class Sample(_Shaper):
-    """Let a share of the events pass, at random or by a key.
+    """Let a fraction of the events pass, at random or by key.
 
-    What is held back counts as ``filtered``.
+    Suppressed events count as ``filtered``.
 
     Args:
-        rate: The share that passes, from 0 to 1.
-        keep: Events at or above this level always pass. Default ``"error"``. None: none do.
-        key: Fields, or a callable, as for `Throttle`: all events of one key pass or none, in every process and on every
-            machine. An event that has none of the fields passes at random. Default None: each event by itself.
-        random: Gives a number from 0 up to 1, without it. Default ``random.random``.
+        rate: The fraction that passes, from 0 to 1.
+        keep: Events at or above this level always pass. Default ``"error"``. None: no exception.
+        key: Fields, or a callable, as for `Throttle`. Of the events of one key all pass or none, in every process and
+            on every machine. An event that has none of the fields passes at random. Default None: every event passes at
+            random.
+        random: A function that returns a number from 0 (included) to 1 (excluded). Default ``random.random``.
 
     Raises:
-        ValueError: If *rate* is not from 0 to 1, *keep* is no level, or *key* is empty.
+        ValueError: If *rate* is not from 0 to 1, *keep* is not a level, or *key* is empty.
         TypeError: If *key* is neither names nor a callable.
 
-    By key, a smaller *rate* lets a part of those keys pass that a larger one lets pass. An event is not changed. Safe
-    from any thread; holds no state.
+    Keys that pass with a small *rate* also pass with a larger one. Events are not changed. Safe from any thread; holds
+    no state.
     """
 
     screen_usual: Callable[[dict[str, Any]], Any] | None
@@ -259,7 +260,7 @@ class Sample(_Shaper):
         return f"Sample({self._rate:g})" if self._key is None else f"Sample({self._rate:g}, key={self._key!r})"
 
     def screen(self, event: Any, level: float) -> Any:
-        """Return *event* if it may pass, else None."""
+        """Return *event* if it passes, else None."""
         if self._keep <= level != UNKNOWN:
             return event
         key = self._key
@@ -273,24 +274,24 @@ class Sample(_Shaper):
 
 
 class Once(_Shaper):
-    """Let the first event of each key pass, and hold back those that follow.
+    """Let the first event of each key pass, and suppress those that follow.
 
-    Use it for warnings that are worth one line: a deprecated call, a setting that is not there. What is held back
-    counts as ``filtered``.
+    Use it for warnings that need one line only: a deprecated call, a missing setting. Suppressed events count as
+    ``filtered``.
 
     Args:
         key: Fields, or a callable, as for `Throttle`. An event that has none of the fields passes.
-        within: Seconds, a timedelta or text such as ``"1h"`` after an event has passed in which others of its key are
-            held back. Default None: for ever.
-        remember: How many keys are kept in mind. Beyond it the key that was seen least recently is forgotten, and its
+        within: The time for which a passed event suppresses others of its key, in seconds, as a timedelta, or as text
+            such as ``"1h"``. Default None: for ever.
+        remember: The number of keys to remember. If there are more, the least recently seen key is forgotten, and its
             next event passes. Default 10 000.
-        clock: Gives seconds. Default `time.monotonic`.
+        clock: A function that returns seconds. Default `time.monotonic`.
 
     Raises:
         ValueError: If *within* or *remember* is not usable, or *key* is empty.
         TypeError: If *key* is neither names nor a callable.
 
-    An event is not changed. Safe from any thread; a forked child remembers what its parent does.
+    Events are not changed. Safe from any thread; a forked child remembers the keys that its parent has seen.
     """
 
     __slots__ = ("_clock", "_key", "_remember", "_seen", "_within")
@@ -307,7 +308,7 @@ class Once(_Shaper):
         self._within = None if within is None else checked_seconds(within, "within")
         self._remember = checked_count(remember, "remember", "keys")
         self._clock = clock
-        #: When the last event of a key has passed; the key that was seen last stands last.
+        #: The time when the last event of each key passed, ordered by the time when the key was last seen.
         self._seen: OrderedDict[object, float] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -315,7 +316,7 @@ class Once(_Shaper):
         return f"Once({self._key!r}{within})"
 
     def screen(self, event: Any, level: float) -> Any:
-        """Return *event* if it may pass, else None."""
+        """Return *event* if it passes, else None."""
         key = self._key.of(event)
         if key is None:
             return event
@@ -333,14 +334,14 @@ class Once(_Shaper):
 
 
 class _Key:
-    """What tells events apart."""
+    """Computes the keys of events, from fields or by a callable."""
 
     __slots__ = ("_call", "_fields", "_names", "_plain", "name")
 
     def __init__(self, key: Any) -> None:
         self._call: Callable[[Any], object] | None = None
         self._names: tuple[str, ...] = ()
-        #: The one field that is the key, if it is that simple.
+        #: The name of the field, if the key is a single field at the top of the event.
         self.name: str | None = None
         if callable(key):
             self._call = key
@@ -354,7 +355,7 @@ class _Key:
             raise ValueError(msg)
         self._names = names
         self._fields = Projection({name: name for name in names})
-        #: Whether they are fields at the top of the event, and no paths.
+        #: Whether all names are fields at the top of the event, and not paths.
         self._plain = all(name.isidentifier() and not name.startswith("exception") for name in names)
         if self._plain and len(names) == 1:
             self.name = names[0]
@@ -363,7 +364,7 @@ class _Key:
         return getattr(self._call, "__name__", "…") if self._call is not None else repr(self._names)
 
     def of(self, event: Any) -> object:
-        """Return the key of *event*, short and hashable; None if it has none of the fields."""
+        """Return the key of *event*, which is short and hashable; None if the event has none of the fields."""
         if self._call is not None:
             value = self._call(event)
             return None if value is None else _brief(value)
@@ -375,20 +376,20 @@ class _Key:
         return None if parts.count(_ABSENT) == len(parts) else parts
 
     def about(self, event: Any) -> dict[str, Any]:
-        """Return what to tell of *event*, of which many were held back: its key, and what it is."""
-        found = {} if self._call is not None else self._fields.project(event)
-        # Under its path, as the key says it.
-        told = {"level": level_name(level_of(event))}
-        told.update((name, event[name]) for name in ("logger", "event") if name in event)
-        told.update(found)
-        return {name: _shown(value) for name, value in told.items()}
+        """Return the fields of *event* for the summary of suppressed events: level, logger, message and key."""
+        # A field in the key has its path as name.
+        key = {} if self._call is not None else self._fields.project(event)
+        fields = {"level": level_name(level_of(event))}
+        fields.update((name, event[name]) for name in ("logger", "event") if name in event)
+        fields.update(key)
+        return {name: _shown(value) for name, value in fields.items()}
 
 
 _ABSENT = b""
 
 
 def _brief(value: Any) -> object:
-    """Return *value* if it is short and compares by what it is, else a digest of its JSON."""
+    """Return *value* if it is a short text or a scalar, else a digest of its JSON."""
     kind = value.__class__
     if (kind is str and len(value) <= _LONGEST) or kind in _SCALARS:
         return value
@@ -400,7 +401,7 @@ def _digest(value: object) -> bytes:
 
 
 def _as_json(value: object) -> bytes:
-    if isinstance(value, tuple):  # of what `_brief` has made: bytes are digests
+    if isinstance(value, tuple):  # of results of `_brief`, whose bytes are digests
         value = [part.hex() if isinstance(part, bytes) else part for part in value]
     return _renderer.render({"": value})
 
@@ -413,7 +414,7 @@ def _shown(value: Any) -> Any:
 
 
 def _checked_keep(keep: Level | None) -> float:
-    # No level is as high as that of an event whose level nobody knows.
+    # UNKNOWN is above every known level, and `screen` exempts no event whose level is unknown.
     return UNKNOWN if keep is None else parse_level(keep, "keep")
 
 

@@ -54,7 +54,7 @@ ROWS = {
         lambda p: FileSink(p, processors=redact),
         ["processors=redact", "processors=[redact]"],
     ),
-    "a text as processors": (lambda p: FileSink(p, processors="redact"), ["processors='redact'", "no sequence"]),
+    "a text as processors": (lambda p: FileSink(p, processors="redact"), ["processors='redact'", "not a sequence"]),
     "a processor that is none": (lambda p: FileSink(p, processors=[5]), ["processors=5", "not callable"]),
     "a class as a processor": (
         lambda p: FileSink(p, processors=[structlog.processors.TimeStamper]),

@@ -1,4 +1,4 @@
-"""Checks of arguments that several sinks take, each with a message that names the argument and the value."""
+"""Checks of arguments that several sinks share; each error message names the argument and the value."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_PORT = 65_535
 
 
 def checked_size(size: Size, argument: str, unit: str = "bytes") -> int:
-    """Return *size*, a whole number from 0 up; of bytes also as text, such as ``"50 MB"``.
+    """Return *size* as a whole number from 0 up; a size in bytes may be text, such as ``"50 MB"``.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not such a size.
     """
     if isinstance(size, str) and unit == "bytes":
         try:
@@ -33,10 +33,10 @@ def checked_size(size: Size, argument: str, unit: str = "bytes") -> int:
 
 
 def checked_count(number: Size, argument: str, unit: str) -> int:
-    """Return *number*, a whole one from 1 up; of bytes also as text.
+    """Return *number* as a whole number from 1 up; a number of bytes may be text.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not such a number.
     """
     checked = checked_size(number, argument, unit)
     if not checked:
@@ -46,10 +46,10 @@ def checked_count(number: Size, argument: str, unit: str) -> int:
 
 
 def checked_choice(choice: _Choice, argument: str, choices: tuple[_Choice, ...]) -> _Choice:
-    """Return *choice*, one of *choices*.
+    """Return *choice*, which must be one of *choices*.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not; the message suggests the nearest choice.
     """
     if choice not in choices:
         near = nearest(choice, choices)
@@ -60,22 +60,27 @@ def checked_choice(choice: _Choice, argument: str, choices: tuple[_Choice, ...])
 
 
 def checked_functions(functions: Iterable[Any], argument: str, what: str) -> tuple[Any, ...]:
-    """Return *functions*, each of which is *what*, as a tuple.
+    """Return *functions* as a tuple.
+
+    Args:
+        functions: The functions.
+        argument: The name of the argument.
+        what: What each function should be, for the error message.
 
     Raises:
-        TypeError: If they are no sequence, or one of them is a class or cannot be called.
+        TypeError: If *functions* is not iterable, or one of them is a class or cannot be called.
     """
     if callable(functions) or isinstance(functions, str) or not isinstance(functions, Iterable):
-        msg = f"{argument}={_shown(functions)} is no sequence: write {argument}=[{_shown(functions)}]"
+        msg = f"{argument}={_shown(functions)} is not a sequence: write {argument}=[{_shown(functions)}]"
         raise TypeError(msg)
     return tuple(checked_function(function, argument, what) for function in functions)
 
 
 def checked_function(function: Any, argument: str, what: str) -> Any:
-    """Return *function*, which is *what*.
+    """Return *function*, which should be *what*.
 
     Raises:
-        TypeError: If it is a class, of which one has to be made, or cannot be called.
+        TypeError: If it cannot be called, or is a class, which has to be instantiated first.
     """
     if isinstance(function, type):
         msg = f"{argument}={function.__name__} is a class; write {function.__name__}(…)"
@@ -91,7 +96,7 @@ def _shown(value: Any) -> str:
 
 
 def nearest(name: object, names: Iterable[str]) -> str | None:
-    """Return that of *names* which *name* was probably meant to be, or None."""
+    """Return the one of *names* that *name* is probably a misspelling of, or None."""
     import difflib
 
     plain = {known.replace("_", "").lower(): known for known in names}
@@ -101,14 +106,14 @@ def nearest(name: object, names: Iterable[str]) -> str | None:
 
 
 def unknown_argument(owner: str, name: str, value: object, names: Iterable[str], hint: str = "") -> TypeError:
-    """Return the error for an argument *name* that *owner* does not have: the nearest of *names* is named.
+    """Return the error for an argument *name* that *owner* does not have; it suggests the nearest of *names*.
 
     Args:
-        owner: What was called.
+        owner: The name of the class or function.
         name: The argument.
-        value: Its value. It is shown only if it is a number, since it may be a secret.
+        value: Its value. Only numbers are shown, since any other value may be a secret.
         names: The arguments that *owner* has.
-        hint: What to say if none of them is near.
+        hint: The end of the message if none of them is near.
     """
     given = f"{name}={value!r}" if isinstance(value, (int, float)) else f"{name}=…"
     near = nearest(name, names)
@@ -117,10 +122,10 @@ def unknown_argument(owner: str, name: str, value: object, names: Iterable[str],
 
 
 def checked_seconds(duration: Span, argument: str) -> float:
-    """Return *duration* in seconds: a number from 0 up, a timedelta, or text such as ``"1h30m"``.
+    """Return *duration* in seconds; it may be a number from 0 up, a timedelta, or text such as ``"1h30m"``.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not such a duration.
     """
     if isinstance(duration, str):
         try:
@@ -136,7 +141,7 @@ def checked_seconds(duration: Span, argument: str) -> float:
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if *host* is this machine by its very name: what is sent there crosses no network."""
+    """Return True if *host* is ``localhost`` or a loopback address, so that nothing sent there crosses a network."""
     if host.lower() == "localhost":
         return True
     import ipaddress

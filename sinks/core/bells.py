@@ -1,4 +1,4 @@
-"""Waiting for another thread, in a way that an interrupt cannot break."""
+"""Waits for another thread that an interrupt cannot break."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from outfall.sinks.core.logginglock import released
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Longer waits are too long for the system's clock.
+#: A lock's ``acquire`` refuses very long timeouts.
 LONGEST_WAIT_SECONDS = 86_400.0
 
 
 class Bells:
-    """Wakes all threads that wait for something to change.
+    """Wakes all threads that wait for a change.
 
-    Each of them waits on a lock of its own and holds nothing meanwhile. `threading.Condition` gives up the lock that it
-    is used with and takes it again: a KeyboardInterrupt that comes in between is replaced by the RuntimeError of a lock
-    that is not held. `threading.Event` is made of one.
+    Each thread waits on a lock of its own, and holds no other lock meanwhile. `threading.Condition` is not used, nor
+    `threading.Event`, which is made of one: it releases its lock and acquires it again. A KeyboardInterrupt in between
+    is replaced by a RuntimeError, since the lock is not held.
 
-    A forked child makes new ones.
+    A forked child must make a new object.
     """
 
     def __init__(self) -> None:
         self._bells: list[Any] = []
 
     def __len__(self) -> int:
-        """Return how many threads wait."""
+        """Return the number of waiting threads."""
         return len(self._bells)
 
     def wait(self, seconds: float, done: Callable[[], object]) -> bool:
         """Wait until `ring` is called, unless *done* is true already; return False if *seconds* pass first.
 
-        Who rings makes *done* true before; it is asked for when `ring` knows of this thread.
+        Make *done* true before calling `ring`. *done* is called after this thread is registered, so that no `ring` is
+        missed.
         """
         bell = allocate_lock()
         bell.acquire()
@@ -46,28 +47,28 @@ class Bells:
             self._bells.remove(bell)
 
     def ring(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiting threads."""
         for bell in tuple(self._bells):
-            with contextlib.suppress(RuntimeError):  # rung already
+            with contextlib.suppress(RuntimeError):  # another thread has released it
                 bell.release()
 
 
 class Flag:
-    """Something that becomes true once, and that threads wait for."""
+    """A flag that becomes true once, and that threads can wait for."""
 
     def __init__(self) -> None:
         self._bells = Bells()
         self._value = False
 
     def is_set(self) -> bool:
-        """Return whether it is true."""
+        """Return whether the flag is true."""
         return self._value
 
     def set(self) -> None:
-        """Make it true, and wake all who wait."""
+        """Make the flag true, and wake all waiting threads."""
         self._value = True
         self._bells.ring()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is true; return False if *seconds* pass first."""
+        """Wait until the flag is true; return False if *seconds* pass first."""
         return self._value or self._bells.wait(seconds, self.is_set) or self._value

@@ -1,4 +1,4 @@
-"""A sink as a processor of structlog, and what the chain of processors around it looks like."""
+"""Sinks as structlog processors, and the inspection of the chain that calls them."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from outfall.sinks.event.event import TextEvent, as_event
 if TYPE_CHECKING:
     from types import FrameType
 
-#: So many callers up is structlog's bound logger found, through a logger's method.
+#: structlog's bound logger is at most this many callers up, behind a logger's method.
 _MAX_CALLERS = 5
 
 _MISSING: Any = object()
 
 
 class InChain:
-    """The part of `Sink` that is a processor of structlog."""
+    """The part of `Sink` that makes it a structlog processor."""
 
     if TYPE_CHECKING:
         shows_people: ClassVar[bool]
         handle: Callable[[Mapping[str, Any] | str | bytes], None]
         _fail_unraised: Callable[[Exception, object], None]
 
-    #: Whether the chain of processors around it has been looked at: at the first event, and at the first text.
+    #: Whether the chain of processors has been inspected: at the first event, and at the first text.
     _chain_seen = False
     _text_seen = False
-    #: Whether it has been found within a chain: then every chain that comes is looked at.
+    #: Whether a chain was found that continues after this sink: then the chain is inspected at each event.
     _within_chains = False
 
     def __call__(self, logger: object = None, method_name: str = "", event_dict: Any = _MISSING) -> Any:
-        """Be a processor of structlog: `handle` the event, then end the chain, or pass the event on if it goes on.
+        """Act as a structlog processor: `handle` the event, and end the chain if this is its last processor.
 
-        Whether there are processors behind this one is looked at when the first event comes. A missing ``level`` is
-        taken from *method_name* for filtering; it is not written into the event.
+        If further processors follow, the event is returned to them; the first event shows whether they do. An event
+        without ``level`` is filtered by *method_name*; it gets no level.
 
         Raises:
-            DropEvent: As the last of its chain, so that structlog calls nothing further.
-            TypeError: If it is called as a factory of loggers.
+            DropEvent: As the last processor, so that structlog calls nothing further.
+            TypeError: If the sink is called as a logger factory.
         """
         if self._chain_seen and type(event_dict) is dict and "level" in event_dict:
             self.handle(event_dict)
@@ -51,8 +51,8 @@ class InChain:
         return self._handle_in_chain(method_name, event_dict, sys._getframe(1))
 
     def _handle_in_chain(self, method_name: str, event_dict: Any, frame: FrameType) -> Any:
-        """Do what `__call__` does, also for the first event, for one without a level, and for text."""
-        passed_by = not self._chain_seen and self._is_passed_by(event_dict, frame)
+        """Do what `__call__` does, for the first event, an event without a level, and text too."""
+        continues = not self._chain_seen and self._chain_continues(event_dict, frame)
         try:
             event = as_event(event_dict, method_name)
         except TypeError:
@@ -60,32 +60,32 @@ class InChain:
         if not self._text_seen and isinstance(event, TextEvent):
             self._look_at_text(event, chain_of(frame), WITHOUT_RENDERER)
         self.handle(event)
-        if passed_by:
+        if continues:
             return event_dict
         raise DropEvent
 
-    def _is_passed_by(self, event_dict: Any, frame: FrameType) -> bool:
-        """Return True if the chain that *frame* runs goes on behind this sink; then it is asked again each time."""
+    def _chain_continues(self, event_dict: Any, frame: FrameType) -> bool:
+        """Return True if the chain that *frame* runs continues after this sink; then inspect it at each event."""
         if event_dict is _MISSING:
             msg = f"{type(self).__name__} makes no loggers: write logger_factory=SinkLoggerFactory(sink)"
             raise TypeError(msg)
-        passed_by = goes_on(self, frame)
-        if passed_by:
+        continues = _continues_after(self, frame)
+        if continues:
             self._within_chains = True
-        elif passed_by is False:
+        elif continues is False:
             self._chain_seen = not self._within_chains
-        return bool(passed_by)
+        return bool(continues)
 
     def _look_at_text(self, event: TextEvent, chain: Sequence[Any], way_out: str) -> None:
-        """Tell, once, if the first text that a chain has rendered is for people, and this sink keeps or sends it."""
+        """Report, once, that a chain renders text for people although this sink stores or sends it."""
         self._text_seen = True
         wrong = None if for_people(self) else meant_for_people(event.raw, chain, way_out)
         if wrong is not None:
             self._fail_unraised(SinkError(wrong), None)
 
 
-def goes_on(sink: Any, frame: FrameType) -> bool | None:
-    """Return whether the chain that *frame* runs goes on behind *sink*; None if it runs none."""
+def _continues_after(sink: Any, frame: FrameType) -> bool | None:
+    """Return whether the chain that *frame* runs continues after *sink*; None if *frame* runs no chain."""
     chain = chain_of(frame)
     if not chain:
         return None
@@ -93,12 +93,12 @@ def goes_on(sink: Any, frame: FrameType) -> bool | None:
 
 
 def meant_for_people(text: str | bytes, chain: Sequence[Any], way_out: str) -> str | None:
-    """Return what is wrong with *text*, which is to be kept or sent, if it was rendered for people; else None.
+    """Return the message for *text* that was rendered for people but is stored or sent; None if it was not.
 
     Args:
-        text: The first text that came.
-        chain: The processors that made it.
-        way_out: What to leave out instead.
+        text: The first text that reached the sink.
+        chain: The processors that rendered it.
+        way_out: The advice at the end of the message.
     """
     escaped = "\x1b[" in text if isinstance(text, str) else b"\x1b[" in text
     if not escaped and not any(isinstance(processor, ConsoleRenderer) for processor in chain):
@@ -109,24 +109,24 @@ def meant_for_people(text: str | bytes, chain: Sequence[Any], way_out: str) -> s
     )
 
 
-#: What to leave out of a chain, and of a handler.
+#: The advice for a chain, and for a handler.
 WITHOUT_RENDERER = (
     "leave the ConsoleRenderer out of the chain, "
     "structlog.configure(processors=[…], logger_factory=SinkLoggerFactory(sink)), and give it to a console alone, "
     "StreamSink(renderer=ConsoleRenderer())"
 )
-WITHOUT_FORMATTER = "leave setFormatter() out, since a SinkHandler without one hands on the fields"
+WITHOUT_FORMATTER = "leave setFormatter() out, since a SinkHandler without one passes the fields on"
 
 
 def for_people(sink: Any) -> bool:
-    """Return whether all that is behind *sink* shows its events to people, and none keeps or sends them."""
+    """Return whether *sink*, with all sinks behind it, only shows events to people, and stores or sends none."""
     target = getattr(sink, "target", None)
     behind = [*getattr(sink, "sinks", ()), *([] if target is None else [target])]
     return all(map(for_people, behind)) if behind else bool(sink.shows_people)
 
 
 def chain_of(frame: FrameType | None) -> Sequence[Any]:
-    """Return the processors of the bound logger that calls *frame*; none if none does."""
+    """Return the processors of the bound logger that calls *frame*; an empty sequence if there is none."""
     for _ in range(_MAX_CALLERS):
         if frame is None:
             break

@@ -1,4 +1,4 @@
-"""The clock by which this package measures how long it waits."""
+"""The clock that this package measures waits by."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Return the seconds since some moment, the same number as `time.monotonic`. Tests that freeze time stop that one, and
-#: a wait that is measured by a clock that stands still has no end; nobody stops this one.
+#: Return the same number as `time.monotonic`. Libraries that freeze time in tests replace that function, and a wait
+#: measured by a frozen clock never ends; they do not replace this one.
 now: Callable[[], float] = (
     partial(time.clock_gettime, getattr(time, "CLOCK_UPTIME_RAW", time.CLOCK_MONOTONIC))
     if hasattr(time, "clock_gettime")

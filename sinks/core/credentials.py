@@ -1,4 +1,4 @@
-"""Tokens that a callable gives, asked for anew each time."""
+"""Tokens that a callable returns, which is called for each use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def is_sendable(value: Any) -> bool:
-    """Return True if *value* is text that can stand in a header: printable, of Latin-1, no blank at either end."""
+    """Return True if *value* is text for an HTTP header: printable Latin-1 without blanks at either end."""
     if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
         return False
     try:
@@ -36,6 +36,6 @@ def asked(token: Callable[[], str]) -> str:
     if failure is None and not is_sendable(given):
         failure = PausedDeliveryError("token() returned nothing that can be sent")
     if failure is not None:
-        # Out here, so that nothing hangs on to the original, whose arguments may hold anything.
+        # Outside of the except block: the original error, which may hold secrets, must not become its context.
         raise failure
     return str(given)

@@ -1,4 +1,4 @@
-"""A lock between processes, for what must not happen to one file in two of them at once."""
+"""Locks between processes, by ``flock(2)``."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ if TYPE_CHECKING:
 #: Whether the platform has ``flock(2)``.
 AVAILABLE = sys.platform != "win32"
 
-#: How long to wait for another process, which holds the lock for a few renames. One that is stopped must not stop all.
+#: The longest wait for another process, in seconds. Each holds the lock for a few renames only, unless it is stopped.
 _PATIENCE_SECONDS = 5.0
 
 
 class DirectoryLock:
-    """An exclusive lock on a directory, re-entrant within its owner; its users take turns in a lock of their own.
+    """An exclusive lock on a directory, between processes.
 
     The directory itself is locked, by ``flock(2)``: no lock file is left behind, and none can be deleted while it is
-    held. The kernel gives the lock back when its holder dies. It binds only those who ask for it.
+    held. The kernel releases the lock when its holder dies. The lock is advisory. It is re-entrant, but not
+    thread-safe: the threads of its owner share it under a lock of their own.
 
     Args:
         directory: Path of the directory.
 
     Raises on entry:
-        TemporaryDeliveryError: If it was not to be had for 5 seconds, and then again until it was.
+        TemporaryDeliveryError: If another process has held it for 5 seconds. Later attempts wait for 0.05 seconds only,
+            until one succeeds.
         OSError: If the directory cannot be opened, or its file system has no such locks.
     """
 
@@ -48,7 +50,7 @@ class DirectoryLock:
         if self._depth:
             self._depth += 1
             return
-        # Opened anew each time: a descriptor kept would be shared with forked children, and its lock with them.
+        # Opened at each entry: forked children would share a lasting descriptor, and its lock.
         self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
             deadline = monotonic() + self._patience
@@ -57,7 +59,7 @@ class DirectoryLock:
                 if try_lock(self._descriptor):
                     break
                 if monotonic() >= deadline:
-                    # Who has kept it so long may be stopped: from now on nobody waits for him that long again.
+                    # The holder may be stopped: later attempts wait less.
                     self._patience = _PATIENCE_SECONDS / 100
                     msg = f"another process has kept the lock on {self._directory!r} for {_PATIENCE_SECONDS:g} s"
                     raise TemporaryDeliveryError(msg)
@@ -74,7 +76,7 @@ class DirectoryLock:
     ) -> None:
         self._depth -= 1
         if not self._depth:
-            # Said, not left to close: a child forked meanwhile holds the same open directory.
+            # Closing does not release it if a child that was forked meanwhile holds the same open directory.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._close()
 
@@ -84,13 +86,13 @@ class DirectoryLock:
             os.close(descriptor)
 
     def after_fork(self) -> None:
-        """Let go, in a forked child, of what the parent holds."""
+        """Close the parent's descriptor in a forked child, without releasing the parent's lock."""
         self._depth = 0
         self._close()
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file, or share it; return False at once if another holder is in the way."""
+    """Lock an open file, exclusively or shared; return False at once if another holder prevents it."""
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -99,15 +101,15 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Give the lock on an open file back, though a forked child may still have the same file open."""
+    """Release the lock on an open file, even if a forked child has the same file open."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def await_writer(descriptor: int) -> None:
-    """Wait until the ``write`` to an open file that is under way, if there is one, is done or its process is dead."""
-    # While a line is written, others may read its first half: nothing but the inode's lock, which the writer holds
-    # until the last byte, tells it from one that has been left. Linux takes that lock to remove an attribute, even one
-    # that is not there. Elsewhere some time has to do.
+    """Wait for a ``write`` to an open file, if one is in progress, until it is done or its process is dead."""
+    # While a line is being written, a reader may see its first half, which looks like one that a killed process left.
+    # The writer holds the inode's lock until the last byte. Linux takes that lock to remove an attribute, even one that
+    # does not exist. On other systems a short sleep has to do.
     if hasattr(os, "removexattr"):
         with contextlib.suppress(OSError):
             os.removexattr(descriptor, "user.outfall.none")
@@ -116,17 +118,20 @@ def await_writer(descriptor: int) -> None:
 
 
 def ends_with(descriptor: int, end: bytes) -> bool:
-    """Return True if the file ends with a whole line; lines end with *end*. The descriptor has to be readable."""
+    """Return True if the file is empty or ends with *end* or a line break. The descriptor has to be readable."""
     size = os.fstat(descriptor).st_size
     return not size or os.pread(descriptor, len(end), max(0, size - len(end))).endswith((end, b"\n"))
 
 
 def stands_alone(descriptor: int, data: bytes, end: bytes, mark: int = 0) -> bool:
-    """Return True if *data*, which this process has just appended, begins a line; lines end with *end*.
+    """Return True if *data*, which this process has just appended, begins a line.
 
-    *mark* is the length of what may come before the first line.
-
-    The descriptor has to be readable and this process's alone: its offset is where *data* ends.
+    Args:
+        descriptor: The open file. It has to be readable, and no other process may share it: its offset is the end of
+            *data*.
+        data: The appended bytes.
+        end: What ends a line.
+        mark: The length of a byte order mark before the first line.
     """
     start = os.lseek(descriptor, 0, os.SEEK_CUR) - len(data)
     if start <= mark:
@@ -135,6 +140,6 @@ def stands_alone(descriptor: int, data: bytes, end: bytes, mark: int = 0) -> boo
     try:
         found = os.pread(descriptor, before + len(data), start - before)
     except OSError:
-        return True  # it may not be read: then nothing can be known
-    # What is not ours any more was truncated away by somebody else.
+        return True  # assume so without permission to read
+    # If *data* is not there any more, another process has truncated the file.
     return found[before:] != data or found[:before].endswith((end, b"\n"))

@@ -1,17 +1,18 @@
-"""What a sink lets the sink around it do: the protocol between wrappers and their targets.
+"""The protocol between a wrapper and its target: `Forwarding`.
 
-A wrapper (`BackgroundSink`, `SpoolSink`, `FanoutSink`, one of your own) takes events for a *target*. Where it hands
-each event on in the thread that logs, it calls ``target.deliver(event)`` and needs nothing of this. Where events wait
-in between, the work is in two parts:
+A wrapper (`BackgroundSink`, `SpoolSink`, `FanoutSink`, one of your own) takes events for a *target*. A wrapper that
+passes each event on in the thread that logs calls ``target.deliver(event)``, and needs nothing else. If events wait in
+between, the work has two parts:
 
 1. In the thread that logs, ``item = target.make_item(event)`` runs the target's level, processors and renderer. The
-   item is a snapshot, bytes and two numbers, that shares nothing with the event. None means that the target filters it.
-2. Later, in any thread, ``target.emit_batch(items)`` puts items out. ``target.restore_item(data, level, time)`` makes
-   an item again of what a disk has kept of it.
+   item is a snapshot, bytes and two numbers, that shares nothing with the event. None means that the target filters the
+   event.
+2. Later, in any thread, ``target.emit_batch(items)`` puts the items out. ``target.restore_item(data, level, time)``
+   makes an item from the data that a disk has kept.
 
-Nothing is counted on the way: the outermost sink counts. Four questions make short cuts possible: `Forwarding.plain`,
-`Forwarding.needs_moment`, `Forwarding.takes_any_number` and `Forwarding.keeps_in_memory`. Their answers may change with
-the target's settings; a wrapper that has called ``target.surround(self)`` gets its own ``_refresh`` called then.
+Only the outermost sink counts events. Four properties allow shortcuts: `Forwarding.plain`, `Forwarding.needs_moment`,
+`Forwarding.takes_any_number` and `Forwarding.keeps_in_memory`. Their values may change with the target's settings; then
+the ``_refresh`` of each wrapper that has called ``target.surround(self)`` is called.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 
 
 def reads_data_alone(*, any_number: bool = False) -> Callable[[_Method], _Method]:
-    """Mark an ``emit_batch`` that reads nothing but the items' data: not their level, nor their time.
+    """Mark an ``emit_batch`` that reads only the items' data, not their level or time.
 
-    An override without the mark reads all of an item, as far as wrappers know.
+    Wrappers assume that an override without the mark reads everything.
 
     Args:
-        any_number: Whether it does the same with any number of items, which it joins and writes at once. Default False.
+        any_number: Whether it joins all items and writes them at once, however many there are. Default False.
     """
 
     def mark(method: _Method) -> _Method:
@@ -49,7 +50,7 @@ def reads_data_alone(*, any_number: bool = False) -> Callable[[_Method], _Method
 
 
 class Forwarding:
-    """The part of `Sink` that the sink around it calls. What a wrapper of its own overrides stands at each method."""
+    """The part of `Sink` that a wrapper calls. Each method says what a wrapper has to override."""
 
     if TYPE_CHECKING:
         _level: float
@@ -58,21 +59,24 @@ class Forwarding:
         encode: Callable[[dict[str, Any]], Encoded]
         emit_batch: Callable[..., Any]
 
-    #: The sinks around this one, whose own short cuts depend on it; held weakly.
+    #: The wrappers of this sink, whose shortcuts depend on it; weak references.
     _wrappers: tuple[weakref.ref[Sink], ...] = ()
 
     def make_item(self, event: dict[str, Any], *, respect_level: bool = True) -> Encoded | None:
-        """Do all that has to be done in the thread that logs; return what to give to ``emit_batch``, None if filtered.
+        """Filter, process and render *event* in the thread that logs; return the item for ``emit_batch``, or None.
 
-        A wrapper overrides ``encode(event)`` to return ``target.make_item(event)``, and raises `structlog.DropEvent`
-        where that is None; its own level and processors run before.
+        A wrapper overrides ``encode(event)`` to return ``target.make_item(event)``, and to raise `structlog.DropEvent`
+        if that is None. The wrapper's own level and processors run before.
 
         Args:
             event: The event. It is not changed.
-            respect_level: Whether the level of this sink may filter it; that of a target always may. Default True.
+            respect_level: Whether this sink's level applies; a target's level always does. Default True.
+
+        Returns:
+            The item; None if the event is filtered.
 
         Raises:
-            Exception: What processors and renderers raise; `structlog.DropEvent` filters the event.
+            Exception: The exceptions of processors and renderers; `structlog.DropEvent` filters the event.
         """
         if isinstance(event, Remainder):
             if not self.has_processor(event.maker):
@@ -82,24 +86,24 @@ class Forwarding:
         return self.encode(self._processed(event) if self._processors else event)
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return again the item that `make_item` made, of what a disk has kept of it: called once for each item.
+        """Restore an item that `make_item` made from its stored parts; called once for each item.
 
-        A wrapper returns ``target.restore_item(data, level, time)``. The same object has to come to ``emit_batch`` at
-        each retry, since routers note in it who has the event already.
+        A wrapper returns ``target.restore_item(data, level, time)``. Each retry has to pass the same object to
+        ``emit_batch``, since routers record in it which sinks have the event already.
         """
         return Encoded(data, level, time)
 
     def surround(self, wrapper: Sink) -> None:
-        """Let *wrapper* own this sink: it drains it at exit, and hears of changes that its short cuts depend on."""
+        """Make *wrapper* the owner: it drains this sink at exit, and changes of settings call its ``_refresh``."""
         self._wrappers += (weakref.ref(wrapper),)
 
     @property
     def behind(self) -> tuple[Sink, ...]:
-        """The sinks that get what `make_item` makes or ``deliver`` takes, before ``deliver`` returns. Default: none."""
+        """The sinks that get each event before ``deliver`` returns. Default: none."""
         return ()
 
     def all_processors(self) -> Iterator[Any]:
-        """Give the processors that an event may meet before ``deliver`` returns: this sink's, then those behind it."""
+        """Yield the processors that run before ``deliver`` returns: this sink's, then those of the sinks behind it."""
         yield from self._processors
         for sink in self.behind:
             yield from sink.all_processors()
@@ -110,44 +114,43 @@ class Forwarding:
 
     @property
     def plain(self) -> bool:
-        """Whether ``plain_line(event, level)`` without its line break is all that `make_item` makes of a plain event.
+        """Whether the item of a plain event is ``plain_line(event, level)`` without its line break. Default: False.
 
-        It is for ``plain_line``; the level is the higher one of the wrapper's and this sink's.
-        Default: False.
+        *level* is the higher one of the wrapper's level and this sink's.
         """
         return False
 
     @property
     def line_appender(self) -> Callable[[Any, bytes], None] | None:
-        """What puts out a line that ``plain_line`` has made, given this sink and the line; None: ``deliver`` does.
+        """A function that writes and counts a line of ``plain_line``, or None. It is given this sink and the line.
 
-        It counts the event. It raises where ``deliver`` has to do it, and has done nothing then.
+        The function raises, without having done anything, if ``deliver`` has to do the work instead.
         """
         return None
 
     @property
     def keeps_types(self) -> bool:
-        """Whether `make_item` keeps what JSON does not carry; then a line with a ``null``, perhaps a NaN, is not plain.
+        """Whether items keep values that JSON cannot represent. Default: False.
 
-        Default: False.
+        Then a line with a ``null`` is not plain, since the value may have been a NaN.
         """
         return False
 
     @property
     def needs_moment(self) -> bool:
-        """Whether ``emit_batch`` looks at an item's level or time. If not, a wrapper need not find them out."""
+        """Whether ``emit_batch`` reads an item's level or time. If not, a wrapper need not compute them."""
         return not getattr(type(self).emit_batch, "reads_data_alone", False)
 
     @property
     def takes_any_number(self) -> bool:
-        """Whether ``emit_batch`` writes all items at once, so that a batch may be as large as memory allows."""
+        """Whether ``emit_batch`` writes all items at once, so that a batch may have any size."""
         return getattr(type(self).emit_batch, "takes_any_number", False)
 
     @property
     def keeps_in_memory(self) -> bool:
-        """Whether events that ``emit_batch`` has taken may still be in this process's memory alone.
+        """Whether events that ``emit_batch`` has taken may be in this process's memory only.
 
-        So it is of buffers and queues, and of what has one of them for a target: a death of the process loses those
-        events, though they count as delivered.
+        This is so for buffers, queues, and sinks that have one as target. If the process is killed, those events are
+        lost, though they count as delivered.
         """
         return False

@@ -1,4 +1,4 @@
-"""What refuses wrong use of a sink's class, and says what it takes: `Guarded`."""
+"""`Guarded`: detects wrong use of a sink's class, and lists its parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _OfInit:
-    """A class has the signature of its ``__init__``; Python 3.10 takes an inherited ``__new__`` first."""
+    """The signature of a class's ``__init__``, since Python 3.10 would show that of the inherited ``__new__``."""
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         signature = inspect.signature(owner.__init__)  # type: ignore[misc]
@@ -23,14 +23,14 @@ class _OfInit:
 
 
 class Guarded:
-    """The part of `Sink` that refuses wrong use of its class."""
+    """The part of `Sink` that detects wrong use of its class."""
 
     __signature__: ClassVar[Any] = _OfInit()
 
-    if not TYPE_CHECKING:  # so that checkers see the signatures, and no name that is not there
+    if not TYPE_CHECKING:  # type checkers should see the signature of each __init__, and no attribute `formatter`
 
         def __new__(cls, *_args: Any, **kwargs: Any) -> Self:
-            """Refuse keyword arguments that the class does not have, and name the nearest that it has."""
+            """Raise a TypeError for an unknown keyword argument, with the nearest known one."""
             if kwargs:
                 known = cls.parameters()
                 for name in () if _takes_others(cls) else kwargs:
@@ -38,16 +38,16 @@ class Guarded:
                         raise unknown_argument(cls.__name__, name, kwargs[name], known, _elsewhere(cls, name))
             return super().__new__(cls)
 
-        # No __getattr__: with one, the interpreter takes the slow way to every attribute.
+        # Not __getattr__, which would make the interpreter look up every attribute the slow way.
         @property
         def formatter(self) -> NoReturn:
-            """What `logging.basicConfig` looks at first in a handler."""
+            """Raise an AttributeError that names the remedy; `logging.basicConfig` reads this of each handler."""
             msg = f"{type(self).__name__} is a sink and no handler of logging: write SinkHandler(sink)"
             raise AttributeError(msg)
 
     @classmethod
     def parameters(cls) -> Mapping[str, inspect.Parameter]:
-        """Return the parameters of the class by name, with their defaults, those that it passes on included."""
+        """Return the parameters of the class by name, including those that it passes to its base classes."""
         known: dict[str, inspect.Parameter] = {}
         for each in cls.__mro__:
             if "__init__" not in vars(each):
@@ -63,7 +63,7 @@ class Guarded:
         return known
 
     def __dir__(self) -> list[str]:
-        """Return what a sink's user may want, for completion: not what writers of sinks and wrappers override."""
+        """Return the names for completion: those for users of a sink, not those for authors of sinks and wrappers."""
         inside: frozenset[str] = frozenset().union(*(vars(each).get("_inside", ()) for each in type(self).__mro__))
         return [name for name in super().__dir__() if name not in inside]
 
@@ -76,7 +76,7 @@ class Guarded:
         return self
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled."""
+        """Raise a TypeError that names the remedy."""
         msg = (
             f"{type(self).__name__} cannot be pickled: it holds locks and open resources; "
             "make a sink in each process, and pickle the arguments to make it with"
@@ -89,7 +89,7 @@ def _signature(cls: type) -> inspect.Signature:
 
 
 def _takes_others(cls: type[Guarded]) -> bool:
-    """Return True if a class that is not of this package takes whatever it is given, and may know more than it says."""
+    """Return True if a class outside of this package has ``**kwargs``, so that its parameters are not known."""
     return any(
         "__init__" in vars(each)
         and each.__module__.partition(".")[0] != "outfall"
@@ -99,7 +99,7 @@ def _takes_others(cls: type[Guarded]) -> bool:
 
 
 def _elsewhere(cls: type[Guarded], name: str) -> str:
-    """Return a hint if another sink of this package, of a like name, has the argument that *cls* has not."""
+    """Return a hint if a sink of this package with a similar name has the argument, else ""."""
     facade = sys.modules["outfall"]
     for other in facade.__all__:
         if other != cls.__name__ and other.endswith(cls.__name__):

@@ -1,4 +1,4 @@
-"""What travels in batches: an encoded event, and what became of a batch."""
+"""Encoded events, batches of them, and the result of a batch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Encoded:
     """One event, encoded in the thread that logged it.
 
     Args:
-        data: What the sink it is meant for puts out: a JSON object, or the bytes of the sink's own renderer. It has no
-            terminator: a sink that ends each event adds its own when it writes.
+        data: The bytes that the sink puts out: a JSON object, or the result of the sink's own renderer. There is no
+            terminator; a sink that writes one adds it.
         level: The level number.
-        time: When it happened, in seconds since the epoch: its ``timestamp``, else when it was handled.
+        time: The time of the event in epoch seconds: its ``timestamp``, else the time when it was handled.
     """
 
     data: bytes
@@ -36,37 +36,37 @@ class Encoded:
 
     @property
     def event(self) -> dict[str, Any]:
-        """The event as a dict, decoded anew at each access; text that is no JSON object is ``{"event": text}``."""
+        """The event as a dict, decoded at each access; text that is not a JSON object gives ``{"event": text}``."""
         return event_of(self.data)
 
 
-#: A value that JSON has no place for, and the names and numbers that lead to it in the decoded event.
+#: The path to a value in the decoded event, as keys and indexes, and the value, which JSON cannot represent.
 _Lost = tuple[tuple[str | int, ...], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class TypedEncoded(Encoded):
-    """An event in memory, with the values that its JSON does not carry: bytes, NaN, the infinities.
+    """An encoded event in memory, with the values that JSON cannot represent: bytes, NaN, the infinities.
 
     Args:
         data: The event as JSON.
         level: The level number.
-        time: When it happened.
-        lost: Where these values are, and the values.
+        time: The time of the event in epoch seconds.
+        lost: The paths of these values, and the values.
     """
 
     lost: tuple[_Lost, ...]
 
     @property
     def event(self) -> dict[str, Any]:
-        """The event as a dict, decoded anew at each access, with these values in their places."""
+        """The event as a dict with these values, decoded at each access."""
         event = event_of(self.data)
         for path, value in self.lost:
             place: Any = event
             try:
                 for key in path[:-1]:
                     place = place[key]
-                place[path[-1]]  # what the renderer has left out stays so
+                place[path[-1]]  # raises if the renderer has left the field out
                 place[path[-1]] = value
             except (LookupError, TypeError):
                 continue
@@ -74,15 +74,15 @@ class TypedEncoded(Encoded):
 
 
 def typed(item: Encoded, event: Mapping[str, Any]) -> Encoded:
-    """Return *item*, the JSON of *event*, with the values that JSON does not carry, if there are any."""
+    """Return *item*, the JSON of *event*, together with the values that JSON cannot represent, if there are any."""
     lost = lost_in_json(event)
     return TypedEncoded(item.data, item.level, item.time, lost) if lost else item
 
 
 def lost_in_json(event: Mapping[str, Any]) -> tuple[_Lost, ...]:
-    """Return the values in *event* that JSON does not carry, copied, and where they are. Never raises."""
+    """Return copies of the values in *event* that JSON cannot represent, with their paths. Never raises."""
     found: list[_Lost] = []
-    with contextlib.suppress(Exception):  # what another thread changes meanwhile
+    with contextlib.suppress(Exception):  # another thread may change the event meanwhile
         _look_for_lost(event, (), found)
     return tuple(found)
 
@@ -104,17 +104,17 @@ def _look_for_lost(container: Any, path: tuple[str | int, ...], found: list[_Los
             _look_for_lost(value, (*path, key), found)
 
 
-#: Deeper than this nothing is looked for.
+#: The depth to which values are searched for.
 _DEEPEST = 16
 
-#: What waits in a queue until somebody asks for the item: its data alone, where that tells the rest; or its data, its
-#: level (None: in the data), when it was handled (None: now), and its own timestamp as the event has it (True: in the
-#: data; False: none).
+#: The form in which items wait in a queue, until an `Encoded` is needed: the data alone, if it has level and timestamp;
+#: or the data, the level (None: read it from the data), the time when it was handled (None: now), and the event's
+#: timestamp as it is (True: read it from the data; False: there is none).
 Raw = Union[bytes, "tuple[bytes, float | None, float | None, Any]"]
 
 
 def item_of(raw: Raw | Encoded) -> Encoded:
-    """Return *raw* as an item, decoding it where its level or its time are only in its data."""
+    """Return *raw* as an `Encoded`; decode the data if the level or the time is only there."""
     if isinstance(raw, Encoded):
         return raw
     data, level, handled, stamp = (raw, None, None, True) if isinstance(raw, bytes) else raw
@@ -130,19 +130,19 @@ def item_of(raw: Raw | Encoded) -> Encoded:
 
 
 def data_in(raw: Raw | Encoded) -> bytes:
-    """Return the data of *raw*, without making an item of it."""
+    """Return the data of *raw*, without making an `Encoded`."""
     return raw if isinstance(raw, bytes) else raw[0] if isinstance(raw, tuple) else raw.data
 
 
 class Batch(Sequence[Encoded]):
-    """The items that a delivery hands to ``emit_batch``, with a key that is the same at every retry.
+    """The items for one call of ``emit_batch``, with a key that is the same at every retry.
 
-    Over HTTP the key is the ``Idempotency-Key`` header. A part of a batch has a key of its own that follows from the
-    batch's key and its place in it.
+    Over HTTP the key is the ``Idempotency-Key`` header. A part of a batch has its own key, which is made from the
+    batch's key and the part's place in the batch.
 
     Args:
-        items: The items, oldest first: `Encoded` ones, or what `item_of` makes items of when they are asked for.
-        key: The key. Default: a random one.
+        items: The items, oldest first: `Encoded` or `Raw`. `item_of` converts them when they are accessed.
+        key: The key. Default None: a random one.
     """
 
     notes: dict[object, dict[int, Any]]
@@ -161,17 +161,17 @@ class Batch(Sequence[Encoded]):
     ) -> None:
         self._items = items
         self._data: list[bytes] | None = None
-        #: Where the items stand in the whole batch.
+        #: The indexes of the items in the whole batch.
         self._places = range(len(items)) if places is None else places
         self._root = root
-        #: What a router has to remember about items, by the router and the item's place in the whole batch: the same
-        #: dict in all parts, so that the router finds it when the delivery tries some of them again.
+        #: Notes of routers about items, by router and the item's index in the whole batch. All parts share the dict, so
+        #: that a router finds its notes when some of the items are tried again.
         self.notes = notes
         self.key: str = root
         if places is not None:
-            together = not places or len(places) == places[-1] - places[0] + 1
-            told = f"{places[0]}-{places[-1]}" if places and together else _digest(places)
-            self.key = f"{root}.{told}"
+            contiguous = not places or len(places) == places[-1] - places[0] + 1
+            shown = f"{places[0]}-{places[-1]}" if places and contiguous else _digest(places)
+            self.key = f"{root}.{shown}"
 
     @property
     def data(self) -> list[bytes]:
@@ -189,24 +189,24 @@ class Batch(Sequence[Encoded]):
 
     @property
     def levels(self) -> list[float]:
-        """Each item's level number, without finding out times."""
+        """The level number of each item; times are not computed."""
         items: Sequence[Any] = self._items
         return [item[1] if type(item) is tuple and item[1] is not None else item_of(item).level for item in items]
 
     @property
     def item_keys(self) -> list[str]:
-        """A key for each item: the same at every retry, and in every part of the batch that the item is in."""
+        """The key of each item, which is the same at every retry, and in every part of the batch."""
         return [f"{self._root}.{place}" for place in self._places]
 
     @classmethod
     def of_data(cls, data: list[bytes]) -> Batch:
-        """Return a batch of items that are nothing but their *data*, which is not to be changed any more."""
+        """Return a batch of *data*, which must not be changed any more."""
         made = cls(())
         made._items, made._places, made._data = data, range(len(data)), data
         return made
 
     def part(self, indexes: Iterable[int]) -> Batch:
-        """Return the items at *indexes*, as a batch."""
+        """Return a batch of the items at *indexes*."""
         chosen = tuple(indexes)
         made = Batch((), "")
         items, places = self._items, self._places
@@ -214,11 +214,11 @@ class Batch(Sequence[Encoded]):
         return made
 
     def under(self, name: str, change: Callable[[Any], Any] | None = None) -> Batch:
-        """Return the same items under keys of their own, for one of several sinks that are given them.
+        """Return a batch of the same items with other keys, for one of several sinks that get them.
 
         Args:
-            name: What makes the keys different.
-            change: What to put in the place of each item as it waits. Default None: the item itself.
+            name: The part that distinguishes the keys.
+            change: A function that replaces each item. Default None: the items stay.
         """
         made = Batch((), "")
         whole = self.key == self._root
@@ -229,11 +229,11 @@ class Batch(Sequence[Encoded]):
 
     @property
     def places(self) -> Sequence[int]:
-        """Where each item stands in the whole batch."""
+        """The index of each item in the whole batch."""
         return self._places
 
     def kinds(self) -> set[type]:
-        """Return the classes of the items as they wait; `Encoded` and its subclasses are made items."""
+        """Return the types of the items as they are stored: those of `Raw`, or `Encoded` and its subclasses."""
         return set(map(type, self._items))
 
     def __len__(self) -> int:
@@ -262,16 +262,16 @@ def _digest(places: Sequence[int]) -> str:
 
 
 def data_of(batch: Sequence[Encoded]) -> list[bytes]:
-    """Return the data of each item of *batch*, without making items where it is a `Batch`; not to be changed."""
+    """Return the data of each item of *batch*, without converting items; the list must not be changed."""
     return batch.data if isinstance(batch, Batch) else [item.data for item in batch]
 
 
 class Ends(Sequence[int]):
-    """Where each of some data ends when they are written one after the other; computed when somebody asks.
+    """The end positions of pieces of data that are written one after the other, computed at the first access.
 
     Args:
-        data: The data.
-        end: What is written behind each.
+        data: The pieces.
+        end: The terminator that follows each.
     """
 
     __slots__ = ("_data", "_end", "_made")
@@ -303,14 +303,14 @@ class Ends(Sequence[int]):
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of a batch that was not taken whole.
+    """The result of a batch that the target did not take as a whole.
 
-    Indexes count from 0 in the batch handed to ``emit_batch``. What is named nowhere was delivered.
+    Indexes count from 0 in the batch given to ``emit_batch``. Items that are not mentioned were delivered.
 
     Args:
-        retry: Indexes of the items that should be tried again.
-        rejected: Why the target refused an item for good, by index.
-        rejected_unknown: How many more it refused without saying which.
+        retry: The indexes of items to try again.
+        rejected: The reason for each item that the target refused for good, by index.
+        rejected_unknown: The number of further refused items whose indexes the target did not say.
         retry_after: Seconds to wait before the retry, or None when the target did not say.
     """
 

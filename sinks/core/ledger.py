@@ -16,20 +16,19 @@ class SinkStats:
     """A sink's ledger at one moment.
 
     With nothing pending, ``accepted + adopted == delivered + sum(dropped.values()) + dead_lettered + spooled``.
-    A forked child begins with an empty one.
+    The ledger of a forked child starts empty.
 
     Args:
         name: The sink's name.
-        accepted: Events that came to ``handle`` or ``deliver`` and passed level and processors, whatever became of
-            them then.
+        accepted: Events given to ``handle`` or ``deliver`` that passed level and processors, whatever their outcome.
         adopted: Events taken over from a dead process's spool.
-        filtered: Events that the level or a processor kept out.
-        delivered: Events put out.
-        dropped: Events lost, by reason: ``error``, ``closed``, ``reentrant``, ``interrupted`` …
-        retried: Attempts made again.
-        dead_lettered: Events that the target refused and that went to the dead letter sink.
-        spooled: Events safe on disk that are not yet delivered.
-        pending: Events accepted and still in memory.
+        filtered: Events that the level or a processor rejected.
+        delivered: Events that the sink has put out.
+        dropped: Lost events by reason: ``error``, ``closed``, ``reentrant``, ``interrupted`` …
+        retried: Repeated attempts.
+        dead_lettered: Events that the target refused and the dead letter sink took.
+        spooled: Events on disk that are not yet delivered.
+        pending: Accepted events that are still in memory.
         last_error: The last failure as one line of text, or None.
         targets: The ledgers of the sinks behind this one.
     """
@@ -50,13 +49,13 @@ class SinkStats:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of some events.
+    """The outcome of some events.
 
     Args:
-        delivered: How many the target has taken.
-        dead_lettered: How many the dead letter sink has.
-        dropped: How many were given up, by reason.
-        retried: How many attempts were made again; no events.
+        delivered: Events that the target took.
+        dead_lettered: Events that the dead letter sink took.
+        dropped: Lost events by reason.
+        retried: Repeated attempts; not a number of events.
     """
 
     delivered: int = 0
@@ -66,19 +65,18 @@ class Outcome:
 
     @property
     def events(self) -> int:
-        """How many events are settled by it."""
+        """The number of events that are settled."""
         return self.delivered + self.dead_lettered + sum(self.dropped.values())
 
 
 class Ledger:
-    """The counts of one sink; all counting is here.
+    """The counters of one sink.
 
-    A sink that settles each event before ``handle`` returns does not count accepted ones: they are the sum of what
-    became of them.
+    Accepted events are not counted separately: their number is the sum of all outcomes and of pending events.
 
-    `lock` is an RLock, held for a moment and never while anything else is called. A hot path that nothing can part (one
-    addition, without a call in it) adds to a count without it: ``ledger.delivered += 1``. A forked child makes a new
-    ledger.
+    `lock` is an RLock. It is held for a moment, and never while other code is called. A hot path adds to a counter
+    without the lock, by ``ledger.delivered += 1``: without a call in it, an addition is atomic under the interpreter's
+    global lock. A forked child makes a new ledger.
     """
 
     dead_lettered: int
@@ -93,7 +91,7 @@ class Ledger:
         self.lock = threading.RLock()
         self.filtered = 0
         self.delivered = 0
-        # A defaultdict: adding to an entry is one step for signal handlers that count too, get() and then set is not.
+        # With a defaultdict, adding to an entry is atomic for signal handlers that count too; get() and set is not.
         self.dropped: defaultdict[str, int] = defaultdict(int)
         self.retried = 0
         self.dead_lettered = 0
@@ -101,17 +99,17 @@ class Ledger:
         self.last_error: str | None = None
 
     def filter(self, events: int = 1) -> None:
-        """Count *events* that a level or a processor kept out."""
+        """Count *events* that a level or a processor rejected."""
         with self.lock:
             self.filtered += events
 
     def drop(self, reason: str, events: int = 1) -> None:
-        """Count *events* as lost for *reason*; a negative number takes some back."""
+        """Count *events* as lost for *reason*; a negative number corrects the count."""
         with self.lock:
             self.dropped[reason] += events
 
     def settle(self, outcome: Outcome) -> None:
-        """Count what became of some events."""
+        """Count the outcome of some events."""
         with self.lock:
             self.delivered += outcome.delivered
             self.dead_lettered += outcome.dead_lettered
@@ -120,12 +118,12 @@ class Ledger:
                 self.dropped[reason] += events
 
     def stats(self, name: str, *, pending: int = 0, targets: tuple[SinkStats, ...] = ()) -> SinkStats:
-        """Return the counts as they stand, as those of the sink of this *name*.
+        """Return the current counts.
 
         Args:
             name: The sink's name.
-            pending: How many accepted events are still in memory.
-            targets: The ledgers of the sinks behind it.
+            pending: The number of accepted events that are still in memory.
+            targets: The ledgers of the sinks behind this one.
         """
         with self.lock:
             dropped = dict(self.dropped)

@@ -1,10 +1,10 @@
-"""What happens to all sinks of a process when it forks and when it exits."""
+"""The hooks that fork and exit of the process call for all sinks."""
 
 from __future__ import annotations
 
 import atexit
 
-# Imported for its atexit hook as well: ours must be registered after logging's, to run before it.
+# Imported for its atexit hook as well: the hook below must be registered after it, to run before it.
 import logging
 import mmap
 import os
@@ -19,38 +19,39 @@ from outfall.sinks.core.clock import now
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How long the exit hook lets all sinks together drain, in seconds.
+#: The time limit of the exit hook, in seconds, for draining all sinks together.
 EXIT_DEADLINE_SECONDS = 5.0
 
-#: Beyond that time a flush or close without a timeout of its own still waits so long, for a lock that is held a moment.
+#: After that time a flush or close without a timeout still waits this long, for locks that are held for a moment.
 _LEAST_SECONDS = 0.1
 
-#: Runs before ours at exit, so that what it still logs finds sinks that were drained but are open.
+#: Keeps the import of `logging`. Its hook runs after the one below: what is still logged then finds sinks that are
+#: drained but open.
 _: Callable[..., None] = logging.shutdown
 
 
 class Participant(Protocol):
-    """What a sink lets this module do to it."""
+    """The protocol of objects that take part in fork and exit: sinks and listeners."""
 
-    #: Whether a thread delivers, which may be told to make haste before it is waited for.
+    #: Whether a thread delivers events, so that `hasten` helps before `drain`.
     delivers_later: ClassVar[bool]
 
     @property
     def has_owner(self) -> bool:
-        """Whether another participant owns this one, and drains it with itself."""
+        """Whether another participant owns this one and drains it."""
         ...
 
     def hasten(self, deadline: float) -> None:
-        """Have a thread that delivers linger no more; until *deadline*, by the monotonic clock, it is waited for."""
+        """Tell the delivering thread to send at once what waits; `drain` waits until *deadline* (monotonic clock)."""
 
     def drain(self, timeout: float) -> None:
-        """Put out what waits, within *timeout* seconds, and keep nothing back from now on."""
+        """Put out all waiting events within *timeout* seconds, and buffer no more from now on."""
 
     def after_fork(self) -> None:
-        """Replace locks, connections and queues that belong to the parent. Called in the child."""
+        """Replace the parent's locks, connections and queues; called in the child."""
 
 
-#: Not a WeakSet: going through one fails if another thread adds to it meanwhile, while list() of a set is one step.
+#: Not a WeakSet: iterating over one fails if another thread adds to it meanwhile; list() of a set is atomic.
 _participants: set[weakref.ref[Any]] = set()
 _in_child: list[Callable[[], None]] = []
 _at_end: list[Callable[[], None]] = []
@@ -59,7 +60,7 @@ _at_end: list[Callable[[], None]] = []
 class _State:
     pid = os.getpid()
     draining = False
-    #: Until when the exit may wait for sinks, by the monotonic clock, and how much of its time it has spent.
+    #: The deadline of the exit hook, by the monotonic clock, and the time it has spent so far.
     deadline = 0.0
     spent = 0.0
     armed = False
@@ -67,59 +68,58 @@ class _State:
 
 
 def exiting() -> bool:
-    """Return True once the exit hook has begun: whatever comes now must not wait in a buffer."""
+    """Return True once the exit hook has begun: from then on no event may wait in a buffer."""
     return _State.draining
 
 
 def forked_in_c() -> bool:
-    """Return True in a child whose fork Python was not told of: it takes the parent's threads for its own."""
+    """Return True in a child that C code has forked: Python still believes that the parent's threads run in it."""
     return _State.forked_in_c
 
 
 def patience(seconds: float) -> float:
-    """Return how long who has *seconds* to wait may do so: once the process exits, not beyond what all sinks share."""
+    """Return the time limit for a wait of *seconds*; during the exit, at most what is left of the shared deadline."""
     if not _State.draining:
         return seconds
     return min(seconds, max(_LEAST_SECONDS, _State.deadline - now()))
 
 
 def join(participant: Participant) -> None:
-    """Have *participant* told of forks and of the exit for as long as it lives (it is held weakly)."""
+    """Register *participant* for fork and exit; only a weak reference is kept."""
     _participants.add(weakref.ref(participant, _participants.discard))
 
 
 def participants() -> list[Any]:
-    """Return what takes part and is alive: sinks, listeners."""
+    """Return the registered participants that still exist."""
     return [participant for reference in list(_participants) if (participant := reference()) is not None]
 
 
 def call_in_child(function: Callable[[], None]) -> None:
-    """Have *function* called in every forked child, before any sink is told."""
+    """Register *function* to be called in every forked child, before the participants' ``after_fork``."""
     _in_child.append(function)
 
 
 def call_at_end(function: Callable[[], None]) -> None:
-    """Have *function* called when the exit hook has drained all sinks."""
+    """Register *function* to be called after the exit hook has drained all sinks."""
     _at_end.append(function)
 
 
 def drain() -> None:
-    """Drain every open sink, all under one deadline. They stay open: other exit hooks may still log.
+    """Drain every open sink under one deadline. Sinks stay open, since other exit hooks may still log.
 
-    Runs at exit by `atexit`, and where Python runs no `atexit` (children of `multiprocessing`) by
-    `multiprocessing.util.Finalize`; where it runs by both, what the first has left of the time is for the second.
+    `atexit` calls this at exit. Children of `multiprocessing` run no `atexit` hooks: there
+    `multiprocessing.util.Finalize` calls it. If both do, the second call has the time that the first has left.
 
     Raises:
-        BaseException: What the last of those sinks that raised has raised (one whose ``on_error`` is ``"raise"``),
-            when all have been drained.
+        BaseException: The last exception of a sink (one whose ``on_error`` is ``"raise"``), after all were drained.
     """
     if not here[0]:
         notice_fork()
     begin = now()
     _State.draining = True
     deadline = _State.deadline = begin + max(0.0, EXIT_DEADLINE_SECONDS - _State.spent)
-    # All threads at once, so that a target that is away costs the others no time. What others own goes last: it may be
-    # in the hands of its owner's thread.
+    # First tell all threads to hurry, so that they work at the same time. Sinks that others own come last, since their
+    # owner's thread may be using them.
     living = sorted(participants(), key=lambda participant: (participant.has_owner, participant.delivers_later))
     failure: BaseException | None = None
     steps: tuple[Callable[[Participant], None], ...] = (
@@ -140,7 +140,7 @@ def drain() -> None:
 
 
 class _ByNumber:
-    """Stands for `_page` where there is none: the process's number is asked for each time."""
+    """Stands in for the page of memory where there is none, by comparing process ids."""
 
     value: int = 1
 
@@ -163,22 +163,22 @@ def _page() -> mmap.mmap | _ByNumber:
     return made
 
 
-#: Linux 4.14 has it, Python has no name for it: https://man7.org/linux/man-pages/man2/madvise.2.html
+#: Since Linux 4.14; Python has no name for it. https://man7.org/linux/man-pages/man2/madvise.2.html
 _MADV_WIPEONFORK = 18
 
-#: ``here[0]`` is 0 in a child that was forked without a word to Python, as uWSGI does in C, until `notice_fork` was
-#: called there. Asked for each event: it costs 15 ns, the process's number 50 to 120.
+#: ``here[0]`` is 0 in a child that C code has forked without Python's hooks, as uWSGI does, until `notice_fork` is
+#: called. It is read for each event, in 15 ns; ``os.getpid()`` takes 50 to 120 ns.
 here: mmap.mmap | _ByNumber = _page()
 here[0] = 1
 
-#: Which thread tells the sinks of such a child.
+#: The thread that runs the hooks in such a child, by process id.
 _noticing: dict[int, tuple[int]] = {}
 
 
 def notice_fork() -> None:
-    """Do in a forked child what Python's own fork would have done; called where ``here[0]`` is 0.
+    """Run the hooks that Python's own fork would have run; called in a child, if ``here[0]`` is 0.
 
-    Threads that come meanwhile wait until it is done.
+    Other threads that call it meanwhile wait until the hooks have run.
     """
     me = (get_ident(),)
     first = _noticing.setdefault(os.getpid(), me)
@@ -196,14 +196,14 @@ def _after_fork_in_child(*, in_c: bool = False) -> None:
     for function in _in_child:
         function()
     try:
-        _tell_all()
+        _call_after_fork()
     finally:
         here[0] = 1
         _noticing.clear()
         arm()
 
 
-def _tell_all() -> None:
+def _call_after_fork() -> None:
     failure: Exception | None = None
     for participant in participants():
         try:
@@ -215,30 +215,30 @@ def _tell_all() -> None:
 
 
 class _Anchor:
-    """What `multiprocessing.util.register_after_fork` holds on to."""
+    """An object for `multiprocessing.util.register_after_fork`, which keeps a weak reference."""
 
 
 _anchor = _Anchor()
 
 
 def arm() -> None:
-    """Have all sinks drained before `multiprocessing` closes its queues at exit; called when it may have come up since.
+    """Register `drain` to run before `multiprocessing` closes its queues at exit, if that module is imported.
 
-    Its own hook runs before ours if it was imported later.
+    Called whenever the module may have been imported since: then its own atexit hook runs before `drain`.
     """
-    # multiprocessing is not imported for this: whoever is, or is about to make, one of its children has it already.
+    # multiprocessing need not be imported here: a process that is its child, or makes one, has imported it.
     util = sys.modules.get("multiprocessing.util")
     if util is None or _State.armed:
         return
     _State.armed = True
-    # A child first clears the finalizers it inherited and then runs these, so here is the place to register anew.
+    # A child first clears the finalizers that it inherited, and then calls the functions registered here.
     util.register_after_fork(_anchor, _arm_finalizer)
     _arm_finalizer(_anchor)
 
 
 def _arm_finalizer(_anchor: _Anchor) -> None:
     util = sys.modules["multiprocessing.util"]
-    # Before the queues of multiprocessing close (their priority is 10): a sink may put its events there.
+    # A higher priority runs first. The queues of multiprocessing, where a sink may put events, close with 10.
     util.Finalize(None, drain, exitpriority=100)
 
 

@@ -1,4 +1,4 @@
-"""The lock of the `logging` module, which may be held where a sink has to wait."""
+"""The lock of the `logging` module, which must not be held during a wait."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def held() -> bool:
 
 
 def released(wait: Callable[..., _Result], *arguments: Any) -> _Result:
-    """Call *wait* without the lock of `logging`, if this thread has it, as `threading.Condition` waits without its own.
+    """Call *wait*; release the lock of `logging` meanwhile if this thread holds it.
 
-    `logging.config.dictConfig` flushes and closes handlers while it holds that lock. The thread that such a flush waits
-    for may need it: each ``logger.debug()`` of a library does when it is the first since levels have changed. The two
-    would wait for one another until the flush gives up.
+    `logging.config.dictConfig` flushes and closes handlers while it holds that lock. The thread that the flush waits
+    for may need the lock: after a change of levels the next ``logger.debug()`` of any library takes it. Without the
+    release the two threads would wait for each other until the flush times out.
     """
     lock: Any = _lock()
     saved: list[Any] = []
     try:
         if held():
-            # In one step, so that an interrupt cannot come between the release and the note of it.
+            # One step in C: an interrupt cannot come between the release and storing its result.
             saved += map(type(lock)._release_save, (lock,))
         return wait(*arguments)
     finally:

@@ -1,4 +1,4 @@
-"""What each thread is doing inside sinks right now, so that a sink is not fed with what its own delivery logs."""
+"""Re-entrancy: keeps track of what each thread does in sinks, so that no sink gets what its own delivery logs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ if TYPE_CHECKING:
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        #: Sinks whose on_error is running in this thread.
+        #: The sinks whose on_error is running in this thread.
         self.reporting: list[Sink] = []
-        #: True while this thread delivers for a sink whose delivery runs code that logs.
+        #: True while this thread runs a delivery whose code may log.
         self.delivering = False
-        #: The last error that `Sink.deliver` raised for an event that was nevertheless put out.
+        #: The last error that `Sink.deliver` raised although it had put the event out.
         self.settled: Exception | None = None
 
 
 thread: _Thread = _Thread()
 
-#: One item for each thread that delivers right now: while it is empty nobody need ask `thread`, which costs.
+#: One item for each delivery that is running. While the list is empty, the slower `thread` need not be read.
 active: list[None] = []
 
 
 @contextmanager
 def delivering(*, value: bool = True) -> Generator[None, None, None]:
-    """Mark this thread as one that delivers: meanwhile no sink with ``delivers_through_loggers`` takes its events.
+    """Mark this thread as delivering: meanwhile sinks with ``delivers_through_loggers`` drop its events as reentrant.
 
-    With False the mark is taken away: for what a delivering thread calls of others, an ``on_error`` for example.
+    Args:
+        value: False removes the mark, around other code that a delivery calls, such as ``on_error``. Default True.
     """
     before = thread.delivering
     active.append(None)

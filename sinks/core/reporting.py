@@ -1,4 +1,4 @@
-"""What is told when an event is lost, and the default way of telling it."""
+"""Reports of failures: `SinkFailure`, and `report`, the default ``on_error``."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from outfall.sinks.errors import SinkError
 if TYPE_CHECKING:
     from types import FrameType
 
-#: A cause that was reported is not reported again for this many seconds.
+#: Seconds for which the same cause is not reported again.
 REPORT_INTERVAL_SECONDS = 30.0
 
-#: With so many causes, those that are over are forgotten.
+#: With this many causes, those reported longer ago are forgotten.
 _MAX_CAUSES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class SinkFailure:
-    """A failure, as a sink's ``on_error`` is told of it. It holds neither the event nor any secret.
+    """A failure, as passed to a sink's ``on_error``. It holds neither the event nor any secret.
 
     Args:
         sink: The name of the sink.
-        error: What happened. Where its text would have repeated values of the event, a `SinkError` that names its
-            type and place stands in for it.
-        events: How many events were lost to it; 0 for a failure that cost none.
-        time: When, in seconds since the epoch.
-        suppressed: How many failures of the same cause were not told since the last one that was.
-        where: What tells the sink from its like: a path, a host and port. Default nothing.
-        number: Which sink of the process it is, so that two of one name are told apart. Default 0.
+        error: The exception. If its text repeats values of the event, it is replaced by a `SinkError` that names the
+            exception's type and place.
+        events: The number of events lost; 0 if none were.
+        time: The time of the failure, in epoch seconds.
+        suppressed: The number of failures of the same cause since the last reported one.
+        where: The target, which distinguishes sinks of the same name: a path, a host and port. Default "".
+        number: The sink's number in the process, which distinguishes sinks of the same name and target. Default 0.
     """
 
     sink: str
@@ -66,9 +66,9 @@ def _one_line(text: str) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """Return which function that a sink called has failed, such as ``" in redact (/app/log.py:12)"``.
+    """Return the function that failed when a sink called it, such as ``" in redact (/app/log.py:12)"``.
 
-    Empty where it was none but the sink itself.
+    Return "" if the error comes from the sink itself.
     """
     place = ""
     inner: FrameType | None = None
@@ -81,7 +81,7 @@ def place_of(error: BaseException) -> str:
             place = f" in {getattr(code, 'co_qualname', code.co_name)} ({code.co_filename}:{trace.tb_lineno})"
         trace = trace.tb_next
     if inner is not None and not place:
-        # It could not even be called, or it is not written in Python.
+        # The call itself failed, or the function is not written in Python: it has no frame.
         called = next((inner.f_locals[name] for name in _CALLED if name in inner.f_locals), None)
         source = getattr(called, "__code__", None)
         if callable(called):
@@ -90,22 +90,23 @@ def place_of(error: BaseException) -> str:
     return place
 
 
-#: What the variables are called in which a sink holds a function that it is about to call.
+#: The names of variables in which this package holds a function that it is about to call.
 _CALLED = ("processor", "renderer", "namer", "rotator")
 
 
 class _Reports:
-    """Which causes were reported when; one for the process."""
+    """The causes reported so far, with times; one object for the process."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        #: By name and place of the sink, its number, the type of the error and the system's number for it.
+        #: (when it was reported, failures suppressed since, events lost in them), by the cause: the sink's name and
+        #: target, its number, the type of the error, and errno.
         self.last: dict[tuple[str, int, type, object], tuple[float, int, int]] = {}
 
     def due(self, failure: SinkFailure, now: float) -> tuple[int, int] | None:
-        """Return (suppressed reports, events lost in them) if *failure* is to be written, else None."""
+        """Return (suppressed failures, events lost in them) if *failure* should be written now, else None."""
         kind = type(failure.error)
-        # By OSError's own attribute: a subclass's may raise, and others' errno may not even be hashable.
+        # Read OSError's own attribute: that of a subclass may raise, and that of another class may not be hashable.
         errno = vars(OSError)["errno"].__get__(failure.error) if issubclass(kind, OSError) else None
         cause = (_named(failure), failure.number, kind, errno if isinstance(errno, int) else None)
         with self.lock:
@@ -121,9 +122,9 @@ class _Reports:
             return suppressed, events
 
     def take_suppressed(self) -> list[tuple[str, str, int, int]]:
-        """Return (sink, error's type, reports, events) of what was suppressed and not yet told, and forget it."""
+        """Return (sink, type of error, failures, events) for each cause with suppressed failures, and forget all."""
         with self.lock:
-            # The loop is not under the lock: from Python 3.12 on an interrupt of it would leave that held.
+            # The loop is outside of the lock: from Python 3.12 on an interrupt of the loop would leave the lock held.
             last, self.last = self.last, {}
         return [(c[0], c[2].__name__, s, e) for c, (_, s, e) in last.items() if s]
 
@@ -132,15 +133,16 @@ _reports = _Reports()
 
 
 def report(failure: SinkFailure) -> None:
-    """Write *failure* to the real stderr: the default ``on_error``.
+    """Write *failure* to the real stderr as one line: the default ``on_error``.
 
     Args:
-        failure: What happened, and to which sink.
+        failure: The failure.
 
-    One line, at most once per cause (sink, type of error, errno) in 30 seconds; the next line of the same cause, or one
-    at exit, says how many were left out. It names the sink by what tells it from its like, and a function of yours that
-    failed (a processor, a renderer, a namer …) by its file and line. `logging.raiseExceptions` = False silences it, as
-    it does for handlers. Never raises. Safe from any thread and after a fork.
+    Each cause (sink, type of error, errno) is written at most once in 30 seconds. The next line of the same cause, or a
+    line at exit, says how many failures were suppressed. The line names the sink and its target, and a function of the
+    application that failed (a processor, a renderer, a namer …) with file and line.
+    ``logging.raiseExceptions = False`` silences it, as it does for handlers. Never raises. Safe from any thread and
+    after a fork.
     """
     if not logging.raiseExceptions:
         return
@@ -172,12 +174,12 @@ def _count(number: int, noun: str) -> str:
 
 
 def _write(line: str) -> None:
-    # Straight to the descriptor: sys.stderr may be redirected into a sink, and a buffered writer's lock may have been
-    # held by another thread when this process was forked.
+    # Write to the descriptor: sys.stderr may be redirected into a sink, and another thread may have held the lock of a
+    # buffered writer when this process was forked.
     try:
         stderr = sys.__stderr__
         if stderr is not None:
-            # The sink's name may have line breaks too.
+            # _one_line, since the sink's name may have line breaks.
             os.write(stderr.fileno(), _one_line(line).encode("utf-8", "backslashreplace") + b"\n")
     except Exception:
         pass
@@ -193,23 +195,23 @@ lifecycle.call_at_end(_report_suppressed)
 
 
 def cleaned(error: BaseException, event: object) -> BaseException:
-    """Return *error*, or a stand-in for it if its text or that of what caused it repeats a value of *event*.
+    """Return *error*; or a replacement, if its text or that of a cause or context repeats a value of *event*.
 
-    What an error hides, raised ``from None``, it no longer holds afterwards.
+    The hidden context of an error that was raised ``from None`` is removed.
     """
     if error.__suppress_context__ and error.__cause__ is None:
-        # Replaced because of what it says: requests' exceptions hold the URL and the headers.
+        # The context was hidden for what it contains: exceptions of requests hold the URL and the headers.
         error.__context__ = None
     if isinstance(error, SinkError) and error.__cause__ is None and error.__context__ is None:
         return error
     if isinstance(error, UnicodeError) and len(error.args) == 5:
-        # Its second argument is the whole text. The rest tells what to mend, so the type is kept.
+        # Its second argument is the whole text, which is left out; the other arguments are kept.
         encoding, text, start, end, reason = error.args
         empty = b"" if isinstance(text, bytes) else ""
         try:
             return type(error)(encoding, empty, start, end, reason)
         except Exception:
-            return _stand_in(error)
+            return _replacement(error)
     values = _values(event)
     if (
         isinstance(error, OSError)
@@ -219,7 +221,7 @@ def cleaned(error: BaseException, event: object) -> BaseException:
         and error.__cause__ is None
         and error.__context__ is None
     ):
-        return error  # the system's words about the sink's own file or peer, whose name may hold a word of the event
+        return error  # the system's message about the sink's own file or peer; its name may contain a word of the event
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
     while chain:
@@ -232,15 +234,15 @@ def cleaned(error: BaseException, event: object) -> BaseException:
             chain += link.exceptions  # pyright: ignore[reportAttributeAccessIssue] - since Python 3.11
         text = _text(link)
         if text is None or any(value in text for value in values):
-            return _stand_in(error)
+            return _replacement(error)
     return error
 
 
-#: Exception groups came with Python 3.11.
+#: Since Python 3.11.
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
 
 
-def _stand_in(error: BaseException) -> SinkError:
+def _replacement(error: BaseException) -> SinkError:
     place = place_of(error)
     trace = error.__traceback__
     while trace is not None and not place:
@@ -252,9 +254,9 @@ def _stand_in(error: BaseException) -> SinkError:
 
 
 def _text(error: BaseException) -> str | None:
-    """Return all that *error* may tell; None if that cannot be known, since its methods raise."""
+    """Return all text in *error*; None if its methods raise, so that its text cannot be known."""
     try:
-        # The attributes too: a JSONDecodeError has the whole document in one. Its notes are among them.
+        # vars() has the notes, and attributes such as the whole document of a JSONDecodeError.
         parts = [str(error), repr(error), repr(error.args), repr(vars(error))]
         if isinstance(error, OSError):
             parts.append(repr((error.filename, error.filename2)))
@@ -265,12 +267,12 @@ def _text(error: BaseException) -> str | None:
     return "\n".join(parts)
 
 
-#: Shorter texts are left out of the search: "id" or "42" would be found in nearly every message.
+#: Shorter values are not searched for: "id" or "42" occurs in nearly every message.
 _MIN_LENGTH = 4
 
 
 def _values(event: object) -> set[str]:
-    """Return the texts of the values in *event*, nested ones included, that would give it away in a message."""
+    """Return the texts of all values in *event*, nested ones too, that must not occur in a message."""
     found: set[str] = set()
     stack: list[tuple[Any, int]] = [(event, 0)]
     budget = 10_000
@@ -284,7 +286,7 @@ def _values(event: object) -> set[str]:
             elif isinstance(value, bytes):
                 found.add(repr(value)[2:-1])
             elif value is None or isinstance(value, bool):
-                pass  # words of many a message
+                pass  # their texts are common words
             elif depth == _MAX_DEPTH:
                 pass
             elif isinstance(value, Mapping):
@@ -298,7 +300,7 @@ def _values(event: object) -> set[str]:
             raise
         except BaseException:
             continue
-    # Messages often quote no more than the beginning and the end of a long text.
+    # A message may quote only the beginning or the end of a long text.
     ends = {text[:_END] for text in found if len(text) > 2 * _END} | {
         text[-_END:] for text in found if len(text) > 2 * _END
     }
@@ -306,9 +308,7 @@ def _values(event: object) -> set[str]:
 
 
 _END = 20
-
-
 _MAX_DEPTH = 20
 
-#: Fields whose values are not the user's data and are apt to be words of an innocent message.
+#: Fields whose values are no user data, and often occur in messages.
 _HARMLESS = frozenset({"level", "logger", "timestamp", "level_number"})

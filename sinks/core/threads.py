@@ -1,4 +1,4 @@
-"""Threads: whether they are still what they were at import, a start that an interrupt cannot break, asyncio's waits."""
+"""Threads: detects gevent's replacements, starts a thread despite interrupts, and calls functions for asyncio."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _start_new_thread = _thread.start_new_thread
 
 
 def check_threads() -> None:
-    """Raise if somebody has put other threads in the place of the system's since this package was imported.
+    """Raise if the `threading` module was patched after this package was imported, as by gevent or eventlet.
 
-    gevent and eventlet do so. A thread would then be a greenlet, and would hold up all others with the locks and queues
-    that this package has imported before.
+    A thread would then be a greenlet. The locks and queues that this package imported before the patch would block all
+    greenlets.
 
     Raises:
-        SinkError: If so.
+        SinkError: If the module was patched.
     """
     if _thread.start_new_thread is not _start_new_thread:
         msg = (
@@ -34,12 +34,12 @@ def check_threads() -> None:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start *thread*.
+    """Start *thread*; an interrupt of the main thread cannot break it.
 
     `threading.Thread.start` waits on a condition that the new thread notifies. An interrupt that comes while the
-    condition's lock is held leaves it held, and the new thread hangs before its first line. Interrupts come to the main
-    thread alone, so there another thread makes the call. An interrupt of this wait leaves it to run to its end: the
-    caller may find that *thread* starts after `start` has raised.
+    condition's lock is held leaves it held, and the new thread hangs before its first line. Only the main thread gets
+    interrupts, so if it calls this, another thread makes the call. If an interrupt ends the wait for that thread,
+    *thread* may start after `start` has raised.
 
     Raises:
         RuntimeError: If no thread can be started.
@@ -66,7 +66,7 @@ def start(thread: threading.Thread) -> None:
 
 
 async def in_thread(function: Callable[[float | None], bool], timeout: float | None) -> bool:
-    """Return ``function(timeout)``, called in a new thread: asyncio's shared pool may be busy, or shut down."""
+    """Call ``function(timeout)`` in a new thread and return its result; asyncio's pool may be busy, or shut down."""
     import asyncio
     import contextvars
 
@@ -88,11 +88,11 @@ async def in_thread(function: Callable[[float | None], bool], timeout: float | N
             result = context.run(function, timeout)
         except BaseException as error:
             failure = error
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, so nothing waits for the result
             loop.call_soon_threadsafe(settle, result, failure)
 
     try:
         threading.Thread(target=work, name="outfall waits for asyncio", daemon=True).start()
-    except RuntimeError:  # the interpreter is going down, or there are too many threads
+    except RuntimeError:  # the interpreter is shutting down, or there are too many threads
         return function(timeout)
     return await future
