@@ -409,6 +409,9 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Return the default name of some rotated file, which tells the directory they are in."""
         return self.base_filename if self._dated else f"{self.base_filename}.{self._schedule.text_of(0.0)}"
 
+    def _start_of_defaults(self) -> str:
+        return super()._start_of_defaults() if self._dated is None else self._dated.before
+
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
         """Give the default name for each time in *file_name*, without a number and with each that is in it."""
         if self._dated is not None:

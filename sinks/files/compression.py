@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from outfall.sinks.core import flock, threads
 from outfall.sinks.errors import MissingDependencyError
+from outfall.sinks.files.listing import names_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -259,14 +260,15 @@ def remove_unfinished(directory: str, path: str) -> None:
     if not flock.AVAILABLE:
         return  # it cannot be told from what a living process is writing
     prefix = f".{os.path.basename(path)}."
-    with os.scandir(directory) as entries:
-        unfinished = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(_UNFINISHED)]
-    for name in unfinished:
+    for name in names_in(directory, prefix):
+        if not name.endswith(_UNFINISHED):
+            continue
         with contextlib.suppress(OSError):
-            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            left = os.path.join(directory, name)
+            descriptor = os.open(left, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if flock.try_lock(descriptor):
-                    os.unlink(name)
+                    os.unlink(left)
             finally:
                 os.close(descriptor)
 

@@ -42,9 +42,10 @@ class DatedName:
         if len(parts) != 3 or _PLACE.search(self._directory):
             msg = f"filename={template!r}: one date is needed, in the name of the file and not of a directory"
             raise ValueError(msg)
-        self._before, self._format, self._after = parts
+        #: The part of the name in front of the date, and the others.
+        self.before, self._format, self._after = parts
         self._names = re.compile(
-            rf"{re.escape(self._before)}(.+?){re.escape(self._after)}(?:\.([1-9][0-9]*))?", re.DOTALL
+            rf"{re.escape(self.before)}(.+?){re.escape(self._after)}(?:\.([1-9][0-9]*))?", re.DOTALL
         )
         moment = dt.datetime(2024, 2, 28, 13, 45, 59, tzinfo=dt.timezone.utc).timestamp()
         text = self._text_of(self.start_of(moment))
@@ -85,7 +86,7 @@ class DatedName:
     def path_at(self, moment: float) -> str:
         """Return the path of the file that is written at *moment*."""
         text = self._text_of(self.start_of(moment))
-        return os.path.join(self._directory, f"{self._before}{text}{self._after}")
+        return os.path.join(self._directory, f"{self.before}{text}{self._after}")
 
     def files_like(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
         """Give the age and the path of the file that *file_name* is, if it is one of this name."""

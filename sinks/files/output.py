@@ -15,6 +15,7 @@ from outfall.sinks.core.arguments import checked_seconds
 from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.errors import SinkClosedError, SinkError
 from outfall.sinks.event.json import OrjsonRenderer
+from outfall.sinks.files import listing
 from outfall.sinks.files.opening import (
     NONBLOCK,
     checked_mode,
@@ -277,6 +278,7 @@ class Output(ByteSink):
         else:
             state = os.fstat(descriptor)
             identity = state.st_dev, state.st_ino
+            self._place.opened(identity)
             self._shared_file = self._place.file_of_others(self, identity) or OpenFile(identity)
             # Again, since a signal handler may have opened it by another sink in between.
             self._shared_file = self._place.file_of_others(self, identity) or self._shared_file
@@ -319,7 +321,8 @@ class Output(ByteSink):
         return descriptor, prefix
 
     def _create(self, flags: int) -> int:
-        return open_file(self.base_filename, flags, self.permissions)
+        path = self.base_filename
+        return listing.created(path, lambda: open_file(path, flags, self.permissions))
 
     def _missing_start(self, descriptor: int) -> bytes:
         """Return what must come before the next event: a byte order mark, or an end for somebody's half line."""

@@ -18,6 +18,7 @@ from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files import compression as compressing
 from outfall.sinks.files.compression import Compressor
 from outfall.sinks.files.current import OPEN_ATTEMPTS, SharedFileSink, identity_of, state_of
+from outfall.sinks.files.listing import names_in
 from outfall.sinks.files.opening import Mode, checked_path
 
 if TYPE_CHECKING:
@@ -238,17 +239,14 @@ class BaseRotatingFileSink(SharedFileSink):
 
     def rotated_files(self) -> list[RotatedFile]:
         """Return the rotated files there are, the newest first: those whose name round-trips through `namer`."""
+        directory = self._directory_of_rotated()
         found: list[RotatedFile] = []
-        try:
-            entries = list(os.scandir(self._directory_of_rotated()))
-        except FileNotFoundError:
-            return found
-        for entry in entries:
-            if not entry.is_file(follow_symlinks=False) or entry.path == self.base_filename:
-                continue
-            file = self._as_rotated(entry.path)
-            if file is not None:
-                found.append(file)
+        with contextlib.suppress(FileNotFoundError):
+            for name in names_in(directory, self._start_of_rotated()):
+                path = os.path.join(directory, name)
+                file = None if path == self.base_filename else self._as_rotated(path)
+                if file is not None:
+                    found.append(file)
         return sorted(found, key=lambda file: file.age, reverse=True)
 
     def _names_of_earlier(self) -> list[str]:
@@ -256,6 +254,18 @@ class BaseRotatingFileSink(SharedFileSink):
 
     def _directory_of_rotated(self) -> str:
         return os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))
+
+    def _start_of_rotated(self) -> str:
+        """Return what the names of all rotated files begin with; files of other names are not looked at."""
+        own: Any = type(self)
+        renamed = callable(self.namer) or own.rotation_filename is not BaseRotatingFileSink.rotation_filename
+        if renamed or own.names_of_rotated is not getattr(self._hot_class, "names_of_rotated", None):
+            return ""  # not known
+        return self._start_of_defaults()
+
+    def _start_of_defaults(self) -> str:
+        """Return what the default names of rotated files begin with."""
+        return f"{os.path.basename(self.base_filename)}."
 
     def _as_rotated(self, path: str) -> RotatedFile | None:
         for ending in self._endings:

@@ -52,6 +52,7 @@ class Place:
         #: True if a sink counts the size of the file, and needs to know what the others write.
         self.counts_size = False
         self._members: tuple[weakref.ref[Output], ...] = ()
+        self._file: tuple[int, int] | None = None
         self._directory_locks: dict[str, DirectoryLock] = {}
         self._process = 0
         self._lock = WriteLock()
@@ -96,6 +97,13 @@ class Place:
         """Return the file of *identity* that a member but *sink* has open, or None."""
         return next((o._shared_file for o in self.others(sink) if o._shared_file.identity == identity), None)
 
+    def opened(self, identity: tuple[int, int]) -> None:
+        """Note that a member has opened the file of *identity*, which may have other paths: hard links."""
+        before, self._file = self._file, identity
+        if before is not None and before != identity:
+            _places_of_files.pop(before, None)
+        _places_of_files[identity] = self
+
     def has_open(self, identity: tuple[int, int]) -> bool:
         """Return True if a member has the file of *identity* open."""
         members = [member() for member in self._members]
@@ -120,14 +128,15 @@ def place_of(path: str) -> Place:
     with _guard:
         found = _places.get(real)
         if found is None:
-            # By a hard link.
-            places = (place for place in _places.values() if identity is not None and place.has_open(identity))
-            found = _places[real] = next(places, None) or Place()
+            # By a hard link, perhaps.
+            found = None if identity is None else _places_of_files.get(identity)
+            found = _places[real] = found if identity and found and found.has_open(identity) else Place()
     return found
 
 
-#: By real path. They live as long as their members.
+#: By real path, and by the file that was opened last. They live as long as their members.
 _places: weakref.WeakValueDictionary[str, Place] = weakref.WeakValueDictionary()
+_places_of_files: weakref.WeakValueDictionary[tuple[int, int], Place] = weakref.WeakValueDictionary()
 
 #: Around these, and the members of places. Re-entrant, for signal handlers that make sinks.
 _guard: Any = RLock()

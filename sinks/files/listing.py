@@ -1,0 +1,90 @@
+"""The regular files in a directory, listed once for all sinks that are opened in it one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from bisect import bisect_left, insort
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Device and inode of a directory, and when its names changed last, in nanoseconds.
+_Stamp = tuple[int, int, int]
+
+#: Most file systems stamp changes by a clock of ticks, which are between 1 and 10 ms long: two changes within one tick
+#: have one stamp. So a stamp is of use once its tick is over, or where stamps were seen closer together than ticks are.
+_SHORTEST_TICK_NS = 900_000
+_LONGEST_TICK_NS = 20_000_000
+
+
+class _Listing(NamedTuple):
+    directory: str
+    #: Of a moment before the directory was listed.
+    stamp: _Stamp
+    #: Whether any later change gives the directory another stamp.
+    lasts: bool
+    #: In order.
+    names: list[str]
+
+
+#: The last listing.
+_last: _Listing | None = None
+
+#: The devices on which stamps were seen closer together than ticks are.
+_fine: set[int] = set()
+
+
+def _stamp_of(directory: str) -> _Stamp:
+    state = os.stat(directory)
+    return state.st_dev, state.st_ino, state.st_mtime_ns
+
+
+def _lasts(stamp: _Stamp) -> bool:
+    device, inode, changed = stamp
+    if _last is not None and _last.stamp[:2] == (device, inode) and 0 < changed - _last.stamp[2] < _SHORTEST_TICK_NS:
+        _fine.add(device)
+    return device in _fine or time.time_ns() - changed > _LONGEST_TICK_NS
+
+
+def names_in(directory: str, prefix: str = "") -> list[str]:
+    """Return the names of the regular files in *directory* that begin with *prefix*, in order.
+
+    Raises:
+        OSError: If the directory cannot be read.
+    """
+    global _last  # noqa: PLW0603 - exchanged in one step
+    stamp = _stamp_of(directory)
+    listing = _last
+    if listing is None or listing[:3] != (directory, stamp, True):
+        with os.scandir(directory) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        listing = _last = _Listing(directory, stamp, _lasts(stamp), names)
+    begin = bisect_left(listing.names, prefix)
+    return list(takewhile(lambda name: name.startswith(prefix), islice(listing.names, begin, None)))
+
+
+def created(path: str, create: Callable[[], int]) -> int:
+    """Return what *create* returns, which may create the file at *path*; the listing is as good as it was before."""
+    global _last  # noqa: PLW0603 - exchanged in one step
+    directory, name = os.path.split(path)
+    listing = _last
+    if listing is None or listing.directory != directory:
+        return create()
+    try:
+        current = listing.stamp == _stamp_of(directory)
+    except OSError:
+        current = False
+    made = create()
+    with contextlib.suppress(OSError):  # which shows at the next look
+        place = bisect_left(listing.names, name)
+        if listing.names[place : place + 1] != [name] and stat.S_ISREG(os.lstat(path).st_mode):
+            insort(listing.names, name)
+        if current:
+            stamp = _stamp_of(directory)
+            _last = listing._replace(stamp=stamp, lasts=_lasts(stamp))
+    return made
