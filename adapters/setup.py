@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 import structlog
 from structlog.contextvars import get_contextvars
+from structlog.processors import StackInfoRenderer
 
 from outfall.adapters.stdlib.sinkhandler import SinkHandler
 from outfall.adapters.structlog import SinkLoggerFactory, calling_module
@@ -390,10 +391,14 @@ def _open_destination(destination: Destination) -> Sink:
     if not isinstance(destination, (str, os.PathLike)):
         return destination.open()
     if isinstance(destination, str):
-        from outfall.adapters.urls import is_url, open_sink
+        from outfall.adapters.urls import is_url, misspelt, open_sink
 
         if is_url(destination):
             return open_sink(destination)
+        scheme = misspelt(destination)
+        if scheme is not None:
+            msg = f"sinks: {destination!r}: did you mean {scheme}:…? The path of a file is written ./{destination}"
+            raise ValueError(msg)
     return FileSink(destination)
 
 
@@ -443,7 +448,8 @@ def _install(
     before = structlog.get_config()
     undo.append(lambda: structlog.configure(**before) if configured else structlog.reset_defaults())
     structlog.configure(
-        processors=[],
+        # Rendered here, where the caller is on the stack; an exc_info the sinks see to.
+        processors=[StackInfoRenderer()],
         # The outlet filters by level, so that existing bound loggers follow the levels of a later set-up.
         wrapper_class=structlog.make_filtering_bound_logger(0),
         logger_factory=SinkLoggerFactory(_outlet),

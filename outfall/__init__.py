@@ -209,8 +209,10 @@ else:
         if module is None:
             msg = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(msg)
-        found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-        return found
+        found = import_module(f"{__name__}.{module}")
+        # Its other names too: nothing can be imported once the interpreter ends, and what is called then is in use.
+        globals().update({each: getattr(found, each) for each, home in _MODULES.items() if home == module})
+        return globals()[name]
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__} - {"TYPE_CHECKING"})

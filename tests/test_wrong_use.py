@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import queue
 
@@ -56,6 +57,32 @@ ROWS = {
     ),
     "a text as processors": (lambda p: FileSink(p, processors="redact"), ["processors='redact'", "not a sequence"]),
     "a processor that is none": (lambda p: FileSink(p, processors=[5]), ["processors=5", "not callable"]),
+    "a processor of one argument": (
+        lambda p: FileSink(p, processors=[lambda event: event]),
+        ["processors=<lambda>(event)", "does not take (logger, method_name, event_dict)"],
+    ),
+    "a function as a renderer": (lambda p: FileSink(p, renderer=json.dumps), ["renderer=dumps(", "method_name"]),
+    "a function as a mail's renderer": (
+        lambda _: outfall.SMTPSink("h", "a@x.org", "b@x.org", "s", renderer=json.dumps),
+        ["renderer=dumps(", "method_name"],
+    ),
+    "a date in a file's name": (lambda _: FileSink("a-{date:%Y}.jsonl"), ["filename='a-{date:%Y}", "{date:%Y-%m-%d}"]),
+    "a date without a form": (
+        lambda _: TimedRotatingFileSink("a-{time}.jsonl", when="D"),
+        ["filename='a-{time}.jsonl'", "{date:%Y-%m-%d}"],
+    ),
+    "no directory for a spool": (lambda _: outfall.SpoolSink(NullSink(), ""), ["directory=''", "empty"]),
+    "None as a spool's directory": (lambda _: outfall.SpoolSink(NullSink(), None), ["directory=None", "not a path"]),
+    "a URL as a host": (lambda _: outfall.SocketSink("tcp://h", 5), ["host='tcp://h'", "not the name"]),
+    "a port that is none": (lambda _: outfall.SMTPSink("h:x", "a@x.org", "b@x.org", "s"), ["mailhost='h:x'"]),
+    "a host without a port": (
+        lambda _: outfall.SysLogSink("localhost"),
+        ["address='localhost'", "write address=('localhost', 514)"],
+    ),
+    "a header of the sink's": (
+        lambda _: outfall.HTTPSink("http://h", headers={"Transfer-Encoding": "chunked"}),
+        ["headers: 'Transfer-Encoding'", "the sink does"],
+    ),
     "a class as a processor": (
         lambda p: FileSink(p, processors=[structlog.processors.TimeStamper]),
         ["processors=TimeStamper", "TimeStamper(…)"],

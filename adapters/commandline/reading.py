@@ -80,6 +80,11 @@ def open_events(name: str) -> IO[bytes]:
 
 
 def lines_of(name: str, complain: Callable[[str], None]) -> Iterator[Line]:
+    """Give what `raw_lines_of` does as lines."""
+    return map(Line.of, raw_lines_of(name, complain))
+
+
+def raw_lines_of(name: str, complain: Callable[[str], None]) -> Iterator[bytes]:
     """Yield all lines of a file; of a truncated compressed file, those that can be read."""
     with contextlib.ExitStack() as stack:
         file = open_events(name)
@@ -87,9 +92,11 @@ def lines_of(name: str, complain: Callable[[str], None]) -> Iterator[Line]:
             stack.callback(file.close)
         rest = b""
         try:
-            while block := file.read(_BLOCK):
+            # What is there, without waiting for a whole block of it: stdin may be slow.
+            read: Callable[[int], bytes] = getattr(file, "read1", file.read)
+            while block := read(_BLOCK):
                 *whole, rest = (rest + block).split(b"\n")
-                yield from map(Line.of, whole)
+                yield from whole
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             complain(f"{name!r} is cut off: {error}")
         except Exception as error:
@@ -97,7 +104,7 @@ def lines_of(name: str, complain: Callable[[str], None]) -> Iterator[Line]:
                 raise
             complain(f"{name!r} is cut off: {error}")
         if rest:
-            yield Line.of(rest)
+            yield rest
 
 
 def last_lines(

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import orjson
 
+from outfall.adapters.commandline.reading import raw_lines_of
 from outfall.adapters.commandline.terminal import complain, counted, line_ranges, progress
 from outfall.sinks.core.item import Batch, BatchResult, Encoded, data_of, item_of
 from outfall.sinks.core.reporting import cleaned, describe
@@ -356,12 +356,12 @@ def _batches(
         begun, first, number = read, 1, 0
         left_out: list[int] = []
         shown = "stdin" if name == "-" else repr(name)
+        cut_off: list[str] = []
         with contextlib.ExitStack() as stack:
-            file: Any = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
             stack.callback(_name_lines, shown, left_out)
-            for line in file:
+            for line in raw_lines_of(name, cut_off.append):
                 number += 1
-                read += len(line)
+                read += len(line) + 1
                 stripped = line.strip()
                 item = _item_in(stripped, text=text) if stripped else None
                 if item is not None:
@@ -374,6 +374,9 @@ def _batches(
                     items, begun, first = [], read, number + 1
             if items:
                 yield Batch(items, _key(name, begun, items)), f"line {first} of {shown}", read
+        for message in cut_off:
+            complain(message)
+            account.left_out += not left_out
 
 
 def _name_lines(name: str, numbers: list[int]) -> None:

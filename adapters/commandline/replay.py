@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from outfall.adapters.commandline import redelivery
 from outfall.adapters.commandline.arguments import EXIT_CODES, add_command, unusable
+from outfall.adapters.commandline.reading import open_events
 from outfall.adapters.commandline.sending import add_delivery, conclude, guard
+from outfall.sinks.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +30,10 @@ def add(commands: Commands) -> None:
         epilog=EXIT_CODES,
     )
     replay.add_argument(
-        "files", nargs="+", metavar="FILE", help="a file with one JSON object in each line; - for stdin"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="JSON lines, plain or compressed by gzip or zstd; - for stdin",
     )
     replay.add_argument(
         "--text", action="store_true", help="send a line that is not a JSON object as an event's text; else skip it"
@@ -41,10 +46,10 @@ def _replay(options: argparse.Namespace) -> int:
     for name in options.files:
         if name != "-":
             try:
-                with open(name, "rb"):
+                with open_events(name):
                     pass
-            except OSError as error:
-                unusable(f"{name!r} cannot be read: {error.strerror}")
+            except (OSError, MissingDependencyError) as error:
+                unusable(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}")
     with guard(options) as target:
         account = redelivery.replay(
             target,

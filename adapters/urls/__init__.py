@@ -10,6 +10,6 @@ The scheme names the kind of sink. The query has its arguments, under the names 
 | `registry` | looks a scheme up, in the table and among entry points |
 """
 
-from outfall.adapters.urls.registry import Described, is_url, open_sink, options_of, schemes
+from outfall.adapters.urls.registry import Described, is_url, misspelt, open_sink, options_of, schemes
 
-__all__ = ["Described", "is_url", "open_sink", "options_of", "schemes"]
+__all__ = ["Described", "is_url", "misspelt", "open_sink", "options_of", "schemes"]

@@ -174,6 +174,10 @@ def _file(request: Request) -> Sink:
         if names - set(parameters_of(outfall.FileSink))
         else outfall.FileSink
     )
+    kept = names & {"compression", "backup_count", "max_total_bytes"}
+    if kind is outfall.RotatingFileSink and kept and "max_bytes" not in names:
+        msg = f"file: {min(kept)}= needs max_bytes= or when=, which say when another file begins"
+        raise ValueError(msg)
     return finished(request, kind, path)
 
 

@@ -112,6 +112,12 @@ def is_url(text: str) -> bool:
     return rest.startswith("//") or scheme.lower() in SCHEMES or scheme.lower() in _plugins()
 
 
+def misspelt(text: str) -> str | None:
+    """Return the scheme that *text*, no URL by `is_url`, was probably meant to begin with, or None."""
+    scheme, colon, _ = text.partition(":")
+    return nearest(scheme, SCHEMES) if colon and re.fullmatch(r"[A-Za-z]{3,}", scheme) else None
+
+
 def schemes() -> dict[str, str]:
     """Return the description of each scheme, including those of installed plug-ins."""
     return {name: kind.about for name, kind in SCHEMES.items()} | {
@@ -144,8 +150,11 @@ def _not_openable(url: str, scheme: str) -> str:
 
 def unknown_scheme(scheme: str) -> str:
     """Return the message that *scheme* is unknown, with the nearest known one."""
-    near = nearest(scheme, sorted({*SCHEMES, *_plugins()}))
-    return f"the scheme {scheme!r} is not known" + (f": did you mean {near!r}?" if near else "")
+    known = sorted({*SCHEMES, *_plugins()})
+    near = nearest(scheme, known)
+    # A collector alone says nothing of how it is reached.
+    meant = [near] if near else [name for name in known if name.partition("+")[0] == scheme.partition("+")[0]]
+    return f"the scheme {scheme!r} is not known" + (f": did you mean {' or '.join(map(repr, meant))}?" if meant else "")
 
 
 def _plugins() -> dict[str, Any]:

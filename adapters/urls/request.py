@@ -75,6 +75,8 @@ class Request:
             # With several hosts the port is left to the sink, which takes the whole URL.
             self.host: str | None = parts.hostname
             self.port: int | None = None if "," in parts.netloc else parts.port
+            if self.port == 0 or re.search(r"[\s\\]", self.host or ""):
+                raise ValueError
         except ValueError:
             msg = f"{scheme}: the host or port of the URL is not usable"
             raise ValueError(msg) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import inspect
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -77,10 +79,10 @@ def checked_functions(functions: Iterable[Any], argument: str, what: str) -> tup
 
 
 def checked_function(function: Any, argument: str, what: str) -> Any:
-    """Return *function*, which should be *what*.
+    """Return *function*, which should be *what*: called as structlog calls processors and renderers.
 
     Raises:
-        TypeError: If it cannot be called, or is a class, which has to be instantiated first.
+        TypeError: If it cannot be called, takes other arguments, or is a class, which has to be instantiated first.
     """
     if isinstance(function, type):
         msg = f"{argument}={function.__name__} is a class; write {function.__name__}(…)"
@@ -88,6 +90,14 @@ def checked_function(function: Any, argument: str, what: str) -> Any:
     if not callable(function):
         msg = f"{argument}={function!r} is not callable; {what} is needed"
         raise TypeError(msg)
+    # A callable of C may have no signature that could be read.
+    with contextlib.suppress(ValueError):
+        signature = inspect.signature(function if inspect.isroutine(function) else function.__call__)
+        try:
+            signature.bind(None, "", {})
+        except TypeError:
+            msg = f"{argument}={_shown(function)}{signature} does not take (logger, method_name, event_dict)"
+            raise TypeError(msg) from None
     return function
 
 

@@ -279,14 +279,25 @@ class OrjsonRenderer:
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
+#: What Python's own json writes for floats that JSON has no number for.
+_NO_NUMBER = re.compile(rb"\b(?:NaN|Infinity)\b")
+
+
 def loads(data: bytes) -> Any:
-    """Return what the JSON in *data* stands for, integers of any length with all their digits.
+    """Return what the JSON in *data* stands for, integers of any length with all their digits, and NaN as json has it.
 
     Raises:
         ValueError: If *data* is no JSON.
         RecursionError: If it is nested too deep.
     """
-    return json.loads(data) if _LONG_NUMBER.search(data) else orjson.loads(data)
+    if _LONG_NUMBER.search(data):
+        return json.loads(data)
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        if not _NO_NUMBER.search(data):
+            raise
+        return json.loads(data)
 
 
 def event_of(data: bytes) -> dict[str, Any]:

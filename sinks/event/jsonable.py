@@ -147,7 +147,7 @@ def _convert(value: Any, depth: int, parents: set[int]) -> Any:
     if issubclass(kind, tuple):
         return [_plain(item, depth + 1, parents) for item in tuple.__iter__(value)]
     if issubclass(kind, (set, frozenset)):
-        return [_plain(item, depth + 1, parents) for item in set(value)]
+        return _in_order([_plain(item, depth + 1, parents) for item in set(value)])
     if issubclass(kind, str):
         return _text(str.__str__(value))
     if issubclass(kind, int):
@@ -186,6 +186,15 @@ def _convert(value: Any, depth: int, parents: set[int]) -> Any:
     if callable(hook):
         return _plain(value.__structlog__(), depth + 1, parents)
     return _represent(value)
+
+
+def _in_order(members: list[Any]) -> list[Any]:
+    """Return the members of a set in an order that is the same in every process; that of a set is not."""
+    try:
+        members.sort()
+    except TypeError:  # of several types
+        members.sort(key=orjson.dumps)
+    return members
 
 
 def _mapping(items: list[tuple[Any, Any]], depth: int, parents: set[int]) -> dict[str, Any]:

@@ -133,12 +133,12 @@ def checked_permissions(permissions: int | None) -> int | None:
     raise ValueError(msg)
 
 
-def checked_path(filename: str | bytes | os.PathLike[str]) -> str:
-    """Return *filename* as an absolute path.
+def checked_path(filename: str | bytes | os.PathLike[str], *, dated: bool = False) -> str:
+    """Return *filename* as an absolute path; with *dated* a date may have its place there.
 
     Raises:
         TypeError: If it is no path.
-        ValueError: If it is empty, or has a character that no path can have.
+        ValueError: If it is empty, or has a character that no path can have, or a place for a date that nobody fills.
     """
     if not isinstance(filename, (str, bytes, os.PathLike)):
         msg = f"filename={filename!r} is not a path such as 'app.jsonl'"
@@ -150,5 +150,8 @@ def checked_path(filename: str | bytes | os.PathLike[str]) -> str:
     path = os.fsdecode(filename)
     if not path or "\0" in path:
         msg = f"filename={filename!r} is not a path such as 'app.jsonl': it {'has a NUL' if path else 'is empty'}"
+        raise ValueError(msg)
+    if not dated and re.search(r"\{(date|time|now)\b[^{}]*\}", path):
+        msg = f"filename={filename!r}: write TimedRotatingFileSink('app-{{date:%Y-%m-%d}}.jsonl', when='midnight')"
         raise ValueError(msg)
     return os.path.abspath(path)

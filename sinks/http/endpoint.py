@@ -292,6 +292,9 @@ def _checked_socket_path(path: str) -> str:
     return path.replace("\0", "@")
 
 
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+
+
 def _checked_headers(headers: Any) -> dict[str, str]:
     if headers is None:
         return {}
@@ -301,6 +304,9 @@ def _checked_headers(headers: Any) -> dict[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not name or quote_plus(name, safe="!#$&'*^`|~") != name or "%" in name:
             msg = f"headers: {name!r} is not the name of a header"
+            raise ValueError(msg)
+        if name.lower() in _FRAMING:
+            msg = f"headers: {name!r} says how long a request is, which the sink does"
             raise ValueError(msg)
         if not is_sendable(value):
             msg = f"headers: the value of {name!r} is not text that can be sent"

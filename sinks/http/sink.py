@@ -54,9 +54,6 @@ _MAX_BODY_BYTES = 1_048_576
 #: What is read of an answer whose status says it all.
 _MAX_IGNORED_BYTES = 65_536
 
-#: Of the statuses about an event the one that no gateway sends of its own: what was sent was read, and is refused.
-_UNPROCESSABLE = 422
-
 
 class HTTPSink(Sink):
     """Send events to a URL, one or many in a request.
@@ -379,10 +376,7 @@ class HTTPSink(Sink):
         message = f"{failure}: {said}" if said else str(failure)
         if isinstance(failure, PausedDeliveryError):
             return PausedDeliveryError(message, failure.retry_after)
-        page = is_page(reply.headers, reply.body)
-        if reply.status == _UNPROCESSABLE and not page:
-            return PermanentDeliveryError(message)
-        return RefusedDeliveryError(message, is_page=page)
+        return RefusedDeliveryError(message, is_page=is_page(reply.headers, reply.body))
 
     def _read(self, reply: Reply, batch: Batch, token: str | None) -> BatchResult | None:
         """Return what a successful answer says besides."""

@@ -6,14 +6,14 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
-from outfall.sinks.core.arguments import MAX_PORT, checked_seconds, is_loopback
+from outfall.sinks.core.arguments import MAX_PORT, checked_function, checked_seconds, is_loopback
 from outfall.sinks.core.credentials import asked
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError, ReentrantEventError
 from outfall.sinks.event.event import TextEvent, message_key, without_metadata
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
-from outfall.sinks.network.peer import host_and_port
+from outfall.sinks.network.peer import host_and_port, is_host
 
 if TYPE_CHECKING:
     import ssl
@@ -267,10 +267,7 @@ class SMTPSink(Sink):
 
     @renderer.setter
     def renderer(self, renderer: Callable[[Any, str, Any], str | bytes] | None) -> None:
-        if renderer is not None and not callable(renderer):
-            msg = f"renderer={renderer!r} is not callable: a structlog renderer is needed"
-            raise TypeError(msg)
-        self._renderer = renderer
+        self._renderer = None if renderer is None else checked_function(renderer, "renderer", "a renderer of structlog")
 
     # -- what may be overridden
 
@@ -449,8 +446,8 @@ def _checked_host(mailhost: Any) -> tuple[str, int | None]:
     if not isinstance(host, str):
         msg = f"mailhost={mailhost!r} is not a name, nor (name, port)"
         raise TypeError(msg)
-    if not host or not host.isprintable() or " " in host:
-        msg = f"mailhost={mailhost!r} is not the name of a host"
+    if not is_host(host):
+        msg = f"mailhost={mailhost!r} is not the name or address of a host"
         raise ValueError(msg)
     parts = host_and_port(host)
     if parts is not None:

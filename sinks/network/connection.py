@@ -34,6 +34,7 @@ from outfall.sinks.network.peer import (
     checked_port,
     checked_tls,
     heard_refusal,
+    is_host,
     is_refused_tls,
     keep_alive,
     waits_of,
@@ -100,6 +101,9 @@ class ConnectedSink(ByteSink):
         self._identity: tuple[int, int] | None = None
         self.host: str = checked_host(host)
         self.port: int | None = checked_port(port)
+        if self.port is not None and not is_host(self.host):
+            msg = f"host={host!r} is not the name or address of a host"
+            raise ValueError(msg)
         #: What `socket.socket.connect` is given: (host, port), or a path.
         self.address: tuple[str, int] | str = self.host if self.port is None else (self.host, self.port)
         self._tls = checked_tls(tls, self.port)

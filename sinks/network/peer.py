@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import socket
 from typing import TYPE_CHECKING, Literal
@@ -162,6 +163,18 @@ def checked_host(host: str | os.PathLike[str]) -> str:
         msg = f"host={host!r} has a port in it; write host={parts[0]!r}, port={parts[1]}"
         raise ValueError(msg)
     return name
+
+
+def is_host(text: str) -> bool:
+    """Return True if *text* may be the name or the address of a host, and is no URL; a port may follow."""
+    if host_and_port(text) is None and ":" in text:
+        import ipaddress
+
+        try:
+            ipaddress.ip_address(text.strip("[]").partition("%")[0])
+        except ValueError:
+            return False
+    return bool(text) and text.isprintable() and not re.search(r"[\s/\\@?#]", text)
 
 
 def host_and_port(text: str) -> tuple[str, int] | None:

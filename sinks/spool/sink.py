@@ -153,6 +153,12 @@ class SpoolSink(DeferredSink):
         if not flock.AVAILABLE:
             msg = f"directory={directory!r}: this platform has no flock(), which a spool needs"
             raise ValueError(msg)
+        if not isinstance(directory, (str, bytes, os.PathLike)):
+            msg = f"directory={directory!r} is not a path such as '/var/spool/app'"
+            raise TypeError(msg)
+        if not os.fsdecode(directory):
+            msg = f"directory={directory!r} is empty; '.' is the working directory"
+            raise ValueError(msg)
         #: The absolute path, as text; frozen here, so that a later chdir does not move it.
         self.directory: str = os.path.abspath(os.fsdecode(directory))
         self._max_bytes = checked_count(max_bytes, "max_bytes", "bytes")

@@ -20,7 +20,7 @@ from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
 from outfall.sinks.network.connection import send_by_hand
 from outfall.sinks.network.frames import Frames
-from outfall.sinks.network.peer import checked_limit, host_and_port
+from outfall.sinks.network.peer import checked_limit, host_and_port, is_host
 from outfall.sinks.network.socket import ShortCut, SocketSink
 from outfall.sinks.system import rfc5424
 
@@ -632,7 +632,7 @@ def program_name() -> str:
 
 
 def _number(value: str | int, names: Mapping[str, int], argument: str) -> int:
-    known = names.get(value) if isinstance(value, str) else value
+    known = names.get(value, names.get(value.lower())) if isinstance(value, str) else value
     # Not by max(names.values()) alone: a bool is no number here.
     if not isinstance(known, int) or isinstance(known, bool) or not 0 <= known <= max(names.values()):
         msg = f"{argument}={value!r} is not one of {', '.join(names)}, nor 0 to {max(names.values())}"
@@ -647,8 +647,9 @@ def _checked_address(address: Sequence[Any] | str | os.PathLike[str]) -> tuple[s
         if parts is not None:
             msg = f"address={address!r} would be the path of a Unix socket; write address={parts!r}"
             raise ValueError(msg)
-        if not path:
-            msg = f"address={address!r} is not the path of a socket"
+        if not path or (is_host(path) and not os.path.lexists(path)):
+            meant = f"; write address=({path!r}, 514)" if path else ""
+            msg = f"address={address!r} is not the path of a socket{meant}"
             raise ValueError(msg)
         return address, None
     # Lists are what a configuration file has for pairs.

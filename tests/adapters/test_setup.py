@@ -16,6 +16,7 @@ import structlog
 
 import outfall
 from outfall.sinks.core import lifecycle
+from tests.sinks._processes import check
 
 pytestmark = pytest.mark.usefixtures("own_logging")
 
@@ -42,6 +43,48 @@ def test_structlog_and_logging_write_the_same_shape(tmp_path):
         assert event["request_id"] == "r1"
         assert "ValueError: bad" in event["exception"]
         assert event["timestamp"].endswith("Z")
+
+
+def test_a_stack_that_is_asked_for_comes_either_way(tmp_path):
+    """It ends where the application called."""
+    path = tmp_path / "app.jsonl"
+    with outfall.configure(path, console=False):
+        outfall.get_logger("shop").info("here", stack_info=True)
+        logging.getLogger("shop").info("here", stack_info=True)
+    one, other = read(path)
+    assert one.keys() == other.keys()
+    for event in (one, other):
+        assert "stack_info=True)" in event["stack"].splitlines()[-1]
+
+
+def test_a_logger_is_to_be_had_at_the_very_end(tmp_path):
+    """Once nothing can be imported any more, by what was used before."""
+    path = tmp_path / "app.jsonl"
+    check(
+        """
+        import builtins, sys, outfall
+        outfall.configure(sys.argv[1], console=False)
+        class Late:
+            def __del__(self):
+                outfall.get_logger("shop").info("over")
+        builtins.kept = Late()
+        """,
+        path,
+    )
+    assert [event["event"] for event in read(path)] == ["over"]
+
+
+def test_a_scheme_that_is_misspelt_makes_no_file(tmp_path, monkeypatch):
+    """Nor by the environment; a file of such a name is to be had with a path."""
+    monkeypatch.chdir(tmp_path)
+    for arguments, variable in ((("flie:app.jsonl",), ""), ((), "flie:app.jsonl")):
+        monkeypatch.setenv("OUTFALL_SINKS", variable)
+        with pytest.raises(ValueError, match=r"'flie:app.jsonl': did you mean file:…\? The path"):
+            outfall.configure(*arguments, env=True)
+    assert list(tmp_path.iterdir()) == []
+    with outfall.configure("./flie:app.jsonl", console=False):
+        outfall.get_logger().info("x")
+    assert len(read(tmp_path / "flie:app.jsonl")) == 1
 
 
 def test_a_logger_without_a_name_has_its_module(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import zstandard
 
 from outfall import CaptureSink, FanoutSink, FileSink, SpoolSink, TemporaryDeliveryError
 from outfall.adapters.commandline import main as commandline
@@ -470,6 +472,22 @@ def test_replay_sends_what_is_in_files(capsys, tmp_path, server):
     assert (code, out, err) == (0, "5 events delivered\n", "")
     assert _numbers(server) == [0, 1, 2, 3, 4]
     assert first.read_text().startswith("{")
+
+
+def test_replay_reads_compressed_files(capsys, tmp_path, server):
+    """As rotation leaves them; what is cut off is told, and what can be read of it is sent."""
+    lines = b"".join(json.dumps(event(n)).encode() + b"\n" for n in range(3_000))
+    whole, cut, zipped = (tmp_path / name for name in ("whole.gz", "cut.gz", "whole.zst"))
+    whole.write_bytes(gzip.compress(lines))
+    cut.write_bytes(gzip.compress(lines)[:-9])
+    zipped.write_bytes(zstandard.compress(lines))
+    code, out, err = _run(capsys, "replay", whole, zipped, "--to", server.url)
+    assert (code, out, err) == (0, "6,000 events delivered\n", "")
+    assert _numbers(server) == [*range(3_000)] * 2
+    code, out, err = _run(capsys, "replay", cut, "--to", server.url)
+    assert code == 1
+    assert "cut.gz' is cut off" in err
+    assert _numbers(server)[6_000:] == [*range(len(_numbers(server)) - 6_000)]
 
 
 def test_replay_has_the_same_keys_each_time(capsys, tmp_path, server):

@@ -98,6 +98,15 @@ def test_lines_of_another_renderer_are_escaped_in_batches_too():
 # -- the listener
 
 
+def test_a_number_that_json_does_not_have_is_taken():
+    """Python's own json writes it, and so do loggers of others."""
+    with _listening() as (listener, events):
+        with socket.create_connection(listener.address, 10) as client:
+            client.sendall(b'{"event":1,"x":NaN}\n{"event":2,"x":-Infinity}\n')
+        until(lambda: len(events) == 2)
+    assert [str(event["x"]) for event in events] == ["nan", "-inf"]
+
+
 @pytest.mark.parametrize("bad", [b"garbage", b"[1]", b'{"half":', b"\xff\xfe", b"GET / HTTP/1.1", b'{"a":1}{"b":2}'])
 def test_a_garbage_line_costs_that_line_alone(bad):
     """The lines around it are taken, and so is what comes over the same connection afterwards."""

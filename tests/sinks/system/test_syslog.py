@@ -233,7 +233,7 @@ def test_ident_facility_and_nul_act_at_once(datagrams):
     """They are settable, and checked."""
     with SysLogSink(datagrams.address, renderer=lambda *_: "x") as sink:
         sink.handle({})
-        sink.ident, sink.facility, sink.append_nul = "a\n: ", "kern", False
+        sink.ident, sink.facility, sink.append_nul = "a\n: ", "KERN", False
         sink.handle({})
         with pytest.raises(TypeError, match="ident=None"):
             sink.ident = None
