@@ -49,7 +49,7 @@ def ship(sink, *events):
     """Give *events* to *sink* and close it; return its ledger."""
     for event in events:
         sink.handle(event)
-    assert sink.close(30), sink.stats()
+    assert sink.close(60), sink.stats()
     stats = sink.stats()
     assert_balanced(stats)
     return stats

@@ -171,7 +171,7 @@ def test_systemd_is_told_when_it_is_ready_and_prometheus_gets_numbers(server, re
         process = relay(
             f"{server.url}?key=ready", f"file:{path}?name=archive", *options, NOTIFY_SOCKET=str(tmp_path / "notify")
         )
-        assert notified.recv(1_000) == b"READY=1"
+        until(lambda: notified.recv(1_000) == b"READY=1")
         until(lambda: len(_numbers(path)) == 5)
         until(lambda: notified.recv(1_000).startswith(b"STATUS=5 events delivered, 0 under way"))
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS) as reply:

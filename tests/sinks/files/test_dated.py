@@ -181,8 +181,9 @@ WRITER = """
         with TimedRotatingFileSink(
             sys.argv[1], when="midnight", utc=True, multiprocess=True, compression="gzip", link=sys.argv[2]
         ) as sink:
-            number = 0
-            while left() > -0.3 or number < 200:
+            number, over = 0, False
+            while not over or number < 200:
+                over = left() <= -0.3
                 sink.handle({"event": sys.argv[3], "level": "info", "number": number})
                 number += 1
         assert not sink.stats().dropped
