@@ -44,7 +44,7 @@ nitpick_ignore = [
     ("py:class", "outfall.sinks.core.guard.Guarded"),
     ("py:class", "outfall.sinks.core.chain.InChain"),
     ("py:class", "outfall.sinks.files.output.Output"),
-    ("py:class", "outfall.adapters.brokers.base.BrokerListener"),
+    ("py:class", "outfall.adapters.brokers.listener.BrokerListener"),
     ("py:class", "outfall.sinks.delivery.telling.Telling"),
 ]
 

@@ -6,8 +6,10 @@ An event is a dict; a sink takes event dicts and puts them somewhere. Every publ
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from outfall.adapters.brokers.amqp import AMQPListener, AMQPSink
-    from outfall.adapters.brokers.kafka import KafkaListener, KafkaSink
+    from outfall.adapters.brokers.amqp import AMQPSink
+    from outfall.adapters.brokers.amqplistener import AMQPListener
+    from outfall.adapters.brokers.kafka import KafkaSink
+    from outfall.adapters.brokers.kafkalistener import KafkaListener
     from outfall.adapters.brokers.redis import RedisSink
     from outfall.adapters.brokers.redislistener import RedisListener
     from outfall.adapters.collectors import (
@@ -98,7 +100,7 @@ else:
         "Size": "sinks.event.units",
         "NaiveTimestamps": "sinks.event.event",
         "Destination": "adapters.setup",
-        "AMQPListener": "adapters.brokers.amqp",
+        "AMQPListener": "adapters.brokers.amqplistener",
         "AMQPSink": "adapters.brokers.amqp",
         "BackgroundSink": "sinks.delivery.background",
         "BaseRotatingFileSink": "sinks.files.rotating",
@@ -131,7 +133,7 @@ else:
         "JSONLines": "sinks.network.frames",
         "JSONObject": "sinks.http.bodies",
         "JournaldSink": "sinks.system.journald",
-        "KafkaListener": "adapters.brokers.kafka",
+        "KafkaListener": "adapters.brokers.kafkalistener",
         "KafkaSink": "adapters.brokers.kafka",
         "Level": "sinks.event.levels",
         "ListenerStats": "sinks.network.listener",

@@ -40,8 +40,6 @@ LONGEST = 450
 
 #: Modules that are still longer.
 LONGER = {
-    "adapters/brokers/base.py",
-    "adapters/brokers/kafka.py",
     "sinks/delivery/queuelistener.py",
     "sinks/network/connection.py",
     "sinks/routing/fanout.py",

@@ -10,7 +10,7 @@ from outfall.adapters.urls.request import Request, parameters_of
 from outfall.sinks.core.arguments import nearest
 
 if TYPE_CHECKING:
-    from outfall.adapters.brokers.base import BrokerListener
+    from outfall.adapters.brokers.listener import BrokerListener
     from outfall.sinks.core.sink import Sink
 
 #: The listener of each scheme, by its name in `outfall`, and whether it is given the URL; else it is given the hosts,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from outfall.adapters.brokers.base import BrokerSink, lacking, timeout_of
+from outfall.adapters.brokers.client import timeout_of
 from outfall.adapters.brokers.redisserver import RedisLink, RedisServer
+from outfall.adapters.brokers.sink import BrokerSink, lacking
 from outfall.sinks.core.arguments import checked_choice, checked_count, checked_size
 from outfall.sinks.core.item import BatchResult, Encoded, data_of
 from outfall.sinks.core.reporting import report

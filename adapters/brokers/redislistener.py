@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
 
-from outfall.adapters.brokers.base import BrokerListener, Message, timeout_of
+from outfall.adapters.brokers.client import timeout_of
+from outfall.adapters.brokers.listener import BrokerListener, Message
 from outfall.adapters.brokers.redis import KINDS, RedisSink, checked_key
 from outfall.adapters.brokers.redisserver import RedisLink, RedisServer
 from outfall.sinks.core.arguments import checked_choice, checked_seconds
@@ -149,7 +150,6 @@ class RedisListener(BrokerListener):
             dead_letter = self._own_letters = RedisSink(
                 url, dead_letter_key, kind, timeout=timeout, on_error=on_error, **login
             )
-        self._reader: _Reader | None = None
         super().__init__(
             *sinks,
             respect_sink_level=respect_sink_level,
@@ -163,18 +163,15 @@ class RedisListener(BrokerListener):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: The parent's, in a forked child, is not closed there.
-        self._inherited = self._reader
-        self._reader = None
         self._renewed = self._counted = 0.0
         #: What the server knows this listener by.
         self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
 
     def _read(self, number: int, seconds: float) -> list[Message]:
-        reader = self._reader
+        reader = self._client
         if reader is None:
             make = _Stream if self._kind == "stream" else _List
-            reader = self._reader = make(RedisLink(self._server), self._key, self._group, self.consumer)
+            reader = self._client = make(RedisLink(self._server), self._key, self._group, self.consumer)
             reader.claim_milliseconds = max(1, int(self._claim_seconds * 1000))
         with self._moving(reader):
             if not reader.ready:
@@ -203,12 +200,12 @@ class RedisListener(BrokerListener):
             self._tell(TemporaryDeliveryError("the stream was trimmed before its oldest events were read"), trimmed)
 
     def _acknowledge(self, tokens: list[Any]) -> None:
-        if self._reader is not None:
-            with self._moving(self._reader):
-                self._reader.acknowledge(tokens)
+        if self._client is not None:
+            with self._moving(self._client):
+                self._client.acknowledge(tokens)
 
     def _look_after(self) -> None:
-        reader = self._reader
+        reader = self._client
         if reader is not None and reader.ready and now() >= self._renewed:
             with self._moving(reader):
                 reader.renew(self._under_way())
@@ -225,7 +222,7 @@ class RedisListener(BrokerListener):
             raise
 
     def _disconnect(self, seconds: float) -> None:
-        reader, self._reader = self._reader, None
+        reader, self._client = self._client, None
         if reader is not None:
             try:
                 if reader.ready:
@@ -496,14 +493,15 @@ class _List:
     def read(self, number: int, seconds: float) -> list[Message]:
         there = min(number, self.link.call("LLEN", self._key))
         ends = (self._key, self._processing, "LEFT", "RIGHT")
+        moves: list[tuple[str, ...]]
         if there:
             moves = [("LMOVE", *ends)] * there
         elif seconds:
-            moves = [("BLMOVE", *ends, seconds)]
+            moves = [("BLMOVE", *ends, str(seconds))]
         else:
             return []
         # Another consumer may have taken this one for dead just now: whoever is not on the list is not looked for.
-        _, *moved = self.link.pipeline((self._registration, *moves))
+        _, *moved = self.link.pipeline([self._registration, *moves])
         return [Message(body, body) for body in moved if body is not None]
 
     def claim(self, number: int, under_way: set[Any]) -> list[Message]:

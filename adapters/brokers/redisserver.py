@@ -8,7 +8,7 @@ from os import fspath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from outfall.adapters.brokers.base import package
+from outfall.adapters.brokers.client import package
 from outfall.sinks.core.arguments import MAX_PORT
 from outfall.sinks.core.reporting import place_of
 from outfall.sinks.errors import DeliveryError, PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Generator
 
-    from outfall.adapters.brokers.base import BrokerListener
+    from outfall.adapters.brokers.listener import BrokerListener
     from outfall.adapters.commandline.arguments import Commands
     from outfall.adapters.urls import Described
     from outfall.sinks.core.sink import Sink

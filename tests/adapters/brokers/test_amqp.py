@@ -23,7 +23,8 @@ from outfall import (
     open_sink,
 )
 from outfall.adapters.brokers import amqplink
-from outfall.adapters.brokers.amqp import AMQPListener, AMQPSink
+from outfall.adapters.brokers.amqp import AMQPSink
+from outfall.adapters.brokers.amqplistener import AMQPListener
 from outfall.adapters.brokers.listeners import open_listener
 from outfall.sinks.testing import SinkContract
 from tests.adapters._proxy import Proxy

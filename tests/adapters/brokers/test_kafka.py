@@ -22,8 +22,9 @@ from outfall import (
     TemporaryDeliveryError,
     open_sink,
 )
-from outfall.adapters.brokers import kafka
-from outfall.adapters.brokers.kafka import KafkaListener, KafkaSink
+from outfall.adapters.brokers.kafka import KafkaSink
+from outfall.adapters.brokers.kafkaclient import failure_of
+from outfall.adapters.brokers.kafkalistener import KafkaListener
 from outfall.adapters.brokers.listeners import open_listener
 from outfall.sinks.core.item import Batch
 from outfall.sinks.testing import SinkContract
@@ -154,7 +155,7 @@ def test_what_nobody_retries_is_taken_back(mock):
 )
 def test_what_an_error_means(code, kind):
     """What somebody has to change pauses; what the message is to blame for is refused; the rest may pass."""
-    assert type(kafka._failure_of(KafkaError(code))) is kind
+    assert type(failure_of(KafkaError(code))) is kind
 
 
 def test_nothing_is_lost_behind_a_spool_while_brokers_are_away(mock, tmp_path):

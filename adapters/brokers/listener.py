@@ -1,255 +1,50 @@
-"""What the sinks and listeners of all brokers have in common: `BrokerSink`, `BrokerListener`."""
+"""What the listeners of all brokers have in common: `BrokerListener`."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time as time_module
-import weakref
-from collections import deque
-from importlib import import_module
-from queue import Empty, SimpleQueue
 from random import random
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import orjson
 from structlog import DropEvent
 
+from outfall.adapters.brokers.client import HasClient, timeout_of
+from outfall.adapters.brokers.lane import Lane, Run, Ticket
 from outfall.sinks.core import lifecycle, threads
 from outfall.sinks.core.arguments import checked_count, checked_seconds
 from outfall.sinks.core.bells import Bells
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.item import Batch, BatchResult, Encoded
+from outfall.sinks.core.item import Batch
 from outfall.sinks.core.ledger import Ledger
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
-from outfall.sinks.core.sink import OnError, Sink, checked_sink
+from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.delivery import RetryPolicy
 from outfall.sinks.delivery.telling import Telling
-from outfall.sinks.delivery.worker import Worker
 from outfall.sinks.errors import (
     DeliveryError,
-    MissingDependencyError,
     PausedDeliveryError,
     PermanentDeliveryError,
     SinkClosedError,
-    TemporaryDeliveryError,
     reason_of,
 )
 from outfall.sinks.event.event import METADATA, LevelledEvent
 from outfall.sinks.event.json import loads
-from outfall.sinks.event.levels import NOTSET, Level, level_of
+from outfall.sinks.event.levels import level_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
 
     from outfall.sinks.core.ledger import SinkStats
     from outfall.sinks.event.units import Span
-
-
-def timeout_of(timeout: Span) -> float:
-    """Return *timeout* in seconds.
-
-    Raises:
-        ValueError: If it is no span of time, or none that ends and lasts.
-    """
-    seconds = checked_seconds(timeout, "timeout")
-    if not 0 < seconds < float("inf"):
-        msg = f"timeout={timeout!r} is not above 0, or has no end"
-        raise ValueError(msg)
-    return seconds
-
-
-def package(name: str, extra: str) -> Any:
-    """Return the package *name*, which the *extra* of the distribution installs.
-
-    Raises:
-        MissingDependencyError: If it is not there.
-    """
-    try:
-        return import_module(name)
-    except ImportError:
-        raise MissingDependencyError(name.partition(".")[0], extra) from None
-
-
-# -- sinks
-
-
-class BrokerSink(Sink):
-    """A sink that hands events to a broker by a client of the broker's own.
-
-    A message is the event's JSON and nothing else. A subclass sets what `_connect` needs before it calls this
-    constructor, and implements `_connect`, `_send`, `_disconnect`, `_failure` and `_describe`.
-
-    Args:
-        timeout: Seconds that connecting may take, and each exchange with the broker.
-        level: Events below it are left out.
-        processors: Processors of structlog, applied in order to a copy of each event.
-        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``.
-        name: What to call the sink in reports and stats.
-
-    The client is made at construction, without connecting, so that a missing package is found out there, and nothing is
-    imported while the process ends. A forked child makes a client of its own, and leaves the parent's alone.
-    """
-
-    delivers_through_loggers = True  # the clients log
-
-    # Only what talks to the broker is locked, by `emit_batch`.
-    locks_emit = False
-
-    def __init__(
-        self,
-        *,
-        timeout: Span,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
-    ) -> None:
-        self._timeout = timeout_of(timeout)
-        self._client: Any = None
-        #: Clients of the processes that this one was forked from. They are kept, since some say farewell when they go.
-        self._inherited: list[Any] = []
-        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        self._client = self._connect()
-
-    def _fresh_state(self) -> None:
-        super()._fresh_state()
-        if self._client is not None:
-            self._inherited.append(self._client)
-            self._client = None
-
-    # -- what a subclass implements, all but _failure and _break_off under the lock
-
-    def _connect(self) -> Any:
-        """Return a client. It connects when it is first used."""
-        raise NotImplementedError
-
-    def _send(self, client: Any, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Hand *batch* to the broker, and return when it has confirmed or refused each event; see ``emit_batch``.
-
-        What is raised goes through `_failure`.
-        """
-        raise NotImplementedError
-
-    def _disconnect(self, client: Any, seconds: float) -> None:
-        """Close *client*, within *seconds*."""
-        raise NotImplementedError
-
-    def _break_off(self, client: Any) -> None:
-        """Make an exchange that another thread waits for fail, where that can be done. Called without the lock."""
-
-    def _failure(self, error: Exception) -> DeliveryError:
-        """Return what *error*, raised by the client, means. It must hold no event and no secret."""
-        raise NotImplementedError
-
-    # -- the sink
-
-    def emit(self, event: dict[str, Any]) -> None:
-        """Hand over one event, once."""
-        result = self.emit_batch([self.encode(event)])
-        if result is not None:
-            if result.retry:
-                msg = f"{self._describe()}: the broker does not take it now"
-                raise TemporaryDeliveryError(msg, result.retry_after)
-            raise PermanentDeliveryError(next(iter(result.rejected.values()), "the broker refused it"))
-
-    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Hand over all of *batch*; return None if the broker has confirmed all, else what became of the others.
-
-        Raises:
-            DeliveryError: If it has confirmed none.
-        """
-        if not len(batch):
-            return None
-        failure: DeliveryError
-        with self._lock:
-            self._check_open()
-            try:
-                with delivering():
-                    if self._client is None:
-                        self._client = self._connect()
-                    return self._send(self._client, batch)
-            except DeliveryError as error:
-                failure = error
-            except Exception as error:
-                failure = self._failure(error)
-            finally:
-                if self._closed:  # and close() did not wait for it
-                    self._release()
-        # Out here, so that it has no context that may hold an event or a secret.
-        raise failure from None
-
-    def _release(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            left = self._timeout if self._deadline is None else max(0.0, self._deadline - now())
-            with delivering(), contextlib.suppress(Exception):
-                self._disconnect(client, min(left, self._timeout))
-
-    def _give_up(self) -> None:
-        client = self._client
-        if client is not None:
-            with contextlib.suppress(Exception):
-                self._break_off(client)
-
-
-class Lacking(NamedTuple):
-    """What an item has that its JSON does not tell.
-
-    Args:
-        data: The JSON.
-        level: The level number, or None if it is in the JSON.
-        time: When it happened, in seconds since the epoch, or None if that is in the JSON.
-    """
-
-    data: bytes
-    level: float | None
-    time: float | None
-
-
-def lacking(batch: Sequence[Encoded]) -> Iterator[tuple[bytes, float | None, float | None]]:
-    """Yield for each item of *batch* its data, and its level and time where the JSON lacks them; see `Lacking`.
-
-    Nothing is parsed where the keys can be found without: that would halve the rate.
-    """
-    raws: Any = batch._items if isinstance(batch, Batch) else batch
-    for raw in raws:
-        if type(raw) is bytes:
-            yield raw, None, None
-            continue
-        stamp: Any = False
-        if type(raw) is tuple:
-            data, level, time, stamp = raw
-        else:
-            data, level, time = raw.data, raw.level, raw.time
-        if level is not None and (_has_key(data, b'"level":') or _has_key(data, b'"level_number":')):
-            level = None
-        if stamp is not False or _has_key(data, b'"timestamp":'):
-            time = None
-        yield data, level, time
-
-
-def _has_key(data: bytes, key: bytes) -> bool:
-    """Return True if the JSON object in *data* has *key*, given with its quotes and colon, itself and not within."""
-    place = data.find(key)
-    if place < 0:
-        return False
-    inner = data.find(b"{", 1)
-    if inner < 0 or place < inner:
-        return True
-    try:
-        return key[1:-2].decode() in loads(data)
-    except (ValueError, RecursionError):
-        return False
-
-
-# -- listeners
 
 
 class Message(NamedTuple):
@@ -269,116 +64,7 @@ class Message(NamedTuple):
     time: float | None = None
 
 
-class _Ticket:
-    """A batch of messages on its way. It is settled once each sink has settled it."""
-
-    __slots__ = ("events", "holders", "tokens")
-
-    def __init__(self, tokens: list[Any]) -> None:
-        self.tokens = tokens
-        #: How many of them are events that sinks were given.
-        self.events = 0
-        #: How many sinks have not settled it, and 1 for the reader while it hands it on.
-        self.holders = 1
-
-
-class _Lane(Worker):
-    """The way from a listener to one of its sinks.
-
-    Args:
-        listener: The listener, held weakly.
-        sink: The sink.
-        ledger: What the listener counts for that sink, over all its starts.
-    """
-
-    def __init__(self, listener: BrokerListener, sink: Sink, ledger: Ledger) -> None:
-        self.sink = sink
-        self.batches: deque[tuple[Batch, _Ticket]] = deque()
-        super().__init__(
-            weakref.ref(listener),
-            f"{listener.name} {sink.name}",
-            sink,
-            ledger,
-            batch_size=1,
-            linger=0.0,
-            retry=listener._retry,
-            dead_letter=listener._dead_letter,
-        )
-        self.inline = False
-
-    def add(self, batch: Batch, ticket: _Ticket) -> None:
-        """Have *batch* delivered, and *ticket* released then."""
-        with self.lock:
-            self.batches.append((batch, ticket))
-            self.put += len(batch)
-            wake = self.put > self.wake_at
-        if wake:
-            self.rouse()
-
-    def waiting(self) -> int:
-        """Return how many events wait."""
-        return sum(len(batch) for batch, _ in self.batches)
-
-    def take(self) -> tuple[Batch, _Ticket]:
-        """Take the oldest batch."""
-        return self.batches.popleft()
-
-    def finish(self, batch: Batch, token: _Ticket) -> None:
-        """Release the ticket of a batch that is settled."""
-        listener = self._owner()
-        if listener is not None:
-            listener._release_ticket(token)
-
-    def discard(self) -> None:
-        """Forget what waits: the broker still has it."""
-        self.batches.clear()
-
-    def _tell(self, error: Exception, events: int) -> None:
-        listener = self._owner()
-        if listener is not None:
-            self.ledger.last_error = describe(error)
-            with delivering(value=False):
-                listener._tell_of_sink(self.sink, error, events)
-
-
-class _Run:
-    """One start of a listener, until it is stopped."""
-
-    def __init__(self, lanes: list[_Lane], before: threading.Thread | None) -> None:
-        self.lanes = lanes
-        self.thread: threading.Thread | None = None
-        #: A reader that stop() had given up waiting for, which has the connection until it ends.
-        self.before = before
-        #: What wakes the reader.
-        self.wakeups: SimpleQueue[None] = SimpleQueue()
-        self.stopping = False
-        self.deadline = float("inf")
-        #: True once stop() has given up waiting for the reader.
-        self.abandoned = False
-        #: Batches that are not settled, oldest first, and those that are and have not been acknowledged.
-        self.tickets: deque[_Ticket] = deque()
-        self.settled: deque[_Ticket] = deque()
-        #: How often the reader has begun to read, and at which of these there was nothing more and all was settled.
-        self.rounds = self.empty_round = 0
-        #: How many callers of flush() wait.
-        self.flushing = 0
-        self.complete = False
-        #: Whether the last read was one of the broker.
-        self.connected = False
-
-    def wake(self) -> None:
-        """Wake the reader."""
-        self.wakeups.put(None)
-
-    def wait(self, seconds: float) -> None:
-        """Wait until somebody wakes the reader, or *seconds* have passed."""
-        with contextlib.suppress(Empty):
-            self.wakeups.get(timeout=max(0.0, seconds))
-            while True:
-                self.wakeups.get_nowait()
-
-
-class BrokerListener(Telling):
+class BrokerListener(HasClient, Telling):
     """A listener that takes events from a broker and hands them to *sinks*, in batches.
 
     A subclass sets what it needs before it calls this constructor, and implements `_read`, `_acknowledge`,
@@ -438,13 +124,14 @@ class BrokerListener(Telling):
         self._timeout = timeout_of(timeout)
         self._fresh_state()
         for sink in sinks:
-            _Lane(self, sink, Ledger())  # refuses what a delivery cannot use
+            Lane(self, sink, Ledger())  # refuses what a delivery cannot use
         lifecycle.join(self)
 
     def _fresh_state(self) -> None:
+        self._forget_client()
         #: Around start and stop.
         self._life = threading.RLock()
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._last_reader: threading.Thread | None = None
         self._ledger = Ledger()
         #: By the identity of the sink, which is kept with it; and what delivers to it, while it is started.
@@ -509,7 +196,7 @@ class BrokerListener(Telling):
             if self.running:
                 return self
             self.stop()
-            run = _Run([_Lane(self, sink, self._account(sink)) for sink in self.sinks], self._last_reader)
+            run = Run([Lane(self, sink, self._account(sink)) for sink in self.sinks], self._last_reader)
             run.thread = threading.Thread(target=self._listen, args=(run,), name=f"outfall {self.name}", daemon=True)
             # Before the reader runs, which asks for it.
             self._run = run
@@ -634,7 +321,7 @@ class BrokerListener(Telling):
 
     # -- the reader
 
-    def _listen(self, run: _Run) -> None:
+    def _listen(self, run: Run) -> None:
         failures = pauses = 0
         if run.before is not None:
             run.before.join()
@@ -657,7 +344,7 @@ class BrokerListener(Telling):
                     failures = pauses = 0
             self._conclude(run)
 
-    def _turn(self, run: _Run) -> None:
+    def _turn(self, run: Run) -> None:
         """Acknowledge what is settled, and read if there is room; or wait for either."""
         self._settle_with_broker(run)
         under_way = len(run.tickets) + len(run.settled)
@@ -687,11 +374,11 @@ class BrokerListener(Telling):
         tickets = () if run is None else (*run.tickets, *run.settled)
         return [token for ticket in tickets for token in ticket.tokens]
 
-    def _settle_with_broker(self, run: _Run) -> None:
+    def _settle_with_broker(self, run: Run) -> None:
         self._acknowledge_settled(run)
         self._look_after()
 
-    def _acknowledge_settled(self, run: _Run) -> None:
+    def _acknowledge_settled(self, run: Run) -> None:
         tokens: list[Any] = []
         settled = tuple(run.settled)
         for ticket in settled:
@@ -701,7 +388,7 @@ class BrokerListener(Telling):
             for _ in settled:
                 run.settled.popleft()
 
-    def _wait_after(self, run: _Run, failure: DeliveryError, failures: int, pauses: int) -> None:
+    def _wait_after(self, run: Run, failure: DeliveryError, failures: int, pauses: int) -> None:
         policy = self._retry or RetryPolicy()
         paused = isinstance(failure, PausedDeliveryError)
         seconds = policy.pause_seconds(pauses) if paused else policy.wait_seconds(failures, random)
@@ -714,7 +401,7 @@ class BrokerListener(Telling):
         if run.flushing:
             run.wait(_LOOK_SECONDS)
 
-    def _conclude(self, run: _Run) -> None:
+    def _conclude(self, run: Run) -> None:
         """Wait for the sinks until the deadline, acknowledge what they have settled, and disconnect."""
         reachable = True
         while True:
@@ -741,8 +428,8 @@ class BrokerListener(Telling):
 
     # -- from messages to batches
 
-    def _hand_on(self, run: _Run, messages: list[Message]) -> None:
-        ticket = _Ticket([message.token for message in messages])
+    def _hand_on(self, run: Run, messages: list[Message]) -> None:
+        ticket = Ticket([message.token for message in messages])
         run.tickets.append(ticket)
         raws: list[Any] = []
         events: list[dict[str, Any]] = []
@@ -776,7 +463,7 @@ class BrokerListener(Telling):
                     lane.add(batch, ticket)
         self._release_ticket(ticket)
 
-    def _batch_for(self, lane: _Lane, raws: list[Any], events: list[dict[str, Any]]) -> Batch:
+    def _batch_for(self, lane: Lane, raws: list[Any], events: list[dict[str, Any]]) -> Batch:
         """Return what the sink of *lane* is to be given: the messages as they are, where it would make the same."""
         sink = lane.sink
         respected = self.respect_sink_level
@@ -826,7 +513,7 @@ class BrokerListener(Telling):
             self._ledger.drop("garbage")
         self._tell(told, 0 if taken else 1)
 
-    def _release_ticket(self, ticket: _Ticket) -> None:
+    def _release_ticket(self, ticket: Ticket) -> None:
         run = self._run
         if run is None:
             return

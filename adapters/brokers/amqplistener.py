@@ -1,0 +1,232 @@
+"""Events out of RabbitMQ: `AMQPListener`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from outfall.adapters.brokers.listener import BrokerListener, Message
+from outfall.sinks.core.arguments import checked_count
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.reporting import SinkFailure, report
+from outfall.sinks.errors import DeliveryError
+from outfall.sinks.event.levels import level_of
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from outfall.adapters.brokers.amqplink import Link
+    from outfall.sinks.core.sink import Sink
+    from outfall.sinks.delivery.delivery import RetryPolicy
+    from outfall.sinks.event.units import Span
+
+
+class AMQPListener(BrokerListener):
+    """Take events from a queue of RabbitMQ and hand them to *sinks*, in batches.
+
+    Any number of listeners, in any number of processes and machines, share a queue.
+
+    Args:
+        url: Where the broker listens, as for `AMQPSink`.
+        queue: The queue. It is not declared here.
+        *sinks: Where the events go, by ``emit_batch``. They are not owned: close them after the listener.
+        prefetch: How many messages the broker may hand over that are not acknowledged. Default None: two batches.
+        reject: True to reject messages that are no events, which gives them to the queue's own dead letter exchange
+            (``x-dead-letter-exchange``); the broker drops them where the queue has none. Not together with
+            *dead_letter*. Default False.
+        respect_sink_level: Whether a sink's level applies. Default False: it has been applied where the event was
+            logged.
+        batch_size: How many messages are given to a sink at a time. Default 500.
+        retry: When a batch that a sink could not take is tried again, and when a broker that is away. Default
+            ``RetryPolicy()``: for as long as it takes.
+        dead_letter: A sink that gets the events that a sink refuses for good, and messages that are no events, as text.
+            Not owned. Default None: they are counted as ``dropped``.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take. Default 10.
+        ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: that of `ssl.create_default_context`.
+        on_error: Called with a `SinkFailure` for each failure. Default `report`, which writes to stderr.
+        name: What to call the listener in reports and stats. Default the name of its class.
+
+    Raises:
+        ValueError: If *url* is not usable, an argument is out of range, or *reject* comes with *dead_letter*.
+        TypeError: If one of *sinks* or *dead_letter* is no sink, or *on_error* is not callable.
+        MissingDependencyError: If pika is not installed; the extra ``amqp`` brings it.
+
+    A message is acknowledged once each sink has settled it. What is not acknowledged when the process dies, or the
+    connection breaks, the broker gives to another listener: nothing is lost, and what sinks had taken of it comes
+    twice; ``redelivered`` counts what the broker had given to somebody before.
+
+    Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. A forked
+    child has a listener that is not started. At exit it stops, having delivered what it has read.
+
+    Source: https://www.rabbitmq.com/docs/confirms and https://www.rabbitmq.com/docs/consumers.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        queue: str,
+        *sinks: Sink,
+        prefetch: int | None = None,
+        reject: bool = False,
+        respect_sink_level: bool = False,
+        batch_size: int = 500,
+        retry: RetryPolicy | None = None,
+        dead_letter: Sink | None = None,
+        timeout: Span = 10.0,
+        ssl_context: ssl.SSLContext | None = None,
+        on_error: Callable[[SinkFailure], object] = report,
+        name: str | None = None,
+    ) -> None:
+        from outfall.adapters.brokers.amqplink import Addresses
+
+        if not isinstance(queue, str) or not queue:
+            msg = f"queue={queue!r} is not the name of a queue"
+            raise ValueError(msg)
+        if reject and dead_letter is not None:
+            msg = "reject=True and dead_letter: what is no event can go to one of them"
+            raise ValueError(msg)
+        self._addresses = Addresses(url, ssl_context)
+        self._queue = queue
+        self._reject = bool(reject)
+        ahead = 2 * checked_count(batch_size, "batch_size", "events")
+        self._prefetch = min(ahead, 0xFFFF) if prefetch is None else checked_count(prefetch, "prefetch", "messages")
+        if self._prefetch > 0xFFFF:
+            msg = f"prefetch={prefetch!r} is more than the 65535 that the protocol has room for"
+            raise ValueError(msg)
+        super().__init__(
+            *sinks,
+            respect_sink_level=respect_sink_level,
+            batch_size=batch_size,
+            retry=retry,
+            dead_letter=dead_letter,
+            timeout=timeout,
+            on_error=on_error,
+            name=name,
+        )
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        #: How many messages came that the broker had given to somebody before.
+        self.redelivered: int = 0
+        #: What has come and was not read, and the numbers of what is not acknowledged, oldest first.
+        self._came: deque[Message] = deque()
+        self._held: dict[int, None] = {}
+
+    # -- the reader's, see BrokerListener
+
+    def _read(self, number: int, seconds: float) -> list[Message] | None:
+        link = self._opened()
+        came = self._came
+        if not came:
+            link.step(seconds)
+        while True:
+            before = len(came)
+            if before >= number:
+                break
+            link.step(0)
+            if len(came) == before:
+                break
+        if came:
+            return [came.popleft() for _ in range(min(number, len(came)))]
+        if seconds or self._held:
+            return None
+        # Somebody wants to know. What was on its way to this listener comes before the answer.
+        answers: list[Any] = []
+        link.channel.queue_declare(self._queue, passive=True, callback=answers.append)
+        link.run(lambda: bool(answers), now() + self._timeout)
+        return None if came or answers[0].method.message_count else []
+
+    def _opened(self) -> Link:
+        from outfall.adapters.brokers.amqplink import Link
+
+        link: Link | None = self._client
+        if link is not None:
+            if link.usable():
+                return link
+            link.close(0)
+        self._came.clear()
+        self._held.clear()
+        deadline = now() + self._timeout
+        complete = False
+        try:
+            link = Link(self._addresses, self._timeout, self._watch)
+            channel = link.channel
+            consuming: list[Any] = []
+            channel.add_on_cancel_callback(self._on_cancel)
+            channel.basic_qos(prefetch_count=self._prefetch)
+            channel.basic_consume(self._queue, self._on_message, callback=consuming.append)
+            link.run(lambda: bool(consuming), deadline)
+            complete = True
+        finally:
+            if not complete:
+                self._close(0)
+        return link
+
+    def _watch(self, link: Link) -> None:
+        self._client = link
+
+    def _on_cancel(self, _frame: Any) -> None:
+        if self._client is not None:
+            self._client.cancel(f"the queue {self._queue!r} is gone")
+
+    def _on_message(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        tag = method.delivery_tag
+        self._held[tag] = None
+        if method.redelivered:
+            self.redelivered += 1
+        headers, time = properties.headers, properties.timestamp
+        level = None
+        if headers:
+            name = headers.get("level")
+            level = level_of({"level": name}) if name is not None else None
+            with contextlib.suppress(TypeError, ValueError):
+                time = float(headers.get("time"))
+        self._came.append(Message((self._client, tag), body, level, time))
+
+    def _acknowledge(self, tokens: list[Any]) -> None:
+        link = self._client
+        # What came over another connection the broker has given to somebody already.
+        tags = [tag for of, tag in tokens if of is link and self._held.pop(tag, self) is None]
+        if link is None or not tags:
+            return
+        last = max(tags)
+        if next(iter(self._held), last + 1) > last:
+            link.channel.basic_ack(last, multiple=True)
+        else:
+            for tag in tags:
+                link.channel.basic_ack(tag)
+        link.step(0)
+
+    def _look_after(self) -> None:
+        # For the heartbeats. That the connection is lost, the next read tells.
+        if self._client is not None:
+            with contextlib.suppress(DeliveryError):
+                self._client.step(0)
+
+    def _bury(self, message: Message) -> bool:
+        of, tag = message.token
+        link = self._client
+        if not self._reject or link is None or of is not link:
+            return False
+        self._held.pop(tag, None)
+        link.channel.basic_reject(tag, requeue=False)
+        return True
+
+    def _disconnect(self, seconds: float) -> None:
+        self._close(seconds)
+
+    def _close(self, seconds: float) -> None:
+        link, self._client = self._client, None
+        if link is not None:
+            link.close(seconds)
+
+    def _failure(self, error: Exception) -> DeliveryError:
+        from outfall.adapters.brokers.amqplink import failure_of
+
+        lost = self._client.failure if self._client is not None else None
+        return failure_of(lost or error, repr(self._addresses))
+
+    def _describe(self) -> str:
+        return f"{self._queue!r} at {self._addresses!r}"

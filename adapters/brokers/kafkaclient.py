@@ -1,0 +1,168 @@
+"""The clients of confluent-kafka: how one is made, and what it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from outfall.sinks.errors import (
+    DeliveryError,
+    MissingDependencyError,
+    OversizeDeliveryError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    TemporaryDeliveryError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Said:
+    """The last that librdkafka has told of a connection."""
+
+    #: It says so after what is the matter, each time.
+    _ECHO: ClassVar[str] = "_ALL_BROKERS_DOWN"
+
+    def __init__(self) -> None:
+        self._error: Any = None
+        #: True once no broker is to be reached.
+        self.down = False
+
+    def note(self, error: Any) -> None:
+        """Remember *error*."""
+        if error.name() == self._ECHO:
+            self.down = True
+        else:
+            self._error = error
+
+    def clear(self) -> None:
+        """Forget it: something was delivered."""
+        self._error = None
+        self.down = False
+
+    def failure(self) -> DeliveryError:
+        """Return what to say of a message that waits."""
+        if self._error is None:
+            return TemporaryDeliveryError("no answer from Kafka in time")
+        return failure_of(self._error)
+
+
+def made(kind: str, settings: dict[str, Any]) -> Any:
+    """Return a client of confluent-kafka, *kind* a name in it.
+
+    Raises:
+        ValueError: If librdkafka refuses *settings*. The message holds no secret.
+        MissingDependencyError: If confluent-kafka is not installed.
+    """
+    try:
+        import confluent_kafka
+    except ImportError:
+        raise MissingDependencyError(package="confluent_kafka", extra="kafka") from None
+    given = dict(settings)
+    if "logger" not in given:
+        import logging
+
+        given["logger"] = logger = logging.getLogger("librdkafka")
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
+    try:
+        return getattr(confluent_kafka, kind)(given)
+    except confluent_kafka.KafkaException as error:
+        told = error.args[0]
+        said = told.str()
+    # It names the property, and may hold the value.
+    for name, value in settings.items():
+        if isinstance(value, str) and value and any(part in name for part in _SECRETS):
+            said = said.replace(value, "…")
+    msg = f"config: {said}"
+    raise ValueError(msg)
+
+
+def joined(servers: str | Sequence[str]) -> str:
+    """Return *servers* as librdkafka has them: in one string.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    listed = servers if isinstance(servers, str) else ",".join(servers)
+    if not listed:
+        msg = f"servers={servers!r}: there has to be one, such as 'localhost:9092'"
+        raise ValueError(msg)
+    return listed
+
+
+def checked_topic(topic: str) -> str:
+    """Return *topic*.
+
+    Raises:
+        ValueError: If it is no name.
+    """
+    if not isinstance(topic, str) or not topic:
+        msg = f"topic={topic!r} is not the name of a topic"
+        raise ValueError(msg)
+    return topic
+
+
+def checked_config(config: Mapping[str, Any] | None, *owned: str) -> dict[str, Any]:
+    """Return a copy of *config*.
+
+    Raises:
+        ValueError: If it has one of the settings *owned*, or one that each client sets itself.
+    """
+    given = dict(config or {})
+    for name in ("bootstrap.servers", "error_cb", *owned):
+        if name in given:
+            msg = f"config: {name!r} is set by this class and its other arguments"
+            raise ValueError(msg)
+    return given
+
+
+def failure_of(error: Any) -> DeliveryError:
+    """Return what *error*, a `KafkaError` or what was raised with one, means. It holds no message."""
+    if isinstance(error, DeliveryError):
+        return error
+    if isinstance(error, BufferError):
+        return TemporaryDeliveryError("the producer's own queue is full")
+    if isinstance(error, BaseException):
+        error = error.args[0] if error.args else error
+    name = getattr(error, "name", None)
+    if not callable(name):
+        return TemporaryDeliveryError(f"Kafka's client failed: {type(error).__name__}")
+    told = f"Kafka: {name()}: {error.str()}"
+    if name() in _TOO_LARGE:
+        return OversizeDeliveryError(told)
+    if name() in _REFUSING:
+        return PermanentDeliveryError(told)
+    if name() in _PAUSING or "certificate verify failed" in told:
+        return PausedDeliveryError(told)
+    return TemporaryDeliveryError(told)
+
+
+def immortalize(client: Any) -> None:
+    """Keep *client*, inherited from the process that forked this one, from being taken apart, even at the exit.
+
+    That would wait for threads that only the parent has, or crash.
+    """
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+
+
+_TOO_LARGE = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"})
+_REFUSING = frozenset({"INVALID_MSG", "INVALID_RECORD", "INVALID_TIMESTAMP", "_BAD_MSG", "_INVALID_ARG"})
+#: Answers that hold until somebody changes something at the brokers, or here.
+_PAUSING = frozenset(
+    {
+        "_AUTHENTICATION",
+        "_UNKNOWN_TOPIC",
+        "_UNKNOWN_PARTITION",
+        "UNKNOWN_TOPIC_OR_PART",
+        "TOPIC_EXCEPTION",
+        "TOPIC_AUTHORIZATION_FAILED",
+        "GROUP_AUTHORIZATION_FAILED",
+        "CLUSTER_AUTHORIZATION_FAILED",
+        "SASL_AUTHENTICATION_FAILED",
+        "UNSUPPORTED_SASL_MECHANISM",
+    }
+)
+_SECRETS = ("password", "secret", "pem", "token")

@@ -1,0 +1,130 @@
+"""The way of a batch from a listener to its sinks: `Lane`, `Ticket`, `Run`."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.core.reentrancy import delivering
+from outfall.sinks.core.reporting import describe
+from outfall.sinks.delivery.worker import Worker
+
+if TYPE_CHECKING:
+    import threading
+
+    from outfall.adapters.brokers.listener import BrokerListener
+    from outfall.sinks.core.item import Batch
+    from outfall.sinks.core.ledger import Ledger
+    from outfall.sinks.core.sink import Sink
+
+
+class Ticket:
+    """A batch of messages on its way. It is settled once each sink has settled it."""
+
+    __slots__ = ("events", "holders", "tokens")
+
+    def __init__(self, tokens: list[Any]) -> None:
+        self.tokens = tokens
+        #: How many of them are events that sinks were given.
+        self.events = 0
+        #: How many sinks have not settled it, and 1 for the reader while it hands it on.
+        self.holders = 1
+
+
+class Lane(Worker):
+    """The way from a listener to one of its sinks.
+
+    Args:
+        listener: The listener, held weakly.
+        sink: The sink.
+        ledger: What the listener counts for that sink, over all its starts.
+    """
+
+    def __init__(self, listener: BrokerListener, sink: Sink, ledger: Ledger) -> None:
+        self.sink = sink
+        self.batches: deque[tuple[Batch, Ticket]] = deque()
+        super().__init__(
+            weakref.ref(listener),
+            f"{listener.name} {sink.name}",
+            sink,
+            ledger,
+            batch_size=1,
+            linger=0.0,
+            retry=listener._retry,
+            dead_letter=listener._dead_letter,
+        )
+        self.inline = False
+
+    def add(self, batch: Batch, ticket: Ticket) -> None:
+        """Have *batch* delivered, and *ticket* released then."""
+        with self.lock:
+            self.batches.append((batch, ticket))
+            self.put += len(batch)
+            wake = self.put > self.wake_at
+        if wake:
+            self.rouse()
+
+    def waiting(self) -> int:
+        """Return how many events wait."""
+        return sum(len(batch) for batch, _ in self.batches)
+
+    def take(self) -> tuple[Batch, Ticket]:
+        """Take the oldest batch."""
+        return self.batches.popleft()
+
+    def finish(self, batch: Batch, token: Ticket) -> None:
+        """Release the ticket of a batch that is settled."""
+        listener = self._owner()
+        if listener is not None:
+            listener._release_ticket(token)
+
+    def discard(self) -> None:
+        """Forget what waits: the broker still has it."""
+        self.batches.clear()
+
+    def _tell(self, error: Exception, events: int) -> None:
+        listener = self._owner()
+        if listener is not None:
+            self.ledger.last_error = describe(error)
+            with delivering(value=False):
+                listener._tell_of_sink(self.sink, error, events)
+
+
+class Run:
+    """One start of a listener, until it is stopped."""
+
+    def __init__(self, lanes: list[Lane], before: threading.Thread | None) -> None:
+        self.lanes = lanes
+        self.thread: threading.Thread | None = None
+        #: A reader that stop() had given up waiting for, which has the connection until it ends.
+        self.before = before
+        #: What wakes the reader.
+        self.wakeups: SimpleQueue[None] = SimpleQueue()
+        self.stopping = False
+        self.deadline = float("inf")
+        #: True once stop() has given up waiting for the reader.
+        self.abandoned = False
+        #: Batches that are not settled, oldest first, and those that are and have not been acknowledged.
+        self.tickets: deque[Ticket] = deque()
+        self.settled: deque[Ticket] = deque()
+        #: How often the reader has begun to read, and at which of these there was nothing more and all was settled.
+        self.rounds = self.empty_round = 0
+        #: How many callers of flush() wait.
+        self.flushing = 0
+        self.complete = False
+        #: Whether the last read was one of the broker.
+        self.connected = False
+
+    def wake(self) -> None:
+        """Wake the reader."""
+        self.wakeups.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until somebody wakes the reader, or *seconds* have passed."""
+        with contextlib.suppress(Empty):
+            self.wakeups.get(timeout=max(0.0, seconds))
+            while True:
+                self.wakeups.get_nowait()

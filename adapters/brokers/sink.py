@@ -1,0 +1,175 @@
+"""What the sinks of all brokers have in common: `BrokerSink`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from outfall.adapters.brokers.client import HasClient, timeout_of
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.item import Batch, BatchResult, Encoded
+from outfall.sinks.core.reentrancy import delivering
+from outfall.sinks.core.reporting import report
+from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.errors import (
+    DeliveryError,
+    PermanentDeliveryError,
+    TemporaryDeliveryError,
+)
+from outfall.sinks.event.json import loads
+from outfall.sinks.event.levels import NOTSET, Level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from outfall.sinks.event.units import Span
+
+
+class BrokerSink(HasClient, Sink):
+    """A sink that hands events to a broker by a client of the broker's own.
+
+    A message is the event's JSON and nothing else. A subclass sets what `_connect` needs before it calls this
+    constructor, and implements `_connect`, `_send`, `_disconnect`, `_failure` and `_describe`.
+
+    Args:
+        timeout: Seconds that connecting may take, and each exchange with the broker.
+        level: Events below it are left out.
+        processors: Processors of structlog, applied in order to a copy of each event.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``.
+        name: What to call the sink in reports and stats.
+
+    The client is made at construction, without connecting, so that a missing package is found out there, and nothing is
+    imported while the process ends. A forked child makes a client of its own, and leaves the parent's alone.
+    """
+
+    delivers_through_loggers = True  # the clients log
+
+    # Only what talks to the broker is locked, by `emit_batch`.
+    locks_emit = False
+
+    def __init__(
+        self,
+        *,
+        timeout: Span,
+        level: Level = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        self._timeout = timeout_of(timeout)
+        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
+        self._client = self._connect()
+
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        self._forget_client()
+
+    # -- what a subclass implements, all but _failure and _break_off under the lock
+
+    def _connect(self) -> Any:
+        """Return a client. It connects when it is first used."""
+        raise NotImplementedError
+
+    def _send(self, client: Any, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Hand *batch* to the broker, and return when it has confirmed or refused each event; see ``emit_batch``.
+
+        What is raised goes through `_failure`.
+        """
+        raise NotImplementedError
+
+    def _disconnect(self, client: Any, seconds: float) -> None:
+        """Close *client*, within *seconds*."""
+        raise NotImplementedError
+
+    def _break_off(self, client: Any) -> None:
+        """Make an exchange that another thread waits for fail, where that can be done. Called without the lock."""
+
+    def _failure(self, error: Exception) -> DeliveryError:
+        """Return what *error*, raised by the client, means. It must hold no event and no secret."""
+        raise NotImplementedError
+
+    # -- the sink
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Hand over one event, once."""
+        result = self.emit_batch([self.encode(event)])
+        if result is not None:
+            if result.retry:
+                msg = f"{self._describe()}: the broker does not take it now"
+                raise TemporaryDeliveryError(msg, result.retry_after)
+            raise PermanentDeliveryError(next(iter(result.rejected.values()), "the broker refused it"))
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Hand over all of *batch*; return None if the broker has confirmed all, else what became of the others.
+
+        Raises:
+            DeliveryError: If it has confirmed none.
+        """
+        if not len(batch):
+            return None
+        failure: DeliveryError
+        with self._lock:
+            self._check_open()
+            try:
+                with delivering():
+                    if self._client is None:
+                        self._client = self._connect()
+                    return self._send(self._client, batch)
+            except DeliveryError as error:
+                failure = error
+            except Exception as error:
+                failure = self._failure(error)
+            finally:
+                if self._closed:  # and close() did not wait for it
+                    self._release()
+        # Out here, so that it has no context that may hold an event or a secret.
+        raise failure from None
+
+    def _release(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            left = self._timeout if self._deadline is None else max(0.0, self._deadline - now())
+            with delivering(), contextlib.suppress(Exception):
+                self._disconnect(client, min(left, self._timeout))
+
+    def _give_up(self) -> None:
+        client = self._client
+        if client is not None:
+            with contextlib.suppress(Exception):
+                self._break_off(client)
+
+
+def lacking(batch: Sequence[Encoded]) -> Iterator[tuple[bytes, float | None, float | None]]:
+    """Yield for each item of *batch* its data, and its level and time where the JSON lacks them.
+
+    Nothing is parsed where the keys can be found without: that would halve the rate.
+    """
+    raws: Any = batch._items if isinstance(batch, Batch) else batch
+    for raw in raws:
+        if type(raw) is bytes:
+            yield raw, None, None
+            continue
+        stamp: Any = False
+        if type(raw) is tuple:
+            data, level, time, stamp = raw
+        else:
+            data, level, time = raw.data, raw.level, raw.time
+        if level is not None and (_has_key(data, b'"level":') or _has_key(data, b'"level_number":')):
+            level = None
+        if stamp is not False or _has_key(data, b'"timestamp":'):
+            time = None
+        yield data, level, time
+
+
+def _has_key(data: bytes, key: bytes) -> bool:
+    """Return True if the JSON object in *data* has *key*, given with its quotes and colon, itself and not within."""
+    place = data.find(key)
+    if place < 0:
+        return False
+    inner = data.find(b"{", 1)
+    if inner < 0 or place < inner:
+        return True
+    try:
+        return key[1:-2].decode() in loads(data)
+    except (ValueError, RecursionError):
+        return False
