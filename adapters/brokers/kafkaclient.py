@@ -26,7 +26,7 @@ class Said:
     def __init__(self) -> None:
         self._error: Any = None
         #: True once no broker is to be reached.
-        self.down = False
+        self.down: bool = False
 
     def note(self, error: Any) -> None:
         """Remember *error*."""

@@ -27,11 +27,11 @@ class Ticket:
     __slots__ = ("events", "holders", "tokens")
 
     def __init__(self, tokens: list[Any]) -> None:
-        self.tokens = tokens
+        self.tokens: list[Any] = tokens
         #: How many of them are events that sinks were given.
-        self.events = 0
+        self.events: int = 0
         #: How many sinks have not settled it, and 1 for the reader while it hands it on.
-        self.holders = 1
+        self.holders: int = 1
 
 
 class Lane(Worker):
@@ -43,8 +43,10 @@ class Lane(Worker):
         ledger: What the listener counts for that sink, over all its starts.
     """
 
+    put: int
+
     def __init__(self, listener: BrokerListener, sink: Sink, ledger: Ledger) -> None:
-        self.sink = sink
+        self.sink: Sink = sink
         self.batches: deque[tuple[Batch, Ticket]] = deque()
         super().__init__(
             weakref.ref(listener),
@@ -97,26 +99,27 @@ class Run:
     """One start of a listener, until it is stopped."""
 
     def __init__(self, lanes: list[Lane], before: threading.Thread | None) -> None:
-        self.lanes = lanes
+        self.lanes: list[Lane] = lanes
         self.thread: threading.Thread | None = None
         #: A reader that stop() had given up waiting for, which has the connection until it ends.
-        self.before = before
+        self.before: threading.Thread | None = before
         #: What wakes the reader.
         self.wakeups: SimpleQueue[None] = SimpleQueue()
-        self.stopping = False
-        self.deadline = float("inf")
+        self.stopping: bool = False
+        self.deadline: float = float("inf")
         #: True once stop() has given up waiting for the reader.
-        self.abandoned = False
+        self.abandoned: bool = False
         #: Batches that are not settled, oldest first, and those that are and have not been acknowledged.
         self.tickets: deque[Ticket] = deque()
         self.settled: deque[Ticket] = deque()
         #: How often the reader has begun to read, and at which of these there was nothing more and all was settled.
-        self.rounds = self.empty_round = 0
+        self.rounds: int = 0
+        self.empty_round: int = 0
         #: How many callers of flush() wait.
-        self.flushing = 0
-        self.complete = False
+        self.flushing: int = 0
+        self.complete: bool = False
         #: Whether the last read was one of the broker.
-        self.connected = False
+        self.connected: bool = False
 
     def wake(self) -> None:
         """Wake the reader."""
