@@ -93,8 +93,9 @@ if TYPE_CHECKING:
     from outfall.sinks.system.journald import JournaldSink
     from outfall.sinks.system.syslog import SysLogSink
 else:
-    # Importing everything takes longer than structlog does, and most programs use two or three sinks (PEP 562). Type
-    # checkers read the imports above, since with this function in sight they would take any misspelt name.
+    # Names are imported at their first use (PEP 562): importing all takes longer than importing structlog, and most
+    # programs use two or three sinks. Type checkers read the imports above instead: with a module's __getattr__ they
+    # would accept any misspelt name.
     _MODULES = {
         "Span": "sinks.event.units",
         "Size": "sinks.event.units",

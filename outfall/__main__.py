@@ -1,4 +1,4 @@
-"""The command line by ``python -m outfall``."""
+"""Runs the command line for ``python -m outfall``."""
 
 import sys
 

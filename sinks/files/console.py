@@ -1,4 +1,4 @@
-"""Consoles: text for people on a terminal, JSON lines elsewhere."""
+"""Renderers for consoles: text for people on a terminal, JSON lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ StreamKind = Literal["auto", "text"]
 
 
 def console_renderer(stream: Any, kind: StreamKind) -> Callable[[Any, str, Any], str | bytes]:
-    """Return what renders events for *stream*: coloured text, plain text, or JSON.
+    """Return a renderer for *stream*: of coloured text, plain text, or JSON.
 
-    A terminal gets colours unless the variable ``NO_COLOR`` is set to anything. ``FORCE_COLOR``, set to anything, asks
-    for coloured text anywhere.
+    A terminal gets colours unless the environment variable ``NO_COLOR`` is set. If ``FORCE_COLOR`` is set, any stream
+    gets coloured text.
 
     Source: https://no-color.org and https://force-color.org
     """
@@ -38,17 +38,17 @@ def console_renderer(stream: Any, kind: StreamKind) -> Callable[[Any, str, Any],
 def _is_terminal(stream: Any) -> bool:
     try:
         return bool(stream.isatty())
-    except (AttributeError, ValueError, OSError):  # a stream of one's own, or a closed one
+    except (AttributeError, ValueError, OSError):  # a stream of another type, or a closed one
         return False
 
 
 class PeopleRenderer:
-    """Render an event for people, by `structlog.dev.ConsoleRenderer`, without the local variables of a traceback.
+    """Render events for people, by `structlog.dev.ConsoleRenderer`, without the local variables of tracebacks.
 
-    An event that structlog cannot render, whatever is in it, is rendered as what its JSON holds.
+    If structlog cannot render an event, the event decoded from its JSON is rendered instead.
 
     Args:
-        colors: Whether to colour it.
+        colors: Whether to use colours.
     """
 
     def __init__(self, *, colors: bool) -> None:
@@ -74,7 +74,7 @@ class PeopleRenderer:
 
 
 class FollowingRenderer:
-    """Render for what `sys.stderr` is when an event comes: pytest, notebooks and daemons exchange it."""
+    """Render for the current `sys.stderr`, which pytest, notebooks and daemons replace."""
 
     def __init__(self) -> None:
         self._seen: Any = self
@@ -94,18 +94,18 @@ class FollowingRenderer:
 
 
 def renderer_for(stream: Any, color: Literal["auto"] | bool) -> Callable[[Any, str, Any], str | bytes]:
-    """Return what renders for *stream* as *color* says; None is `sys.stderr`, whatever that is then."""
+    """Return a renderer for *stream* with *color*; None stands for the current `sys.stderr` at each event."""
     if color != "auto":
         return PeopleRenderer(colors=True)
     return FollowingRenderer() if stream is None else console_renderer(stream, "auto")
 
 
-#: What `renderer_for` returns.
+#: The types of the renderers that `renderer_for` returns.
 RENDERERS = (PeopleRenderer, FollowingRenderer, OrjsonRenderer)
 
 
 def streams_of(sink: Sink) -> Iterator[Any]:
-    """Give the streams that *sink* and the sinks behind it write to."""
+    """Yield the streams that *sink* and the sinks behind it write to."""
     stream = getattr(sink, "stream", None)
     if stream is not None:
         yield stream

@@ -1,4 +1,4 @@
-"""Sinks for streams: `StreamSink`, and `NullSink`, which goes nowhere."""
+"""Sinks for streams: `StreamSink`, and `NullSink`, which discards events."""
 
 from __future__ import annotations
 
@@ -41,40 +41,41 @@ class StreamSink(ByteSink):
     r"""Write each event to a stream, text or binary, and flush it.
 
     Args:
-        stream: Anything with ``write``, and ``flush`` if it has one. Default None: ``sys.stderr``, whatever that is
-            when an event comes (pytest, notebooks and daemons exchange it). Text streams get text, binary ones bytes;
-            one that is neither by type gets text, and bytes from then on if it refuses that with a TypeError.
-        timeout: How long an event waits, in seconds or as a timedelta, for room in a pipe, socket or terminal that does
-            not block. Default 5.0. Once that time has passed in vain, events are dropped at once until there is room.
-        color: Without *renderer*: False (default) writes lines of JSON, True text for people in colour, ``"auto"`` text
-            on a terminal and where ``FORCE_COLOR`` is set, in colour unless ``NO_COLOR`` is set, and JSON elsewhere.
-            That text is `structlog.dev.ConsoleRenderer`'s, without the local variables of a traceback; an event that it
-            cannot render is written all the same.
-        terminator: What ends each event. Default ``"\n"``. Settable; read at each event.
-        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
-        encoding: How text is encoded for a binary stream. Default UTF-8.
-        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        stream: Any object with ``write``; ``flush`` is optional. Default None: at each event the current
+            ``sys.stderr``, which pytest, notebooks and daemons replace. Text streams get text and binary streams bytes.
+            A stream of another type gets text; if it raises a TypeError, it gets bytes from then on.
+        timeout: How long an event waits for room in a non-blocking pipe, socket or terminal, in seconds or as a
+            timedelta. Default 5.0. After a wait that timed out, events are dropped at once until there is room again.
+        color: Without *renderer*: False (default) writes lines of JSON; True writes coloured text for people;
+            ``"auto"`` writes text on a terminal and wherever ``FORCE_COLOR`` is set, coloured unless ``NO_COLOR`` is
+            set, and JSON elsewhere. `structlog.dev.ConsoleRenderer` makes the text, without the local variables of a
+            traceback; an event that it cannot render is written nevertheless.
+        terminator: The text after each event. Default ``"\n"``. Settable; read for each event.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
+        encoding: The encoding of text for a binary stream. Default UTF-8.
+        errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         TypeError: If *stream* has no ``write``.
-        ValueError: If *timeout* is negative or no number, or *color* is none of the three, or given with *renderer*.
+        ValueError: If *timeout* is negative or not a number, or *color* is not one of the three, or is given with
+            *renderer*.
 
-    Each event is one ``write``, followed by a ``flush``. A character that a text stream's encoding does not have is
-    written as a backslash escape. Safe from any thread; an event from a signal handler that interrupts a write of this
-    sink is written right after it. ``close`` flushes and leaves the stream open.
+    Each event is one ``write``, followed by a ``flush``. Characters that a text stream's encoding does not have are
+    written as backslash escapes. Safe from any thread. An event from a signal handler that interrupts a write of this
+    sink is written right after that write. ``close`` flushes and leaves the stream open.
 
-    No line is torn. An event of which a stream has taken a part, or which stands in the stream's buffer since a flush
-    failed (a full pipe, a full disk), is ``pending``: its rest goes out before anything else does, and until then other
-    events are dropped.
+    Lines are never torn. An event counts as ``pending`` if the stream has taken a part of it, or if it is in the
+    stream's buffer after a failed flush (a full pipe, a full disk). Its rest is written before anything else; until
+    then other events are dropped.
 
-    In a forked child: if another thread was writing at the moment of the fork, by this sink or another on the same
-    stream, that stream's own lock stays locked for ever in the child; the sink then writes to the stream's descriptor
-    directly. What others than sinks were writing to the stream (`print` from a thread) is not known here.
+    In a forked child: if another thread was writing at the moment of the fork, by this sink or another one on the same
+    stream, the stream's own lock stays locked in the child. The sink then writes to the stream's descriptor directly.
+    It cannot know of writes by other code than sinks (`print` in a thread).
 
     Source: `logging.StreamHandler`.
     """
@@ -101,7 +102,7 @@ class StreamSink(ByteSink):
             msg = f"color={color!r} is none of 'auto', True, False"
             raise ValueError(msg)
         if color and renderer is not None:
-            msg = f"color={color!r} says how to render, and so does renderer=: leave one of the two out"
+            msg = f"color={color!r} chooses a renderer, and renderer= is given too: leave one of the two out"
             raise ValueError(msg)
         self._color: Literal["auto"] | bool = color
         super().__init__(
@@ -114,23 +115,23 @@ class StreamSink(ByteSink):
             on_error=on_error,
             name=name,
         )
-        #: Data of events that came from a signal handler during a write of the same thread.
+        #: Data of events from a signal handler during a write of the same thread.
         self._interrupting: deque[str | bytes] = deque()
         self._writing = False
-        #: Where to write instead of the stream, in a child that must not touch it.
+        #: The descriptor to write to instead of the stream, in a child that must not use the stream.
         self._descriptor: int | None = None
-        #: None until the first write has shown it.
+        #: Whether the stream takes text; None until the first write has shown it.
         self._takes_text: bool | None = None
-        #: Whether the stream is what `sys.stderr` is now.
+        #: Whether to write to the current `sys.stderr`.
         self._follows_stderr = stream is None
-        #: What has to be written before anything else: the rest of an event, or the end of half a line.
+        #: What has to be written before anything else: the rest of an event, or a terminator for half a line.
         self._rest = b""
-        #: True if a flush has failed, and the stream still has what was to be flushed.
+        #: True if a flush has failed and data is still in the stream's buffer.
         self._unflushed = False
-        #: Events that `_rest` and the stream's own buffer hold; and whether the one that just failed is such an event.
+        #: The number of events in `_rest` and in the stream's buffer; whether the last failed event is among them.
         self._pending = 0
         self._taken = False
-        #: Nobody read for as long as `_timeout`: until somebody does, no event waits for that.
+        #: True after a wait for room has timed out: then no event waits until there is room again.
         self._stalled = False
         self._bind(sys.stderr if stream is None else stream)
 
@@ -140,9 +141,9 @@ class StreamSink(ByteSink):
         return sys.stderr if self._follows_stderr else self._stream
 
     def set_stream(self, stream: Any) -> Any:
-        """Go on with *stream*, having flushed the old one; return the old one, or None if it is the same.
+        """Flush the old stream and write to *stream* from now on; return the old one, or None if both are the same.
 
-        A flush that fails goes to ``on_error``, with the number of events that are lost by it.
+        A failed flush is reported to ``on_error``, with the number of events lost.
 
         Raises:
             TypeError: If *stream* has no ``write``; the old one is kept.
@@ -168,9 +169,9 @@ class StreamSink(ByteSink):
         return old
 
     def write(self, data: str | bytes) -> None:
-        """Write *data* by one call of the stream's ``write``, and flush. Text goes to a text stream as it is."""
+        """Write *data* by one call of the stream's ``write``, and flush. A text stream gets text unchanged."""
         if self._writing:
-            # A signal handler or __del__ came between in this very thread; streams refuse or garble a nested write.
+            # A signal handler or __del__ interrupted a write of this thread; streams refuse or garble nested writes.
             self._interrupting.append(data)
             return
         self._writing = True
@@ -208,14 +209,14 @@ class StreamSink(ByteSink):
                 self._ledger.delivered += 1
                 delivered = True
         except BaseException:
-            if delivered:  # interrupted at the way out, and counted as that
+            if delivered:  # interrupted after the write, and counted as interrupted
                 self._ledger.delivered -= 1
             raise
         return None
 
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Write all items by one call of the stream's ``write``, and flush; what there is no room for is retried."""
+        """Write all items by one call of the stream's ``write``, and flush; items without room are to be retried."""
         if type(self).write is not StreamSink.write:
             return super().emit_batch(batch)
         data = data_of(batch)
@@ -232,7 +233,7 @@ class StreamSink(ByteSink):
                 return None
             ends = list(accumulate(len(item) + end for item in data))
             written = ends[-1] - len(self._rest)
-            # Whoever sent the batch counts the one whose rest is still to come; the others are for it to send again.
+            # An item that was written in part counts as taken: its rest will follow. The caller retries the others.
             taken = next(index for index, at in enumerate(ends) if at > written or at == ends[-1]) + 1
             if self._rest:
                 self._rest = self._rest[: ends[taken - 1] - written]
@@ -240,7 +241,7 @@ class StreamSink(ByteSink):
         return BatchResult(retry=range(taken, len(data))) if taken < len(data) else None
 
     def _write_interrupting(self, counted_elsewhere: int = 0) -> None:
-        """Write what came meanwhile, whatever fails; what is lost is counted, but for *counted_elsewhere*, if any."""
+        """Write the events of signal handlers, despite failures; count the lost ones, except *counted_elsewhere*."""
         failures: list[Exception] = []
         while self._interrupting:
             self._taken = False
@@ -255,7 +256,7 @@ class StreamSink(ByteSink):
         self._taken = False
         if not failures:
             return
-        # All were counted as delivered when they came.
+        # Each was counted as delivered when `write` put it into the queue.
         lost = len(failures) - counted_elsewhere
         self._ledger.delivered -= lost
         self._lost += lost
@@ -281,7 +282,7 @@ class StreamSink(ByteSink):
             self._write_raw(self._in_stream_encoding(data))
             return
         if self._unflushed:
-            # Nothing goes behind what stands in its buffer before that is out.
+            # The data in the stream's buffer comes first.
             self._flush_stream(stream)
             self._settle()
         if self._takes_text is False:
@@ -294,10 +295,10 @@ class StreamSink(ByteSink):
             self._taken = self._unflushed = self._buffers
             raise
 
-    # -- streams that take a part
+    # -- streams that may take a part of the data
 
     def _write_raw(self, data: bytes) -> None:
-        """Write *data* past the stream's buffers, which do not say how much of it they still hold."""
+        """Write *data* below the stream's buffers, since these do not tell how much they still hold."""
         deadline = self._deadline
         if deadline is None:
             deadline = monotonic() + (0.0 if self._stalled else self._timeout)
@@ -311,13 +312,13 @@ class StreamSink(ByteSink):
             elif isinstance(error, Exception):
                 self._taken = True
             else:
-                # Interrupted on the way back from the stream: how much it took then is not known.
+                # Interrupted after the write returned: how much the stream took is unknown, so end the line.
                 self._rest = self._terminator_bytes
             raise
         self._stalled = False
 
     def _empty(self, deadline: float) -> None:
-        """Write what is left of earlier events, and what others have left in the stream's buffer."""
+        """Write the rest of earlier events, and the contents of the stream's buffer."""
         while self._stream is not self._raw:
             try:
                 self._stream.flush()
@@ -341,7 +342,7 @@ class StreamSink(ByteSink):
 
     def _await_room(self, deadline: float) -> None:
         if self._fileno is None or not _CAN_POLL:
-            raise BlockingIOError(errno.EAGAIN, "the stream takes no more now")
+            raise BlockingIOError(errno.EAGAIN, "the stream has no room now")
         poll = select.poll()
         poll.register(self._fileno, select.POLLOUT)
         if not poll.poll(1000 * max(0.0, deadline - monotonic())):
@@ -352,7 +353,7 @@ class StreamSink(ByteSink):
         time.sleep(0.000_1)  # there is room, but not enough for a write that goes whole or not at all
 
     def _settle(self) -> None:
-        """Count what was pending as delivered."""
+        """Count the pending events as delivered."""
         self._unflushed = False
         if self._pending:
             with self._ledger.lock:
@@ -360,7 +361,7 @@ class StreamSink(ByteSink):
                 self._pending = 0
 
     def _leave_stream(self) -> None:
-        """Count what the stream has not taken as lost: another one takes its place."""
+        """Count the pending events as lost, since the stream is replaced or closed."""
         self._rest = b""
         self._unflushed = False
         lost, self._pending = self._pending, 0
@@ -373,7 +374,7 @@ class StreamSink(ByteSink):
         return replace(stats, pending=pending, accepted=stats.accepted + pending) if pending else stats
 
     def _flush_stream(self, stream: Any) -> None:
-        """Flush *stream* after a write, if it can be."""
+        """Flush *stream* if it has ``flush``."""
         flush = getattr(stream, "flush", None)
         if flush is not None:
             flush()
@@ -401,29 +402,29 @@ class StreamSink(ByteSink):
         self._descriptor = self._takes_text = None
         self._stalled = False
         if isinstance(stream, (io.TextIOBase, codecs.StreamReaderWriter, codecs.StreamWriter)):
-            # Those of codecs too: what they say of their mode is that of the binary stream below.
+            # Those of `codecs` are named, since their ``mode`` is that of the binary stream below.
             self._takes_text = True
         elif isinstance(stream, io.IOBase) or "b" in str(getattr(stream, "mode", "")):
             self._takes_text = False
         self._find_layers(stream)
-        self._go_round()
+        self._bypass_locked_stream()
 
     def _find_layers(self, stream: Any) -> None:
-        """Find out what is below *stream*, to be written to where a write may take a part."""
+        """Find the raw stream below *stream*, which is used if a write may take a part of the data."""
         self._raw: Any = None
         self._fileno: int | None = None
         binary: Any = stream
         if isinstance(stream, io.TextIOWrapper):
-            # Where text is translated on its way, as on Windows, there is no going round it.
+            # A stream that translates text, as on Windows, cannot be bypassed.
             usual = type(stream).write is io.TextIOWrapper.write and _CAN_POLL
             binary = stream.buffer if usual else None
         raw = binary.raw if type(binary) in (io.BufferedWriter, io.BufferedRandom) else binary
-        #: Whether a failed flush leaves what it did not write in the stream's buffer.
+        #: Whether a failed flush leaves the unwritten data in the stream's buffer.
         self._buffers = isinstance(stream, io.TextIOWrapper) or isinstance(binary, io.BufferedIOBase)
         self._is_raw = raw is binary
         if isinstance(raw, io.RawIOBase):
             self._raw = raw
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # in memory, or closed
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream in memory, or a closed one
                 self._fileno = raw.fileno()
 
     def _in_stream_encoding(self, data: str | bytes) -> bytes:
@@ -445,7 +446,7 @@ class StreamSink(ByteSink):
 
     @property
     def _data_encoding(self) -> str:
-        """How `render` has encoded what it returns."""
+        """The encoding of the result of `render`."""
         return "utf-8" if type(self._renderer) is OrjsonRenderer else self._bare_encoding
 
     def _flush(self) -> None:
@@ -456,7 +457,7 @@ class StreamSink(ByteSink):
         if getattr(stream, "closed", False):
             if self._pending:
                 self._leave_stream()
-                msg = "the stream was closed before it had taken all"
+                msg = "the stream was closed before it had taken all events"
                 raise DeliveryError(msg)
             return
         if self._rest or self._unflushed:
@@ -478,32 +479,32 @@ class StreamSink(ByteSink):
         return str(label) if isinstance(label, (str, int)) else f"on {type(self._stream).__name__}"
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child; go round a stream whose lock another thread held at the fork."""
+        """Reset the sink in a forked child; bypass a stream whose lock another thread held at the fork."""
         super().after_fork()
-        # What is half written is for the parent to end.
+        # The parent writes the rest of its events.
         self._rest = b""
         self._unflushed = self._writing = False
         self._pending = 0
         self._interrupting.clear()
-        self._go_round()
+        self._bypass_locked_stream()
 
-    def _go_round(self) -> None:
-        """Write to the stream's descriptor if a thread of the parent has left its lock locked."""
+    def _bypass_locked_stream(self) -> None:
+        """Write to the stream's descriptor if a thread of the parent has left the stream's lock locked."""
         holder = _lock_of(self._stream)
         if any(stuck is holder for stuck in _stuck):
-            with contextlib.suppress(Exception):  # whatever a stream in memory raises; it has no such lock
+            with contextlib.suppress(Exception):  # streams in memory raise, but have no such lock
                 self._descriptor = self._stream.fileno()
 
 
-#: By the sink that is writing: its thread, and what has the stream's own lock.
+#: The thread of each write in progress, and the object with the stream's own lock, by the id of the sink.
 _in_use: dict[int, tuple[int, Any]] = {}
 
-#: In a forked child: those whose lock was left locked by a thread of the parent.
+#: In a forked child: the objects whose lock a thread of the parent has left locked.
 _stuck: list[Any] = []
 
 
 def _lock_of(stream: Any) -> Any:
-    # A text stream has none; its buffer, which other sinks may write to directly, has.
+    # The lock of a text stream is that of its buffer, which other sinks may write to directly.
     try:
         return stream.buffer
     except Exception:
@@ -529,11 +530,11 @@ _CAN_POLL = hasattr(select, "poll")
 
 
 def _blocks(descriptor: int | None) -> bool:
-    """Return True unless a write to *descriptor* may take a part, or nothing, and go on at once."""
+    """Return True unless *descriptor* is non-blocking, so that a write may take a part of the data, or nothing."""
     if descriptor is None or not _CAN_POLL:
         return True
     try:
-        # Asked for each event: standard streams are shared, and any of those who share one may set it.
+        # Read for each event: other processes that share a standard stream may change it.
         return os.get_blocking(descriptor)
     except OSError:
         return True
@@ -546,16 +547,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class NullSink(Sink):
-    """Take events and put them nowhere; they count as delivered.
+    """Discard events; they count as delivered.
 
-    Use where a sink is required but no output is wanted.
+    Use it where a sink is required but no output is wanted.
 
     Args:
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Source: `logging.NullHandler`.
     """

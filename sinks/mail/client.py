@@ -1,18 +1,18 @@
-"""One mail handed to a server: the SMTP dialogue, its deadlines, and what its failures mean.
-
-Whose fault an answer is decides what becomes of the events:
+"""Sends one mail over SMTP, within deadlines, and translates failures to delivery errors.
 
 ============================================  =====================================  ===========================
-answer                                        whose fault                            raised
+reply                                         cause                                  raised
 ============================================  =====================================  ===========================
-2yz                                           nobody's
-4yz, 421, no answer, no connection            the server's, for now                  `TemporaryDeliveryError`
-552, 5.3.4 or 5.2.3 (no full mailbox)         the size's: half of a batch may do     `OversizeDeliveryError`
-5yz to the message, once it has been read     this mail's                            `PermanentDeliveryError`
-5yz to anything before (greeting, EHLO,       the set-up's: every mail would meet    `PausedDeliveryError`
-STARTTLS, AUTH, MAIL, RCPT, DATA), and 5yz    it
-to the message whose code or status speaks
-of the client, its addresses or the server
+2yz                                           none
+4yz, 421, no reply, no connection             the server, for now                    `TemporaryDeliveryError`
+552, 5.3.4 or 5.2.3 (unless a mailbox is      the size: half of a batch may pass     `OversizeDeliveryError`
+full)
+5yz to the message, after the server has      this mail                              `PermanentDeliveryError`
+read it
+5yz to an earlier command (greeting, EHLO,    the configuration: every mail would    `PausedDeliveryError`
+STARTTLS, AUTH, MAIL, RCPT, DATA), and 5yz    fail
+to the message if its code or status is
+about the client, addresses or the server
 ============================================  =====================================  ===========================
 
 Source: RFC 5321, section 4.2; RFC 1870 for sizes; RFC 3463 and RFC 7372 for statuses such as 5.7.1; RFC 7504 for 521
@@ -46,29 +46,30 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Sequence
 
-#: What a server may say in one reply.
+#: The largest reply that is read.
 _MAX_REPLY_BYTES = 65_536
 
-#: What is repeated of a reply.
+#: The number of characters of a reply in error messages.
 _MAX_QUOTED_CHARACTERS = 200
 
-#: How long to wait for an answer to QUIT, which changes nothing.
+#: Seconds to wait for the reply to QUIT, which does not matter.
 _QUIT_SECONDS = 0.5
 
-#: Codes that speak of the client or of the server, whatever they answer: commands that are not known, credentials,
-#: encryption, a host that takes no mail.
+#: Codes that are about the client or the server, after whatever command: unknown commands, credentials, encryption, a
+#: host that accepts no mail.
 _NOT_THE_MAIL = frozenset({500, 501, 502, 503, 504, 521, 530, 534, 535, 538, 555, 556})
 
-#: The same of statuses: addresses, mailboxes, the system, routing, the protocol, and what 5.7 has for authentication.
+#: The same for statuses: addresses, mailboxes, the system, routing, the protocol, and the part of 5.7 for
+#: authentication.
 _NOT_THE_MAIL_STATUS = re.compile(r"5\.(?:[1-5]\.\d+|7\.(?:[23489]|1\d|2\d))")
 _STATUS = re.compile(r"(?:^|#)([245]\.\d{1,3}\.\d{1,3})(?!\S*\d)")
 _TOO_LARGE = frozenset({"5.2.3", "5.3.4"})
 _FULL = re.compile("quota|mailbox|full", re.IGNORECASE)
 
-#: What is being done, for messages, while the server has the whole message and has not answered yet.
+#: The stage after the server got the whole message and before its reply.
 _MESSAGE = "the message"
 
-#: What to look at when the server refuses everything, by what was being done.
+#: The advice for each stage when the server refuses everything.
 _ADVICE = {
     "greeting": "check mailhost, and whether it takes mail from this host",
     "EHLO": "check mailhost, and whether it takes mail from this host",
@@ -86,13 +87,13 @@ _LOGGED_IN, _CHALLENGE = 235, 334
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How to reach a server.
+    """The settings of a connection.
 
     Args:
-        host: Name or address.
+        host: Name or address of the server.
         port: TCP port.
-        timeout: Seconds for connecting to one address, and for each reply.
-        context: For TLS, or None.
+        timeout: Seconds to connect to one address, and to wait for each reply.
+        context: The context for TLS, or None for no TLS.
         implicit: True for TLS from the first byte on, False for STARTTLS.
         credentials: User name and password, or None.
         by_token: True if the password is an access token.
@@ -108,10 +109,10 @@ class Route:
 
 
 class Connection(smtplib.SMTP):
-    """A connection whose replies have to be there in time as a whole, however slowly their bytes come.
+    """An SMTP connection with a deadline for each whole reply, however slowly its bytes arrive.
 
     Args:
-        route: Where it goes.
+        route: The settings.
         sock: The connected socket.
     """
 
@@ -120,20 +121,20 @@ class Connection(smtplib.SMTP):
     ehlo_resp: bytes | None
 
     def __init__(self, route: Route, sock: socket.socket) -> None:
-        # smtplib's own way of finding a name for EHLO may wait for a name server without limit.
+        # With a name for EHLO: to find one, smtplib asks a name server, which may take without limit.
         super().__init__(local_hostname=_own_name(sock), timeout=route.timeout)
         self.sock = sock
         self.route = route
-        #: What is being done, for messages.
+        #: The command in progress, for error messages.
         self.stage = "greeting"
-        #: When the reply has to be there.
+        #: The deadline of the current reply, by the monotonic clock.
         self.due: float = 0.0
-        #: How many bytes more it may have.
+        #: The number of bytes that the current reply may still have.
         self.budget: int = 0
         self.reply_seconds: float = route.timeout
 
     def getreply(self) -> tuple[int, bytes]:
-        """Read a reply, as a whole within ``reply_seconds``."""
+        """Read a whole reply within ``reply_seconds``."""
         if self.file is None:
             self.file = io.BufferedReader(_Replies(self))
         self.due = monotonic() + self.reply_seconds
@@ -141,12 +142,12 @@ class Connection(smtplib.SMTP):
         return super().getreply()
 
     def send(self, s: Any) -> None:
-        """Send data; where the server has refused TLS in the meantime, raise what it said of it."""
+        """Send data; if that fails because the server has refused TLS, raise its TLS alert instead."""
         sock = self.sock
         if sock is None:
             super().send(s)  # raises
             return
-        # Reading has set it to what was left for the reply.
+        # Reading a reply has set the timeout to the time that was left for it.
         sock.settimeout(self.route.timeout)
         try:
             sock.sendall(s.encode(self.command_encoding) if isinstance(s, str) else s)
@@ -154,12 +155,12 @@ class Connection(smtplib.SMTP):
             raise heard_refusal(sock) or error from None
 
     def encrypt(self) -> None:
-        """Go on in TLS, and forget what was said before (RFC 3207, section 4.2)."""
+        """Start TLS, and forget everything that the server said before (RFC 3207, section 4.2)."""
         assert self.sock is not None
         assert self.route.context is not None
         self.sock.settimeout(self.route.timeout)
         self.sock = self.route.context.wrap_socket(self.sock, server_hostname=self.route.host)
-        # What somebody in between sent in plain text, to be taken for the encrypted server's, goes with the buffer.
+        # Drop the buffer: an attacker may have injected plain text, to pass for replies of the encrypted server.
         self.file = None
         self.helo_resp = self.ehlo_resp = None
         self.esmtp_features: dict[str, str] = {}
@@ -208,22 +209,25 @@ def submit(
     message: bytes,
     opened: Callable[[Connection | None], None],
 ) -> list[str]:
-    """Hand *message* to the server; return what it said of each recipient whom it refused.
+    """Send *message* to the server.
 
     Args:
-        route: How to reach the server.
-        sender: The envelope's address for bounces.
+        route: The settings of the connection.
+        sender: The envelope's sender, to which bounces go.
         recipients: The envelope's recipients.
-        message: The message as it is sent, lines ending in CRLF.
+        message: The message, with lines ending in CRLF.
         opened: Called with the connection when it is open, and with None when it is closed.
 
-    Raises:
-        TemporaryDeliveryError: If the server could not be reached, did not keep its time, hung up, or said that it
-            cannot take the mail now; as `PausedDeliveryError` if it refused TLS, the credentials, the sender, every
-            recipient, or this client.
-        PermanentDeliveryError: If the server refused the message; as `OversizeDeliveryError` for its size.
+    Returns:
+        The refused recipients, each with the server's reply.
 
-    What is raised holds neither the credentials nor what the server said once it knew them or the message.
+    Raises:
+        TemporaryDeliveryError: If the server cannot be reached, does not reply in time, closes the connection, or
+            replies that it cannot take the mail now. It is a `PausedDeliveryError` if the server refused TLS, the
+            credentials, the sender, every recipient, or this client.
+        PermanentDeliveryError: If the server refused the message; an `OversizeDeliveryError` if for its size.
+
+    The error holds no credentials. It quotes no reply to the login or the message, which may repeat secrets.
     """
     failure: DeliveryError
     connection: Connection | None = None
@@ -239,19 +243,19 @@ def submit(
         failure = error
     except Exception as error:
         failure = _translated(error, route, connection)
-    # Outside the except clause, so that nothing hangs on to the original, whose arguments may hold anything.
+    # Outside of the except block: the original error, which may hold secrets, must not become its context.
     failure.__cause__ = failure.__context__ = None
     try:
         raise failure
     finally:
-        # Its traceback holds this frame, and the frames of who calls.
+        # Its traceback refers to this frame: without this they form a cycle.
         del failure
 
 
 def _connect(route: Route) -> Connection:
     sock = socket.create_connection((route.host, route.port), route.timeout)
     try:
-        # Commands are small and each waits for its reply: nothing is won by holding the end of one back.
+        # Each small command waits for its reply, so delaying it by Nagle's algorithm only costs time.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if route.implicit and route.context is not None:
             sock = route.context.wrap_socket(sock, server_hostname=route.host)
@@ -292,7 +296,7 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
         code, text = error.smtp_code, _as_bytes(error.smtp_error)
     if code != _COMPLETED:
         raise _quit_with(connection, _refusal(connection, code, text))
-    # The server has it: whatever happens now is no failure of the mail.
+    # The server has accepted the mail: a failure from here on does not matter.
     connection.reply_seconds = min(_QUIT_SECONDS, route.timeout)
     with contextlib.suppress(OSError):
         connection.docmd("QUIT")
@@ -323,11 +327,11 @@ def _log_in(connection: Connection, user: str, password: str) -> None:
         except smtplib.SMTPAuthenticationError as error:
             code, text = error.smtp_code, _as_bytes(error.smtp_error)
         finally:
-            # smtplib keeps them.
+            # smtplib stores both.
             vars(connection).pop("user", None)
             vars(connection).pop("password", None)
     elif "PLAIN" in connection.esmtp_features["auth"].upper().split():
-        # smtplib encodes credentials as ASCII; RFC 4616 has UTF-8.
+        # smtplib encodes credentials as ASCII, but RFC 4616 says UTF-8.
         secret = base64.b64encode(f"\0{user}\0{password}".encode()).decode()
         code, text = connection.docmd("AUTH", f"PLAIN {secret}")
         if code == _LOGGED_IN:
@@ -340,7 +344,7 @@ def _log_in(connection: Connection, user: str, password: str) -> None:
 
 
 def _log_in_by_token(connection: Connection, user: str, token: str) -> None:
-    """Log in as Gmail and Exchange Online ask for, by the mechanism XOAUTH2."""
+    """Log in by the mechanism XOAUTH2, which Gmail and Exchange Online require."""
     peer = _peer(connection.route)
     offered = connection.esmtp_features.get("auth", "").upper().split()
     if "XOAUTH2" not in offered:
@@ -349,7 +353,7 @@ def _log_in_by_token(connection: Connection, user: str, token: str) -> None:
     secret = base64.b64encode(f"user={user}\1auth=Bearer {token}\1\1".encode()).decode()
     code, text = connection.docmd("AUTH", f"XOAUTH2 {secret}")
     if code == _CHALLENGE:
-        # What is wrong, as JSON; it has to be answered by nothing before the refusal itself comes.
+        # The challenge is an error as JSON. The server sends the refusal after an empty answer.
         code, text = connection.docmd("")
         if code == _LOGGED_IN:
             code, text = 535, b""
@@ -358,7 +362,7 @@ def _log_in_by_token(connection: Connection, user: str, token: str) -> None:
 
 
 def _name_recipients(connection: Connection, recipients: Sequence[str]) -> list[str]:
-    """Name *recipients* to the server; return what it said of each that it refused, unless it refused all."""
+    """Send the *recipients*; return the refused ones with the server's replies, or raise if all were refused."""
     connection.stage = "RCPT"
     refused: list[str] = []
     kinds: set[type[DeliveryError]] = set()
@@ -373,7 +377,7 @@ def _name_recipients(connection: Connection, recipients: Sequence[str]) -> list[
         refused.append(f"{address}: {_quoted(connection, code, text)}")
     if len(refused) == len(recipients):
         msg = f"{_peer(connection.route)} refused every recipient: {'; '.join(refused)}"
-        # One that may take it later, or a smaller one, is worth the attempt.
+        # Try again if one of them may accept the mail later, or a smaller one.
         for kind in (TemporaryDeliveryError, OversizeDeliveryError):
             if kind in kinds:
                 raise _quit_with(connection, kind(msg))
@@ -382,13 +386,13 @@ def _name_recipients(connection: Connection, recipients: Sequence[str]) -> list[
 
 
 def _quit_with(connection: Connection, failure: DeliveryError) -> DeliveryError:
-    """Take leave without waiting for the answer, and return *failure*."""
+    """Send QUIT without waiting for the reply, and return *failure*."""
     with contextlib.suppress(OSError):
         connection.putcmd("QUIT")
     return failure
 
 
-# -- what failures mean
+# -- translation of failures
 
 
 def _peer(route: Route) -> str:
@@ -400,9 +404,9 @@ def _as_bytes(text: bytes | str) -> bytes:
 
 
 def _quoted(connection: Connection, code: int, text: bytes) -> str:
-    """Return a reply, without the words where they might repeat what the server should not tell on."""
+    """Return a reply for an error message; only code and status if its words may repeat secrets."""
     if code < 0:
-        return "a reply that is none"
+        return "a malformed reply"
     words = " ".join(text.decode("utf-8", "replace").split())
     credentials = connection.route.credentials
     if connection.stage in ("AUTH", _MESSAGE) or (credentials is not None and credentials[1] in words):
@@ -412,7 +416,7 @@ def _quoted(connection: Connection, code: int, text: bytes) -> str:
 
 
 def _refusal(connection: Connection, code: int, text: bytes) -> DeliveryError:
-    """Return the failure that an answer means: see the table at the top."""
+    """Return the error for a reply, by the table at the top of the module."""
     stage = connection.stage
     msg = f"{_peer(connection.route)} refused {stage}: {_quoted(connection, code, text)}"
     if not 500 <= code < 600:
@@ -430,7 +434,7 @@ def _refusal(connection: Connection, code: int, text: bytes) -> DeliveryError:
 def _translated(error: Exception, route: Route, connection: Connection | None) -> DeliveryError:
     peer = _peer(route)
     if connection is None:
-        # With TLS from the first byte on, a certificate that is not good is one of these.
+        # With TLS from the first byte on, an invalid certificate is among these errors.
         msg = f"no connection to {peer}: {describe(error)}"
         return (
             PausedDeliveryError(f"{msg}; {_ADVICE['STARTTLS']}")
@@ -453,5 +457,5 @@ def _translated(error: Exception, route: Route, connection: Connection | None) -
             else TemporaryDeliveryError(msg)
         )
     msg = f"{peer} failed at {stage}: {type(error).__name__}"
-    # No way to log in that both know.
+    # At AUTH: client and server have no mechanism in common.
     return PausedDeliveryError(f"{msg}; {_ADVICE[stage]}") if stage == "AUTH" else TemporaryDeliveryError(msg)

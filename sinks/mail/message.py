@@ -1,4 +1,4 @@
-"""Mails made of events: subjects from templates, readable text, and the message itself."""
+"""Composes mails from events: subjects from templates, text for people, and the message."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from outfall.sinks.event.event import message_key
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Longer subjects are cut. RFC 5322 forbids lines over 998 characters; people do not read that far either.
+#: Longer subjects are truncated. RFC 5322 forbids lines over 998 characters, and nobody reads that many.
 MAX_SUBJECT_CHARACTERS = 250
 
-#: Bytes in an encoded word of at most 67 characters, so that "Subject: " fits before it (RFC 2047, section 2).
+#: The number of bytes in an encoded word. It has at most 67 characters then, and "Subject: " fits before it (RFC 2047,
+#: section 2).
 _WORD_BYTES = 39
 
-#: What a body of 7 bits may have in a line (RFC 5322, section 2.1.1).
+#: The longest line of a body in 7 bits (RFC 5322, section 2.1.1).
 _MAX_LINE_CHARACTERS = 998
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -40,11 +41,11 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """An address as the server and as the header has it.
+    """A mail address, in the form for the server and in the form for the header.
 
     Args:
-        address: ``local@domain``, the domain in ASCII, or a local part alone.
-        header: The same with its display name, in ASCII unless the local part is not.
+        address: ``local@domain`` with the domain in ASCII, or a local part alone.
+        header: The address with its display name, in ASCII unless the local part is not.
     """
 
     address: str
@@ -52,15 +53,15 @@ class Mailbox:
 
     @property
     def is_international(self) -> bool:
-        """True if only a server with SMTPUTF8 (RFC 6531) takes it."""
+        """True if only a server with SMTPUTF8 (RFC 6531) accepts it."""
         return not self.address.isascii()
 
 
 def parse_addresses(given: Sequence[str], argument: str) -> list[Mailbox]:
-    """Return the mailboxes in *given*, each text one address or several with commas between.
+    """Return the mailboxes in *given*; each text has one address, or several separated by commas.
 
     Raises:
-        ValueError: If there is none, one is no address, or a line break or other control character is in one.
+        ValueError: If there is no address, one is invalid, or one contains a line break or other control character.
     """
     for text in given:
         if any(unicodedata.category(char) in _BREAKING for char in text):
@@ -96,11 +97,12 @@ def _mailbox(name: str, address: str, given: Sequence[str], argument: str) -> Ma
 
 
 class SubjectTemplate:
-    """A subject with fields of the event in braces.
+    """A template for subjects, with fields of the event in braces.
 
-    ``{event}``, ``{level!r}`` and ``{amount:.2f}`` are replaced as `str.format` does; ``{user.id}`` is the key ``id``
-    of the mapping ``user``, or a key of that very name. Attributes and indexes of objects are out of reach. What the
-    event does not have stays as it is written, and so does a text that is no format, such as ``"{"``.
+    ``{event}``, ``{level!r}`` and ``{amount:.2f}`` are replaced as by `str.format`; ``{user.id}`` is the key
+    ``user.id`` of the event, or the key ``id`` of the mapping ``user``. Attributes and indexes of objects cannot be
+    used. A field that the event does not have is left as it is written, and so is a text that is not a valid format,
+    such as ``"{"``.
 
     Args:
         text: The template.
@@ -110,7 +112,7 @@ class SubjectTemplate:
 
     def __init__(self, text: str) -> None:
         self.text: str = text
-        #: Literal texts, and (as written, field, conversion, format).
+        #: Literal texts, and fields as (text in the template, field, conversion, format).
         self._parts: list[str | tuple[str, str, str, str]] = []
         try:
             parsed = list(string.Formatter().parse(text))
@@ -124,7 +126,7 @@ class SubjectTemplate:
                 self._parts.append(("{" + written + "}", field, conversion or "", form or ""))
 
     def fill(self, event: Mapping[str, Any]) -> str:
-        """Return the text with the fields of *event* in it; never raises."""
+        """Return the subject for *event*; never raises."""
         return "".join(part if isinstance(part, str) else _filled(event, *part) for part in self._parts)
 
 
@@ -153,12 +155,12 @@ def _filled(event: Mapping[str, Any], written: str, field: str, conversion: str,
         return written
 
 
-#: Control characters, line and paragraph separators: what must not come into a header.
+#: The categories of characters that must not occur in a header: controls, line and paragraph separators.
 _BREAKING = frozenset({"Cc", "Zl", "Zp"})
 
 
 def one_line(text: str) -> str:
-    """Return *text* as a subject: one line without control characters, cut where it is too long."""
+    """Return *text* as a subject: one line without control characters, truncated if it is too long."""
     text = text[: 4 * MAX_SUBJECT_CHARACTERS].encode("utf-8", "backslashreplace").decode()
     text = "".join(" " if unicodedata.category(char) in _BREAKING else char for char in text)
     text = " ".join(text.split())
@@ -170,7 +172,7 @@ def _is_plain(text: str) -> bool:
 
 
 def encoded_words(text: str) -> str:
-    """Return *text*, which is one line, as a header's value in ASCII (RFC 2047)."""
+    """Return *text*, a single line, as the value of a header in ASCII (RFC 2047)."""
     if _is_plain(text):
         return text
     words: list[bytes] = [b""]
@@ -189,7 +191,7 @@ def readable(event: Mapping[str, Any]) -> str:
     """Return *event*, decoded from JSON, as text for people: the message, the fields, the traceback."""
     fields = dict(event)
     message = _shown(fields.pop(message_key(fields), "(no message)"))
-    if isinstance(fields.get("exception"), str):  # which tells them too
+    if isinstance(fields.get("exception"), str):  # its last line holds both
         fields.pop("exception_type", None)
         fields.pop("exception_message", None)
     last = [_shown(fields.pop(key)) for key in ("stack_info", "stack", "exception") if fields.get(key)]
@@ -221,15 +223,15 @@ def compose(
     attachment: tuple[str, str, bytes] | None,
     seconds: float,
 ) -> bytes:
-    """Return a message (RFC 5322) with MIME parts (RFC 2045).
+    """Compose a message (RFC 5322) with MIME parts (RFC 2045); return its bytes.
 
     Args:
-        sender: For From.
-        recipients: For To.
-        subject: One line; see `one_line`.
+        sender: The mailbox for the header From.
+        recipients: The mailboxes for the header To.
+        subject: The subject, a single line as `one_line` returns it.
         text: The body.
-        attachment: Name, subtype of ``application/`` and content, or None.
-        seconds: The event's time since the epoch, for Date.
+        attachment: Name, subtype of ``application/`` and content of an attachment, or None.
+        seconds: The time for the header Date, in epoch seconds.
     """
     text = text.encode("utf-8", "backslashreplace").decode()
     body = EmailMessage(SMTP)
@@ -244,9 +246,9 @@ def compose(
         "To: " + ",\r\n ".join(mailbox.header for mailbox in recipients),
         f"Subject: {encoded_words(subject)}",
         f"Date: {format_datetime(_moment(seconds))}",
-        # With the sender's domain: asking for the host's own name may wait for a name server.
+        # With a domain: to find the host's own, make_msgid asks a name server, which may take without limit.
         f"Message-ID: {make_msgid(domain=domain)}",
-        # RFC 3834: no answers by machines.
+        # RFC 3834: asks for no automatic answers.
         "Auto-Submitted: auto-generated",
     ]
     return ("\r\n".join(head) + "\r\n").encode() + body.as_bytes()

@@ -1,4 +1,4 @@
-"""Mail: `SMTPSink`."""
+"""`SMTPSink`: sends events as mails."""
 
 from __future__ import annotations
 
@@ -26,94 +26,93 @@ if TYPE_CHECKING:
 
 _SMTP_PORT, _SMTPS_PORT = 25, 465
 
-#: Between the events of a digest.
+#: The separator between the events of a digest.
 _RULE = "\n\n" + "-" * 72 + "\n\n"
 
 
 class SMTPSink(Sink):
-    """Send each event as a mail, and a batch of events as one.
+    """Send each event as a mail, and a batch of events as one mail.
 
-    Use with a high ``level``, and behind a `Sink` that makes batches where errors come in storms: `emit_batch` sends
-    one digest, however many events there are.
+    Use it with a high ``level``. Errors may come in storms: behind a wrapper that makes batches, such as
+    `BackgroundSink`, `emit_batch` sends one digest, however many events there are.
 
     Args:
         mailhost: Name or address of the server, or ``(host, port)``. Default port: 25, with *implicit_tls* 465.
         fromaddr: The sender, ``"name@example.org"`` or ``"Shop <name@example.org>"``.
-        toaddrs: One recipient, several with commas between, or a sequence of either.
+        toaddrs: One recipient, several separated by commas, or a sequence of either.
         subject: A text; a text with fields of the event in braces, such as ``"{level}: {event}"`` or
-            ``"order {order.id}"``; or a callable that gets the event. A field that the event does not have stays as it
-            is written, and so does a text that is no format: braces need no escape unless they hold the name of a
-            field. A subject is made one line of at most 250 characters.
-        credentials: User name and password; or user name and a callable that gives an access token, as Gmail and
-            Exchange Online ask for (XOAUTH2): it is called for each mail. Default None: no login.
-        secure: A tuple for STARTTLS, with credentials or without: ``()``; ``(keyfile,)``, a file with the client's
-            private key and certificate; or ``(keyfile, certfile)``. Files that are renewed are read again for the
-            next mail. Default None: no TLS unless *ssl_context* or *implicit_tls* says so.
-        timeout: Seconds, a timedelta or text such as ``"2s"``, above 0, for connecting to one address of the host, and
-            for each reply of the server as a whole. Default 5.0. The system's resolver of names keeps times of its own.
-        ssl_context: For TLS with other rules than those of `ssl.create_default_context`, such as an own authority.
-            Alone it asks for STARTTLS. Default None.
+            ``"order {order.id}"``; or a callable that gets the event. A field that the event does not have is left as
+            it is written, and so is a text that is not a valid format: braces need no escape unless they hold the name
+            of a field. Line breaks become blanks, and a subject over 250 characters is truncated.
+        credentials: User name and password; or user name and a callable that returns an access token, which Gmail and
+            Exchange Online require (XOAUTH2). It is called for each mail. Default None: no login.
+        secure: A tuple for STARTTLS, with or without credentials: ``()``; ``(keyfile,)``, a file with the client's
+            private key and certificate; or ``(keyfile, certfile)``. If the files change, the next mail uses the new
+            ones. Default None: no TLS, unless *ssl_context* or *implicit_tls* is given.
+        timeout: The time limit to connect to one address of the host, and for each whole reply: seconds, a timedelta or
+            text such as ``"2s"``, above 0. Default 5.0. Name resolution has its own limits, those of the system.
+        ssl_context: A context for TLS, for example with a private certificate authority. Without *implicit_tls* it
+            implies STARTTLS. Default None: the result of `ssl.create_default_context`.
         implicit_tls: True for TLS from the first byte on, as on port 465 (RFC 8314). Default False.
-        allow_insecure: True to send credentials over a connection without TLS to a host that is not this one.
-            Default False.
+        allow_insecure: True to send credentials without TLS to a host other than this one. Default False.
         attach_json: Attach the event as ``event.json``; to a digest, its events as the lines of ``events.jsonl``.
             Default True.
-        renderer: What makes the body: any structlog renderer ``(logger, name, event_dict) -> str | bytes`` (bytes are
-            UTF-8), which gets a copy of the event. Default None: the message, the fields, the traceback, as text for
-            people. ``OrjsonRenderer()`` with ``attach_json=False`` for mails that programs read.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        renderer: Renders the body: any structlog renderer ``(logger, name, event_dict) -> str | bytes`` (bytes are
+            UTF-8); it gets a copy of the event. Default None: the message, the fields and the traceback as text for
+            people. For mails that programs read, use ``OrjsonRenderer()`` with ``attach_json=False``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If an address is none or has a line break in it, there is no recipient, *timeout* is not above 0,
-            a port is out of range, *ssl_context* comes with the files of *secure*, or credentials would cross the
+        ValueError: If an address is invalid or contains a line break, there is no recipient, *timeout* is not above 0,
+            a port is out of range, *ssl_context* is given with files in *secure*, or credentials would cross the
             network in plain text and *allow_insecure* is not True.
-        TypeError: If an argument is of another type.
-        OSError: If a file of *secure* cannot be read (`ssl.SSLError`: used).
+        TypeError: If an argument has the wrong type.
+        OSError: If a file of *secure* cannot be read; an `ssl.SSLError` if it cannot be used.
 
-    Each mail is one connection, made in the thread that logs and closed whatever happens; put a background sink in
-    front where nobody may wait. When `handle` returns, the server has the mail. Nothing is tried again here. What a
-    failure means for whoever tries again:
+    Each mail uses one connection, which is opened in the thread that logs and always closed; put a `BackgroundSink` in
+    front if that thread must not wait. When `handle` returns, the server has the mail. This sink does not retry. The
+    errors tell a wrapper whether to do so:
 
-    - `TemporaryDeliveryError`: the server cannot be reached, does not keep its time, hangs up, or answers 4xx
-      (greylisting). The mail can be sent later.
-    - `PausedDeliveryError`: the server refuses what every mail would meet: 5xx to the greeting, to the login, to the
-      sender or to every recipient, or TLS that cannot be had (a certificate that is not good on either side, no
-      STARTTLS where it was asked for; nothing is sent without it then). All events are kept and the server is asked
-      seldom, until the set-up or the server is mended; the report says what to look at.
-    - `OversizeDeliveryError`: the mail is too large for the server (552, 5.3.4). Half of a batch may be taken.
-    - `PermanentDeliveryError`: the server has read the message and refuses it with another 5xx. Only this one costs an
-      event, the one that is found by halving the batch.
+    - `TemporaryDeliveryError`: the server cannot be reached, does not reply in time, closes the connection, or replies
+      4xx (greylisting). The mail can be sent later.
+    - `PausedDeliveryError`: the server would refuse every mail. It replied 5xx to the greeting, the login, the sender
+      or every recipient, or TLS failed (an invalid certificate of either side, no STARTTLS though it was requested;
+      then nothing is sent without it). All events are kept and attempts are rare, until the configuration or the server
+      changes; the report says what to check.
+    - `OversizeDeliveryError`: the mail is too large for the server (552, 5.3.4). Half of a batch may be accepted.
+    - `PermanentDeliveryError`: the server has read the message and refused it with another 5xx. Only this error loses
+      an event, which is found by halving the batch.
 
     If only some recipients are refused, the others get the mail, and ``on_error`` gets a failure with no event lost; a
-    retry would send the mail twice to the others. When a connection breaks after the message was sent and before the
-    answer, the server may have taken it: a retry may send it twice.
+    retry would send the others the mail twice. If a connection breaks after the message and before the reply, the
+    server may have accepted the mail: a retry may send it twice.
 
-    The text of failures has the server's words, but only its codes for login and message, which may repeat what is
-    secret. The password is in no repr, report or exception.
+    Errors quote the server's replies, but only codes of replies to login and message, since their words may repeat
+    secrets. The password is in no repr, report or exception.
 
-    The mail has the event's time as its Date (a digest the last event's), and a Message-ID of its own. Headers are
-    ASCII, other characters in encoded words; bodies are UTF-8. Addresses whose part before the ``@`` is not ASCII need
-    a server with SMTPUTF8.
+    The header Date has the time of the event (of the last event in a digest). Each mail has its own Message-ID. Headers
+    are ASCII, with other characters in encoded words; bodies are UTF-8. Addresses that are not ASCII before the ``@``
+    need a server with SMTPUTF8.
 
-    Safe from any thread; mails leave one after the other. A forked child shares nothing with its parent but the
-    arguments. ``close`` has nothing to wait for but the mail in progress.
+    Safe from any thread; mails are sent one after the other. A forked child shares only the arguments with its parent.
+    ``close`` waits only for the mail in progress.
 
     Source: `logging.handlers.SMTPHandler`, whose attributes may be set at any time here too; RFC 5321, RFC 5322,
     RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 3834 (no automatic answers). ``smtplib.SMTP.starttls`` takes no key files
-    since Python 3.12, and without a context of its own verifies nothing.
+    since Python 3.12, and without a context it verifies nothing.
     """
 
-    #: The host's name or address; read for each mail, like the next three.
+    #: The host's name or address. This and the next three are read for each mail.
     mailhost: str
     #: The port, or None for the default one.
     mailport: int | None
-    #: The name to log in with, or None for no login.
+    #: The user name for the login, or None for no login.
     username: str | None
-    #: The password to log in with, or a callable that gives an access token.
+    #: The password for the login, or a callable that returns an access token.
     password: str | Callable[[], str] | None
 
     def __init__(
@@ -136,9 +135,9 @@ class SMTPSink(Sink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        #: Connections to be closed in a forked child.
+        #: The open connections, which a forked child closes.
         self._open: list[Connection] = []
-        #: What to tell of mails that were sent.
+        #: Failures without a lost event that are not yet reported, with the event.
         self._remarks: deque[tuple[Exception, object]] = deque()
         self.mailhost, self.mailport = _checked_host(mailhost)
         self.fromaddr = fromaddr
@@ -153,11 +152,11 @@ class SMTPSink(Sink):
         self.attach_json: bool = bool(attach_json)
         self.renderer = renderer
         self._route()
-        #: True while a token is asked for, by this thread, which has the lock.
+        #: True while the callable for the token runs, in the thread that holds the lock.
         self._asking = False
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 
-    # -- attributes, as of the handler
+    # -- attributes, as the handler has them
 
     @property
     def fromaddr(self) -> str:
@@ -197,7 +196,7 @@ class SMTPSink(Sink):
 
     @property
     def subject(self) -> str | Callable[[dict[str, Any]], str]:
-        """The subject as it was given; settable."""
+        """The text or callable for subjects; settable."""
         return self._subject
 
     @subject.setter
@@ -214,7 +213,7 @@ class SMTPSink(Sink):
 
     @property
     def timeout(self) -> float:
-        """Seconds for connecting and for each reply; settable."""
+        """Seconds to connect and to wait for each reply; settable."""
         return self._timeout
 
     @timeout.setter
@@ -240,7 +239,7 @@ class SMTPSink(Sink):
         if context is not None and files:
             msg = f"secure={secure!r}: with ssl_context, load the certificate into the context"
             raise ValueError(msg)
-        #: The files of the client's certificate, and what tells whether they have been renewed.
+        #: The files of the client's certificate, and their state when they were read.
         self._files, self._version = files, _version_of(files)
         if context is None and (secure is not None or self._implicit_tls):
             context = _context(secure or ())
@@ -248,7 +247,7 @@ class SMTPSink(Sink):
         self._context = context
 
     def _renew(self) -> None:
-        """Read the client's certificate again if its files have changed; keep the one there is if they are no use."""
+        """Load the client's certificate again if its files have changed; keep the old one if that fails."""
         if not self._files:
             return
         try:
@@ -262,20 +261,20 @@ class SMTPSink(Sink):
 
     @property
     def renderer(self) -> Callable[[Any, str, Any], str | bytes] | None:
-        """What makes the body, or None for text for people; settable."""
+        """The renderer of the body, or None for text for people; settable."""
         return self._renderer
 
     @renderer.setter
     def renderer(self, renderer: Callable[[Any, str, Any], str | bytes] | None) -> None:
         self._renderer = None if renderer is None else checked_function(renderer, "renderer", "a renderer of structlog")
 
-    # -- what may be overridden
+    # -- methods to override
 
     def get_subject(self, event: dict[str, Any]) -> str:
-        """Return the subject for *event*; in a digest, for the first of its most severe events.
+        """Return the subject for *event*; for a digest, *event* is the first of the most severe events.
 
-        The default looks at `subject`. What it returns is made one line. If it raises, the mail is sent with the
-        message as its subject, and the failure is reported.
+        The default uses `subject`. Line breaks in the result become blanks. If an override raises, the mail is sent
+        with the event's message as its subject, and the failure is reported.
         """
         if self._template is not None:
             return self._template.fill(event)
@@ -297,15 +296,15 @@ class SMTPSink(Sink):
         self._send(self._subject_of(event), text, attachment, item.time)
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Send all of *batch* in one mail, which is taken or refused as a whole.
+        """Send *batch* as one mail, which the server accepts or refuses as a whole.
 
-        The subject is that of the first of the most severe events, with the number of the others.
+        The subject is that of the first of the most severe events, followed by the number of the other events.
         """
         if not batch:
             return None
         with self._lock:
             self._send_digest(batch)
-        self._tell()
+        self._report_remarks()
         return None
 
     def _send_digest(self, batch: Sequence[Encoded]) -> None:
@@ -368,11 +367,11 @@ class SMTPSink(Sink):
             self._remarks.append((DeliveryError(msg), None))
 
     def _token(self) -> str | None:
-        """Return the token for one mail, or None if it is sent by a password or without."""
+        """Return the access token for one mail; None if there is a password or no login."""
         if self.username is None or not callable(self.password):
             return None
         if self._asking:
-            msg = f"{self.name}: the event was logged while its token was asked for"
+            msg = f"{self.name}: the event was logged by the callable for the token"
             raise ReentrantEventError(msg)
         self._asking = True
         try:
@@ -381,7 +380,11 @@ class SMTPSink(Sink):
             self._asking = False
 
     def _route(self, token: str | None = None) -> Route:
-        """Return how to reach the server; refuse to tell the password to the whole network."""
+        """Return the settings of a connection.
+
+        Raises:
+            ValueError: If credentials would cross the network in plain text.
+        """
         from outfall.sinks.mail.client import Route
 
         by_token = callable(self.password)
@@ -410,19 +413,19 @@ class SMTPSink(Sink):
         super()._put(event)
         if self._remarks and self.on_error == "raise":
             remark = self._remarks.popleft()[0]
-            self._tell()
+            self._report_remarks()
             return remark
-        self._tell()
+        self._report_remarks()
         return None
 
-    def _tell(self) -> None:
-        """Tell, without the lock, of what went wrong with mails that were sent nevertheless."""
+    def _report_remarks(self) -> None:
+        """Report failures of mails that were sent nevertheless; called without the lock."""
         while self._remarks:
             try:
                 error, event = self._remarks.popleft()
             except IndexError:  # another thread was faster
                 return
-            # What is raised from a batch would say that none of it was taken.
+            # Not raised: an exception from emit_batch would mean that no event of the batch was delivered.
             self._fail_unraised(error, event)
 
     def _describe(self) -> str:
@@ -430,11 +433,11 @@ class SMTPSink(Sink):
         return f"to {', '.join(mailbox.address for mailbox in self._recipients)} via {self.mailhost}:{port}"
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child; let go of a connection that the parent was using, without a word."""
+        """Reset the sink in a forked child; close the descriptor of a connection that the parent is using."""
         while self._open:
             sock = self._open.pop().sock
             if sock is not None:
-                # Not the buffer over it, whose lock another thread may have held.
+                # Not the buffer above it: another thread may have held its lock.
                 sock.close()
         self._remarks.clear()
         self._asking = False
@@ -468,8 +471,8 @@ def _checked_credentials(credentials: Any) -> tuple[str | None, str | Callable[[
         or not isinstance(credentials[0], str)
         or not (isinstance(credentials[1], str) or callable(credentials[1]))
     ):
-        # Not the value: one of the two is secret.
-        msg = "credentials=… is not (username, password), two texts, nor a user name and a callable that gives a token"
+        # Without the value, which may hold a password.
+        msg = "credentials=… is not (username, password), two texts, nor a name and a callable that returns a token"
         raise TypeError(msg)
     return credentials[0], cast("Any", credentials[1])
 

@@ -138,7 +138,7 @@ def test_what_makes_no_sense_is_refused():
     """Another word, and color beside a renderer."""
     with pytest.raises(ValueError, match="color='always' is none of 'auto', True, False"):
         StreamSink(color="always")
-    with pytest.raises(ValueError, match="color=True says how to render"):
+    with pytest.raises(ValueError, match="color=True chooses a renderer"):
         StreamSink(color=True, renderer=outfall.OrjsonRenderer())
 
 

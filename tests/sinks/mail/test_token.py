@@ -167,6 +167,6 @@ def test_a_token_does_not_cross_the_network_in_plain_text():
 def test_credentials_of_another_shape_are_refused():
     """The message has none of it."""
     for wrong in (("shop", None), ("shop", 7), (lambda: "x", "secret"), "shop"):
-        with pytest.raises(TypeError, match="a callable that gives a token") as caught:
+        with pytest.raises(TypeError, match="a callable that returns a token") as caught:
             SMTPSink("localhost", *ADDRESSES, wrong)
         assert "secret" not in str(caught.value)
