@@ -9,6 +9,7 @@ import pytest
 
 from outfall import RotatingFileSink, TimedRotatingFileSink
 from outfall.sinks.files import listing
+from outfall.sinks.files.compression import Compressor
 from outfall.sinks.files.listing import names_in
 
 SINKS = {
@@ -34,6 +35,8 @@ def listings(monkeypatch):
 
     # As of a file system that stamps each change by itself, whether or not this one does.
     monkeypatch.setattr(listing, "_lasts", lambda stamp: True)
+    # Its thread looks too, at moments of its own.
+    monkeypatch.setattr(Compressor, "start", lambda self: None)
     for name in ("listdir", "scandir"):
         monkeypatch.setattr(os, name, counted(getattr(os, name), "listed"))
     for kind in (RotatingFileSink, TimedRotatingFileSink):
