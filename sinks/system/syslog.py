@@ -231,8 +231,10 @@ class SysLogSink(SocketSink):
         self.format: Literal["rfc3164", "rfc5424"] = checked_choice(format, "format", ("rfc3164", "rfc5424"))
         #: ``socket.SOCK_DGRAM``, ``socket.SOCK_STREAM``, or None at a path until one of them has shown to be right.
         self.socktype: int | None = _checked_socktype(socktype, port, tls)
+        if framing is None:
+            framing = "octet" if format == "rfc5424" or tls is not None else "lf"
         #: ``"octet"``, ``"lf"`` or ``"nul"``.
-        self.framing = _checked_framing(framing, structured=format == "rfc5424", encrypted=tls is not None)
+        self.framing: Literal["octet", "lf", "nul"] = checked_choice(framing, "framing", ("octet", "lf", "nul"))
         self._hostname = rfc5424.header_field(socket.gethostname(), 255)
         self._process_id = str(os.getpid())
         self._has_message_ids = type(self).get_message_id is not SysLogSink.get_message_id
@@ -676,14 +678,6 @@ def _checked_socktype(socktype: int | None, port: int | None, tls: object) -> in
             raise ValueError(msg)
         return socket.SOCK_STREAM
     return socket.SOCK_DGRAM if socktype is None and port is not None else socktype
-
-
-def _checked_framing(
-    framing: Literal["octet", "lf", "nul"] | None, *, structured: bool, encrypted: bool
-) -> Literal["octet", "lf", "nul"]:
-    if framing is None:
-        return "octet" if structured or encrypted else "lf"
-    return checked_choice(framing, "framing", ("octet", "lf", "nul"))
 
 
 def _checked_id(structured_data_id: str | None, *, structured: bool) -> str:
