@@ -2,8 +2,10 @@
 
 In README.md and in docs/ every fenced block of these languages is executed:
 
-- ``python``: run, in the order of the page, in one namespace. With a ``:caption:`` it is a file of that name, written
-  and not run; so is ``toml``.
+- ``python``: run, in the order of the page. A block that imports from ``outfall`` begins anew, as for a reader who
+  copies it alone: in an empty namespace, with nothing set up, and in a folder with nothing but the files of the page.
+  The other blocks go on from there. With a ``:caption:`` it is a file of that name, written and not run; so is
+  ``toml``.
 - ``text`` and ``json``: what the code since the last such block prints, exactly but for the times in it.
 - ``console``: commands after ``$ `` and what they print. Known are ``python``, ``pytest``, ``cat`` and, not run,
   ``pip`` and ``make``.
@@ -18,14 +20,21 @@ import io
 import os
 import re
 import shlex
+import socketserver
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outfall import Sink
+import structlog
 
+from outfall import Sink
+from outfall.adapters.setup import _outlet
+
+#: What a block has that can be copied alone.
+BEGINS_ANEW = re.compile(r"^(?:import|from) outfall\b", re.MULTILINE)
 FENCE = re.compile(r"^(?P<mark>```+)(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=mark)$", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"^:(?P<name>[\w-]+):\s*(?P<value>.*)\n", re.MULTILINE)
 
@@ -79,20 +88,30 @@ def _compare(printed: str, shown: str, where: str) -> None:
 
 
 def run_page(page: Path) -> int:
-    """Run the blocks of *page* in the current directory; return how many were run or compared.
+    """Run the blocks of *page* in the current directory and in new ones in it; return how many were run or compared.
 
     Raises:
         AssertionError: If something was printed that the page does not say, or the other way round.
         Exception: Whatever the code raises, with the page's own line numbers.
     """
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {}
     printed, looked_at = io.StringIO(), 0
+    base = Path.cwd()
+    files: dict[str, str] = {}
+    sys.path.insert(0, "")
     try:
         for block in blocks(page):
             where = f"{page.name}:{block.line}"
             if block.language in ("python", "toml") and block.caption:
+                files[block.caption] = block.body
                 Path(block.caption).write_text(block.body, encoding="utf-8")
             elif block.language == "python":
+                if BEGINS_ANEW.search(block.body):
+                    _end(namespace)
+                    namespace = {"__name__": "__main__"}
+                    os.chdir(tempfile.mkdtemp(dir=base))
+                    for name, body in files.items():
+                        Path(name).write_text(body, encoding="utf-8")
                 code = compile("\n" * (block.line - 1) + block.body, str(page), "exec")
                 with contextlib.redirect_stdout(printed):
                     exec(code, namespace)
@@ -108,12 +127,27 @@ def run_page(page: Path) -> int:
                 continue
             looked_at += 1
     finally:
-        # A page may leave that to the exit.
-        for value in namespace.values():
-            if isinstance(value, Sink):
-                value.close()
+        _end(namespace)
+        os.chdir(base)
+        sys.path.remove("")
+        for name in files:
+            server = getattr(sys.modules.pop(name.removesuffix(".py"), None), "server", None)
+            if isinstance(server, socketserver.BaseServer):
+                server.shutdown()
+                server.server_close()
     assert not printed.getvalue(), f"{page.name} does not show: {printed.getvalue()}"
     return looked_at
+
+
+def _end(namespace: dict[str, Any]) -> None:
+    """Undo what the code in *namespace* has set up; a page may leave that to the exit."""
+    if _outlet.setup is not None:
+        _outlet.setup.close()
+    for value in namespace.values():
+        if isinstance(value, Sink):
+            value.close()
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 def _commands(body: str) -> list[tuple[str, str]]:

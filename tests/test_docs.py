@@ -47,7 +47,6 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path, monk
     ):  # which are about all of a process, and this one has more
         check("import pathlib, sys, tests.code_blocks as it; assert it.run_page(pathlib.Path(sys.argv[1]))", page)
         return
-    monkeypatch.syspath_prepend(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert run_page(page) > 0
