@@ -43,7 +43,6 @@ LONGER = {
     "sinks/delivery/queuelistener.py",
     "sinks/network/connection.py",
     "sinks/routing/fanout.py",
-    "sinks/spool/sink.py",
 }
 
 _NO_CODE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER", "ENCODING"}

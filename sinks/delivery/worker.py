@@ -19,7 +19,6 @@ from outfall.sinks.delivery.delivery import Delivery
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Callable
 
     from outfall.sinks.core.item import Batch
@@ -62,7 +61,7 @@ class Worker:
 
     - `waiting` returns how many could be taken now, and `take` takes some of them: a batch, and whatever `finish` has
       to know when the batch is through. Both are called under `lock`. What is taken may be something else that has a
-      length, if `prepared` makes a batch of it.
+      length, if `prepared` makes a batch of it. `rest` is called when nothing waits.
     - Storing an event adds one to `put`; if the event's number is `wake_at` or above, `rouse` is called then. Code that
       stores without `lock` compares with `limit` first, which `set_limit` keeps up to date: below it there is room, and
       the thread need not be woken. The comparison and the additions must be free of calls, so that no thread and no
@@ -75,7 +74,8 @@ class Worker:
     within the exit's deadline, and the thread ends.
 
     Args:
-        owner: The sink, held weakly; its ``_told(error, events)`` is called for each failure.
+        owner: Returns the sink, None if nobody refers to it any more: a weak reference, mostly. The sink's
+            ``_told(error, events)`` is called for each failure.
         name: The sink's name, for the thread and for messages.
         target: Where the batches go.
         ledger: The sink's.
@@ -104,7 +104,7 @@ class Worker:
 
     def __init__(
         self,
-        owner: weakref.ref[Any],
+        owner: Callable[[], Any],
         name: str,
         target: Sink,
         ledger: Ledger,
@@ -164,9 +164,12 @@ class Worker:
         """Return how many events could be taken now. Called under the lock."""
         raise NotImplementedError
 
-    def take(self) -> tuple[Any, Any]:
-        """Take some of what waits, oldest first. Called under the lock, when something waits."""
+    def take(self) -> tuple[Any, Any] | None:
+        """Take some of what waits, oldest first; return None if it is gone. Called under the lock."""
         raise NotImplementedError
+
+    def rest(self) -> None:
+        """Do what there is to do when nothing waits. Called under the lock."""
 
     def prepared(self, taken: Any) -> Batch:
         """Return what the target is given of what `take` has taken. Called without the lock, where it is delivered."""
@@ -184,6 +187,10 @@ class Worker:
 
     # -- waiting for the thread
 
+    def is_done(self, number: int) -> bool:
+        """Return True if a flush that waits for so many events may return."""
+        return self.done >= number
+
     def settle_all(self, deadline: float, number: int | None = None) -> bool:
         """Wait until all that has come is settled; return False if *deadline*, by `now`, comes first.
 
@@ -196,14 +203,14 @@ class Worker:
         mark = _Mark(self.put if number is None else number)
         self._marks.append(mark)
         try:
-            if self.done < mark.number:
+            if not self.is_done(mark.number):
                 self.urgent_until = max(self.urgent_until, deadline)
                 self.rouse()
             while True:  # see _Buffer.append
                 left = deadline - now()
-                if self.done >= mark.number or left <= 0:
-                    return self.done >= mark.number
-                self.bells.wait(left, lambda: self.done >= mark.number)
+                if self.is_done(mark.number) or left <= 0:
+                    return self.is_done(mark.number)
+                self.bells.wait(left, lambda: self.is_done(mark.number))
         finally:
             self._marks.remove(mark)
             if not self._marks and not self.stopping:
@@ -222,12 +229,16 @@ class Worker:
 
     def rouse(self) -> None:
         """Wake the thread, starting it if it does not run; deliver here if none can be started."""
+        if not self.wake():
+            self.deliver_all_here()
+
+    def wake(self) -> bool:
+        """Wake the thread, starting it if it does not run; return False if none can be started."""
         if self.thread is None:
             self._start()
-            if self.thread is None:
-                self.deliver_all_here()
-        else:
-            self.wakeups.put(None)
+            return self.thread is not None
+        self.wakeups.put(None)
+        return True
 
     def _start(self) -> None:
         with self.lock:
@@ -289,25 +300,42 @@ class Worker:
             self._forget_wakeups()
             moment = now()
             with self.lock:
-                if self.ended:
+                urgent = self.urgent_until > moment
+                if self.ended or (self.stopping and not urgent):
                     return None
                 waits = self.waiting()
-                urgent = self.urgent_until > moment
-                if (self._abandoned and not (waits and urgent)) or (self.concluding and not waits):
-                    return None
                 if waits and (moment >= due or urgent or self._marks or waits >= self.batch_size):
                     self.wake_at = NEVER
                     self.set_limit()
-                    return self.take()
+                    found = self.take()
+                    if found is not None:
+                        return found
+                    continue
                 self.wake_at = self.put - waits + (self.batch_size - 1 if waits else 0)
                 self.set_limit()
                 # What came past the lock before the thread said that it is to be woken has not woken it.
                 if self.waiting() != waits:
                     continue
+                if not waits:
+                    self.rest()
+                    if self._abandoned or self.concluding or self.thread is None:
+                        return None
             if waits and due == float("inf"):
                 due = moment + self.linger
-            with contextlib.suppress(Empty):
-                self.wakeups.get(timeout=max(0.0, min(due - moment, LONGEST_WAIT_SECONDS)) if waits else _IDLE_SECONDS)
+            self.sleep(due - moment if waits else self.idle_seconds)
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long the thread sleeps at most while nothing waits."""
+        return _IDLE_SECONDS
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait until somebody wakes the thread; return False if *seconds* pass first."""
+        try:
+            self.wakeups.get(timeout=min(max(0.0, seconds), LONGEST_WAIT_SECONDS))
+        except Empty:
+            return False
+        return True
 
     def _forget_wakeups(self) -> None:
         with contextlib.suppress(Empty):
@@ -323,8 +351,7 @@ class Worker:
         if urgent > 0:
             # Somebody waits for this: several attempts in the time that is left, instead of one too late.
             seconds = min(seconds, urgent / 2)
-        with contextlib.suppress(Empty):
-            self.wakeups.get(timeout=min(seconds, LONGEST_WAIT_SECONDS))
+        self.sleep(seconds)
         return not (self.ended or (self.stopping and self.urgent_until <= now()))
 
     def hasten(self, deadline: float) -> None:
@@ -468,10 +495,10 @@ class Worker:
         """Deliver all that waits in this thread, once."""
         while True:
             with self.lock:
-                if not self.waiting():
+                found = self.take() if self.waiting() else None
+                if found is None:
                     return
-                batch, token = self.take()
-            self._attempt(batch, token)
+            self._attempt(*found)
 
     def _attempt(self, taken: Any, token: Any) -> None:
         with delivering():

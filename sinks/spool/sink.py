@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import os
 import sys
-import threading
 from dataclasses import replace
+from functools import partial
 from os import write as _os_write
-from queue import Empty
 from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,45 +20,34 @@ from orjson import dumps
 
 from outfall.sinks.core import flock
 from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
-from outfall.sinks.core.bells import Bells
-from outfall.sinks.core.clock import now as monotonic
-from outfall.sinks.core.item import Batch, Encoded, item_of
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.lifecycle import here, notice_fork
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
-from outfall.sinks.core.logginglock import released
-from outfall.sinks.core.reentrancy import active, delivering, thread
-from outfall.sinks.core.reporting import cleaned, describe, report
+from outfall.sinks.core.reentrancy import active, thread
+from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.core.threads import check_threads
-from outfall.sinks.delivery.deferred import ON_FULL, DeferredSink, FullError
-from outfall.sinks.errors import DeliveryError
+from outfall.sinks.delivery.deferred import DeferredSink
+from outfall.sinks.delivery.worker import ON_FULL, FullError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import LINE
 from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
 from outfall.sinks.spool.lines import line_of
 from outfall.sinks.spool.store import mark
 from outfall.sinks.spool.stores import NO_ROOM, Depot
+from outfall.sinks.spool.worker import SpoolWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from outfall.sinks.core.ledger import Outcome, SinkStats
+    from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.ledger import SinkStats
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.delivery.delivery import RetryPolicy
-    from outfall.sinks.spool.store import Portion, Store
 
 _FSYNCS = ("never", "interval", "always")
 
 _LARGEST_SEGMENT_BYTES = 16 * 2**20
-
-#: How many bytes a batch has at most, unless one event alone has more: what is read must fit into memory.
-_BATCH_BYTES = 4 * 2**20
-
-#: How often the files are looked after, and how long the thread waits after the disk has failed.
-_CHORE_SECONDS = 1.0
-
-#: How often a running process looks for what dead ones have left.
-_ADOPT_SECONDS = 60.0
 
 if sys.version_info >= (3, 11):
     _read_time = dt.datetime.fromisoformat
@@ -188,11 +175,11 @@ class SpoolSink(DeferredSink):
         )
         try:
             mark(self.directory)
-            self._unadopted = self._depot.find_dead()
+            self._worker.unadopted = self._depot.find_dead()
         except OSError as error:
             self._fail(error, None, events=0)
-        if self._unadopted:
-            self._rouse()
+        if self._worker.unadopted:
+            self._worker.wake()
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
@@ -206,32 +193,25 @@ class SpoolSink(DeferredSink):
             sync=self._fsync == "always",
         )
         self._out = self._depot.out
-        #: Held by who reads or changes files in the delivering thread's stead or as that thread, but not while it
-        #: waits for the target.
-        self._disk = threading.Lock()
-        #: Held by who delivers in the stead of a thread that cannot be started.
-        self._alone = threading.Lock()
-        #: At exit the files are removed as soon as all is settled; and whether that has been looked to.
-        self._leaving = False
-        self._left = False
-        #: For those who wait for something to be settled.
-        self._progress = Bells()
-        #: True while all is settled and recorded.
-        self._resting = False
-        #: Wakes the thread that syncs at intervals, to end.
-        self._sync_ended = threading.Event()
-        #: From when on fewer events than a batch are read.
-        self._own_due = 0.0
-        self._chores_due = 0.0
-        self._adopt_due = 0.0
-        #: Whether dead processes have left something that is not adopted yet, as far as is known.
-        self._unadopted = False
+        interval = self._fsync == "interval"
+        self._worker: SpoolWorker = SpoolWorker(
+            lambda: self,
+            self.name,
+            self._target,
+            self._ledger,
+            self._depot,
+            batch_size=self._batch_size,
+            linger=self._linger_seconds,
+            sync_seconds=self._sync_seconds if interval else None,
+            retry=self._retry,
+            dead_letter=self._dead_letter,
+        )
+        #: True once somebody has waited for room in vain, until there is some.
+        self._impatient = False
         #: What was last written down of the account.
         self._published: tuple[object, ...] = ()
         #: Events dropped before they were stored.
         self._refused = 0
-        #: Events that the delivery has dropped.
-        self._given_up = 0
 
     # -- what applications call
 
@@ -314,7 +294,7 @@ class SpoolSink(DeferredSink):
         if not here[0]:
             notice_fork()
         if not self._closed:
-            self._rouse()
+            self._worker.wake()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Deliver what this process has stored and what dead ones have left; return True when all of it is settled.
@@ -322,22 +302,10 @@ class SpoolSink(DeferredSink):
         Args:
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
-        deadline = monotonic() + self._seconds(timeout)
-        if not self._closed and not self._leaving:
-            self._seek(deadline)
-        return super().flush(max(0.0, deadline - monotonic()))
-
-    def _seek(self, deadline: float) -> None:
-        """Have the thread adopt what processes have left that died since it last looked."""
-        with contextlib.suppress(OSError):
-            if self._unadopted or not self._depot.find_dead():
-                return
-            if self._disk.acquire(timeout=max(0.0, deadline - monotonic())):
-                try:
-                    self._unadopted = True
-                    self._adopt_due = 0.0
-                finally:
-                    self._disk.release()
+        deadline = now() + self._seconds(timeout)
+        if not self._closed and not self._worker.leaving:
+            self._worker.seek(deadline)
+        return super().flush(max(0.0, deadline - now()))
 
     def close(self, timeout: float | None = None) -> bool:
         """Deliver what can be delivered until the timeout, then close the target; idempotent.
@@ -347,17 +315,12 @@ class SpoolSink(DeferredSink):
         Args:
             timeout: Seconds. None stands for `drain_timeout`, 5 s.
         """
-        deadline = monotonic() + self._seconds(timeout)
+        deadline = now() + self._seconds(timeout)
         if not self._begin_to_close(deadline):
             return self._close_result
-        with self._lock:
-            # Nothing that is on its way past the question whether this is closed is stored any more.
-            self._out.limit = -1
-            self._depot.awake = False
-        self._settle_all(deadline)
-        stopped = self._stop(deadline)
-        closed = self._target.close(max(0.0, deadline - monotonic()))
-        self._tell_news()
+        stopped = self._worker.conclude(deadline)
+        closed = self._target.close(max(0.0, deadline - now()))
+        self._worker.tell_news()
         # A target that is still at work for a thread that was given up has nothing that is not on disk as well.
         self._close_result = closed or not stopped
         return self._close_result
@@ -366,13 +329,13 @@ class SpoolSink(DeferredSink):
         """Deliver what waits, at exit. What comes later is stored, and delivered by who adopts it."""
         if self._closed:
             return
-        self._leaving = True
+        self._worker.leaving = True
         self.flush(timeout)
 
     # -- what the pipeline calls
 
     def _take(self, item: Encoded) -> None:
-        if self._worker is None:
+        if self._worker.thread is None:
             check_threads()
         self._keep(line_of(item.data, item.level, item.time))
 
@@ -391,10 +354,10 @@ class SpoolSink(DeferredSink):
         if len(line) > self._max_bytes:
             msg = f"{self.name}: an event of {len(line)} bytes is more than max_bytes={self._max_bytes}"
             raise FullError(msg)
-        deadline = monotonic() + self._block_seconds
+        deadline = now() + self._block_seconds
         while True:
             failure: Exception = FullError(f"{self.name} is full: {self._max_bytes} bytes wait for the target")
-            seen = self._given_up + self._ledger.delivered
+            seen = self._worker.settled
             try:
                 stored = self._stored(line)
             except OSError as error:
@@ -404,34 +367,34 @@ class SpoolSink(DeferredSink):
             if stored:
                 self._impatient = False
                 return
-            left = deadline - monotonic()
+            left = deadline - now()
             if self._on_full != "block" or self._impatient or left <= 0:
                 self._impatient = True
                 raise failure
-            self._await_room(left, seen)
+            # In small steps too: room on a disk is made by others.
+            self._worker.bells.wait(min(left, 0.1), partial(self._has_settled_more, seen))
+
+    def _has_settled_more(self, than: int) -> bool:
+        return self._worker.settled != than or self._closed
 
     def _stored(self, line: bytes) -> bool:
-        depot = self._depot
+        depot, worker = self._depot, self._worker
         try:
             with self._lock:
                 self._check_open()
                 stored = depot.append(line)
+                if worker.thread is None and self._lock.nested:
+                    # Whoever starts the thread must not have the lock: a signal handler leaves it to the next event.
+                    return stored
                 if not depot.awake:
                     # In this order: an interrupt must not leave the thread asleep.
-                    self._wakeups.put(None)
-                    depot.awake = True
-                    depot.set_limit()
+                    worker.wakeups.put(None)
+                    depot.set_awake(True)
         finally:
-            if depot.news:
-                self._tell_news()
-        if self._worker is None:
-            self._rouse()
+            worker.tell_news()
+        if worker.thread is None:
+            worker.wake()
         return stored
-
-    def _await_room(self, seconds: float, seen: int) -> None:
-        """Wait until something more than *seen* is settled."""
-        # In small steps too: room on a disk is made by others.
-        self._progress.wait(min(seconds, 0.1), lambda: self._given_up + self._ledger.delivered != seen or self._closed)
 
     def _interrupted(self) -> None:
         """Count an event whose storing a KeyboardInterrupt may have cut short."""
@@ -441,140 +404,7 @@ class SpoolSink(DeferredSink):
         if not found:
             self._count_dropped("interrupted")
 
-    # -- the delivering thread
-
-    def _start(self, worker: threading.Thread) -> None:
-        super()._start(worker)
-        if self._fsync == "interval":
-            threading.Thread(
-                target=self._sync_at_intervals,
-                args=(self._generation,),
-                name=f"outfall {self.name} fsync",
-                daemon=True,
-            ).start()
-
-    def _not_started(self) -> None:
-        self._depot.awake = False
-        self._depot.set_limit()
-
-    def _work(self, generation: int) -> None:
-        self._own_due = monotonic() + self._linger_seconds
-        while generation == self._generation and not self._stopping:
-            self._step(generation)
-        self._progress.ring()
-
-    def _step(self, generation: int) -> None:
-        """Deliver one batch, or wait for one."""
-        try:
-            found = self._next(generation)
-            if found is None:
-                self._rest(generation)
-            else:
-                self._deliver(*found, generation)
-        except OSError as error:
-            self._disk_failed(error, generation)
-        except BaseException as error:
-            with self._disk:
-                if generation == self._generation:
-                    self._depot.leave_all()
-            self._disk_failed(DeliveryError(describe(cleaned(error, None))), generation)
-        self._tell_news()
-        self._progress.ring()
-
-    def _deliver(self, store: Store, portion: Portion, generation: int) -> None:
-        left: list[Batch] = []
-        if portion.raws:
-            with delivering():
-                left = self._delivery.deliver(self._batch(portion))
-        with self._disk:
-            if generation != self._generation:
-                return
-            if left:
-                self._depot.leave(store)
-                return
-            self._depot.settle(store, portion)
-            if store is self._depot.own and portion.lines < self._batch_size:
-                self._own_due = monotonic() + self._linger_seconds
-            self._depot.tidy()
-
-    def _next(self, generation: int) -> tuple[Store, Portion] | None:
-        """Return what to deliver next, recorded as on its way; None if there is nothing now."""
-        with self._disk:
-            if generation != self._generation:
-                return None
-            self._do_chores()
-            now = monotonic()
-            waiting = self._depot.waiting()
-            ready = now >= self._own_due or waiting >= self._batch_size or now < self._urgent_until
-            found = self._depot.next(self._batch_size, _BATCH_BYTES, own=ready)
-            if found is not None:
-                try:
-                    self._depot.begin(*found)
-                except BaseException:
-                    self._depot.leave(found[0])
-                    raise
-        return found
-
-    def _batch(self, portion: Portion) -> Batch:
-        restore = self._target.restore_item
-        if getattr(restore, "__func__", None) is Sink.restore_item:
-            return Batch(portion.raws, portion.key)
-        items = map(item_of, portion.raws)
-        return Batch([restore(item.data, item.level, item.time) for item in items], portion.key)
-
-    def _rest(self, generation: int) -> None:
-        """Wait for events."""
-        depot = self._depot
-        lingers = self._own_due - monotonic()
-        if lingers > 0 and depot.waiting():
-            self._wait(lingers)
-            return
-        with self._disk:
-            if generation != self._generation:
-                return
-            depot.tidy()
-            depot.rest()
-            if not depot.sleep():
-                return
-            self._publish()
-            leaving = self._leaving
-            if leaving:
-                depot.retire()
-            self._left = leaving
-            self._resting = True
-        self._tell_news()
-        self._progress.ring()
-        if self._worker is None:
-            return  # somebody does its work for as long as there is some
-        self._wait(self._adopt_due - monotonic())
-        self._resting = False
-        if depot.awake:
-            self._own_due = monotonic() + self._linger_seconds
-
-    def _wait(self, seconds: float) -> bool:
-        """Wait for so long, or until somebody wakes this thread; return whether somebody did."""
-        woken = False
-        with contextlib.suppress(Empty):
-            self._wakeups.get(timeout=max(0.0, seconds))
-            woken = True
-            while True:
-                self._wakeups.get_nowait()
-        return woken
-
-    def _do_chores(self) -> None:
-        """Look after the files, and for those of dead processes, if it is time for that."""
-        now = monotonic()
-        if now >= self._chores_due:
-            self._chores_due = now + _CHORE_SECONDS
-            self._depot.check()
-            self._publish()
-        if now >= self._adopt_due:
-            self._depot.adopt()
-            # Somebody may have looked at one just then, and only so many are held at a time.
-            self._unadopted = self._depot.find_dead()
-            self._adopt_due = now + (_CHORE_SECONDS if self._unadopted else _ADOPT_SECONDS)
-
-    def _publish(self) -> None:
+    def publish(self) -> None:
         """Write the account down, for who looks from outside, if it has changed."""
         with self._ledger.lock:
             stats = self._stats()
@@ -596,135 +426,12 @@ class SpoolSink(DeferredSink):
         }
         self._depot.publish(dumps(fields, None, orjson.OPT_APPEND_NEWLINE))
 
-    def _disk_failed(self, error: Exception, generation: int) -> None:
-        if generation == self._generation:
-            self._told(error, 0)
-            self._pause(_CHORE_SECONDS, generation)
-
-    def _pause(self, seconds: float, generation: int) -> bool:
-        planned = until = monotonic() + seconds
-        woken = False
-        while True:
-            now = monotonic()
-            urgent = self._urgent_until - now
-            if generation != self._generation or self._stopping or (self._worker is None and urgent <= 0):
-                return False
-            if woken and urgent > 0:
-                return True
-            # Somebody waits for this: several attempts in the time that is left, instead of one too late.
-            until = min(until, now + urgent / 2) if urgent > 0 and until == planned else until
-            left = until - now
-            if left <= 0:
-                return True
-            woken = self._wait(min(left, _CHORE_SECONDS))
-            with self._disk:
-                if generation == self._generation:
-                    self._do_chores()
-            self._tell_news()
-
-    def _settle_all(self, deadline: float) -> bool:
-        if threading.current_thread() is self._worker:
-            return False  # called by the target, or by on_error: it would wait for itself
-        depot = self._depot
-        if self._stopping:
-            return depot.settled >= depot.stored  # closed: nothing is delivered any more
-        if self._worker is None and not depot.stored and not self._unadopted:
-            return True
-        with self._lock:
-            if self._out.unsure:
-                self._out.amend()
-            mark = depot.stored
-        self._urgent_until = max(self._urgent_until, deadline)
-        self._rouse()
-        if self._worker is None:
-            return self._work_here(mark, deadline)
-        while not self._is_settled(mark):
-            left = deadline - monotonic()
-            if left <= 0 or self._stopping:
-                return False
-            self._progress.wait(left, lambda: self._is_settled(mark) or self._stopping)
-        return True
-
-    def _work_here(self, mark: int, deadline: float) -> bool:
-        """Deliver in this thread, where no other can be started."""
-        if not self._alone.acquire(timeout=max(0.0, deadline - monotonic())):
-            return False
-        try:
-            while True:  # with a condition here, an interrupt could leave the lock held, from Python 3.12 on
-                if monotonic() >= deadline or self._is_settled(mark):
-                    break
-                self._step(self._generation)
-        finally:
-            self._alone.release()
-        return self._is_settled(mark)
-
-    def _is_settled(self, mark: int) -> bool:
-        depot = self._depot
-        rests = self._resting and self._left == self._leaving
-        # In this order: what is adopted is in `adopted` before it is said that nothing is left to be.
-        adopted = not self._unadopted and not depot.adopted
-        return depot.settled >= mark and adopted and (rests or depot.stored > mark)
-
-    def _stop(self, deadline: float) -> bool:
-        """End the delivering thread and let go of the files; return False if the thread had to be given up."""
-        worker = self._worker
-        self._stopping = True
-        self._progress.ring()
-        self._urgent_until = 0.0
-        self._sync_ended.set()
-        self._wakeups.put(None)
-        if worker is not None and worker is not threading.current_thread():
-            released(worker.join, max(_GRACE_SECONDS, deadline - monotonic()))
-        stopped = worker is None or not worker.is_alive()
-        if self._disk.acquire(timeout=_GRACE_SECONDS):
-            try:
-                with self._lock:
-                    self._generation += 1
-                if stopped:
-                    with contextlib.suppress(OSError):
-                        self._depot.tidy()
-                        self._depot.rest()
-                self._depot.close()
-            finally:
-                self._disk.release()
-        else:
-            # The disk itself hangs. What is on it stays.
-            self._generation += 1
-        self._progress.ring()
-        return stopped
-
-    def _sync_at_intervals(self, generation: int) -> None:
-        synced = (0, 0)
-        depot, ended = self._depot, self._sync_ended
-        while not ended.wait(self._sync_seconds) and generation == self._generation:
-            state = (depot.stored, depot.settled)
-            if state != synced:
-                try:
-                    depot.sync()
-                except OSError as error:
-                    self._told(error, 0)
-                else:
-                    synced = state
-
     # -- counting and telling
-
-    def _settle(self, outcome: Outcome, generation: int) -> None:
-        with self._ledger.lock:
-            if generation != self._generation:
-                return  # what comes after close() is for whoever adopts it
-            self._ledger.settle(outcome)
-            self._given_up += sum(outcome.dropped.values())
 
     def _count_dropped(self, reason: str, events: int = 1) -> None:
         with self._ledger.lock:
             self._ledger.dropped[reason] += events
             self._refused += events
-
-    def _tell_news(self) -> None:
-        depot = self._depot
-        while depot.news:
-            error, events = depot.news.pop(0)
-            self._told(error, events)
 
     def stats(self) -> SinkStats:
         """Return the ledger as it stands."""
@@ -735,19 +442,13 @@ class SpoolSink(DeferredSink):
 
     def _stats(self) -> SinkStats:
         depot = self._depot
-        stats = super()._stats()
-        stored, adopted = depot.stored, depot.adopted_events
-        lost = sum(depot.lost.values())
-        dropped = dict(self._ledger.dropped)
+        stats = self._ledger.stats(self.name, targets=(self._target.stats(),))
+        accepted, adopted = depot.stored + self._refused, depot.adopted_events
+        dropped = {**stats.dropped}
         for reason, events in depot.lost.items():
             dropped[reason] = dropped.get(reason, 0) + events
-        return replace(
-            stats,
-            accepted=stored + self._refused,
-            adopted=adopted,
-            dropped=dropped,
-            spooled=stored + adopted - self._ledger.delivered - self._ledger.dead_lettered - self._given_up - lost,
-        )
+        settled = stats.delivered + stats.dead_lettered + sum(dropped.values())
+        return replace(stats, accepted=accepted, adopted=adopted, dropped=dropped, spooled=accepted + adopted - settled)
 
     def _refresh(self) -> None:
         self._turn = self._lock.turn
@@ -795,6 +496,3 @@ def _refuse_keepers(target: Sink) -> None:
 
 #: What counts as seconds in a timestamp.
 _SECONDS = 1e12
-
-#: How long close waits at the least for the thread to end, and for the disk.
-_GRACE_SECONDS = 0.1

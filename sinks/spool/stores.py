@@ -83,6 +83,13 @@ class Depot:
         """How many events were appended."""
         return self.out.before + self.out.events
 
+    def count(self) -> int:
+        """Return how many events were appended, those included that an interrupt has left uncounted."""
+        with self._lock:
+            if self.out.unsure:
+                self.out.amend()
+            return self.stored
+
     @property
     def size(self) -> int:
         """How many bytes there are in segments."""
@@ -135,6 +142,12 @@ class Depot:
         # The other's line may be there already, and not yet counted; or half of it.
         half = size > out.end and os.pread(out.descriptor, 1, size - 1) != b"\n"
         out.append(b"\n" + line if half else line)
+
+    def set_awake(self, awake: bool) -> None:
+        """Say whether the thread is awake: if not, each event has to come to `append`."""
+        with self._lock:
+            self.awake = awake
+            self.set_limit()
 
     def set_limit(self) -> None:
         """Say how far hot paths may go by themselves."""
@@ -227,22 +240,17 @@ class Depot:
         """Return how many events of this process's own are not settled."""
         return self.stored - self.settled
 
-    def next(self, lines: int, size: int, *, own: bool) -> tuple[Store, Portion] | None:
+    def next(self, lines: int, size: int) -> tuple[Store, Portion] | None:
         """Return the next events to deliver; own ones and adopted ones take turns.
 
         Args:
             lines: How many at most.
             size: How many bytes at most.
-            own: Whether own ones are to be looked for.
 
         Raises:
             OSError: If they cannot be read.
         """
-        # What was settled to its end may have been followed by another segment since.
-        self.tidy()
-        candidates: list[Store] = []
-        if own and self.own is not None:
-            candidates.append(self.own)
+        candidates = [] if self.own is None else [self.own]
         if self.adopted:
             candidates.insert(1 if not self._own_last else 0, self.adopted[0])
         for store in candidates:
@@ -337,24 +345,17 @@ class Depot:
         for store in list(self._stores()):
             store.rest(sync=self._sync)
 
-    def sleep(self) -> bool:
-        """Have the next event come to `append`; return False if there are events to read first."""
+    def settle_missing(self) -> None:
+        """Count events as lost that should wait, and are nowhere: somebody has cut the file, and written to it."""
         with self._lock:
             own = self.own
             left = self.waiting()
             if left and own is not None and own.appended and len(own.segments) == 1 and own.offset >= self.out.end:
-                # Somebody has cut the file, and written to it: these events are nowhere.
                 own.segments[0].settled += left
                 self.settled += left
                 self.lost["corrupt"] += max(0, left)
                 self.adopted_events += max(0, -left)
                 self._tell_of_damage(own, f"{left} events are missing in the segment that is written")
-                left = 0
-            if left:
-                return False
-            self.awake = False
-            self.set_limit()
-            return True
 
     def find_dead(self) -> bool:
         """Return True if some process has left something that nobody has taken over.

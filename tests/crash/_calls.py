@@ -42,7 +42,8 @@ def _live(directory, journal, by, killed_at):
     lines = {"first": 2, "second": 3, "third": 5}[by]
 
     def deliver(depot, most):
-        while most and (found := depot.next(lines, 10**6, own=True)) is not None:
+        depot.tidy()
+        while most and (found := depot.next(lines, 10**6)) is not None:
             store, portion = found
             depot.begin(store, portion)
             journal.note(json.dumps({"key": portion.key, "events": [json.loads(data_in(raw)) for raw in portion.raws]}))

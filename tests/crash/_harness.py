@@ -108,7 +108,7 @@ def _drain(url, spool):
             sink = writers.make_spool(url, spool, random.Random(0))
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while stores_in(str(spool)) and time.monotonic() < deadline:
-                sink._adopt_due = 0
+                sink._worker.adopt_due = 0
                 sink.start()
                 sink.flush(1)
             sink.close()

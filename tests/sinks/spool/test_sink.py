@@ -39,7 +39,7 @@ from outfall import (
     loki_sink,
 )
 from outfall.sinks.spool import sink as spools
-from outfall.sinks.spool import stores
+from outfall.sinks.spool import stores, worker
 from outfall.sinks.spool.store import stores_in
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import PATIENCE_SECONDS, check, events_of, in_fork, run, until
@@ -327,7 +327,7 @@ def test_the_thread_sleeps_and_is_woken(spool):
     """When all is delivered the next event wakes it, again and again."""
     sink = spool()
     for number in range(20):
-        until(lambda number=number: sink._resting or not number)
+        until(lambda: not sink._depot.awake)
         sink.handle(event(number))
         until(lambda number=number: sink.stats().delivered == number + 1)
     assert sink.stats().spooled == 0
@@ -563,7 +563,7 @@ def test_when_full_handle_waits_for_room(spool):
     ]
     for thread in threads:
         thread.start()
-    until(lambda: len(sink._progress))
+    until(lambda: len(sink._worker.bells))
     release.set()
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
@@ -941,7 +941,7 @@ def test_flush_says_the_truth_of_what_died_since(spool, tmp_path, has_logged):
 def test_flush_waits_for_all_that_was_left_however_much_it_is(spool, tmp_path, monkeypatch):
     """Only so many stores are held at a time; the others follow as soon as there is room for them."""
     monkeypatch.setattr(stores, "_MOST_ADOPTED", 2)
-    monkeypatch.setattr(spools, "_CHORE_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "_CHORE_SECONDS", 0.01)
     for number in range(5):
         _die_with(tmp_path / "spool", [number])
     sink = spool()
@@ -963,7 +963,7 @@ def test_what_a_later_version_has_left_is_told_and_not_waited_for(spool, tmp_pat
 
 def test_a_running_process_adopts_as_well(spool, tmp_path, monkeypatch):
     """It looks again after a while, without an event."""
-    monkeypatch.setattr(spools, "_ADOPT_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "_ADOPT_SECONDS", 0.05)
     sink = spool()
     sink.handle(event(0))
     assert sink.flush(PATIENCE_SECONDS)
@@ -1081,8 +1081,8 @@ def test_close_does_not_wait_for_a_target_that_hangs(spool):
     second.start()
     until(lambda: second.target.numbers == [1])
     release.set()
-    sink._worker.join(PATIENCE_SECONDS)
-    assert not sink._worker.is_alive()
+    sink._worker.thread.join(PATIENCE_SECONDS)
+    assert not sink._worker.thread.is_alive()
     after = sink.stats()
     assert (after.spooled, after.delivered) == (1, 0)
 
@@ -1111,7 +1111,7 @@ def test_close_without_an_event_leaves_nothing(spool, tmp_path):
     assert sink.flush()
     assert sink.close()
     sink.start()
-    assert sink._worker is None
+    assert sink._worker.thread is None
     assert stores_in(str(tmp_path / "spool")) == []
 
 
@@ -1139,7 +1139,7 @@ def test_close_ends_a_flush_that_waits(spool):
     results = []
     flushing = threading.Thread(target=lambda: results.append(sink.flush(600)))
     flushing.start()
-    until(lambda: len(sink._progress))
+    until(lambda: len(sink._worker.bells))
     assert sink.close(0.1)
     flushing.join(PATIENCE_SECONDS)
     assert results == [False]
@@ -1281,7 +1281,7 @@ def test_a_child_that_lives_on_does_not_keep_the_dead_parents_files(spool, tmp_p
 
     def adopted():
         # The child may be slow to let go of what it has inherited: then the next look finds it.
-        sink._adopt_due = 0
+        sink._worker.adopt_due = 0
         sink.start()
         return sink.target.numbers == [1]
 

@@ -120,7 +120,7 @@ def test_reading_does_not_keep_others_from_adopting(tmp_path):
     try:
 
         def adopted():
-            sink._adopt_due = 0
+            sink._worker.adopt_due = 0
             sink.start()
             return sink.stats().delivered == 2
 

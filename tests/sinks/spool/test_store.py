@@ -41,19 +41,24 @@ def _append(depot, *numbers, by="w"):
             assert depot.append(b'{"by":"%b","n":%d}\n' % (by.encode(), number))
 
 
+def _next(depot, lines):
+    depot.tidy()
+    return depot.next(lines, 10**6)
+
+
 def _deliver(depot, *, lines=2, note=None, most=10**6):
     """Deliver what there is, *lines* at a time, and return it."""
     delivered = []
-    while most and (found := depot.next(lines, 10**6, own=True)) is not None:
+    while most and (found := _next(depot, lines)) is not None:
         store, portion = found
         depot.begin(store, portion)
         events = [json.loads(data_in(raw)) for raw in portion.raws]
         if note is not None:
             note(json.dumps({"key": portion.key, "events": events}))
         depot.settle(store, portion)
-        depot.tidy()
         delivered += events
         most -= 1
+    depot.tidy()
     return delivered
 
 
@@ -240,7 +245,7 @@ def test_what_was_in_flight_comes_again_as_it_was(tmp_path, lines):
         depot = _depot(tmp_path / "spool", segment_bytes=10**6)
         _append(depot, *range(10))
         _deliver(depot, lines=2, most=1)
-        store, portion = depot.next(4, 10**6, own=True)
+        store, portion = depot.next(4, 10**6)
         depot.begin(store, portion)
         keys.note(portion.key)
 
@@ -248,12 +253,12 @@ def test_what_was_in_flight_comes_again_as_it_was(tmp_path, lines):
     depot = _depot(tmp_path / "spool")
     depot.adopt()
     assert depot.adopted_events == 8
-    store, portion = depot.next(lines, 1, own=True)
+    store, portion = depot.next(lines, 1)
     assert [json.loads(data_in(raw))["n"] for raw in portion.raws] == [2, 3, 4, 5]
     assert [portion.key] == keys.lines()
     # Given back, it comes again.
     depot.leave(store)
-    assert depot.next(lines, 1, own=True) == (store, portion)
+    assert depot.next(lines, 1) == (store, portion)
     depot.begin(store, portion)
     depot.settle(store, portion)
     assert _numbers(_deliver(depot)) == [6, 7, 8, 9]
@@ -492,7 +497,7 @@ def test_an_adopted_store_that_vanishes_is_lost(tmp_path):
     assert _numbers(_deliver(depot, lines=1, most=1)) == [10]
     shutil.rmtree(path)
     with pytest.raises(FileNotFoundError):
-        depot.next(1, 100, own=True)
+        depot.next(1, 100)
     assert _deliver(depot) == []
     depot.tidy()
     assert not depot.adopted
@@ -511,7 +516,7 @@ def test_a_segment_cut_by_somebody_costs_what_was_cut(tmp_path):
     depot.check()
     _append(depot, 5)
     assert _numbers(_deliver(depot)) == [4, 5]
-    assert depot.sleep()
+    depot.settle_missing()
     assert depot.lost["corrupt"] == 2
     assert depot.waiting() == 0
     depot.close()
@@ -568,7 +573,7 @@ def test_the_oldest_segment_makes_room(tmp_path):
     depot.adopt()
     assert depot.size == 76
     _append(depot, *range(4))
-    store, portion = depot.next(1, 1000, own=True)
+    store, portion = depot.next(1, 1000)
     assert store is depot.own
     depot.begin(store, portion)
     _append(depot, *range(4, 20))
@@ -700,7 +705,7 @@ def test_synced_at_once(tmp_path, monkeypatch):
     # The first cursor and its name, the new segment's name, and then what is in it.
     assert synced == [path / "cursor.json", path, path, path / "00000001.v1.ndjson"]
     synced.clear()
-    store, portion = depot.next(1, 100, own=True)
+    store, portion = depot.next(1, 100)
     depot.begin(store, portion)
     assert synced == [path / "cursor.json"]
     depot.close()
@@ -729,7 +734,8 @@ def test_an_appender_without_a_file_is_no_trouble(tmp_path):
     depot.tidy()
     depot.rest()
     depot.retire()
-    assert depot.sleep()
+    depot.settle_missing()
+    assert depot.waiting() == 0
     assert isinstance(depot.out, Appender)
     depot.close()
     assert list(tmp_path.iterdir()) == []

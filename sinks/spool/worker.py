@@ -1,0 +1,310 @@
+"""The thread that delivers what a spool has on disk: `SpoolWorker`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from outfall.sinks.core.bells import Flag
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.item import Batch, item_of
+from outfall.sinks.core.logginglock import released
+from outfall.sinks.core.reentrancy import delivering
+from outfall.sinks.core.reporting import cleaned, describe
+from outfall.sinks.core.sink import Sink
+from outfall.sinks.delivery.worker import Worker
+from outfall.sinks.errors import DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outfall.sinks.core.ledger import Ledger
+    from outfall.sinks.delivery.delivery import RetryPolicy
+    from outfall.sinks.spool.store import Portion, Store
+    from outfall.sinks.spool.stores import Depot
+
+#: How many bytes a batch has at most, unless one event alone has more: what is read must fit into memory.
+_BATCH_BYTES = 4 * 2**20
+
+#: How often the files are looked after, and how long the thread waits after the disk has failed.
+_CHORE_SECONDS = 1.0
+
+#: How often a running process looks for what dead ones have left.
+_ADOPT_SECONDS = 60.0
+
+#: How long `conclude` waits at the least for the thread to end, and for the disk.
+_GRACE_SECONDS = 0.1
+
+
+class SpoolWorker(Worker):
+    """Delivers the events of a `Depot` in batches, looks after its files, and adopts what dead processes have left.
+
+    `put` is how many events were stored when the thread last looked, `settled` counts what became of all events, and
+    `done` counts those of this process that the cursor says are settled. `lock` is held by whoever reads or changes
+    files, but not while the target is waited for.
+
+    Args:
+        owner: Returns the sink.
+        name: The sink's name.
+        target: Where the batches go.
+        ledger: The sink's.
+        depot: What is on disk.
+        batch_size: How many events the target is given at a time.
+        linger: Seconds that the first event of a batch waits for more.
+        sync_seconds: How often another thread writes everything to the medium; None: it does not.
+        retry: How often a failed batch is tried again. Default ``RetryPolicy()``.
+        dead_letter: A sink for events that the target refuses for good. Default None: they are dropped.
+    """
+
+    def __init__(
+        self,
+        owner: Callable[[], Any],
+        name: str,
+        target: Sink,
+        ledger: Ledger,
+        depot: Depot,
+        *,
+        batch_size: int,
+        linger: float,
+        sync_seconds: float | None,
+        retry: RetryPolicy | None,
+        dead_letter: Sink | None,
+    ) -> None:
+        super().__init__(
+            owner, name, target, ledger, batch_size=batch_size, linger=linger, retry=retry, dead_letter=dead_letter
+        )
+        self.depot = depot
+        #: Whether dead processes have left something that is not adopted yet, as far as is known.
+        self.unadopted: bool = False
+        #: When the thread looks for that next, by `now`.
+        self.adopt_due: float = 0.0
+        #: True at exit: the files are removed as soon as all is settled.
+        self.leaving: bool = False
+        self._left = False
+        self._chores_due = 0.0
+        #: Held by the thread that delivers in place of one that cannot be started.
+        self._alone = threading.Lock()
+        self._sync_seconds = sync_seconds
+        self._sync_ended = Flag()
+
+    # -- what `Worker` asks
+
+    def set_limit(self) -> None:
+        """Say whether the next event has to wake the thread."""
+        self.depot.set_awake(not self.closed and self.wake_at > self.put)
+
+    def waiting(self) -> int:
+        """Return how many events wait; adopted ones count as a batch, since they linger no more."""
+        self._do_chores()
+        self.depot.tidy()
+        self.put = self.depot.stored
+        return self.depot.waiting() + self.batch_size * bool(self.depot.adopted)
+
+    def take(self) -> tuple[Portion, Store] | None:
+        """Take a batch, and record that it is on its way."""
+        found = self.depot.next(self.batch_size, _BATCH_BYTES)
+        if found is None:
+            self.depot.settle_missing()
+            return None
+        store, portion = found
+        self.depot.begin(store, portion)
+        self._reach()
+        return portion, store
+
+    def rest(self) -> None:
+        """Bring files and cursors up to date; at exit, remove them."""
+        self.depot.rest()
+        self._owner().publish()
+        leaving = self.leaving
+        if leaving:
+            self.depot.retire()
+        self._left = leaving
+        self._reach()
+
+    def _reach(self) -> None:
+        """Say that all is recorded that is settled."""
+        self.done = self.depot.settled
+        self.bells.ring()
+
+    def is_done(self, number: int) -> bool:
+        """Return True if so many events are settled, and all that dead processes have left."""
+        # In this order: what is adopted is in `adopted` before it is said that nothing is left to be.
+        adopted = not self.unadopted and not self.depot.adopted
+        left = self._left == self.leaving or self.depot.stored > number
+        return self.ended or (self.done >= number and adopted and left)
+
+    def prepared(self, taken: Portion) -> Batch:
+        """Return what the target is given of it."""
+        restore = self.target.restore_item
+        if getattr(restore, "__func__", None) is Sink.restore_item:
+            return Batch(taken.raws, taken.key)
+        items = map(item_of, taken.raws)
+        return Batch([restore(item.data, item.level, item.time) for item in items], taken.key)
+
+    # -- the thread
+
+    def _run(self) -> None:
+        if self._sync_seconds is not None:
+            name, arguments = f"outfall {self.name} fsync", (self._sync_seconds,)
+            try:
+                threading.Thread(target=self._sync_at_intervals, args=arguments, name=name, daemon=True).start()
+            except RuntimeError as error:
+                self.tell(error, 0)
+        super()._run()
+
+    def _next(self) -> tuple[Portion, Store] | None:
+        while True:
+            try:
+                return super()._next()
+            except Exception as error:
+                if not self._failed(error):
+                    return None
+            finally:
+                self.tell_news()
+
+    def _deliver(self, taken: Portion, token: Store) -> bool:
+        try:
+            with delivering():
+                left = self.delivery.deliver(self.prepared(taken))
+        except BaseException as error:
+            return self._failed(error)
+        with self.lock:
+            if self.ended:
+                return False
+            if left:
+                self.depot.leave(token)
+            else:
+                self.depot.settle(token, taken)
+        self.tell_news()
+        self.bells.ring()
+        return not left
+
+    def _failed(self, error: BaseException) -> bool:
+        """Put back what was taken, tell of *error* and wait a little; return False if there is to be no other try."""
+        with self.lock:
+            if self.ended:
+                return False
+            self.depot.leave_all()
+        if self.thread is None and not isinstance(error, Exception):
+            raise error
+        self.tell(error if isinstance(error, OSError) else DeliveryError(describe(cleaned(error, None))), 0)
+        return self.pause(_CHORE_SECONDS)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait before the next attempt, or less; return False if there is to be none."""
+        return (self.thread is not None or self.urgent_until > now()) and super().pause(seconds)
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long there is nothing to look after."""
+        return self.adopt_due - now()
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait until somebody wakes the thread, and look after the files while something waits there."""
+        until = now() + seconds
+        while True:
+            self.tell_news()
+            left = until - now()
+            if not (self.depot.waiting() or self.depot.adopted):
+                return super().sleep(left)
+            woken = super().sleep(min(left, _CHORE_SECONDS))
+            with self.lock:
+                if not self.ended:
+                    self._do_chores()
+            if woken or now() >= until:
+                return woken
+
+    def _do_chores(self) -> None:
+        """Look after the files, and for those of dead processes, if it is time for that."""
+        moment = now()
+        if moment >= self._chores_due:
+            self._chores_due = moment + _CHORE_SECONDS
+            self.depot.check()
+            self._owner().publish()
+        if moment >= self.adopt_due:
+            self.depot.adopt()
+            # Somebody may have looked at one just then, and only so many are held at a time.
+            self.unadopted = self.depot.find_dead()
+            self.adopt_due = moment + (_CHORE_SECONDS if self.unadopted else _ADOPT_SECONDS)
+
+    def _sync_at_intervals(self, seconds: float) -> None:
+        synced = (0, 0)
+        while not self._sync_ended.wait(seconds):
+            state = (self.depot.stored, self.depot.settled)
+            if state != synced:
+                try:
+                    self.depot.sync()
+                except OSError as error:
+                    self.tell(error, 0)
+                else:
+                    synced = state
+
+    # -- the sink's side
+
+    def seek(self, deadline: float) -> None:
+        """Let the thread adopt what processes have left that died since it last looked."""
+        with contextlib.suppress(OSError):
+            if self.unadopted or not self.depot.find_dead():
+                return
+            if self.lock.acquire(timeout=max(0.0, deadline - now())):
+                try:
+                    self.unadopted = True
+                    self.adopt_due = 0.0
+                finally:
+                    self.lock.release()
+
+    def settle_all(self, deadline: float, number: int | None = None) -> bool:
+        """Wait until all that is stored is settled; return False if *deadline*, by `now`, comes first."""
+        depot = self.depot
+        if self.stopping:
+            return depot.settled >= depot.stored  # closed: nothing is delivered any more
+        if self.thread is None and not depot.stored and not self.unadopted:
+            return True
+        return super().settle_all(deadline, depot.count()) and not self.ended
+
+    def deliver_all_here(self) -> None:
+        """Deliver in this thread, since no other can be started, for as long as somebody waits for it."""
+        if not self._alone.acquire(timeout=max(0.0, self.urgent_until - now())):
+            return
+        try:
+            while True:
+                found = self._next() if self.urgent_until > now() else None
+                if found is None or not self._deliver(*found):
+                    break
+        finally:
+            self._alone.release()
+
+    def conclude(self, deadline: float) -> bool:
+        """Deliver until *deadline*, end, and close the files; return False if the thread had to be given up."""
+        self.closed = True
+        self.set_limit()
+        self.settle_all(deadline)
+        self.urgent_until = 0.0
+        self.stopping = True
+        self._sync_ended.set()
+        self.wakeups.put(None)
+        thread = self.thread
+        if thread is not None and thread is not threading.current_thread():
+            released(thread.join, max(_GRACE_SECONDS, deadline - now()))
+        stopped = thread is None or not thread.is_alive()
+        if self.lock.acquire(timeout=_GRACE_SECONDS):
+            try:
+                self.ended = True
+                if stopped:
+                    with contextlib.suppress(OSError):
+                        self.depot.tidy()
+                        self.depot.rest()
+                self.depot.close()
+            finally:
+                self.lock.release()
+        else:
+            # The disk itself hangs. What is on it stays.
+            self.ended = True
+        self.bells.ring()
+        return stopped
+
+    def tell_news(self) -> None:
+        """Tell of what has happened to files."""
+        while self.depot.news:
+            self._tell(*self.depot.news.pop(0))
