@@ -462,7 +462,7 @@ def _redact(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any
 
 
 def _queued(sink: BackgroundSink) -> bytes:
-    return repr(sink._buffer.items).encode()
+    return repr(sink._worker.items).encode()
 
 
 @pytest.mark.parametrize(

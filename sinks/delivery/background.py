@@ -8,28 +8,26 @@ import weakref
 from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from structlog import DropEvent
-
 from outfall.sinks.core import lifecycle
-from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
+from outfall.sinks.core.arguments import checked_choice, checked_count
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.item import Batch, BatchResult, Encoded, Raw, data_in, item_of
-from outfall.sinks.core.lifecycle import here, notice_fork
+from outfall.sinks.core.item import Batch, Encoded, Raw, data_in, item_of
+from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.reentrancy import active, delivering, thread
 from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.core.threads import check_threads
+from outfall.sinks.delivery.deferred import DeferredSink
 from outfall.sinks.delivery.worker import NEVER, ON_FULL, FullError, Worker
-from outfall.sinks.errors import DeliveryError, ReentrantEventError, SinkClosedError, TemporaryDeliveryError
+from outfall.sinks.errors import DeliveryError, ReentrantEventError, SinkClosedError
 from outfall.sinks.event.json import plain_line
 from outfall.sinks.event.levels import NOTSET, NUMBERS, Level, parse_level
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from outfall.sinks.core.ledger import Outcome, SinkStats
-    from outfall.sinks.core.sink import OnError
+    from outfall.sinks.core.sink import OnError, Sink
     from outfall.sinks.delivery.delivery import RetryPolicy
 
 #: What an event in the queue takes besides its data: the tuple, the numbers in it, the head of the bytes.
@@ -214,7 +212,7 @@ def _level_in(waiting: Raw | Encoded) -> float:
     return item_of(waiting).level if level is None else level
 
 
-class BackgroundSink(Sink):
+class BackgroundSink(DeferredSink):
     """Take events into memory, and have a thread deliver them to *target* in batches.
 
     The way to a target that may be slow or away: `handle` encodes the event and returns. It does not wait for the
@@ -286,44 +284,35 @@ class BackgroundSink(Sink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        checked_sink(target, "target")
-        self._target = target
         self._capacity = checked_count(capacity, "capacity", "events")
         self._capacity_bytes = checked_count(capacity_bytes, "capacity_bytes", "bytes")
         self._overflow = checked_choice(overflow, "overflow", ON_FULL)
-        self._block_seconds = checked_seconds(block_timeout, "block_timeout")
-        self._batch_size = checked_count(batch_size, "batch_size", "events")
-        self._linger_seconds = checked_seconds(linger, "linger")
         self._keep_level = parse_level(keep_level, "keep_level")
-        self._retry = retry
-        self._dead_letter = dead_letter
         #: Whether the usual event takes the short cut, from which level on, and whether its level and time are taken.
         self._plain = self._typed = False
         self._floor = 0.0
         self._with_moment = True
-        super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        target.surround(self)
-        self._changed()
-
-    # Delivery runs library code that logs, in the thread; emit_batch and emit keep what they are given.
-    delivers_through_loggers = True
-    delivers_later = True
-    locks_emit = False
-    counts_batches = True
+        super().__init__(
+            target,
+            block_timeout=block_timeout,
+            batch_size=batch_size,
+            linger=linger,
+            retry=retry,
+            dead_letter=dead_letter,
+            level=level,
+            processors=processors,
+            on_error=on_error,
+            name=name,
+        )
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        self._buffer = _Buffer(self)
+        self._worker: _Buffer = _Buffer(self)
         #: Events dropped for want of room that on_error has not been told of, and when it was told last.
         self._untold = 0
         self._told_at = -float("inf")
 
     # -- what applications call
-
-    @property
-    def target(self) -> Sink:
-        """Where the events go."""
-        return self._target
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
@@ -347,7 +336,7 @@ class BackgroundSink(Sink):
                         waiting: tuple[Any] = ((data, NUMBERS[fields["level"]], time(), stamp),)
                     else:
                         waiting = (data,)
-                    buffer = self._buffer
+                    buffer = self._worker
                     if buffer.put < buffer.limit and buffer.room >= size:
                         # No call from the comparison on, so neither a thread nor a signal handler comes between.
                         buffer.items += waiting
@@ -384,20 +373,6 @@ class BackgroundSink(Sink):
         finally:
             del caught  # with its traceback, which holds this frame
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Have everything delivered that was accepted so far; return True when all of it is settled.
-
-        Args:
-            timeout: Seconds. None stands for `Sink.drain_timeout`, 5 s.
-        """
-        if not here[0]:
-            notice_fork()
-        deadline = now() + self._seconds(timeout)
-        self._put_remainders(deadline)
-        settled = self._buffer.settle_all(deadline)
-        flushed = self._target.flush(max(0.0, deadline - now()))
-        return settled and flushed
-
     def close(self, timeout: float | None = None) -> bool:
         """Deliver what waits, then close the target; idempotent. Return False if something had to be given up.
 
@@ -407,7 +382,7 @@ class BackgroundSink(Sink):
         deadline = now() + self._seconds(timeout)
         if not self._begin_to_close(deadline):
             return self._close_result
-        settled, unconfirmed, lost = self._buffer.close(deadline)
+        settled, unconfirmed, lost = self._worker.close(deadline)
         for reason, events in (("unconfirmed", unconfirmed), ("closed", lost)):
             if events:
                 self._ledger.drop(reason, events)
@@ -419,19 +394,13 @@ class BackgroundSink(Sink):
         self._close_result = settled and closed and not given_up
         return self._close_result
 
-    def hasten(self, deadline: float) -> None:
-        """Have the thread linger no more, at exit; until *deadline* `drain` waits for it."""
-        super().hasten(deadline)
-        if not self._closed:
-            self._buffer.hasten(deadline)
-
     def drain(self, timeout: float) -> None:
         """Deliver what waits, at exit; afterwards events are delivered in the thread that logs them."""
         if self._closed:
             return
         deadline = now() + timeout
         self.flush(timeout)
-        buffer = self._buffer
+        buffer = self._worker
         buffer.inline = True
         buffer.set_limit()
         if not buffer.settle_all(deadline):
@@ -441,7 +410,7 @@ class BackgroundSink(Sink):
     def __del__(self) -> None:
         """Have what waits delivered, and the thread end."""
         try:
-            buffer = self._buffer
+            buffer = self._worker
             if self._closed or buffer.thread is None or not here[0] or lifecycle.exiting():
                 return
             buffer.abandon(self.on_error)
@@ -450,41 +419,6 @@ class BackgroundSink(Sink):
         warnings.warn(f"unclosed sink {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     # -- what the pipeline and a sink around this one call
-
-    def emit(self, event: dict[str, Any]) -> None:
-        """Keep one event."""
-        self._put(event)
-
-    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Keep each item; what there is no room for is left for a retry."""
-        for index, item in enumerate(batch):
-            try:
-                self._take(item)
-            except (TemporaryDeliveryError, OSError):
-                if index == 0:
-                    raise
-                return BatchResult(retry=range(index, len(batch)))
-        return None
-
-    def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item for the target, past the target's level and processors.
-
-        Raises:
-            DropEvent: If the target filters it.
-        """
-        item = self._target.make_item(event)
-        if item is None:
-            raise DropEvent
-        return item
-
-    @property
-    def behind(self) -> tuple[Sink, ...]:
-        """See `Forwarding.behind`."""
-        return (self._target,)
-
-    def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return what the target makes of it; see `Forwarding.restore_item`."""
-        return self._target.restore_item(data, level, time)
 
     @property
     def keeps_in_memory(self) -> bool:
@@ -496,12 +430,8 @@ class BackgroundSink(Sink):
         """See `Forwarding.keeps_types`."""
         return self._target.keeps_types
 
-    def _put(self, event: dict[str, Any]) -> Exception | None:
-        self._take(self.encode(event))
-        return None
-
     def _take(self, item: Encoded) -> None:
-        buffer = self._buffer
+        buffer = self._worker
         if buffer.thread is None:
             check_threads()
         if buffer.inline:
@@ -519,12 +449,6 @@ class BackgroundSink(Sink):
         elif self._untold and now() - self._told_at >= _TELL_SECONDS:
             self._tell_of_overflow(0)
 
-    def _reads_metadata(self) -> bool:
-        return self._prepare_reads_metadata()
-
-    def _prepare_reads_metadata(self) -> bool:
-        return bool(self._processors) or self._target._prepare_reads_metadata()
-
     def _refresh(self) -> None:
         own = type(self)
         usual = all(
@@ -532,7 +456,7 @@ class BackgroundSink(Sink):
         )
         self._floor = max(self._level, self._target.level)
         self._with_moment = self._overflow != "block" or self._target.needs_moment
-        self._buffer.mixed = self._buffer.mixed or self._with_moment
+        self._worker.mixed = self._worker.mixed or self._with_moment
         busy = self._processors or self._closed or self._reporting
         self._typed = self._target.keeps_types
         self._plain = _ONE_AT_A_TIME and usual and not busy and self._target.plain
@@ -552,11 +476,8 @@ class BackgroundSink(Sink):
         with delivering(value=False):
             self._fail(error, None, events=untold, suppressed=untold - 1)
 
-    def _told(self, error: Exception, events: int) -> None:
-        self._fail_unraised(error, None, events=events)
-
     def _stats(self) -> SinkStats:
-        buffer = self._buffer
+        buffer = self._worker
         pending = buffer.put - buffer.settled
         return self._ledger.stats(self.name, pending=pending, targets=(self._target.stats(),))
 

@@ -204,7 +204,7 @@ def test_the_target_s_chain_runs_in_the_caller_before_anything_is_stored(gate):
         with structlog.contextvars.bound_contextvars(request="r1"):
             sink.handle({"event": "x", "level": "info", "n": 1})
         sink.handle({"event": "x", "level": "debug", "n": 2})
-        assert b"correct horse" not in repr(sink._buffer.items).encode()
+        assert b"correct horse" not in repr(sink._worker.items).encode()
         assert sink.stats().filtered == 1
         gate.opened.set()
         assert sink.flush()
@@ -368,7 +368,7 @@ def test_block_waits_for_room(gate):
     sink = stuck(gate, capacity=1, block_timeout=PATIENCE_SECONDS)
     thread = threading.Thread(target=feed, args=(sink, 1))
     thread.start()
-    until(lambda: len(sink._buffer.bells))
+    until(lambda: len(sink._worker.bells))
     gate.opened.set()
     thread.join(PATIENCE_SECONDS)
     assert sink.close()
@@ -581,7 +581,7 @@ def test_close_ends_a_flush_that_waits(gate):
     results: list[bool] = []
     flushing = threading.Thread(target=lambda: results.append(sink.flush(600)))
     flushing.start()
-    until(lambda: len(sink._buffer.bells))
+    until(lambda: len(sink._worker.bells))
     assert not sink.close(0.1)
     flushing.join(PATIENCE_SECONDS)
     assert results == [True]
@@ -619,7 +619,7 @@ def test_events_that_come_during_close_are_counted(gate):
     sink = stuck(gate, capacity=1, block_timeout=PATIENCE_SECONDS, on_error=lambda _: None)
     blocked = threading.Thread(target=feed, args=(sink, 1))
     blocked.start()
-    until(lambda: len(sink._buffer.bells))
+    until(lambda: len(sink._worker.bells))
     closing = threading.Thread(target=sink.close, args=(PATIENCE_SECONDS,))
     closing.start()
     until(lambda: sink.closed)
@@ -695,7 +695,7 @@ def test_an_event_from_a_signal_handler_does_not_wait_for_room_that_it_keeps_fro
     """It interrupts an event that looks for room under the lock that the thread needs, so it is taken at once."""
     sink = stuck(gate, capacity=10, batch_size=5, block_timeout=PATIENCE_SECONDS)
     feed(sink, 9)
-    buffer = sink._buffer
+    buffer = sink._worker
     has_room, signals = buffer.has_room, [signal.SIGUSR1]
 
     def look(size: int) -> bool:
@@ -715,7 +715,7 @@ def test_an_event_from_a_signal_handler_does_not_wait_for_room_that_it_keeps_fro
     assert sink.flush(PATIENCE_SECONDS)
     assert (sink.stats().delivered, sink.stats().dropped) == (12, {})
     assert [number for number in numbers(gate) if number > 10] == [100]
-    assert sink._buffer.room == sink._buffer.capacity_bytes
+    assert sink._worker.room == sink._worker.capacity_bytes
     sink.close()
 
 
@@ -857,7 +857,7 @@ def test_threads_that_log_after_the_drain_wait_for_one_another(gate):
     one.start()
     until(gate.entered.is_set)
     other.start()
-    until(lambda: len(sink._buffer.bells) or not other.is_alive())
+    until(lambda: len(sink._worker.bells) or not other.is_alive())
     gate.opened.set()
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
