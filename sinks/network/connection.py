@@ -1,8 +1,5 @@
 """A socket that a sink sends over: connected when it is needed, given up when it breaks, ended in order."""
 
-# `holding` is read from the frame.
-# pyright: reportUnusedVariable=false
-
 from __future__ import annotations
 
 import contextlib
@@ -12,14 +9,11 @@ import select
 import socket
 from collections import deque
 from itertools import islice
-from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from outfall.sinks.core.arguments import checked_seconds
 from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.lifecycle import here
-from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import DeliveryError, PausedDeliveryError, TemporaryDeliveryError
 from outfall.sinks.network.peer import (
@@ -91,7 +85,7 @@ class ConnectedSink(ByteSink):
         self.sock: socket.socket | None = None
         #: A socket that is being connected, for a forked child to close.
         self._candidate: socket.socket | None = None
-        #: What `send_by_hand` looks with, where the peer's end can be seen, and sends with, if it may.
+        #: What `SocketSink.handle` looks with, where the peer's end can be seen, and sends with, if it may.
         self._poll: Callable[[int], list[Any]] | None = None
         self._send: Callable[[bytes], int] | None = None
         #: When, by the system's monotonic clock, the next look is due whether the peer has closed, and whether the
@@ -236,7 +230,7 @@ class ConnectedSink(ByteSink):
         if not self._ends:
             self._send = made.send
             if self.max_connection_age is not None:
-                self._poll = _never_ends  # by which `send_by_hand` looks at the time
+                self._poll = _never_ends  # by which `SocketSink.handle` looks at the time
         elif POLL is not None:
             poll = POLL()
             poll.register(made, select.POLLIN)
@@ -401,7 +395,7 @@ class ConnectedSink(ByteSink):
     # -- whether the socket is still of use
 
     def _look(self, moment: float) -> None:
-        """Raise LookupError if the connection seems to be of no more use; called now and then before `send_by_hand`."""
+        """Raise LookupError if the connection seems to be of no more use; `SocketSink.handle` asks now and then."""
         if moment > self._check_due:
             self._check_due = moment + _CHECK_SECONDS
             if self._is_aged() or not self._is_ours():
@@ -584,59 +578,6 @@ class ConnectedSink(ByteSink):
         return f"to {self._peer}"
 
 
-def send_by_hand(sink: Any, data: bytes) -> Exception | None:
-    """Send *data* over the healthy connection of a `ConnectedSink`, with its turn taken by hand: see `WriteLock`.
-
-    Returns:
-        Why the event is lost, if a part of it had gone; None if all has been sent, and counted.
-
-    Raises:
-        Exception: If nothing has happened, and the event has to take the pipeline: there is no connection, or it does
-            not take *data* without waiting.
-    """
-    failure = None
-    turn = sink._turn
-    if not turn:
-        return sink._await_turn(data)  # type: ignore[no-any-return]
-    del turn[0]
-    holding = True
-    try:
-        ledger = sink._ledger
-        if sink._poll is not None:
-            moment = monotonic()
-            if moment > sink._look_due:
-                sink._look(moment)
-        elif not (ledger.delivered & _CHECK_MASK or sink._is_ours()):
-            raise LookupError
-        if not here[0]:
-            raise LookupError
-        sent = sink._send(data)
-        if sent != len(data):
-            failure = sink._finish(data, sent)
-        if failure is None:
-            ledger.delivered += 1
-    except ConnectionRefusedError as error:
-        # The system says once that a datagram was refused: the pipeline, sending again, would not hear of it.
-        sink._give_up_on(error)
-        raise
-    except Exception:
-        raise
-    except BaseException:
-        # How much the system had taken is not known.
-        sink._disconnect()
-        raise
-    finally:
-        try:
-            holding = False
-            turn += TURN
-        finally:
-            pass
-    return failure
-
-
-HAND_TAKEN.add(send_by_hand.__code__)
-
-
 def _never_ends(_milliseconds: int) -> list[Any]:
     return []
 
@@ -646,7 +587,7 @@ _LOOK_SECONDS = 0.000_05
 #: How often it is asked whether the socket is still the one that was opened.
 _CHECK_SECONDS = 1.0
 #: For datagrams, which need no clock, how often by number: each 256th.
-_CHECK_MASK = 0xFF
+CHECK_MASK = 0xFF
 #: How long a server may take, after a TLS handshake, to say that it accepts the client; and three times as long as the
 #: handshake took.
 _VERDICT_SECONDS = 0.1

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.reporting import report
 from outfall.sinks.event.levels import NOTSET, Level
-from outfall.sinks.network.connection import send_by_hand
 from outfall.sinks.network.frames import Codec, JSONLines, delimiter_of, pack_length
 from outfall.sinks.network.peer import checked_limit
-from outfall.sinks.network.socket import ShortCut, SocketSink
+from outfall.sinks.network.socket import MakeFrame, SocketSink
 
 if TYPE_CHECKING:
     import os
@@ -21,16 +20,16 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Size, Span
 
 
-def _send_datagram(sink: Any, event: Any, line: bytes) -> Exception | None:
+def _datagram(sink: Any, event: Any, line: bytes) -> bytes:
     if len(line) > sink.max_datagram_bytes:
         raise LookupError
-    return send_by_hand(sink, line)
+    return line
 
 
-def _send_line(sink: Any, event: Any, line: bytes) -> Exception | None:
+def _line(sink: Any, event: Any, line: bytes) -> bytes:
     if len(line) >= sink.max_datagram_bytes:
         raise LookupError
-    return send_by_hand(sink, line + b"\n")
+    return line + b"\n"
 
 
 class DatagramSink(SocketSink):
@@ -126,8 +125,8 @@ class DatagramSink(SocketSink):
             name=name,
         )
 
-    def _by_hand(self) -> ShortCut | None:
-        return _send_line if type(self._codec) is JSONLines else _send_datagram
+    def _usual_frame(self) -> MakeFrame | None:
+        return _line if type(self._codec) is JSONLines else _datagram
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
         """Return the datagram for *event*, shortened if need be. Called outside the sink's lock.

@@ -188,7 +188,7 @@ class FluentSink(SocketSink):
             name=name,
         )
 
-    def _by_hand(self) -> None:
+    def _usual_frame(self) -> None:
         return None
 
     # -- messages

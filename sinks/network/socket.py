@@ -1,7 +1,7 @@
 """Events sent in frames over a connection: `SocketSink`."""
 
-# `type(renderer) is OrjsonRenderer` does not narrow a callable for pyright.
-# pyright: reportFunctionMemberAccess=false
+# WriteLock reads `holding` from the frame; `type(renderer) is OrjsonRenderer` does not narrow a callable for pyright.
+# pyright: reportFunctionMemberAccess=false, reportUnusedVariable=false
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from orjson import dumps
+
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
+from outfall.sinks.core.lifecycle import here
+from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import ReentrantEventError, TemporaryDeliveryError, reason_of
+from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.fit import shortened
-from outfall.sinks.event.json import OPTIONS, OrjsonRenderer, plain_line
-from outfall.sinks.event.levels import NOTSET, Level
-from outfall.sinks.network.connection import BackoffError, ConnectedSink, send_by_hand
+from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
+from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
+from outfall.sinks.network.connection import CHECK_MASK, BackoffError, ConnectedSink
 from outfall.sinks.network.frames import (
     LENGTH_BYTES,
     MAX_FRAME_BYTES,
@@ -47,21 +52,21 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 65_536
 
 
-#: Sends an event, given the sink, the event and its line of JSON, as `send_by_hand` does.
-ShortCut = Callable[[Any, Any, bytes], Exception | None]
+#: Makes the frame of a plain event, given the sink, the event and its line of JSON. Raises where the pipeline has to.
+MakeFrame = Callable[[Any, Any, bytes], bytes]
 
 
-def _send_frame(sink: Any, event: Any, line: bytes) -> Exception | None:
+def _counted(sink: Any, event: Any, line: bytes) -> bytes:
     size = len(line)
     if size > sink.max_frame_bytes:
         raise LookupError
-    return send_by_hand(sink, pack_length(size) + line)
+    return pack_length(size) + line
 
 
-def _send_line(sink: Any, event: Any, line: bytes) -> Exception | None:
+def _line(sink: Any, event: Any, line: bytes) -> bytes:
     if len(line) > sink.max_frame_bytes:
         raise LookupError
-    return send_by_hand(sink, line + b"\n")
+    return line + b"\n"
 
 
 #: Codecs whose payload is the data of an item, as an `OrjsonRenderer` makes it.
@@ -204,27 +209,82 @@ class SocketSink(ConnectedSink):
 
         When it returns, the operating system has the event, or it has been counted as dropped.
         """
-        by_hand = self._short_cut
-        if by_hand is not None:
-            failure = line = None
+        # What the pipeline does, written out for the usual event over a healthy connection; the turn is taken by hand,
+        # see WriteLock. All else, and every failure before something has gone, starts anew in the pipeline.
+        make = self._make_usual
+        given: Any = event
+        if make is not None:
+            failure = None
+            settled = False
             try:
-                line = plain_line(event, self._level, OPTIONS)
-                if line:
-                    failure = by_hand(self, event, line)
+                if not (
+                    given.__class__ is not dict
+                    or "exc_info" in given
+                    or "exception" in given  # whose parts go with it
+                    or "_record" in given
+                    or "_logger" in given
+                    or "_name" in given
+                    or "_from_structlog" in given
+                    or (is_tracked(given) and too_deep(given))
+                ):
+                    level = self._level
+                    if level:
+                        if "level_number" in given:  # it wins over the level, and may be anything
+                            raise LookupError
+                        if NUMBERS[given["level"]] < level:
+                            self._ledger.filtered += 1
+                            return
+                    data = make(self, given, dumps(given, None, OPTIONS))
+                    turn = self._turn
+                    if turn:
+                        del turn[0]
+                        holding = True
+                        try:
+                            ledger = self._ledger
+                            if self._poll is not None:
+                                moment = monotonic()
+                                if moment > self._look_due:
+                                    self._look(moment)
+                            elif not (ledger.delivered & CHECK_MASK or self._is_ours()):
+                                raise LookupError
+                            if not here[0]:
+                                raise LookupError
+                            send: Any = self._send
+                            sent = send(data)
+                            if sent != len(data):
+                                failure = self._finish(data, sent)
+                            if failure is None:
+                                ledger.delivered += 1
+                        except ConnectionRefusedError as error:
+                            # The system says once that a datagram was refused: the pipeline would not hear of it.
+                            self._give_up_on(error)
+                            raise
+                        except Exception:
+                            raise
+                        except BaseException:
+                            # How much the system had taken is not known.
+                            self._disconnect()
+                            raise
+                        finally:
+                            try:
+                                holding = False
+                                turn += TURN
+                            finally:
+                                pass
+                    else:
+                        failure = self._await_turn(data)
+                    settled = True
             except Exception:
-                line = None  # nothing has happened: it starts anew in the pipeline
+                pass
             except BaseException:
                 self._ledger.drop("interrupted")
                 raise
-            if line:
+            if settled:
                 if failure is not None:
                     self._ledger.drop(reason_of(failure))
                     self._apply_policy(failure, event, 1)
                 if self._aftermath:
                     self._settle()
-                return
-            if line is not None:
-                self._ledger.filter()
                 return
         try:
             self.deliver(event)
@@ -283,11 +343,11 @@ class SocketSink(ConnectedSink):
             and self._tls is None
             and not (self._terminator or self._processors or self._closed or self._reporting)
         )
-        #: Sends a plain event's line of JSON over a healthy connection; None if that is not all there is to do.
-        self._short_cut = self._by_hand() if usual else None
+        #: Makes the frame of a plain event; None if that is not all there is to do.
+        self._make_usual = self._usual_frame() if usual else None
 
-    def _by_hand(self) -> ShortCut | None:
-        return _send_line if type(self._codec) is JSONLines else _send_frame
+    def _usual_frame(self) -> MakeFrame | None:
+        return _line if type(self._codec) is JSONLines else _counted
 
     @property
     def codec(self) -> Codec:
@@ -521,6 +581,7 @@ class SocketSink(ConnectedSink):
 
 
 SocketSink._hot_class = SocketSink
+HAND_TAKEN.add(SocketSink.handle.__code__)
 
 
 def _checked_codec(codec: Codec) -> Codec:

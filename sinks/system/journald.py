@@ -23,7 +23,8 @@ from outfall.sinks.event.levels import NOTSET, Level, level_name, level_of
 from outfall.sinks.network.peer import await_socket, checked_limit
 from outfall.sinks.network.socket import SocketSink
 from outfall.sinks.system import rfc5424
-from outfall.sinks.system.syslog import SysLogSink, program_name, text_of_event, usual_priority
+from outfall.sinks.system.priority import usual_priority
+from outfall.sinks.system.syslog import SysLogSink, program_name, text_of_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -154,7 +155,7 @@ class JournaldSink(SocketSink):
             name=name,
         )
 
-    def _by_hand(self) -> None:
+    def _usual_frame(self) -> None:
         return None
 
     # -- entries

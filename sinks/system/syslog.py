@@ -18,11 +18,11 @@ from outfall.sinks.event.event import NaiveTimestamps, TextEvent, checked_naive,
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
-from outfall.sinks.network.connection import send_by_hand
 from outfall.sinks.network.frames import Frames
 from outfall.sinks.network.peer import checked_limit, host_and_port, is_host
-from outfall.sinks.network.socket import ShortCut, SocketSink
+from outfall.sinks.network.socket import MakeFrame, SocketSink
 from outfall.sinks.system import rfc5424
+from outfall.sinks.system.priority import PRIORITY_NAMES, Facility, number_of, usual_priority
 
 if TYPE_CHECKING:
     import ssl
@@ -31,51 +31,23 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Size, Span
 
 
-#: The facilities of `syslog.h`, in the order of their numbers.
-Facility = Literal[
-    "kern",
-    "user",
-    "mail",
-    "daemon",
-    "auth",
-    "syslog",
-    "lpr",
-    "news",
-    "uucp",
-    "cron",
-    "authpriv",
-    "ftp",
-    "ntp",
-    "security",
-    "console",
-    "solaris-cron",
-    "local0",
-    "local1",
-    "local2",
-    "local3",
-    "local4",
-    "local5",
-    "local6",
-    "local7",
-]
-
-#: The priorities, in the order of their numbers.
-_PRIORITY_NAMES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
-
-
 #: As a number: a byte is looked for twenty times as fast as bytes of one are.
 _DEL = 0x7F
 
 
-def _send_message(sink: Any, event: Any, line: bytes) -> Exception | None:
+def _message(sink: Any, event: Any, line: bytes) -> bytes:
     # JSON leaves as they are, and a message may not have, DEL and C1, which is no ASCII.
     if not line.isascii() or _DEL in line or "level_number" in event:
         raise LookupError
     level = event["level"]
-    message = (sink._prefixes.get(level) or sink._prefix_of(level)) + line + sink._end
+    try:
+        prefix = sink._prefixes[level]
+    except KeyError:
+        prefix = sink._prefix_of(level)
+    message = prefix + line + sink._end
     if len(message) > sink.max_message_bytes:
         raise LookupError
-    return send_by_hand(sink, message)
+    return message  # type: ignore[no-any-return]
 
 
 class SysLogSink(SocketSink):
@@ -172,7 +144,7 @@ class SysLogSink(SocketSink):
 
     #: Numbers of priorities (severities) by name.
     priority_names: ClassVar[Mapping[str, int]] = {
-        **{name: number for number, name in enumerate(_PRIORITY_NAMES)},
+        **{name: number for number, name in enumerate(PRIORITY_NAMES)},
         "panic": LOG_EMERG,
         "critical": LOG_CRIT,
         "error": LOG_ERR,
@@ -289,7 +261,7 @@ class SysLogSink(SocketSink):
 
     @facility.setter
     def facility(self, facility: str | int) -> None:
-        self._facility = _number(facility, self.facility_names, "facility")
+        self._facility = number_of(facility, self.facility_names, "facility")
         self._numbers: dict[str, int] = {}
         self._prefixes = {}
 
@@ -322,12 +294,12 @@ class SysLogSink(SocketSink):
         self._append_nul = append_nul
         self._changed()
 
-    def _by_hand(self) -> ShortCut | None:
-        return None if self.format == "rfc5424" or (self._ends and self.framing == "octet") else _send_message
+    def _usual_frame(self) -> MakeFrame | None:
+        return None if self.format == "rfc5424" or (self._ends and self.framing == "octet") else _message
 
     def _refresh(self) -> None:
         super()._refresh()
-        #: What ends a message that `_send_message` makes.
+        #: What ends a message that `_message` makes.
         self._end = self._on_wire(b"")
         self._prefixes = {}
 
@@ -371,7 +343,7 @@ class SysLogSink(SocketSink):
         Raises:
             ValueError: If one of them is not known.
         """
-        return _number(facility, self.facility_names, "facility") << 3 | _number(
+        return number_of(facility, self.facility_names, "facility") << 3 | number_of(
             priority, self.priority_names, "priority"
         )
 
@@ -607,17 +579,6 @@ _LEAST_MESSAGE_BYTES, _UDP_MESSAGE_BYTES = 480, 2048
 #: rsyslogd's ``maxMessageSize`` is 8 KiB by default; a message gets this much of it.
 _MESSAGE_BYTES = 8096
 
-#: The priorities of levels without a name of their own, by the least number.
-_PRIORITIES = ((50, "critical"), (40, "error"), (30, "warning"), (25, "notice"), (20, "info"))
-
-
-def usual_priority(level: str) -> str:
-    """Return the name of the priority for a level that has none of its own, by its number."""
-    number = level_of({"level": level})
-    if number == UNKNOWN:
-        return "warning"
-    return next((name for least, name in _PRIORITIES if number >= least), "debug")
-
 
 def text_of_event(logger: object, name: str, event: Mapping[str, Any]) -> str:
     """Render the message alone, for who has the fields already."""
@@ -631,15 +592,6 @@ def program_name() -> str:
     # python -m package
     name = path.parent.name if path.name == "__main__.py" else path.name
     return "" if name.startswith("-") else name
-
-
-def _number(value: str | int, names: Mapping[str, int], argument: str) -> int:
-    known = names.get(value, names.get(value.lower())) if isinstance(value, str) else value
-    # Not by max(names.values()) alone: a bool is no number here.
-    if not isinstance(known, int) or isinstance(known, bool) or not 0 <= known <= max(names.values()):
-        msg = f"{argument}={value!r} is not one of {', '.join(names)}, nor 0 to {max(names.values())}"
-        raise ValueError(msg)
-    return known
 
 
 def _checked_address(address: Sequence[Any] | str | os.PathLike[str]) -> tuple[str | os.PathLike[str], int | None]:
