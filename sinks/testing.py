@@ -1,6 +1,6 @@
-"""For the tests of other people's code: a sink that captures, sinks that fail, and the contract every sink keeps.
+"""Helpers for tests of your code: a sink that captures events, sinks that fail, and the contract of all sinks as tests.
 
-Needs nothing but a test runner that collects classes as pytest does.
+They need only a test runner that collects classes as pytest does.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["CaptureSink", "FailingSink", "SinkContract", "StuckSink", "assert_ba
 
 
 class FailingSink(CaptureSink):
-    """Fail, as often as told, then capture.
+    """Raise an exception for a number of events, then capture events.
 
     Args:
-        error: What `emit` raises.
-        times: How many events fail before the others are captured. Default None: all.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        error: The exception that `emit` raises.
+        times: The number of events that fail; later ones are captured. Default None: all fail.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class FailingSink(CaptureSink):
     ) -> None:
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
         self.error = error
-        #: How many more events will fail; None for all.
+        #: The number of events that will still fail; None for all.
         self.times = times
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Raise, or capture *event* once it has failed often enough."""
+        """Raise the exception, or capture *event* after it was raised *times* times."""
         if self.times is None or self.times > 0:
             if self.times is not None:
                 self.times -= 1
@@ -66,34 +66,37 @@ class FailingSink(CaptureSink):
 
 
 class StuckSink(CaptureSink):
-    """Hang in `emit` until `release` is called, then capture: a target that does not answer.
+    """Block in `emit` until `release` is called, then capture: it simulates a target that does not answer.
 
     Args:
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
     """
 
     def __init__(self, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self._released = threading.Event()
-        #: Set while an event hangs.
+        #: Set once an event blocks.
         self.stuck: threading.Event = threading.Event()
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Wait for `release`, a minute at most, and capture *event*."""
+        """Wait for `release`, for a minute at most, and capture *event*."""
         self.stuck.set()
         self._released.wait(60)
         super().emit(event)
 
     def release(self) -> None:
-        """Let the event that hangs and all later ones through."""
+        """Unblock the waiting event and all later ones."""
         self._released.set()
 
 
 def assert_balanced(stats: SinkStats) -> None:
-    """Raise AssertionError unless each accepted event is accounted for and none is pending.
+    """Check that no event is pending and that each accepted event has an outcome.
 
     Args:
         stats: The ledger, as `Sink.stats` returns it.
+
+    Raises:
+        AssertionError: If not.
     """
     settled = stats.delivered + sum(stats.dropped.values()) + stats.dead_lettered + stats.spooled
     if stats.pending or stats.accepted + stats.adopted != settled:
@@ -102,28 +105,28 @@ def assert_balanced(stats: SinkStats) -> None:
 
 
 class SinkContract:
-    """What every sink promises, as tests.
+    """The contract of every sink, as tests.
 
-    Subclass it in a test module under a name that begins with ``Test``, and implement `make_sink`; with `received` too,
-    the tests also look at what came out. Each test makes its own sink and closes it.
+    Subclass it in a test module under a name that begins with ``Test``, and implement `make_sink`. If you implement
+    `received` too, the tests also check the output. Each test makes its own sink and closes it.
     """
 
-    #: How many events each of eight threads logs; less for a sink whose target is slow.
+    #: The number of events that each of eight threads logs. Use fewer for a sink with a slow target.
     events_per_thread: int = 50
 
     def make_sink(self, **options: Any) -> Sink:
-        """Return a new sink made with *options*: ``level``, ``processors``, ``on_error`` and ``name``."""
+        """Return a new sink with *options*: ``level``, ``processors``, ``on_error`` and ``name``."""
         msg = f"{type(self).__name__} has to implement make_sink(**options)"
         raise TypeError(msg)
 
     def received(self, sink: Sink) -> list[dict[str, Any]] | None:
-        """Return the events that came out of *sink*, oldest first, or None if that cannot be seen (the default)."""
+        """Return the events that *sink* has put out, oldest first; None (default) if they cannot be read back."""
         return None
 
     # -- taking events
 
     def test_an_event_is_delivered_and_counted(self) -> None:
-        """An event that is handled comes out, and the ledger says so."""
+        """A handled event is put out, and the ledger counts it."""
         with self.make_sink() as sink:
             sink.handle({"event": "hello", "level": "info", "number": 1})
             assert sink.flush()
@@ -132,7 +135,7 @@ class SinkContract:
             self._assert_received(sink, [{"event": "hello", "number": 1}])
 
     def test_the_event_is_not_changed(self) -> None:
-        """A sink leaves the dict it was given, and what is nested in it, as it was."""
+        """A sink changes neither the dict it was given nor its nested values."""
 
         def redact(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
             event["user"]["password"] = "***"  # noqa: S105
@@ -149,7 +152,7 @@ class SinkContract:
             self._assert_received(sink, [{"user": {"password": "***"}, "tags": ["a", "seen"], "more": True}])
 
     def test_events_below_the_level_are_filtered(self) -> None:
-        """The level keeps lower events out, by name in any case, alias or number; it can be set at any time."""
+        """The level filters lower events, by name in any case, alias or number; it can be set at any time."""
         with self.make_sink(level="warning") as sink:
             sink.handle({"event": "low", "level": "info"})
             sink.handle({"event": "no level"})
@@ -192,7 +195,7 @@ class SinkContract:
             assert sink.stats().delivered == 2
 
     def test_hostile_values_are_no_failure(self) -> None:
-        """An event whose values cannot be shown is delivered all the same."""
+        """An event whose values cannot be rendered is delivered nevertheless."""
 
         class Hostile:
             def __repr__(self) -> str:
@@ -207,7 +210,7 @@ class SinkContract:
             assert sink.stats().delivered == 1
 
     def test_rendered_text_is_taken(self) -> None:
-        """Text and bytes that somebody else rendered are taken like events."""
+        """Text and bytes that were rendered before are accepted like events."""
         with self.make_sink() as sink:
             sink.handle("some text")
             sink.handle(b"some bytes")
@@ -215,7 +218,7 @@ class SinkContract:
             assert sink.stats().delivered == 2
 
     def test_a_batch_is_taken(self) -> None:
-        """emit_batch takes what encode made, and returns None when all were taken."""
+        """emit_batch takes the results of encode, and returns None when all were delivered."""
         with self.make_sink() as sink:
             batch = [sink.encode({"event": "batched", "number": number}) for number in range(3)]
             assert sink.emit_batch(batch) is None
@@ -225,7 +228,7 @@ class SinkContract:
     # -- failing
 
     def test_a_failure_is_told_and_not_raised(self) -> None:
-        """A failing processor costs its event alone; on_error is told, without the event's values."""
+        """A failing processor loses only its event; on_error gets the failure, without the event's values."""
         failures: list[SinkFailure] = []
 
         def fail(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +324,7 @@ class SinkContract:
     # -- ending
 
     def test_close_is_final_and_idempotent(self) -> None:
-        """What comes after close is counted as closed and told; closing again changes nothing."""
+        """Events after close are counted as closed and reported; closing again changes nothing."""
         failures: list[SinkFailure] = []
         sink = self.make_sink(on_error=failures.append)
         sink.handle({"event": "before"})
@@ -342,7 +345,7 @@ class SinkContract:
         assert_balanced(stats)
 
     def test_flush_and_close_return_in_time(self) -> None:
-        """They keep their timeout, and refuse one that is no duration."""
+        """They keep their timeout, and refuse a negative one."""
         sink = self.make_sink()
         try:
             sink.flush(-1)
@@ -357,7 +360,7 @@ class SinkContract:
         assert time.monotonic() - started < 2
 
     def test_once_closed_it_has_nothing_to_wait_for(self) -> None:
-        """Flush and close return at once then, as at the end of a process, when `logging` flushes what is closed."""
+        """After close, flush and close return at once, since `logging` flushes closed handlers at exit."""
         sink = self.make_sink()
         sink.handle({"event": "before"})
         sink.close()
@@ -367,7 +370,7 @@ class SinkContract:
         assert time.monotonic() - started < 10
 
     def test_the_ledger_balances_with_many_threads(self) -> None:
-        """Eight threads at once: each event is counted once, and comes out."""
+        """Eight threads log at once: each event is counted once, and put out."""
         with self.make_sink() as sink:
 
             def log(thread: int) -> None:
