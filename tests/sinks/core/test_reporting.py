@@ -703,10 +703,6 @@ def failing_inside(_logger, _name, event):
     return json.loads("{")
 
 
-def too_few(event):
-    """Take one argument where three come."""
-
-
 class Callable:
     """A processor that is an object."""
 
@@ -722,7 +718,6 @@ class Callable:
         (bad_processor, "bad_processor"),
         (repeating_processor, "repeating_processor"),
         (failing_inside, "failing_inside"),
-        (too_few, "too_few"),
         (Callable(), "__call__"),
         (lambda *_: 1 // 0, "<lambda>"),
     ],
