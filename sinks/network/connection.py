@@ -24,10 +24,12 @@ from outfall.sinks.network.peer import (
     await_socket,
     await_verdict,
     checked_age,
+    checked_factor,
     checked_host,
     checked_port,
     checked_tls,
     heard_refusal,
+    identity_of,
     is_host,
     is_refused_tls,
     keep_alive,
@@ -107,7 +109,7 @@ class ConnectedSink(ByteSink):
         self.timeout: float = checked_seconds(timeout, "timeout")
         self.retry_start: float = checked_seconds(retry_start, "retry_start")
         self.retry_max: float = checked_seconds(retry_max, "retry_max")
-        self.retry_factor: float = _checked_factor(retry_factor)
+        self.retry_factor: float = checked_factor(retry_factor)
         if not callable(clock):
             msg = f"clock={clock!r} is not callable"
             raise TypeError(msg)
@@ -226,7 +228,7 @@ class ConnectedSink(ByteSink):
         self._connected_at = self._clock()
         self._sent_unproven, self._delivered_before = 0, self._ledger.delivered
         self._look_due = self._check_due = self._renewal_due = 0.0
-        self._identity = _identity_of(made)
+        self._identity = identity_of(made)
         if not self._ends:
             self._send = made.send
             if self.max_connection_age is not None:
@@ -429,7 +431,7 @@ class ConnectedSink(ByteSink):
 
     def _is_ours(self) -> bool:
         """Return False if somebody else has closed the socket, whose number may be another's by now."""
-        return self._identity is None or self._identity == _identity_of(self.sock)
+        return self._identity is None or self._identity == identity_of(self.sock)
 
     def _has_ended(self) -> bool:
         """Return True if the peer has closed the connection; what it has sent is thrown away."""
@@ -593,18 +595,3 @@ CHECK_MASK = 0xFF
 _VERDICT_SECONDS = 0.1
 _SHORT_LIVED_ALLOWED = 2
 _ADVICE = "check tls and the certificates of both sides"
-
-
-def _identity_of(sock: socket.socket | None) -> tuple[int, int] | None:
-    try:
-        status = os.fstat(-1 if sock is None else sock.fileno())
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _checked_factor(factor: float) -> float:
-    if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not 1 <= factor < float("inf"):
-        msg = f"retry_factor={factor!r} is not a number from 1 up"
-        raise ValueError(msg)
-    return factor

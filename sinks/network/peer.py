@@ -250,3 +250,24 @@ def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) ->
         msg = f"tls={tls!r} is neither an ssl.SSLContext nor True"
         raise TypeError(msg)
     return tls
+
+
+def identity_of(sock: socket.socket | None) -> tuple[int, int] | None:
+    """Return what the system knows *sock* by; None if it is closed, or there is none."""
+    try:
+        status = os.fstat(-1 if sock is None else sock.fileno())
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def checked_factor(factor: float) -> float:
+    """Return *factor*, by which waits grow.
+
+    Raises:
+        ValueError: If it is no number from 1 up.
+    """
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not 1 <= factor < float("inf"):
+        msg = f"retry_factor={factor!r} is not a number from 1 up"
+        raise ValueError(msg)
+    return factor
