@@ -105,6 +105,11 @@ class WriteLock:
         """True, to who has the lock, if its thread had it before: within a signal handler, for example."""
         return self._borrowed or self._depth > 1
 
+    @property
+    def held(self) -> bool:
+        """True if this thread has the lock, other than by hand."""
+        return self._owner == get_ident()
+
     def release(self) -> None:
         """Give the lock back, once for every `acquire`."""
         depth = self._depth - 1

@@ -21,7 +21,7 @@ from outfall.sinks.files.rotating import BaseRotatingFileSink
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.files.opening import Mode
@@ -192,11 +192,30 @@ class RotatingFileSink(BaseRotatingFileSink):
         with self._rollover() as due:
             if not due:
                 return
-            surplus = self._free_first_number()
+            self._surplus = self._free_first_number()
             self._move_away(self.rotation_filename(f"{self.base_filename}.1"))
-            for path in surplus:
+            for path in self._surplus:
                 with contextlib.suppress(FileNotFoundError):  # what retention has deleted by now
                     os.unlink(path)
+            self._surplus = ()
+
+    #: The files that the rollover at hand has shifted beyond `backup_count`.
+    _surplus: Sequence[str] = ()
+
+    #: The `backup_count` beyond which there was no file but those when the directory was listed last.
+    _bounded_by: int | None = None
+
+    def get_files_to_delete(self) -> list[str]:
+        """Return the paths of the rotated files that exceed `backup_count`, `max_age` or `max_total_bytes`."""
+        kept = self.backup_count
+        if kept and self.max_age is None and self.max_total_bytes is None and self._start_of_rotated():
+            # Shifting bounds the number by itself: once there is no file beyond it, only the next could be one.
+            following = f"{self.base_filename}.{kept + (2 if self._surplus else 1)}"
+            if kept == self._bounded_by and not any(map(os.path.lexists, [following + each for each in self._endings])):
+                return list(self._surplus)
+            highest = max((-file.age[0] for file in self.rotated_files()), default=0)
+            self._bounded_by = kept if highest <= kept + 1 else None
+        return super().get_files_to_delete()
 
     def _free_first_number(self) -> list[str]:
         """Shift the numbered files up by one, as far as the first number that is free; return what is one too many.

@@ -8,10 +8,9 @@ import stat
 import time
 from bisect import bisect_left, insort
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from outfall.sinks.files.opening import open_file
 
 #: Device and inode of a directory, and when its names changed last, in nanoseconds.
 _Stamp = tuple[int, int, int]
@@ -68,18 +67,18 @@ def names_in(directory: str, prefix: str = "") -> list[str]:
     return list(takewhile(lambda name: name.startswith(prefix), islice(listing.names, begin, None)))
 
 
-def created(path: str, create: Callable[[], int]) -> int:
-    """Return what *create* returns, which may create the file at *path*; the listing is as good as it was before."""
+def open_listed(path: str, flags: int, permissions: int | None) -> int:
+    """Do as `open_file`; if that creates the file, the listing is as good as it was before."""
     global _last  # noqa: PLW0603 - exchanged in one step
     directory, name = os.path.split(path)
     listing = _last
     if listing is None or listing.directory != directory:
-        return create()
+        return open_file(path, flags, permissions)
     try:
         current = listing.stamp == _stamp_of(directory)
     except OSError:
         current = False
-    made = create()
+    descriptor = open_file(path, flags, permissions)
     with contextlib.suppress(OSError):  # which shows at the next look
         place = bisect_left(listing.names, name)
         if listing.names[place : place + 1] != [name] and stat.S_ISREG(os.lstat(path).st_mode):
@@ -87,4 +86,4 @@ def created(path: str, create: Callable[[], int]) -> int:
         if current:
             stamp = _stamp_of(directory)
             _last = listing._replace(stamp=stamp, lasts=_lasts(stamp))
-    return made
+    return descriptor

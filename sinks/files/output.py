@@ -15,7 +15,7 @@ from outfall.sinks.core.arguments import checked_seconds
 from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.errors import SinkClosedError, SinkError
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.files import listing
+from outfall.sinks.files.listing import open_listed
 from outfall.sinks.files.opening import (
     NONBLOCK,
     checked_mode,
@@ -24,7 +24,6 @@ from outfall.sinks.files.opening import (
     ends_with,
     ends_within_line,
     flags_for,
-    open_file,
 )
 from outfall.sinks.files.sealing import last_sealed_line, write_sealed
 from outfall.sinks.files.sharing import OpenFile, place_of
@@ -321,8 +320,7 @@ class Output(ByteSink):
         return descriptor, prefix
 
     def _create(self, flags: int) -> int:
-        path = self.base_filename
-        return listing.created(path, lambda: open_file(path, flags, self.permissions))
+        return open_listed(self.base_filename, flags, self.permissions)
 
     def _missing_start(self, descriptor: int) -> bytes:
         """Return what must come before the next event: a byte order mark, or an end for somebody's half line."""

@@ -353,7 +353,7 @@ class BaseRotatingFileSink(SharedFileSink):
             return False
         self._interrupts = self._interrupts or self._lock.nested
         try:
-            with self.exclusively():
+            with self._rolling():
                 others = self._others_have_rotated()
                 if not others:
                     self.do_rollover()
@@ -377,17 +377,22 @@ class BaseRotatingFileSink(SharedFileSink):
     @contextlib.contextmanager
     def exclusively(self) -> Generator[None]:
         """Hold the sink's lock, and where several processes write also the one between them; for `do_rollover`."""
-        with self._lock:
-            place = self._place
-            rolling, place.rolling = place.rolling, True
-            try:
-                if self.multiprocess:
-                    with self._directory_lock:
-                        yield
-                else:
+        with self._lock, self._rolling():
+            yield
+
+    @contextlib.contextmanager
+    def _rolling(self) -> Generator[None]:
+        """Do as `exclusively` where the sink's lock is held already."""
+        place = self._place
+        rolling, place.rolling = place.rolling, True
+        try:
+            if self.multiprocess:
+                with self._directory_lock:
                     yield
-            finally:
-                place.rolling = rolling
+            else:
+                yield
+        finally:
+            place.rolling = rolling
 
     @contextlib.contextmanager
     def _beside_writes(self) -> Generator[None]:
@@ -402,18 +407,21 @@ class BaseRotatingFileSink(SharedFileSink):
     @contextlib.contextmanager
     def _rollover(self) -> Generator[bool]:
         """Hold the locks for a rollover; give whether there is something to roll over: no empty or special file."""
+        if self._place.rolling and self._lock.held:
+            yield self._has_something()
+            return
         with self._lock:
-            by_hand = not self._place.rolling
-            if by_hand:
-                if self._closed:
-                    yield False
-                    return
-                self._flush()
-            with self.exclusively():
-                if by_hand:
-                    self._others_have_rotated()
-                state = state_of(self.base_filename)
-                yield state is not None and stat.S_ISREG(state.st_mode) and state.st_size > 0
+            if self._closed:
+                yield False
+                return
+            self._flush()
+            with self._rolling():
+                self._others_have_rotated()
+                yield self._has_something()
+
+    def _has_something(self) -> bool:
+        state = state_of(self.base_filename)
+        return state is not None and stat.S_ISREG(state.st_mode) and state.st_size > 0
 
     def _others_have_rotated(self) -> bool:
         """Go on with the file at the path if that is not ours any more; return True if so."""

@@ -95,7 +95,11 @@ class Place:
 
     def file_of_others(self, sink: Output, identity: tuple[int, int]) -> OpenFile | None:
         """Return the file of *identity* that a member but *sink* has open, or None."""
-        return next((o._shared_file for o in self.others(sink) if o._shared_file.identity == identity), None)
+        for member in self._members:
+            other = member()
+            if other is not None and other is not sink and other._shared_file.identity == identity:
+                return other._shared_file
+        return None
 
     def opened(self, identity: tuple[int, int]) -> None:
         """Note that a member has opened the file of *identity*, which may have other paths: hard links."""

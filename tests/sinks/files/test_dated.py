@@ -272,11 +272,13 @@ def test_a_date_that_tells_no_intervals_apart_is_refused(tmp_path, name, when):
         TimedRotatingFileSink(tmp_path / name, when=when)
 
 
-def test_other_sinks_take_the_braces_as_they_are(tmp_path):
-    """A date is what a sink by time has."""
-    with RotatingFileSink(tmp_path / NAME, max_bytes=1_000) as sink:
+def test_other_sinks_refuse_a_date_and_name_the_sink_that_has_one(tmp_path):
+    """A date is what a sink by time has; other braces are part of the name."""
+    with pytest.raises(ValueError, match="TimedRotatingFileSink"):
+        RotatingFileSink(tmp_path / NAME, max_bytes=1_000)
+    with RotatingFileSink(tmp_path / "app-{tenant}.jsonl", max_bytes=1_000) as sink:
         sink.handle({"event": "a"})
-    assert (tmp_path / NAME).exists()
+    assert (tmp_path / "app-{tenant}.jsonl").exists()
 
 
 def test_a_url_with_a_date_is_by_time(tmp_path, clock):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from outfall import BaseRotatingFileSink, RotatingFileSink
+from outfall import BaseRotatingFileSink, RotatingFileSink, TimedRotatingFileSink
 from outfall.sinks.errors import SinkError
 from outfall.sinks.files import rotating as rotation
 from outfall.sinks.testing import assert_balanced
@@ -1559,3 +1559,74 @@ def test_no_warning_is_raised_in_the_usual_life(path):
             with RotatingFileSink(path, max_bytes=40, backup_count=2, **way) as sink:
                 _write(sink, *range(50))
         until(lambda: _open_descriptors() == before)
+
+
+# -- a kill in the midst of a rollover
+
+
+def _killed_at(step: str, rollover: int):
+    """Return a mixin of a rotating sink whose process dies at *step* of its rollover number *rollover*, from 1."""
+
+    class Doomed:
+        rollovers = 0
+
+        def _pass(self, here: str) -> None:
+            if here == step and self.rollovers == rollover:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def rotate(self, source: str, dest: str) -> None:
+            self.rollovers += 1
+            self._pass("way made")
+            super().rotate(source, dest)  # type: ignore[misc]
+
+        def begin_new_file(self) -> None:
+            self._pass("moved")
+            super().begin_new_file()  # type: ignore[misc]
+            self._pass("begun")
+
+    return Doomed
+
+
+_ROLLING: dict[str, Callable[[type, Path], Any]] = {
+    "size": lambda mixin, path: type("S", (mixin, RotatingFileSink), {})(path, max_bytes=40, backup_count=9),
+    "processes": lambda mixin, path: type("P", (mixin, RotatingFileSink), {})(
+        path, max_bytes=40, backup_count=9, multiprocess=True
+    ),
+    "time": lambda mixin, path: type("T", (mixin, TimedRotatingFileSink), {})(path, when="D", max_bytes=40),
+    "pipeline": lambda mixin, path: type("B", (mixin, RotatingFileSink), {})(
+        path, max_bytes=40, backup_count=9, processors=[lambda logger, name, event: event]
+    ),
+}
+
+
+def _all_numbers(directory: Path) -> list[int]:
+    return sorted(number for found in by_name(directory).values() for number in found)
+
+
+@pytest.mark.parametrize("rollover", [1, 3])
+@pytest.mark.parametrize("step", ["way made", "moved", "begun"])
+@pytest.mark.parametrize("kind", _ROLLING)
+def test_a_kill_in_the_midst_of_a_rollover_loses_nothing(path, kind, step, rollover):
+    """Each event whose handle returned is in a file once; the sink of the next start, and one beside, go on."""
+    make = _ROLLING[kind]
+    path.parent.joinpath("logs").mkdir()
+    path = path.parent / "logs" / path.name
+    beside = make(_killed_at("", 0), path) if kind == "processes" else None
+    fatal = 2 * rollover  # two events fill a file, the one after them rolls it over
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with make(_killed_at(step, rollover), path) as sink:
+                _write(sink, *range(fatal + 1))
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    assert _all_numbers(path.parent) == list(range(fatal))
+    if beside is not None:
+        _write(beside, *range(fatal, fatal + 3))
+        beside.close()
+    with make(_killed_at("", 0), path) as sink:
+        _write(sink, *range(fatal + (3 if beside else 0), 20))
+        assert_balanced(sink.stats())
+    assert _all_numbers(path.parent) == list(range(20))
+    assert all(file.stat().st_size <= 40 for file in path.parent.iterdir())
