@@ -1,4 +1,4 @@
-"""A sink that writes bytes: `ByteSink`."""
+"""The base class of sinks that write bytes: `ByteSink`."""
 
 # `type(renderer) is OrjsonRenderer` does not narrow a callable for pyright.
 # pyright: reportFunctionMemberAccess=false
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 class ByteSink(Sink):
-    """A sink that writes bytes: who writes one implements `write`.
+    """Render each event and write its bytes: the base class of sinks that implement `write`.
 
     Args:
         renderer: Any structlog renderer ``(logger, name, event_dict) -> str | bytes``; it gets a copy of the event.
             Default ``OrjsonRenderer()``. Settable.
-        encoding: How text is encoded; bytes go as they are. Default UTF-8.
-        errors: What to do with characters that *encoding* does not have, as in `str.encode`. Default
+        encoding: The encoding of rendered text; rendered bytes are written as they are. Default UTF-8.
+        errors: How to treat characters that *encoding* does not have, as in `str.encode`. Default
             ``"backslashreplace"``, which loses nothing.
-        terminator: What ends each rendered event. Default nothing.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        terminator: The text after each rendered event. Default "".
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *encoding* or *errors* is not known.
+        ValueError: If *encoding* or *errors* is unknown.
         TypeError: If *renderer* is not callable or *terminator* is not text.
     """
 
@@ -61,7 +61,7 @@ class ByteSink(Sink):
     ) -> None:
         self._encoding = "utf-8" if encoding is None else encoding
         self._errors = "backslashreplace" if errors is None else errors
-        #: The same without the byte order mark, which belongs at the start of a file and not before each event.
+        #: The encoding without byte order mark, which belongs at the start of a file and not before each event.
         self._bare_encoding, self._byte_order_mark = _split_byte_order_mark(self._encoding, self._errors)
         self._renderer: Callable[[Any, str, Any], str | bytes] = OrjsonRenderer()
         self._terminator = ""
@@ -72,17 +72,17 @@ class ByteSink(Sink):
 
     @property
     def encoding(self) -> str:
-        """How text is encoded."""
+        """The encoding of rendered text."""
         return self._encoding
 
     @property
     def errors(self) -> str:
-        """What is done with characters that the encoding does not have."""
+        """The error handler for characters that the encoding does not have."""
         return self._errors
 
     @property
     def terminator(self) -> str:
-        """What ends each rendered event; settable."""
+        """The text after each rendered event; settable."""
         return self._terminator
 
     @terminator.setter
@@ -98,16 +98,16 @@ class ByteSink(Sink):
         super()._changed()
 
     def _end_of_items(self) -> bytes:
-        """Return what `emit_batch` writes behind each item's data."""
-        # Who overrides `render` decides about the terminator alone. Where JSON and text end differently (an encoding
-        # such as UTF-16), an item keeps the end it was rendered with.
+        """Return the bytes that `emit_batch` writes after each item's data."""
+        # An overridden `render` adds the terminator itself. If the terminators of JSON and of text differ (an encoding
+        # such as UTF-16), an item keeps the terminator that it was rendered with.
         usual = type(self).render is ByteSink.render
         end = self._terminator_bytes
         return end if usual and end == self._terminator.encode(self._bare_encoding, self._errors) else b""
 
     @property
     def renderer(self) -> Callable[[Any, str, Any], str | bytes]:
-        """What makes an event text or bytes; settable."""
+        """The renderer of events; settable."""
         return self._renderer
 
     @renderer.setter
@@ -118,17 +118,17 @@ class ByteSink(Sink):
         self._changed()
 
     def _take_sealer(self, renderer: Any) -> None:
-        """Have *renderer* seal each line right before it is written; None: nothing does.
+        """Use *renderer* to seal each line right before it is written; None: lines are not sealed.
 
         Raises:
             ValueError: If this sink cannot do that.
         """
         if renderer is not None:
-            msg = f"renderer={renderer!r} numbers the lines of a file: {type(self).__name__} is none; write FileSink"
+            msg = f"renderer={renderer!r} numbers the lines of a file: use FileSink, not {type(self).__name__}"
             raise ValueError(msg)
 
     def render(self, event: dict[str, Any]) -> bytes:
-        """Return the bytes to write for *event*, terminator included."""
+        """Return the bytes to write for *event*, including the terminator."""
         if isinstance(event, TextEvent):
             rendered = event.rendered()
         else:
@@ -138,12 +138,12 @@ class ByteSink(Sink):
                     return renderer.render(event, orjson.OPT_APPEND_NEWLINE)
                 return renderer.render(event) + self._terminator_bytes
             name = event.get("_name") or level_name(level_of(event))
-            # A copy, since many renderers pop what they have written.
+            # A copy, since many renderers remove the fields that they have written.
             rendered = renderer(event.get("_logger"), name, without_metadata(event))
         return self._ended(rendered)
 
     def _ended(self, rendered: Any) -> bytes:
-        """Return what a renderer has made as it is written, terminator included."""
+        """Return the bytes to write for *rendered*, a renderer's result, including the terminator."""
         if isinstance(rendered, str):
             return (rendered + self._terminator).encode(self._bare_encoding, self._errors)
         if isinstance(rendered, (bytes, bytearray, memoryview)):
@@ -160,7 +160,7 @@ class ByteSink(Sink):
         return not usual or bool(self._processors)
 
     def write(self, data: bytes) -> None:
-        """Write *data*, one rendered event; raise if that failed. Called under the sink's lock."""
+        """Write *data*, one rendered event, and raise if that fails. Called under the sink's lock."""
         msg = f"{type(self).__name__} has to implement write(data)"
         raise TypeError(msg)
 
@@ -175,17 +175,17 @@ class ByteSink(Sink):
         return self._emit_each(batch, lambda item: self.write(item.data + end))
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* rendered by this sink's renderer, as a batch item."""
+        """Return an item with *event*, rendered by this sink's renderer."""
         data, end = self.render(event), self._item_end
         return self._encoded(event, data[: -len(end)] if end else data)
 
     def _joined(self, batch: Sequence[Encoded]) -> bytes:
-        """Return the data of all items, each with the terminator, to be written at once."""
+        """Return the data of all items, each followed by the terminator."""
         return self._item_end.join((*data_of(batch), b""))
 
     @property
     def plain(self) -> bool:
-        """See `Forwarding.plain`: of a sink with the usual renderer, and without processors."""
+        """True if the renderer is a plain `OrjsonRenderer` and nothing changes its result; see `Forwarding.plain`."""
         own, renderer = type(self), self._renderer
         return (
             own.encode is own._usual_encode
@@ -197,7 +197,7 @@ class ByteSink(Sink):
             and not self._processors
         )
 
-    #: The `encode` that makes of a plain event what the renderer does.
+    #: The `encode` whose result for a plain event is that of the renderer.
     _usual_encode: ClassVar[Any] = encode
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
@@ -212,21 +212,25 @@ class ByteSink(Sink):
                 self._ledger.delivered += 1
                 delivered = True
         except BaseException:
-            if delivered:  # interrupted at the way out, and counted as that
+            if delivered:  # interrupted after the write, and counted as interrupted
                 self._ledger.delivered -= 1
             raise
         return None
 
     @property
     def _terminator_bytes(self) -> bytes:
-        """The terminator as it ends what the renderer makes: JSON is UTF-8, whatever *encoding* says."""
+        """The terminator in bytes; after JSON it is UTF-8, whatever *encoding* is."""
         if type(self._renderer) is OrjsonRenderer:
             return self._terminator.encode()
         return self._terminator.encode(self._bare_encoding, self._errors)
 
 
 def _split_byte_order_mark(encoding: str, errors: str) -> tuple[str, bytes]:
-    """Return the encoding that writes no byte order mark, and the mark; refuse unknown names."""
+    """Return *encoding* without its byte order mark, and the mark.
+
+    Raises:
+        ValueError: If *encoding* or *errors* is unknown.
+    """
     try:
         mark = "".encode(encoding)
         canonical = codecs.lookup(encoding).name

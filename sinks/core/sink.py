@@ -1,4 +1,4 @@
-"""The contract of a sink: `Sink`, `ByteSink` and `SinkStats`."""
+"""The base class of all sinks, with their contract: `Sink`."""
 
 # `type(renderer) is OrjsonRenderer` does not narrow a callable for pyright.
 # pyright: reportFunctionMemberAccess=false
@@ -48,63 +48,64 @@ if TYPE_CHECKING:
 #: Counts the sinks of the process.
 _numbers = itertools.count(1)
 
-#: What ``on_error`` takes.
+#: The type of the argument ``on_error``.
 OnError = Union["Callable[[SinkFailure], object]", Literal["raise"]]
 
 
 class Sink(Guarded, InChain, Forwarding):
-    """Somewhere to put event dicts.
+    """Take event dicts and put them somewhere: the base class of all sinks.
 
-    Applications call `handle`, or put the sink last in a structlog processor chain. Who writes a sink implements
-    `emit`, and `emit_batch` where many at once are cheaper than one by one.
+    Applications call `handle`, or put the sink last in a structlog processor chain. To write a sink, implement `emit`,
+    and also `emit_batch` if many events at once are cheaper than one by one.
 
-    The way of an event: level, then processors, both outside any lock, then `emit` under the sink's lock. Sinks raise;
-    `handle` is the layer that counts, reports and never lets an exception into the application.
+    An event passes level and processors, outside any lock; then `emit` gets it under the sink's lock. `emit` raises
+    exceptions. `handle` counts and reports them, and never lets one into the application.
 
     Args:
-        level: Events below it are filtered: a name in any case, or a number. Default NOTSET, which takes all. An
-            event's ``level_number`` wins over its ``level``; without either it counts as INFO; a level nobody knows
-            passes.
-        processors: structlog processors, applied in order to a copy of the event. ``structlog.DropEvent`` filters it.
-            They get the logger and method name where they are known, else None and the level's name. Default none.
-        on_error: What is told of a failure: a callable that gets a `SinkFailure`, or ``"raise"`` to raise into the
-            application (for audit logs). Default `report`: one line on stderr, at most once in 30 s per cause.
-        name: What to call the sink in reports and stats. Default the name of its class.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all. An event's
+            ``level_number`` wins over its ``level``. An event without either counts as INFO, and one with an unknown
+            level passes.
+        processors: structlog processors, applied in order to a copy of the event. ``structlog.DropEvent`` filters the
+            event. They get the logger and the method name if these are known, else None and the level's name. Default:
+            none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"`` to raise into the application (for audit
+            logs). Default `report`: one line on stderr, at most once in 30 s per cause.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *level* is no level, or *on_error* is neither callable nor ``"raise"``.
+        ValueError: If *level* is not a level, or *on_error* is neither callable nor ``"raise"``.
         TypeError: If a processor is not callable.
 
-    Safe from any thread and from signal handlers. A forked child gets fresh locks and an empty ledger. A sink is not
-    picklable: make one in each process.
+    Safe from any thread and from signal handlers. A forked child gets new locks and an empty ledger. A sink cannot be
+    pickled: make one in each process.
     """
 
     #: True in sinks whose delivery runs library code that logs (HTTP, background workers). While a thread delivers for
-    #: one of them, all of them drop that thread's events as ``reentrant``; two of them on a DEBUG root logger would
-    #: feed each other for ever otherwise.
+    #: one of them, all of them drop that thread's events as ``reentrant``. Otherwise two of them on a DEBUG root logger
+    #: would feed each other for ever.
     delivers_through_loggers: ClassVar[bool] = False
 
-    #: True in sinks of that kind whose ``handle`` only stores events, for a thread to deliver.
+    #: True in those of these sinks whose ``handle`` only stores events, which a thread delivers.
     delivers_later: ClassVar[bool] = False
 
-    #: False in sinks that hand events to something with a lock of its own, so that `emit` needs none of ours.
+    #: False in sinks that pass events to an object with its own lock, so that `emit` needs no lock.
     locks_emit: ClassVar[bool] = True
 
-    #: True in sinks that keep what `emit_batch` gives them (buffers, spools), and so count it themselves.
+    #: True in sinks that store the items of `emit_batch` (buffers, spools), and so count them themselves.
     counts_batches: ClassVar[bool] = False
 
-    #: True in sinks that people look at, and in those that only hand on. Text for people is right there.
+    #: True in sinks whose output people read, and in those that only pass events on: they may get text for people.
     shows_people: ClassVar[bool] = False
 
-    #: What no user of a sink calls: hooks for writers of sinks, and calls from within.
+    #: Names that users of a sink do not need: hooks for authors of sinks, and internal calls.
     _inside: ClassVar[frozenset[str]] = frozenset(
         {name for name in vars(Forwarding) if name[0] != "_"}
         | {"after_fork", "drain", "hasten", "has_owner", "emit", "emit_batch", "encode", "handle_error"}
         | {"formatter", "counts_batches", "delivers_later", "delivers_through_loggers", "locks_emit", "shows_people"}
     )
 
-    #: What ``flush`` and ``close`` take for *timeout* None, in seconds; `logging.shutdown` passes none. Settable. Once
-    #: the process exits it is no more than what is left of the time that the exit gives all sinks together.
+    #: The timeout of ``flush`` and ``close`` if *timeout* is None, as for `logging.shutdown`, in seconds. Settable.
+    #: During the exit of the process it is limited to the time left for all sinks together.
     drain_timeout: float = 5.0
 
     def __init__(
@@ -117,7 +118,7 @@ class Sink(Guarded, InChain, Forwarding):
         **unknown: NoReturn,
     ) -> None:
         given: dict[str, Any] = dict(unknown)
-        for argument, value in given.items():  # of a class that passes on what it is given
+        for argument, value in given.items():  # a subclass has passed on its keyword arguments
             raise unknown_argument(type(self).__name__, argument, value, self.parameters())
         self._level = parse_level(level)
         self._processors = checked_functions(processors, "processors", "(logger, method_name, event_dict) -> event")
@@ -134,52 +135,54 @@ class Sink(Guarded, InChain, Forwarding):
         self._closed = False
         self._close_result = True
         self._reporting = 0
-        #: How a subclass's short cut goes; 0: not at all.
+        #: The kind of shortcut that a subclass takes; 0 for none.
         self._express = 0
         self._fresh_state()
         lifecycle.join(self)
 
     def _fresh_state(self) -> None:
         """Set up the lock and the ledger, at construction and in a forked child."""
-        #: Around emit and write alone.
+        #: Held around emit and write only.
         self._lock = WriteLock()
         self._ledger = Ledger()
-        #: Events that a failing `_flush` gave up, for the report.
+        #: The number of events that a failed `_flush` gave up, for the report.
         self._lost = 0
-        #: When `_flush` and `_release` have to be done, by the monotonic clock; None outside flush and close.
+        #: The deadline of `_flush` and `_release`, by the monotonic clock; None outside flush and close.
         self._deadline: float | None = None
 
-    # -- what applications call
+    # -- methods for applications
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
-        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+        """Take one event; failures go to ``on_error``. Never raises, unless ``on_error`` is ``"raise"``.
 
-        The event is not changed. Rendered text is taken too. KeyboardInterrupt and SystemExit pass through, counted as
-        ``interrupted``.
+        Args:
+            event: The event, which is not changed; or rendered text.
+
+        KeyboardInterrupt and SystemExit pass through, counted as ``interrupted``.
         """
         try:
             self.deliver(event)
         except ReentrantEventError:
-            return  # counted; a report could be what feeds the loop
+            return  # counted; a report could be logged, and continue the loop
         except Exception as error:
             caught = error
         else:
             return
-        # Out here, so that what is raised for it has no context that gives the event away.
+        # Outside of the except block: *caught* may repeat the event, so it must not become the context of an error.
         try:
             self._fail(caught, event, events=self._events_lost_to(caught))
         finally:
-            del caught  # with its traceback, which holds this frame
+            del caught  # its traceback refers to this frame: without this they form a cycle
 
     def deliver(self, event: Mapping[str, Any] | str | bytes) -> None:
-        """Take one event, raising if it could not be put out: what wrappers and routers call.
+        """Take one event, and raise if it cannot be put out; wrappers and routers call this.
 
-        A filtered event is no failure. Whatever is raised, the event has been counted.
+        A filtered event is not a failure. The event is counted even if an exception is raised.
 
         Raises:
             SinkClosedError: After `close`.
-            ReentrantEventError: If the event was born inside this sink's own delivery or error report.
-            Exception: Whatever processors, renderer or target raise.
+            ReentrantEventError: If the event was logged during this sink's own delivery or error report.
+            Exception: The exceptions of processors, renderer and target.
         """
         if not lifecycle.here[0]:
             lifecycle.notice_fork()
@@ -212,10 +215,10 @@ class Sink(Guarded, InChain, Forwarding):
             raise failure
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Put out what waits; return True when everything accepted so far is settled (delivered, dropped …).
+        """Put out all waiting events; return True if all events accepted so far have an outcome (delivered, dropped …).
 
         Args:
-            timeout: Seconds, for locks too. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds, including waits for locks. Default None: `drain_timeout`, 5 s.
 
         Failures go to ``on_error``. Returns within *timeout* and a quarter of a second.
         """
@@ -241,12 +244,12 @@ class Sink(Guarded, InChain, Forwarding):
         return not errors
 
     def close(self, timeout: float | None = None) -> bool:
-        """Flush and release; idempotent. Return False if something had to be given up.
+        """Flush, and release all resources; return False if events had to be given up.
 
-        Events that come later are counted as ``dropped["closed"]``.
+        Later events are counted as ``dropped["closed"]``. Further calls do nothing, and return the same result.
 
         Args:
-            timeout: Seconds, for locks too. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds, including waits for locks. Default None: `drain_timeout`, 5 s.
         """
         seconds = self._seconds(timeout)
         deadline = now() + seconds
@@ -274,7 +277,7 @@ class Sink(Guarded, InChain, Forwarding):
         return self._close_result
 
     def _begin_to_close(self, deadline: float) -> bool:
-        """Take no more events; return False if that was so already."""
+        """Mark the sink as closed; return False if it was closed already."""
         if not lifecycle.here[0]:
             lifecycle.notice_fork()
         self._put_remainders(deadline)
@@ -287,15 +290,15 @@ class Sink(Guarded, InChain, Forwarding):
         return True
 
     def _put_remainders(self, deadline: float) -> None:
-        """Put out the events by which processors tell what they have held back, unless the sink around does it."""
+        """Put out the processors' summaries of suppressed events, unless an owner does it."""
         if self._closed or self.has_owner:
             return
         remainders: list[Remainder] = []
         for processor in self.all_processors():
             held_back: Any = getattr(processor, "held_back", None)
             if callable(held_back):
-                told: Any = held_back()
-                remainders += [Remainder(event, processor) for event in told]
+                summaries: Any = held_back()
+                remainders += [Remainder(event, processor) for event in summaries]
 
         def put() -> None:
             for event in remainders:
@@ -305,24 +308,24 @@ class Sink(Guarded, InChain, Forwarding):
                     self._fail_unraised(error, event)
 
         if remainders and self.delivers_through_loggers and not self.delivers_later:
-            # A peer that says nothing may take longer than the caller has.
+            # In a thread, since a peer that does not answer may take longer than the deadline allows.
             work = threading.Thread(target=put, name=f"{self.name} tells what was held back", daemon=True)
-            with suppress(RuntimeError):  # the interpreter is going down, or there are too many threads
+            with suppress(RuntimeError):  # the interpreter is shutting down, or there are too many threads
                 work.start()
                 work.join(max(0.0, deadline - now()))
                 return
         put()
 
     async def aflush(self, timeout: float | None = None) -> bool:
-        """Do `flush` in a thread of its own, for asyncio."""
+        """Call `flush` in a new thread, for asyncio."""
         return await in_thread(self.flush, timeout)
 
     async def aclose(self, timeout: float | None = None) -> bool:
-        """Do `close` in a thread of its own, for asyncio."""
+        """Call `close` in a new thread, for asyncio."""
         return await in_thread(self.close, timeout)
 
     def stats(self) -> SinkStats:
-        """Return the ledger as it stands."""
+        """Return the current ledger."""
         with self._ledger.lock:
             return self._stats()
 
@@ -364,88 +367,88 @@ class Sink(Guarded, InChain, Forwarding):
             parts.append("closed")
         return f"<{type(self).__name__} {' '.join(part for part in parts if part)}>".replace(" >", ">")
 
-    # -- what a sink writer implements
+    # -- methods for authors of sinks
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Put one event out; raise if that failed. Called under the sink's lock; must not change *event*."""
+        """Put one event out, and raise if that fails. Called under the sink's lock; must not change *event*."""
         msg = f"{type(self).__name__} has to implement emit(event)"
         raise TypeError(msg)
 
     @reads_data_alone()
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Put many events out; return None if all were taken, else what became of the others.
+        """Put many events out; return None if all were delivered, else a `BatchResult`.
 
-        The default calls `emit` for each: a `TemporaryDeliveryError`, or a connection's error or time-out, ends the
-        round and leaves the rest for a retry; any other exception rejects that one event.
+        The default calls `emit` for each event. A `TemporaryDeliveryError`, ConnectionError or TimeoutError ends the
+        loop, and leaves this and the remaining events for a retry. Any other exception rejects that one event.
 
         Raises:
-            Exception: If none was taken.
+            Exception: If no event was delivered.
         """
         return self._emit_each(batch, lambda item: self.emit(item.event))
 
     def handle_error(self, failure: SinkFailure) -> None:
-        """Tell of *failure*; the default calls ``on_error``, or raises its error. Called without locks."""
+        """Report *failure*: the default calls ``on_error``, or raises the error. Called without locks."""
         on_error = self.on_error
         if on_error == "raise":
             raise failure.error
         on_error(failure)
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item for this sink, a snapshot that shares nothing with it."""
+        """Return an item for `emit_batch`: a snapshot that shares nothing with *event*."""
         return self._encoded(event, line_to_send(event))
 
-    # -- what the sinks of this package override, under the lock
+    # -- methods that sinks of this package override; called under the lock
 
     def _flush(self) -> None:
-        """Put out what waits; if that fails, count what is lost, add it to ``_lost`` and raise."""
+        """Put out all waiting events; if that fails, count the lost ones, add their number to ``_lost`` and raise."""
 
     def _release(self) -> None:
-        """Let go of what is held, at close."""
+        """Release all resources, at close."""
 
     def _give_up(self) -> None:
-        """Count what waits as lost, without the lock: close() did not get it in time."""
+        """Count the waiting events as lost; called without the lock, which `close` did not get in time."""
 
     def _describe(self) -> str:
-        """Return what tells this sink from others of its class, for its repr."""
+        """Return the target, for the repr: it distinguishes this sink from others of its class."""
         return ""
 
     def _where(self) -> str:
-        """Return what tells this sink from others of its class, for reports: it stays the same, and is no secret."""
+        """Return the target, for reports: a text that does not change and holds no secret."""
         return self._describe()
 
     def _where_of(self, target: Sink) -> str:
-        """Return what to tell of *target*, which may have the name of the sink around it."""
-        return target._told_name() if target.name != self.name else target._where() or target.name
+        """Return name and target of *target*, for a wrapper's reports; leave the name out if it is the wrapper's."""
+        return target._full_name() if target.name != self.name else target._where() or target.name
 
-    def _told_name(self) -> str:
-        """Return the sink's name and what tells it from its like."""
+    def _full_name(self) -> str:
+        """Return the sink's name and target."""
         return f"{self.name} {self._where()}".rstrip()
 
     def _reads_metadata(self) -> bool:
-        """Return True if something here may look at an event's metadata keys, which are costly to take out again."""
+        """Return True if the sink may read an event's metadata keys, which are slow to remove again."""
         return True
 
     def _refresh(self) -> None:
-        """Find out anew whether a subclass's short cut may be taken; called when what it depends on changes."""
+        """Decide again whether a subclass's shortcut may be taken; called when settings change."""
 
     def _changed(self) -> None:
-        """Have the short cuts found out anew: this sink's, and those of the sinks around it."""
+        """Call `_refresh` of this sink and of its wrappers, after a change of settings."""
         self._refresh()
         for wrapper in self._wrappers:
             around = wrapper()
             if around is not None:
                 around._changed()
 
-    # -- short cuts, see outfall.sinks.core.forwarding
+    # -- shortcuts, see outfall.sinks.core.forwarding
 
     @property
     def plain(self) -> bool:
-        """See `Forwarding.plain`: of a sink with the usual `encode`, and without processors."""
+        """True if `encode` and `make_item` are not overridden and there are no processors; see `Forwarding.plain`."""
         own = type(self)
         return own.encode is Sink.encode and own.make_item is Sink.make_item and not self._processors
 
     def _prepare_reads_metadata(self) -> bool:
-        """Return True if `make_item` may look at an event's metadata keys. What comes after it never sees them."""
+        """Return True if `make_item` may read an event's metadata keys; later stages never see them."""
         own = type(self)
         usual = own.encode is Sink.encode and own.make_item is Sink.make_item
         return not usual or bool(self._processors)
@@ -453,12 +456,12 @@ class Sink(Guarded, InChain, Forwarding):
     # -- the pipeline
 
     def _admit(self, event: object) -> dict[str, Any] | None:
-        """Return the event to put out, past level and processors, or None if it was filtered."""
+        """Apply level and processors; return the event to put out, or None if it is filtered."""
         admitted: dict[str, Any] = event if type(event) is dict else as_event(event)
         if type(admitted) is Remainder:
             if not self.has_processor(admitted.maker):
                 return None
-            # What it tells of has passed the level.
+            # Not filtered by level: the events that it sums up have passed the level.
         elif self._level and level_of(admitted) < self._level:
             self._ledger.filter()
             return None
@@ -466,7 +469,7 @@ class Sink(Guarded, InChain, Forwarding):
             admitted = self._processed(admitted)
         if self._closed:
             if thread.delivering:
-                # What a delivery logs while everything is being closed is no event that somebody expects anywhere.
+                # An event that a delivery logs while sinks are being closed: not worth a report.
                 msg = f"{self.name}: the event was logged while delivering another"
                 raise ReentrantEventError(msg)
             raise self._closed_error()
@@ -479,13 +482,13 @@ class Sink(Guarded, InChain, Forwarding):
         level = level_of(event)
         logger = event.get("_logger")
         if logger is None and "_record" in event:
-            logger = logging.getLogger(event["_record"].name)  # what structlog's processors take it for
+            logger = logging.getLogger(event["_record"].name)  # as structlog's processors expect
         name = event.get("_name") or level_name(level)
         processors = self._processors
         if isinstance(event, Remainder):
             places = [place for place, processor in enumerate(processors) if processor is event.maker]
             if not places:
-                return event  # its maker is behind this sink
+                return event  # the processor that made it belongs to a sink behind this one
             processors = processors[places[0] + 1 :]
         processed: Any = copy_event(event)
         for processor in processors:
@@ -498,7 +501,7 @@ class Sink(Guarded, InChain, Forwarding):
     def _put(self, event: dict[str, Any]) -> Exception | None:
         """Emit one admitted event under the lock and count it; raise if it is lost.
 
-        Returned is an error to raise although the event has been settled, which only routers have.
+        Return an error that `deliver` should raise although the event was put out; only routers have one.
         """
         if self.locks_emit:
             with self._lock:
@@ -512,17 +515,17 @@ class Sink(Guarded, InChain, Forwarding):
         return None
 
     def _check_open(self) -> None:
-        # Asked again under the lock: close() may have come between.
+        # Checked again under the lock: close() may have been called meanwhile.
         if self._closed:
             raise self._closed_error()
 
     def _closed_error(self) -> SinkClosedError:
-        return SinkClosedError(f"{self._told_name()} is closed")
+        return SinkClosedError(f"{self._full_name()} is closed")
 
     def _emit_each(
         self, batch: Sequence[Encoded], emit: Callable[[Any], None], made: Sequence[Any] | None = None
     ) -> BatchResult | None:
-        """Call *emit* with each item, or with what was *made* of each."""
+        """Call *emit* with each item of *batch*, or with each object in *made*, which stands for an item."""
         rejected: dict[int, str] = {}
         for index, item in enumerate(batch if made is None else made):
             try:
@@ -543,10 +546,10 @@ class Sink(Guarded, InChain, Forwarding):
 
     def _encoded(self, event: dict[str, Any], data: bytes) -> Encoded:
         when = timestamp_of(event)
-        # orjson's bytes keep the buffer that they were made in, ten times as large at worst, and items wait.
+        # A copy, since items wait: orjson's bytes keep their whole buffer, which may be ten times as large.
         return Encoded(bytes(memoryview(data)), level_of(event), time.time() if when is None else when)
 
-    # -- counting and telling
+    # -- counting and reporting
 
     def _count_dropped(self, reason: str, events: int = 1) -> None:
         self._ledger.drop(reason, events)
@@ -556,19 +559,19 @@ class Sink(Guarded, InChain, Forwarding):
         return self._ledger.stats(self.name)
 
     def _events_lost_to(self, error: Exception) -> int:
-        """Return how many events were lost when `deliver` raised *error*."""
+        """Return the number of events lost when `deliver` raised *error*."""
         if error is thread.settled:
-            thread.settled = None  # not kept, with all that its traceback holds
+            thread.settled = None  # frees its traceback
             return 0
-        # More than one where a buffer was lost with it.
+        # More than one if buffered events were lost too.
         lost, self._lost = self._lost, 0
         return 1 + lost
 
     def _fail(self, error: Exception, event: object, *, events: int = 1, suppressed: int = 0) -> None:
         """Apply the error policy to *error*; the loss itself has been counted. Called without locks."""
-        told = cleaned(error, event)
-        self._ledger.last_error = describe(told)
-        failure = self._failed_with(told, events, suppressed)
+        shown = cleaned(error, event)
+        self._ledger.last_error = describe(shown)
+        failure = self._failed_with(shown, events, suppressed)
         with self._ledger.lock:
             self._reporting += 1
         self._changed()
@@ -578,7 +581,7 @@ class Sink(Guarded, InChain, Forwarding):
         except Exception as raised:
             if self.on_error == "raise":
                 raise
-            # The last resort: who was to be told failed itself.
+            # on_error itself has failed.
             report(replace(failure, error=cleaned(raised, event), events=0))
         finally:
             thread.reporting.pop()
@@ -587,20 +590,20 @@ class Sink(Guarded, InChain, Forwarding):
             self._changed()
 
     def _fail_unraised(self, error: Exception, event: object, *, events: int = 0) -> None:
-        """Do `_fail` where nobody is there to raise to, or nothing may be: what would be raised is reported."""
+        """Do the same as `_fail`, but report the error instead of raising it, since no caller can handle it."""
         if self.on_error != "raise":
             self._fail(error, event, events=events)
             return
-        told = cleaned(error, event)
-        self._ledger.last_error = describe(told)
-        report(self._failed_with(told, events))
+        shown = cleaned(error, event)
+        self._ledger.last_error = describe(shown)
+        report(self._failed_with(shown, events))
 
-    def _failed_with(self, told: BaseException, events: int, suppressed: int = 0) -> SinkFailure:
+    def _failed_with(self, error: BaseException, events: int, suppressed: int = 0) -> SinkFailure:
         try:
             where = self._where()
-        except Exception:  # of a sink that was made half
+        except Exception:  # the constructor has not finished
             where = ""
-        return SinkFailure(self.name, told, events, time.time(), suppressed, where, self._number)
+        return SinkFailure(self.name, error, events, time.time(), suppressed, where, self._number)
 
     def _seconds(self, timeout: float | None) -> float:
         seconds = lifecycle.patience(self.drain_timeout) if timeout is None else timeout
@@ -609,24 +612,24 @@ class Sink(Guarded, InChain, Forwarding):
             raise ValueError(msg)
         return seconds
 
-    # -- the process's life, see outfall.sinks.core.lifecycle
+    # -- fork and exit, see outfall.sinks.core.lifecycle
 
     @property
     def has_owner(self) -> bool:
-        """Whether a sink around this one drains it with itself."""
+        """Whether a wrapper owns this sink and drains it."""
         return any(wrapper() is not None for wrapper in self._wrappers)
 
     def hasten(self, deadline: float) -> None:
-        """Have a thread that delivers linger no more, at exit; until *deadline* `drain` waits for it."""
+        """Tell the delivering thread to send at once what waits; called at exit, before `drain`, with its deadline."""
         self._put_remainders(deadline)
 
     def drain(self, timeout: float) -> None:
-        """Put out what waits, at exit; the sink stays open and keeps nothing back any more."""
+        """Put out all waiting events at exit; the sink stays open, and buffers no more."""
         if not self._closed:
             self.flush(timeout)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: fresh locks, an empty ledger, nothing pending."""
+        """Reset the sink in a forked child: new locks, an empty ledger, nothing pending."""
         self._fresh_state()
         self._reporting = 0
         self._changed()
@@ -636,7 +639,7 @@ def checked_sink(sink: Any, argument: str = "sink") -> Sink:
     """Return *sink*.
 
     Raises:
-        TypeError: If it is none; the message says what makes one of it.
+        TypeError: If it is not a `Sink`; the message says how to make one.
     """
     if isinstance(sink, Sink):
         return sink
@@ -644,7 +647,7 @@ def checked_sink(sink: Any, argument: str = "sink") -> Sink:
     if isinstance(sink, type):
         msg = f"{argument}={sink.__name__} is not a Sink but a class; write {sink.__name__}(…)"
     elif isinstance(sink, str) and "://" in sink:
-        msg = f"{argument}: a URL is not a Sink; write open_sink(url)"  # which may hold a password
+        msg = f"{argument}: a URL is not a Sink; write open_sink(url)"  # without the URL, which may hold a password
     elif isinstance(sink, (str, os.PathLike)):
         msg = f"{argument}={sink!r} is not a Sink; write FileSink({os.fspath(sink)!r})"
     elif isinstance(sink, logging.Handler):

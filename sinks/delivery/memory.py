@@ -593,7 +593,7 @@ class MemorySink(BufferingSink):
         return described if self._target is None else f"{described} for {self._target.name}"
 
     def _where(self) -> str:
-        return "" if self._target is None else f"for {self._target._told_name()}"
+        return "" if self._target is None else f"for {self._target._full_name()}"
 
 
 def _checked_target(target: Sink | None) -> Sink | None:

@@ -146,7 +146,7 @@ class _Router(Sink):
         return "to " + ", ".join(sink.name for sink in self.sinks)
 
     def _where(self) -> str:
-        return "to " + ", ".join(sink._told_name() for sink in self.sinks)
+        return "to " + ", ".join(sink._full_name() for sink in self.sinks)
 
 
 class FanoutSink(_Router):
