@@ -130,7 +130,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             when = "midnight" if kept >= _DAY_SECONDS else "h"
         self._schedule = Schedule(when, interval, utc=utc, at_time=at_time)
         self.max_bytes: int = checked_size(max_bytes, "max_bytes")
-        path = checked_path(filename, dated=DatedName.is_one(os.fsdecode(filename)))
+        dated = isinstance(filename, (str, bytes, os.PathLike)) and DatedName.is_one(os.fsdecode(filename))
+        path = checked_path(filename, dated=dated)
         #: The file's name, if it has a date in it, and the link to the file.
         self._dated = DatedName(path, self._schedule) if DatedName.is_one(path) else None
         self._link = _checked_link(link, dated=self._dated is not None)
