@@ -20,10 +20,10 @@ from outfall.sinks.files.file import FileSink
 from outfall.sinks.files.rotating import BaseRotatingFileSink
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from outfall.sinks.core.sink import OnError
+    from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.opening import Mode
 
 #: How many rotated files are kept where nothing says so: a bound of the file alone bounds nothing.
@@ -83,7 +83,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         self,
         filename: str | os.PathLike[str],
         mode: Mode = "a",
-        max_bytes: int = 0,
+        max_bytes: Size = 0,
         backup_count: int | None = None,
         encoding: str | None = None,
         delay: bool = False,
@@ -91,15 +91,15 @@ class RotatingFileSink(BaseRotatingFileSink):
         *,
         namer: Callable[[str], str] | None = None,
         rotator: Callable[[str, str], object] | None = None,
-        max_age: float | dt.timedelta | None = None,
-        max_total_bytes: int | None = None,
+        max_age: Span | None = None,
+        max_total_bytes: Size | None = None,
         compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
         multiprocess: bool = False,
         permissions: int | None = None,
-        buffer_bytes: int = 0,
-        flush_interval: float | dt.timedelta = 1.0,
+        buffer_bytes: Size = 0,
+        flush_interval: Span = 1.0,
         flush_level: Level = "error",
-        timeout: float | dt.timedelta = 5.0,
+        timeout: Span = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,

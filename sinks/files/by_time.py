@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from outfall.sinks.core.sink import OnError
+    from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.rotating import RotatedFile
 
 #: A file's birth and the time of its last write come from clocks of different grain.
@@ -103,20 +104,20 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         at_time: dt.time | None = None,
         errors: str | None = None,
         *,
-        max_bytes: int = 0,
+        max_bytes: Size = 0,
         link: str | os.PathLike[str] | None = None,
         mode: Mode = "a",
         namer: Callable[[str], str] | None = None,
         rotator: Callable[[str, str], object] | None = None,
-        max_age: float | dt.timedelta | None = None,
-        max_total_bytes: int | None = None,
+        max_age: Span | None = None,
+        max_total_bytes: Size | None = None,
         compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
         multiprocess: bool = False,
         permissions: int | None = None,
-        buffer_bytes: int = 0,
-        flush_interval: float | dt.timedelta = 1.0,
+        buffer_bytes: Size = 0,
+        flush_interval: Span = 1.0,
         flush_level: Level = "error",
-        timeout: float | dt.timedelta = 5.0,
+        timeout: Span = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,

@@ -33,13 +33,13 @@ from outfall.sinks.files.sealing import write_sealed_line
 from outfall.sinks.files.shortcut import Begun, BegunError, line_by_chain, line_by_screen
 
 if TYPE_CHECKING:
-    import datetime as dt
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.core.ledger import SinkStats
     from outfall.sinks.core.sink import OnError
+    from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.opening import Mode
 
 
@@ -145,10 +145,10 @@ class FileSink(Output):
         errors: str | None = None,
         *,
         permissions: int | None = None,
-        buffer_bytes: int = 0,
-        flush_interval: float | dt.timedelta = 1.0,
+        buffer_bytes: Size = 0,
+        flush_interval: Span = 1.0,
         flush_level: Level = "error",
-        timeout: float | dt.timedelta = 5.0,
+        timeout: Span = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,

@@ -29,9 +29,9 @@ from outfall.sinks.files.sealing import last_sealed_line, write_sealed
 from outfall.sinks.files.sharing import OpenFile, place_of
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Sequence
 
+    from outfall.sinks.event.units import Span
     from outfall.sinks.files.opening import Mode
 
 #: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
@@ -71,7 +71,7 @@ class Output(ByteSink):
         mode: Mode,
         *,
         permissions: int | None,
-        timeout: float | dt.timedelta,
+        timeout: Span,
         **options: Any,
     ) -> None:
         #: The absolute path, as text; frozen here, so that a later chdir does not move the file.

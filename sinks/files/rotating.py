@@ -22,10 +22,10 @@ from outfall.sinks.files.listing import names_in
 from outfall.sinks.files.opening import Mode, checked_path
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from outfall.sinks.core.sink import OnError
+    from outfall.sinks.event.units import Size, Span
 
 #: After a failed rotation the next is tried after this many seconds, then twice as many, up to the second figure.
 _BACKOFF_SECONDS = (1.0, 60.0)
@@ -118,15 +118,15 @@ class BaseRotatingFileSink(SharedFileSink):
         namer: Callable[[str], str] | None = None,
         rotator: Callable[[str, str], object] | None = None,
         backup_count: int = 0,
-        max_age: float | dt.timedelta | None = None,
-        max_total_bytes: int | None = None,
+        max_age: Span | None = None,
+        max_total_bytes: Size | None = None,
         compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
         multiprocess: bool = False,
         permissions: int | None = None,
-        buffer_bytes: int = 0,
-        flush_interval: float | dt.timedelta = 1.0,
+        buffer_bytes: Size = 0,
+        flush_interval: Span = 1.0,
         flush_level: Level = "error",
-        timeout: float | dt.timedelta = 5.0,
+        timeout: Span = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,

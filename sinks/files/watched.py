@@ -20,11 +20,11 @@ from outfall.sinks.files.file import FileSink, append_line
 from outfall.sinks.files.output import NOT_OPEN
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.sink import OnError
+    from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.copytruncate import Copy, Identity
     from outfall.sinks.files.opening import Mode
     from outfall.sinks.files.sharing import OpenFile
@@ -110,12 +110,12 @@ class WatchedFileSink(FileSink):
         delay: bool = False,
         errors: str | None = None,
         *,
-        keep_bytes: int = KEEP_BYTES,
+        keep_bytes: Size = KEEP_BYTES,
         permissions: int | None = None,
-        buffer_bytes: int = 0,
-        flush_interval: float | dt.timedelta = 1.0,
+        buffer_bytes: Size = 0,
+        flush_interval: Span = 1.0,
         flush_level: Level = "error",
-        timeout: float | dt.timedelta = 5.0,
+        timeout: Span = 5.0,
         terminator: str = "\n",
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,

@@ -99,9 +99,10 @@ def collect(token: str) -> list[Sink]:
 
 def configure(directory: Path) -> None:
     """Lead events in by every way there is."""
-    file = FileSink(directory / "app.jsonl", level="warning", processors=[redact], buffer_bytes=65_536)
+    file = FileSink(directory / "app.jsonl", level="warning", processors=[redact], buffer_bytes="64 KiB", timeout="2s")
     console = StreamSink(renderer=structlog.dev.ConsoleRenderer(), on_error="raise")
-    everywhere = FanoutSink(file, console, Table(), Pipe(renderer=OrjsonRenderer()), NullSink())
+    nightly = TimedRotatingFileSink(directory / "day.jsonl", max_age="30 days", max_total_bytes="2 GB")
+    everywhere = FanoutSink(file, nightly, console, Table(), Pipe(renderer=OrjsonRenderer()), NullSink())
     structlog.configure(processors=[structlog.processors.add_log_level, tee(console), everywhere])
     structlog.configure(logger_factory=SinkLoggerFactory(everywhere))
     logging.getLogger().addHandler(SinkHandler(file, level=logging.INFO))

@@ -775,3 +775,32 @@ def test_close_opens_a_delayed_file_for_what_waits(path):
     assert not path.exists()
     assert sink.close()
     assert _numbers(path) == [1]
+
+
+@pytest.mark.parametrize("kind", [FileSink, WatchedFileSink, RotatingFileSink, TimedRotatingFileSink])
+def test_sizes_and_spans_are_annotated_as_what_they_take(kind):
+    """Text such as "50 MB" and "1h30m", for type checkers and URLs alike."""
+    annotations = kind.__init__.__annotations__
+    sizes = {name for name in annotations if name.endswith("_bytes")}
+    spans = {"flush_interval", "timeout", "max_age"} & annotations.keys()
+    assert sizes
+    assert spans
+    assert {annotations[name].removesuffix(" | None") for name in sizes} == {"Size"}
+    assert {annotations[name].removesuffix(" | None") for name in spans} == {"Span"}
+
+
+def test_sizes_and_spans_may_be_text(tmp_path):
+    """Wherever a file sink takes one."""
+    with TimedRotatingFileSink(
+        tmp_path / "a",
+        max_bytes="50 MB",
+        max_age="7 days",
+        max_total_bytes="1 GiB",
+        buffer_bytes="4 KiB",
+        flush_interval="500 ms",
+        timeout="2s",
+    ) as sink:
+        assert (sink.max_bytes, sink.max_age, sink.max_total_bytes) == (50_000_000, 604_800.0, 2**30)
+        assert sink.buffer_bytes == 4096
+    with WatchedFileSink(tmp_path / "b", keep_bytes="1 MB") as watched:
+        assert watched.keep_bytes == 1_000_000
