@@ -114,7 +114,7 @@ class Forwarding:
 
     @property
     def plain(self) -> bool:
-        """Whether the item of a plain event is ``plain_line(event, level)`` without its line break. Default: False.
+        """Whether the item of a plain event is ``plain_line(event, level)`` without its line break. False by default.
 
         *level* is the higher one of the wrapper's level and this sink's.
         """
@@ -130,7 +130,7 @@ class Forwarding:
 
     @property
     def keeps_types(self) -> bool:
-        """Whether items keep values that JSON cannot represent. Default: False.
+        """Whether items keep values that JSON cannot represent. False by default.
 
         Then a line with a ``null`` is not plain, since the value may have been a NaN.
         """

@@ -94,7 +94,7 @@ class Sink(Guarded, InChain, Forwarding):
     #: True in sinks that store the items of `emit_batch` (buffers, spools), and so count them themselves.
     counts_batches: ClassVar[bool] = False
 
-    #: True in sinks whose output people read, and in those that only pass events on: they may get text for people.
+    #: True in sinks that may get text for people, since people read their output or they only pass events on.
     shows_people: ClassVar[bool] = False
 
     #: Names that users of a sink do not need: hooks for authors of sinks, and internal calls.
