@@ -85,7 +85,8 @@ if TYPE_CHECKING:
     )
     from outfall.sinks.network.listener import ListenerStats, SocketListener
     from outfall.sinks.network.socket import SocketSink
-    from outfall.sinks.routing.fanout import FallbackSink, FanoutSink
+    from outfall.sinks.routing.fallback import FallbackSink
+    from outfall.sinks.routing.fanout import FanoutSink
     from outfall.sinks.shaping import Once, Sample, Throttle
     from outfall.sinks.spool.sink import SpoolSink
     from outfall.sinks.spool.status import SpoolStatus, StoreStatus
@@ -118,7 +119,7 @@ else:
         "DeliveryError": "sinks.errors",
         "ElasticsearchBulk": "adapters.collectors",
         "Encoded": "sinks.core.item",
-        "FallbackSink": "sinks.routing.fanout",
+        "FallbackSink": "sinks.routing.fallback",
         "FanoutSink": "sinks.routing.fanout",
         "FileSink": "sinks.files.file",
         "FluentSink": "sinks.network.fluent",

@@ -1,0 +1,177 @@
+"""One event to the first of several sinks that takes it: `FallbackSink`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from structlog import DropEvent
+
+from outfall.sinks.core.item import Batch, BatchResult, Encoded
+from outfall.sinks.core.reporting import cleaned, describe, report
+from outfall.sinks.errors import (
+    ReentrantEventError,
+    TemporaryDeliveryError,
+    reason_of,
+)
+from outfall.sinks.event.levels import NOTSET, Level
+from outfall.sinks.routing.parts import key_for, offer, routed
+from outfall.sinks.routing.router import Answers, Router, prepared, tell_owner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from outfall.sinks.core.sink import OnError, Sink
+
+
+class FallbackSink(Router):
+    """Hand each event to *primary*; if that fails, to the next sink, until one takes it.
+
+    For a local file beside a network target, or a second collector. Each event is tried with *primary* first, so what
+    fails should fail fast.
+
+    A sink that filters an event, by its level or a processor, has taken it: filters say what belongs where, and not
+    that something is wrong. A sink that raises has not; its own ``on_error`` is told if it was given one, and this
+    sink's too, as of a failure that cost nothing. If all fail, their errors are raised as one, and the event is lost.
+
+    Behind a `BackgroundSink` or a `SpoolSink` the children's levels and processors run in the thread that logs. What
+    no child takes and one of them may take later is tried again, with *primary* first.
+
+    Args:
+        primary: The sink that should have the events.
+        *others: The sinks to try in its place, in this order. All are owned: `close` closes them.
+        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
+        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
+            stderr.
+        name: What to call the sink in reports and stats. Default: the name of its class.
+
+    Raises:
+        TypeError: If one of the sinks is no `Sink`.
+        ValueError: If one comes twice.
+
+    Each child keeps its own account in ``stats().targets``: what *primary* could not take is dropped there and
+    delivered here. Holds no lock, and so waits for no other thread. `flush` and `close` share their timeout among the
+    children.
+    """
+
+    _kind = "fallback"
+
+    def __init__(
+        self,
+        primary: Sink,
+        *others: Sink,
+        level: Level = NOTSET,
+        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
+        on_error: OnError = report,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(primary, *others, level=level, processors=processors, on_error=on_error, name=name)
+
+    @property
+    def behind(self) -> tuple[Sink, ...]:
+        """See `Forwarding.behind`: what the others hold back is told when they are closed."""
+        return self.sinks[:1]
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Hand *event* to the first child that takes it; raise if none does."""
+        failures: list[tuple[Sink, Exception]] = []
+        for sink in self.sinks:
+            try:
+                sink.deliver(event)
+            except Exception as error:
+                lost = sink._events_lost_to(error)
+                failures.append((sink, error))
+                if not isinstance(error, ReentrantEventError):  # telling could be what feeds the loop
+                    tell_owner(sink, error, lost, event)
+                if not lost:  # it has been put out nevertheless
+                    break
+            else:
+                break
+        else:
+            self._raise(failures, event)
+        for _, failure in failures:
+            if not isinstance(failure, ReentrantEventError):
+                self._fail_unraised(failure, event)
+
+    def _raise(self, failures: list[tuple[Sink, Exception]], event: object) -> NoReturn:
+        told = [each for each in failures if not isinstance(each[1], ReentrantEventError)]
+        if len(told) < 2:
+            raise (told or failures)[0][1]
+        error = self._all_failed(told, event)
+        temporary = [failure for _, failure in told if isinstance(failure, TemporaryDeliveryError)]
+        if not temporary:
+            raise error
+        waits = [failure.retry_after for failure in temporary if failure.retry_after is not None]
+        raise TemporaryDeliveryError(str(error), min(waits) if waits else None)
+
+    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Give each item's part to the first child that takes it.
+
+        Raises:
+            TemporaryDeliveryError: If no child could take anything.
+        """
+        items = self._routed(batch)
+        left: Sequence[int] = range(len(items))
+        again: set[int] = set()
+        reasons: dict[int, list[str]] = {}
+        seen = Answers()
+        for place, sink in enumerate(self.sinks):
+            failed = {index: items[index].refused[place] for index in left if place in items[index].refused}
+            wanted = [index for index in left if index not in failed and items[index].parts[place] is not None]
+            for _ in range(len(left) - len(failed) - len(wanted)):
+                sink._ledger.filter()
+            parts = [part for index in wanted if (part := items[index].parts[place]) is not None]
+            answer = seen.add(offer(sink, Batch(parts, key_for(batch, wanted, place))))
+            self._account(sink, len(wanted), answer)
+            again.update(wanted[at] for at in answer.waiting)
+            failed.update((wanted[at], reason) for at, reason in answer.refused.items())
+            for index, reason in failed.items():
+                reasons.setdefault(index, []).append(f"{sink.name}: {reason}")
+            left = sorted({*failed, *(wanted[at] for at in answer.waiting)})
+            if not left:
+                break
+        retry = [index for index in left if index in again]
+        if retry and len(retry) == len(items):
+            raise seen.gentlest()
+        for problem in seen.problems:
+            self._fail_unraised(problem, None)
+        rejected = {index: "; ".join(reasons[index]) for index in left if index not in again}
+        return seen.result(retry, rejected, min)
+
+    def encode(self, event: dict[str, Any]) -> Encoded:
+        """Return *event* as each child wants it, past the child's level and processors, as one batch item.
+
+        Raises:
+            DropEvent: If the first child that does not fail filters it.
+            Exception: What the children raise, if all fail.
+        """
+        parts: list[Encoded | None] = []
+        refused: dict[int, str] = {}
+        failures: list[tuple[Sink, Exception]] = []
+        filtered = False
+        for place, sink in enumerate(self.sinks):
+            part, failure = prepared(sink, event)
+            parts.append(part)
+            if failure is not None:
+                sink._count_dropped(reason_of(failure))
+                tell_owner(sink, failure, 1, event)
+                refused[place] = describe(cleaned(failure, event))
+                failures.append((sink, failure))
+            elif part is None and len(failures) == place:
+                sink._ledger.filter()
+                filtered = True
+                break
+        if len(failures) == len(self.sinks):
+            self._raise(failures, event)
+        for _, failure in failures:
+            self._fail_unraised(failure, event)
+        if filtered:
+            raise DropEvent
+        return routed(self._kind, parts, refused, self._encoded(event, b""))
+
+    def _put(self, event: dict[str, Any]) -> Exception | None:
+        # No lock: each child has its own, and this sink has nothing to guard but the count.
+        self.emit(event)
+        with self._ledger.lock:
+            self._ledger.delivered += 1
+        return None
