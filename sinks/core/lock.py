@@ -66,18 +66,17 @@ class WriteLock:
     A function that does this adds its code object to `HAND_TAKEN`: a signal handler or ``__del__`` that logs while its
     own thread holds the turn that way finds the frame on its stack and goes on, as with an RLock.
 
-    Everybody else uses it like an RLock, with ``with`` or `acquire` and `release`, both in one function. Who must wait
-    polls, from 50 µs to 1 ms, instead of queueing: whoever holds the turn rarely keeps it for longer than one
-    ``write``.
+    All other code uses the lock like an RLock, with ``with`` or with `acquire` and `release` in one function. A waiter
+    polls, every 50 µs to 1 ms, instead of queueing: the owner rarely holds the lock for longer than one ``write``.
 
-    Who polls finds it taken again and again if others never pause: they hold it just when they let go of the
-    interpreter, in ``write``. So who has waited for long reserves it, which the hot path need not look for: the turn's
-    class is exchanged for one whose item nobody else can delete.
+    Threads that log without a pause hold the lock whenever they release the interpreter, in ``write``, so a waiter that
+    polls could find it taken every time. After a while the waiter reserves the lock: it exchanges the class of the turn
+    for one whose item only the waiter can delete. The hot path needs no check for that.
 
-    A KeyboardInterrupt may come at the very entry of ``__exit__``, before a line of it has run, and no code can prevent
-    that. So the lock remembers the frame that took it: who finds it taken by a frame that runs no more takes it over.
+    A KeyboardInterrupt may come at the entry of ``__exit__``, before its first line runs, and no code can prevent that.
+    So the lock remembers the frame that acquired it. A waiter takes the lock over if that frame has finished.
 
-    A forked child must make a new one.
+    A forked child must make a new lock.
     """
 
     __slots__ = ("_borrowed", "_depth", "_frame", "_owner", "_reserved", "turn")
@@ -87,7 +86,7 @@ class WriteLock:
         #: The thread, and its frame, that alone may take the turn next.
         self._reserved: tuple[int, FrameType] | None = None
         self._owner = 0
-        #: Who took it, for as long as it is taken.
+        #: The frame that acquired the lock; None while it is free.
         self._frame: FrameType | None = None
         self._depth = 0
         #: Taken within a frame of the same thread that has the turn by hand, and gives it back.
@@ -102,16 +101,16 @@ class WriteLock:
 
     @property
     def nested(self) -> bool:
-        """True, to who has the lock, if its thread had it before: within a signal handler, for example."""
+        """True if the thread that holds the lock held it before: in a signal handler, for example."""
         return self._borrowed or self._depth > 1
 
     @property
     def held(self) -> bool:
-        """True if this thread has the lock, other than by hand."""
+        """True if this thread holds the lock, unless it has taken the turn by hand."""
         return self._owner == get_ident()
 
     def release(self) -> None:
-        """Give the lock back, once for every `acquire`."""
+        """Release the lock, once for every `acquire`."""
         depth = self._depth - 1
         self._depth = depth
         if depth == 0:
@@ -200,7 +199,7 @@ class WriteLock:
         return False
 
     def _take_from_the_dead(self) -> bool:
-        """Give the lock back if the frame that took it runs no more; return False if it does."""
+        """Release the lock if the frame that acquired it has finished; return False if it still runs."""
         reserved = self._reserved
         dead = reserved is not None and _has_ended(reserved[1], reserved[0])
         if dead and self._reserved is reserved:
@@ -209,8 +208,8 @@ class WriteLock:
         owner, frame = self._owner, self._frame
         if frame is not None and not _has_ended(frame, owner):
             return False
-        # A frame that has ended cannot release any more, so if it still has the lock it always will. Only one thread
-        # gets past this comparison, since nobody comes between it and the change.
+        # A frame that has finished will never release the lock. Only one thread gets past this comparison, since no
+        # other thread runs between it and the assignment.
         if frame is not None and self._frame is frame:
             self._frame = None
             self._owner = 0
@@ -220,7 +219,7 @@ class WriteLock:
 
 
 def _has_ended(frame: FrameType, thread: int) -> bool:
-    """Return True if *thread* runs *frame* no more."""
+    """Return True if *frame*, of *thread*, has finished."""
     if thread == get_ident():
         return not _runs(frame, sys._getframe())
     # A child that was forked in C still lists the parent's threads, whose stacks are other threads' by now: to look at

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.opening import Mode
 
-#: How many rotated files are kept where nothing says so: a bound of the file alone bounds nothing.
+#: How many rotated files are kept by default: to limit the size of one file alone would not limit the disk space.
 _BACKUP_COUNT = 5
 
 
@@ -40,8 +40,8 @@ class RotatingFileSink(BaseRotatingFileSink):
         filename: Path of the file; a relative one is resolved now.
         mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. With *max_bytes*
             ``"w"`` means ``"a"``, since a restart would lose what was not rotated.
-        max_bytes: Size in encoded bytes, terminators included, that the file does not exceed, unless one event alone
-            does. Default 0: it never rolls over.
+        max_bytes: Greatest size of the file in encoded bytes, terminators included, or as text such as ``"50 MB"``.
+            Only a single event that is larger exceeds it. Default 0: the file never rolls over.
         backup_count: How many rotated files to keep. Default 5 with *max_bytes*, unless *max_age* or *max_total_bytes*
             says what to keep. With 0 and none of these it never rolls over, as with
             `logging.handlers.RotatingFileHandler`.
@@ -50,16 +50,21 @@ class RotatingFileSink(BaseRotatingFileSink):
         errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         namer: Called with the path of a rotated file; returns the one that it gets. Default None.
         rotator: Called with the file's path and its new one, to move it. Default None: it is renamed.
-        max_age: How old rotated files may get, in seconds or as text such as ``"10 days"``. Default None: no limit.
-        max_total_bytes: How many bytes the rotated files may have in all. Default None: no limit.
+        max_age: How old rotated files may get, in seconds, as a timedelta, or as text such as ``"10 days"``. Default
+            None: no limit.
+        max_total_bytes: How large all rotated files together may be, in bytes or as text such as ``"2 GB"``. Default
+            None: no limit.
         compression: ``"gzip"``, ``"zstd"``, or a callable that packs rotated files. Default None.
         multiprocess: True if other processes write to this file too. Default False.
         permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
             umask.
-        buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
-        flush_interval: Seconds after which the next event writes the buffer out. Default 1.
-        flush_level: An event at or above it writes the buffer out. Default ``"error"``.
-        timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
+        buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
+            written at once.
+        flush_interval: Time after which the next event makes the buffer be written: seconds, a timedelta, or text such
+            as ``"500 ms"``. Default 1.
+        flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
+        timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
+            *flush_interval*. Default 5.
         terminator: What ends each event. Default ``"\n"``.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -71,10 +76,11 @@ class RotatingFileSink(BaseRotatingFileSink):
     Raises:
         ValueError: As `BaseRotatingFileSink`.
 
-    An empty file and one that is not a regular file never roll over. The size is counted, not asked for each event; a
-    file truncated by somebody else is noticed when it seems full. With *multiprocess* each event costs one ``stat``,
-    which those share that follow one another within microseconds; the file may exceed *max_bytes* by one event a
-    process, and a rotated file that an idle process still has open is compressed when that process has moved on.
+    An empty file and one that is not a regular file never roll over. The sink counts the size instead of asking for it
+    with each event; it notices that another program has truncated the file when the count says that it is full. With
+    *multiprocess* each event costs one ``stat``, which events that follow within microseconds share. The file may
+    exceed *max_bytes* by one event of each process. A rotated file that an idle process still has open is compressed
+    once that process has switched to the current file.
 
     Source: `logging.handlers.RotatingFileHandler`.
     """

@@ -60,16 +60,21 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             what an earlier process has left.
         namer: Called with the path of a rotated file; returns the one that it gets. Default None.
         rotator: Called with the file's path and its new one, to move it. Default None: it is renamed.
-        max_age: How old rotated files may get, in seconds or as text such as ``"10 days"``. Default None: no limit.
-        max_total_bytes: How many bytes the rotated files may have in all. Default None: no limit.
+        max_age: How old rotated files may get, in seconds, as a timedelta, or as text such as ``"10 days"``. Default
+            None: no limit.
+        max_total_bytes: How large all rotated files together may be, in bytes or as text such as ``"2 GB"``. Default
+            None: no limit.
         compression: ``"gzip"``, ``"zstd"``, or a callable that packs rotated files. Default None.
         multiprocess: True if other processes write to this file too. Default False.
         permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
             umask.
-        buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
-        flush_interval: Seconds after which the next event writes the buffer out. Default 1.
-        flush_level: An event at or above it writes the buffer out. Default ``"error"``.
-        timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
+        buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
+            written at once.
+        flush_interval: Time after which the next event makes the buffer be written: seconds, a timedelta, or text such
+            as ``"500 ms"``. Default 1.
+        flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
+        timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
+            *flush_interval*. Default 5.
         terminator: What ends each event. Default ``"\n"``.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.

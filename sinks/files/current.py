@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 #: How often what others may have moved away meanwhile is tried anew.
 OPEN_ATTEMPTS = 10
 
-#: Events that follow one another more closely share one look at the path, which costs more than the write itself: Linux
-#: has a file that was asked for its times note a new one at the next write.
+#: Events within this time share one ``stat`` of the path. It costs more than the write itself: after a ``stat`` Linux
+#: sets a new modification time at the next write.
 _LOOK_SECONDS = 0.000_05
 
-#: So closely: in between this thread has had no time to move or remove a file.
+#: If the last write is no longer ago than this, this thread has had no time to move or remove the file since.
 _GAP_SECONDS = 0.000_008
 
 # Not on Windows, where several processes are refused.
@@ -41,18 +41,18 @@ _pread: Any = getattr(os, "pread", None)
 
 
 class SharedFileSink(FileSink):
-    """Know which file is the current one, and how large it is; with *multiprocess*, whatever other processes do to it.
+    """Keep track of the current file and its size; with *multiprocess*, also of what other processes do to it.
 
-    The base of the rotating sinks, which say when the file is moved away, and by whom.
+    The base of the rotating sinks, which decide when the file is moved away.
 
-    Each process holds a shared ``flock`` on the file it writes to. A process that was killed may leave half a line: the
-    next event written after it, by whomever, stands on a line of its own.
+    Each process holds a shared ``flock`` on the file that it writes to. A killed process may leave half a line; the
+    next event, of any process, still begins on a line of its own.
     """
 
     #: The size in bytes at which the file rolls over, in subclasses that have one.
     max_bytes: int = 0
 
-    #: Whether a signal handler has looked at the size, or rolled over, since the last look of anybody else.
+    #: True if a signal handler has checked the size, or rolled over, since the last check outside of one.
     _interrupts: bool = False
 
     def __init__(self, filename: str | os.PathLike[str], *options: Any, multiprocess: bool, **named: Any) -> None:
@@ -62,8 +62,8 @@ class SharedFileSink(FileSink):
         self.multiprocess: bool = bool(multiprocess)
         #: Bytes of events that go to the file with the next write.
         self._unwritten = 0
-        #: From when on an event has to look at the path, and when the last was written; the events that came since the
-        #: last look, to be written again if the file turns out to have been deleted before them; those that have to be.
+        #: When an event has to check the path next; when the last event was written. The events since the last check,
+        #: which are written again if the file was deleted before them; the events to write again.
         self._look_due = self._wrote_at = 0.0
         self._unlooked: list[bytes] = []
         self._regained: list[bytes] = []
@@ -89,12 +89,12 @@ class SharedFileSink(FileSink):
         return self._place.directory_lock(self.base_filename)
 
     def _follow(self, file: OpenFile) -> None:
-        """Go on with *file* too; with *multiprocess* the next event looks for itself. See `FileSink`."""
+        """Switch to *file*, as in `FileSink`; with *multiprocess* the next event checks the path itself."""
         if not self.multiprocess:
             super()._follow(file)
 
     def _catch_up(self) -> None:
-        """Have the file open; where several processes write, find out which is the current one and how large it is."""
+        """Open the file if it is not open; with *multiprocess*, find out the current file and its size."""
         if self._fd == self._parked_fd:
             self._install(*self._open_file())
         if not self.multiprocess:
@@ -140,7 +140,7 @@ class SharedFileSink(FileSink):
             return super()._missing_start(descriptor)
 
     def _write_start(self) -> None:
-        """Write what has to come before the next event, unless another process has done so."""
+        """Write what must precede the next event, unless another process has done so."""
         with contextlib.ExitStack() as stack:
             try:
                 if not self._place.rolling:  # then this process has it
@@ -158,8 +158,8 @@ class SharedFileSink(FileSink):
 
     def _write_shared(self, data: bytes) -> bool:
         """Write *data*, a line, if the file is the current one; return False if the pipeline has to see to it."""
-        # What is asked of the system before an event is whether others have moved the file away, and how large they
-        # have made it; then whether one of them has died in the midst of its line.
+        # Before an event, the system is asked whether another process has moved the file away, how large the file is,
+        # and whether a process died within its line.
         descriptor, file = self._fd, self._shared_file
         now = monotonic()
         if now >= self._verify_at:
@@ -186,8 +186,8 @@ class SharedFileSink(FileSink):
             return True
         if not looks:
             self._unlooked += (data,)
-        # And afterwards whether one did between the look and the write. Not if a signal handler has logged meanwhile:
-        # it has looked itself.
+        # Afterwards, whether a process died between that check and the write; unless a signal handler has logged in
+        # between, which made the check itself.
         if _lseek(descriptor, 0, _SEEK_CUR) != end and file.size == end:
             file.size = None
             self._mend(data, len(data))
@@ -195,7 +195,7 @@ class SharedFileSink(FileSink):
         return True
 
     def _mend(self, data: bytes, first: int) -> None:
-        """Write the first event of *data*, *first* bytes, once more if it follows the half line of a dead writer."""
+        """Write the first event of *data*, *first* bytes, again if it follows the half line of a killed process."""
         end = self._terminator_bytes
         # The event ended the broken line; the new one may follow another.
         while end and not flock.stands_alone(self._fd, data, end, len(self._byte_order_mark)):
@@ -218,8 +218,8 @@ class SharedFileSink(FileSink):
             written = _os_write(self._fd, data)
         if written == len(data):
             return
-        # What others have written since would stand between the halves, and would be cut off with the first: so it
-        # stays, as after a kill, and is ended.
+        # Other processes may have written since: the rest would not follow the first half, and a truncation would
+        # remove their events. So the half line stays, as after a kill, and its line is ended.
         self._kept = sum(1 for end in ends if end <= written)
         if written != (ends[self._kept - 1] if self._kept else 0):
             self._install(self._fd, self._terminator_bytes or b"\n")
@@ -237,20 +237,20 @@ class SharedFileSink(FileSink):
         if self.multiprocess:
             state = state_of(self.base_filename)
             if state is None or stat.S_ISREG(state.st_mode):
-                # To be read as well: what others have left at its end.
+                # Open for reading too: to see what other processes have left at the end.
                 with contextlib.suppress(PermissionError):
                     return super()._create(flags & ~os.O_WRONLY | os.O_RDWR)
         return super()._create(flags)
 
     def _move_on(self) -> None:
-        """Go on with the file that another process has begun."""
+        """Switch to the file that another process has begun."""
         if self._unlooked and not os.fstat(max(self._fd, self._parked_fd)).st_nlink:
             self._regained += self._unlooked
         self._unlooked.clear()
         self._exchange()
 
     def _write_regained(self) -> None:
-        """Write the events again, to the current file, that were written to one that is deleted."""
+        """Write the events that went to a deleted file again, to the current one."""
         while self._regained:
             again, self._regained = self._regained, []
             ends = list(accumulate(map(len, again)))
@@ -270,7 +270,7 @@ class SharedFileSink(FileSink):
         super()._flush()
 
     def _note(self, error: Exception) -> None:
-        """Have *error*, which costs no event, told when the event is written."""
+        """Report *error*, which loses no event, once the event is written."""
         raise NotImplementedError
 
     def _current_size(self) -> int:
@@ -282,19 +282,19 @@ class SharedFileSink(FileSink):
             file.size = self._size_of_open_file()
             size, counted = self._size_of_open_file(), file.size
             if counted is not None and size > counted:
-                file.size = None  # a signal handler has written between the look and the note
+                file.size = None  # a signal handler has written in between
         return counted + len(self._prefix) + self._unwritten
 
     def _recounted_size(self) -> int:
-        """Return the size as the system knows it, whatever others have done to the file; tell of others who did."""
+        """Return the file's size by the system; warn if other processes have appended to the file."""
         file = self._shared_file
         counted = file.size
-        # What a signal handler has interrupted may have counted, and not written yet, or not to this file.
+        # In a signal handler: the interrupted code may have counted bytes that it has not written yet to this file.
         interrupts, self._interrupts = self._interrupts, self._lock.nested
         if counted is None or self._fd == self._parked_fd or self._interrupts:
             return self._current_size()
         size = self._size_of_open_file()
-        # A signal handler that has logged meanwhile has counted what it wrote, or gone on to another file.
+        # If a signal handler has logged meanwhile, it has counted its bytes, or switched to another file.
         if self._shared_file is file and file.size == counted:
             file.size = size
             if size > counted and not interrupts:
@@ -306,7 +306,7 @@ class SharedFileSink(FileSink):
         return os.fstat(descriptor).st_size
 
     def _notice_others(self, what: str) -> None:
-        """Tell once that another process writes to or rotates the file."""
+        """Warn once that another process writes to or rotates the file."""
         raise NotImplementedError
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
@@ -319,7 +319,7 @@ class SharedFileSink(FileSink):
             if opened is not None:
                 return opened
             time.sleep(0.001)
-        with self._directory_lock:  # nobody can rotate it now
+        with self._directory_lock:  # no process can rotate the file now
             opened = self._open_current()
         if opened is None:
             msg = f"{self.base_filename!r} was moved away again and again while it was being opened"
@@ -333,7 +333,8 @@ class SharedFileSink(FileSink):
         try:
             state = os.fstat(descriptor)
             identity = (state.st_dev, state.st_ino)
-            # Shared by all who write to it, for as long as they do: until the last has moved on, nobody compresses it.
+            # All processes that write to the file share this lock: none compresses the file until the last has closed
+            # it.
             current = not (self.multiprocess and self._regular) or (
                 flock.try_lock(descriptor, shared=True) and identity_of(self.base_filename) == identity
             )
@@ -347,8 +348,8 @@ class SharedFileSink(FileSink):
     def after_fork(self) -> None:
         """Begin anew in a forked child, which shares the open file; see `FileSink`."""
         if self.multiprocess and self._regular:
-            # The child opens the path itself. The parent's open file, were it kept, would keep the lock on it too, and
-            # its offset would not tell where the last write went.
+            # The child opens the path itself: the parent's open file would keep its lock, and its offset would not say
+            # where the last write of the child went.
             for descriptor in (self._fd, self._parked_fd):
                 self._close_own(descriptor)
             super()._install(NOT_OPEN, b"")

@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
 
 def append_line(sink: Any, data: bytes) -> None:
-    """Append *data*, a line, to the file of *sink*; waits with the line for other threads.
+    """Append *data*, a line, to the file of *sink*; if another thread holds the lock, wait for it.
 
     Raises:
-        Exception: If the pipeline has to do it.
-        BaseException: An interrupt; an event that it kept out is counted here.
+        Exception: If the pipeline has to write the line.
+        BaseException: An interrupt. If it came before the write, the event is counted here.
     """
     # Taking the lock by hand: see WriteLock.
     turn = sink._turn
@@ -100,15 +100,16 @@ class FileSink(Output):
         errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         permissions: Permission bits for a file that is created here, such as ``0o640``, whatever the umask. Default
             None: ``0o666`` less the umask. An existing file keeps its own.
-        buffer_bytes: Keep up to so many bytes of events in memory and write them together. Default 0: none. They are
-            written when that many have come, at an event of *flush_level* or above, at the first event
+        buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: none. The
+            buffer is written when it is full, at an event of *flush_level* or above, at the first event
             *flush_interval* after the last write, and by `flush`, `close` and the exit of the process. A kill loses
-            them.
-        flush_interval: Seconds, or a timedelta; default 1.0. No thread watches it: it is looked at with each event.
+            what is in it.
+        flush_interval: Seconds, a timedelta, or text such as ``"500 ms"``. Default 1.0. No thread watches it: each
+            event checks it.
         flush_level: Level at which an event and those before it are written at once. Default ``"error"``.
-        timeout: How long an event waits, in seconds or as a timedelta, for the reader of a pipe or terminal that is
-            full. Default 5.0. Once that time has passed in vain, events are dropped at once until somebody reads; one
-            that is half written then is ``pending``, and goes on by itself.
+        timeout: How long an event waits, as a span like *flush_interval*, for the reader of a pipe or terminal that is
+            full. Default 5.0. After one such timeout, events are dropped at once until the reader reads again; a line
+            that is half written by then stays ``pending``, and its rest is written first.
         terminator: What ends each event. Default ``"\n"``. Settable.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -122,16 +123,17 @@ class FileSink(Output):
             is not usable.
         TypeError: If *filename* is not a path: an open file or a descriptor is for `StreamSink`.
 
-    A file that cannot be opened goes to ``on_error``, and each event tries again. A write that fails or is cut short
-    (disk full) is undone, so that no half line stays; the event is counted as ``dropped["error"]``, and writing goes
-    on as soon as there is room. Half a line that a killed process left is ended before the first event is written. A
-    pipe that is full makes `handle` wait for its reader, no longer than *timeout*. A descriptor that somebody else has
-    closed is noticed within a second, before what has its number now is written to for longer.
+    If the file cannot be opened, the error goes to ``on_error``, and each event tries again. A write that fails or is
+    cut short (disk full) is undone, so that no half line remains; the event is counted as ``dropped["error"]``, and
+    writing resumes as soon as there is room. If a killed process left half a line, a terminator is written before the
+    first event. If a pipe is full, `handle` waits for its reader, no longer than *timeout*. If other code has closed
+    the sink's descriptor, the sink notices within a second and opens the path again; until then it may write to the
+    file that got the number.
 
     Safe from any thread and from signal handlers; any number of processes may append to one file. Sinks of one process
-    on one file, links to it included, take turns, and one that opens the path anew takes the others along. A forked
-    child goes on with the same open file, and leaves what the parent had buffered to the parent. A named pipe without a
-    reader counts as a file that cannot be opened. On NFS, appends of several hosts may overwrite each other.
+    on one file, by links too, share one lock; when one of them reopens the path, the others follow. A forked child
+    writes to the same open file, and leaves the buffer to the parent. A named pipe without a reader counts as a file
+    that cannot be opened. On NFS, appends of several hosts may overwrite each other.
 
     Source: `logging.FileHandler`; POSIX ``open(2)`` on O_APPEND.
     """
@@ -159,7 +161,7 @@ class FileSink(Output):
         self.delay: bool = bool(delay)
         self.buffer_bytes: int = checked_size(buffer_bytes, "buffer_bytes")
         self._flush_level = parse_level(flush_level, "flush_level")
-        #: What waits; from the process's exit on nothing does.
+        #: Lines that wait to be written; none once the process exits.
         self._buffer = Buffer(
             0 if lifecycle.exiting() else self.buffer_bytes, checked_seconds(flush_interval, "flush_interval")
         )
@@ -196,9 +198,9 @@ class FileSink(Output):
 
         When it returns, the event has reached the operating system, or the buffer where there is one.
         """
-        # Whatever is unusual, and every failure, takes the pipeline, where it is treated exactly: until the write
-        # nothing has happened, and a failed write has been undone. `plain_line` and `append_line` are written out for
-        # the usual event of a plain file: the two calls would cost a tenth of what it takes.
+        # Unusual events and all failures take the pipeline, which handles them exactly: nothing has happened before the
+        # write, and a failed write has been undone. For the usual event of a plain file, the code of `plain_line` and
+        # `append_line` is repeated here: the two calls would add a tenth of the cost.
         append = self._append
         rest: Any = event
         if append is not None:
@@ -261,8 +263,8 @@ class FileSink(Output):
                 if data:
                     rest = Begun(event, data=data)
             except BaseException:
-                # A line that is made was handed to what counts it. Python 3.10 looks for signals on the way back from
-                # there, too.
+                # Once the line is rendered, the code that writes it counts it. Python 3.10 also checks for signals when
+                # that code returns.
                 if not data:
                     self._count_dropped("interrupted")
                 raise
@@ -275,7 +277,7 @@ class FileSink(Output):
         usual = (
             all(getattr(own, hook) is getattr(self._hot_class, hook) for hook in self._hot_hooks)
             and not (self._closed or self._reporting or self._may_block)
-            # Whoever counts the size of the same file has to know what is written to it.
+            # A sink that counts the size of the same file has to see every write to it.
             and (self._counts_size or not self._place.counts_size)
             # What is filtered is counted without a lock.
             and (HAS_GLOBAL_LOCK or not (self._level or self._processors))
@@ -284,7 +286,7 @@ class FileSink(Output):
         self._renders_plain = isinstance(renderer, (OrjsonRenderer, ChainedRenderer)) and renderer.is_plain
         plain = self._renders_plain and self._terminator == "\n"
         processors = self._processors
-        #: What the first processor decides by, if it only looks at events: see `outfall.sinks.shaping`.
+        #: The decision of the first processor, if it does not change events: see `outfall.sinks.shaping`.
         first: Any = processors[0] if processors else None
         self._screen: Callable[[Any, float], Any] | None = getattr(first, "screen", None)
         self._screen_usual: Callable[[Any], Any] | None = getattr(first, "screen_usual", None)
@@ -296,13 +298,13 @@ class FileSink(Output):
         if self._level or self._buffer.limit:
             highest = self._flush_level if self._buffer.limit else UNKNOWN
             self._passing_levels = frozenset(n for n, number in NUMBERS.items() if self._level <= number < highest)
-        #: What puts a line out: given the sink, since a bound method would keep it alive. None: the pipeline does.
+        #: Writes a line, called with the sink, since a bound method would keep the sink alive. None: the pipeline does.
         self._append: Callable[[Any, bytes], None] | None = None
-        #: What makes the line, given the sink and the event; None: `handle` does.
+        #: Renders the line, called with the sink and the event. None: `handle` does.
         self._make_line: Callable[[Any, Any], bytes | None] | None = None
-        #: The turn to take where the line needs one write and nothing else; None: `_append` puts it out.
+        #: The turn to take if writing the line is one system call and nothing else. None: call `_append`.
         self._turn_to_write: list[None] | None = None
-        #: What writes the line where one write is not enough; it returns False if the pipeline has to.
+        #: Writes the line if that takes more than one system call; False: the pipeline has to. None: one write does.
         self._write_line: Callable[[Any, bytes], bool] | None = self._line_writer()
         if self._sealer is not None:
             usual = usual and self._write_line is None
@@ -321,11 +323,11 @@ class FileSink(Output):
         return self._append if self._make_line is None and self._passing_levels is None else None
 
     def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
-        """Return what writes a line where one write is not enough."""
+        """Return the function that writes a line if that takes more than one system call, or None."""
         return None
 
     def _append_when_free(self, data: bytes) -> None:
-        """Append *data*, a line that is made, as soon as other threads let go of the file."""
+        """Append *data*, a rendered line, once other threads have released the lock."""
         delivered = False
         try:
             with self._lock:
@@ -378,7 +380,7 @@ class FileSink(Output):
                     except NotInTimeError as error:
                         if not self._torn:
                             raise
-                        # A part of it stands in the pipe: the rest goes out before anything else does.
+                        # A part of the line is in the pipe: its rest is written before anything else.
                         self._put_back([data])
                         return error
                     self._ledger.delivered += 1
@@ -450,7 +452,7 @@ class FileSink(Output):
     # -- the buffer
 
     def _write_buffer(self, counted_elsewhere: int = 0) -> None:
-        """Write what waits. If that fails, what is not in the file is lost and counted, but for *counted_elsewhere*."""
+        """Write the buffer; if that fails, count what is not in the file as lost, less *counted_elsewhere* lines."""
         buffer = self._buffer
         buffer.wind()
         count = self._kept = 0
@@ -478,7 +480,7 @@ class FileSink(Output):
             buffer.in_flight = 0
 
     def _put_back(self, chunk: list[bytes]) -> None:
-        """Have what could not be written in time wait on, the first event less what of it is written."""
+        """Put the lines of *chunk* that could not be written in time back into the buffer, without what is written."""
         if self._given_up:
             self._count_dropped("closed", len(chunk))
             self._lost += len(chunk)
@@ -486,12 +488,12 @@ class FileSink(Output):
         self._buffer.put_back(chunk, self._torn)
 
     def _flush(self) -> None:
-        # A signal handler in the midst of a line: whoever writes that line writes the buffer next.
+        # In a signal handler that interrupts a half-written line: the interrupted write writes the buffer next.
         if self._buffer.lines and not self._mid_line:
             self._write_buffer()
 
     def _drop_buffer(self) -> int:
-        """Count what waits as lost to `close`, let nothing more wait, and return how much it was."""
+        """Empty the buffer for good, count its lines as lost to `close`, and return their number."""
         left = self._buffer.stop()
         if left:
             self._count_dropped("closed", left)
@@ -505,7 +507,7 @@ class FileSink(Output):
             self._fail(NotInTimeError(errno.ETIMEDOUT, why, self.base_filename), None, events=lost)
 
     def drain(self, timeout: float) -> None:
-        """Write what waits, at exit, and buffer nothing from now on."""
+        """Write the buffer at exit, and write each later event at once."""
         self._buffer.limit = 0
         self._changed()
         super().drain(timeout)
@@ -518,10 +520,10 @@ class FileSink(Output):
     # -- the file's life
 
     def reopen(self) -> None:
-        """Open the path anew, as after ``logrotate`` has moved the file; for a SIGHUP handler.
+        """Open the path again, for a SIGHUP handler: ``logrotate`` has moved the file away.
 
-        What waits in the buffer goes to the old file. If the path cannot be opened, that goes to ``on_error`` and the
-        old file, where there is one, is kept. Never truncates.
+        The buffer is written to the old file. If the path cannot be opened, the error goes to ``on_error`` and the sink
+        keeps the old file. Never truncates.
         """
         errors: list[OSError] = []
         with self._lock:
@@ -555,17 +557,17 @@ class FileSink(Output):
         super()._release()
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: the same open file, nothing of the parent's buffer."""
+        """Reset the sink in a forked child: it keeps the open file and drops the parent's buffer."""
         self._buffer.clear()
         super().after_fork()
 
     def __del__(self) -> None:
-        # A sink nobody holds any more: what it buffered is written, and its descriptor is not leaked. At the end of the
+        # The last reference is gone: write the buffer, and do not leak the descriptor. At the end of the
         # interpreter the names of this module may be gone already.
         try:
             if not self._closed:
                 self.close(0)
-            elif self._given_up:  # nobody writes any more
+            elif self._given_up:  # no thread writes any more
                 self._release()
         except Exception:
             return

@@ -45,14 +45,14 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
 
 
 class NotInTimeError(TimeoutError):
-    """A flush with a deadline met a pipe or terminal that nobody reads."""
+    """A pipe or terminal was full until the deadline."""
 
 
 class Output(ByteSink):
-    """Which file is open, and how bytes get into it: whole events or none. The base of `FileSink`.
+    """Keep a file open and write whole events to it, or none. The base of `FileSink`.
 
-    A subclass that follows the file that others move away overrides `_open_file` and `_install`; one to whose file
-    others write overrides `_finish` and `_write_or_reopen`.
+    Subclasses override `_open_file` and `_install` if other processes move the file away, and `_finish` and
+    `_write_or_reopen` if other processes write to it.
 
     Args:
         filename: Path of the file; made absolute once, here.
@@ -85,27 +85,27 @@ class Output(ByteSink):
         self._fd = NOT_OPEN
         #: An open descriptor that the hot path must not use, since `_prefix` has to be written first.
         self._parked_fd = NOT_OPEN
-        #: What the next write must begin with: an end for somebody's half line, or a byte order mark.
+        #: Bytes to write before the next event: the end of a half line, or a byte order mark.
         self._prefix = b""
         self._regular = True
-        #: A pipe or a terminal: whoever reads it decides when a write ends, and how much of a line fits at once.
+        #: True for a pipe or terminal: its reader determines when a write returns and how much of a line it takes.
         self._may_block = False
-        #: While such a line may be half written: what a signal handler logs then waits in the buffer.
+        #: True while a line may be half written: events of signal handlers then go to the buffer.
         self._mid_line = False
-        #: close() could not have the lock in time, or it has let go of the file: it must not be opened again. Before
-        #: that close() may well have to open it, for what waits.
+        #: `_given_up`: close() did not get the lock in time. `_released`: close() has closed the file. After either the
+        #: file must not be opened again; before, close() itself may open it, to write the buffer.
         self._given_up = self._released = False
-        #: Never truncate, nor insist on a new file, a second time.
+        #: True once the path was opened: mode "w" truncates and "x" insists on a new file only the first time.
         self._opened_before = False
-        #: How many of the events of the last write are in the file, whole.
+        #: How many events of the last write are in the file as a whole.
         self._kept = 0
-        #: How much of the first event that is not written stands in the pipe already.
+        #: How many bytes of the first unwritten event are in the pipe already.
         self._torn = 0
-        #: When to look whether the descriptor is still the sink's own, by the monotonic clock.
+        #: When to check next that the descriptor is still the sink's own, by the monotonic clock.
         self._verify_at = 0.0
-        #: What has to be told though it costs no event.
+        #: An error to report that loses no event.
         self._notice: Exception | None = None
-        #: Nobody read a pipe for as long as `_timeout`: until somebody does, no event waits for that.
+        #: True after the pipe was full for `_timeout`: events do not wait for it until it is read again.
         self._stalled = False
         super().__init__(**options)
 
@@ -143,7 +143,7 @@ class Output(ByteSink):
         return []
 
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
-        """Write *data*, in which events end at *ends*; if that fails keep whole events only, `_kept` of them."""
+        """Write *data*, in which events end at *ends*; if that fails, only whole events remain, `_kept` of them."""
         self._kept = 0
         if monotonic() >= self._verify_at:
             self._verify()
@@ -159,7 +159,7 @@ class Output(ByteSink):
     def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
         file = self._shared_file
         try:
-            # Without a call in between, where a signal handler could go on to another file.
+            # There is no call in between, in which a signal handler could switch to another file.
             if file.size is not None:
                 file.size += len(data)
             written = _os_write(self._fd, data)
@@ -171,7 +171,7 @@ class Output(ByteSink):
             if self._fd != NOT_OPEN:
                 if error.errno in _NO_ROOM:
                     raise
-                # The descriptor is of no more use: closed behind our back, a pipe without its reader, a stale mount.
+                # The descriptor is useless: closed by other code, a pipe without a reader, a stale mount.
                 self._verify()
                 self._forget_descriptor()
             prefix = self._take_descriptor()
@@ -191,7 +191,7 @@ class Output(ByteSink):
                 self._finish(data, written, ends)
 
     def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
-        """Write the rest of *data* after a short write, or take back the part of an event that stands there."""
+        """Write the rest of *data* after a short write; if that fails, remove the part of an event that is written."""
         view = memoryview(data)
         self._torn = 0
         try:
@@ -208,14 +208,14 @@ class Output(ByteSink):
             if isinstance(error, NotInTimeError):
                 self._torn = written - keep
             elif self._may_block and not isinstance(error, Exception):
-                # Interrupted on the way back from the system: how much it took then is not known.
+                # Interrupted as the system call returned: how much it has written is unknown.
                 self._install(self._fd, self._terminator_bytes or b"\n")
             else:
                 self._take_back(data[keep:written])
             raise
 
     def _await_room(self) -> None:
-        """Wait until somebody reads: as long as `_timeout`, or until the deadline of `flush` or `close`."""
+        """Wait until the pipe is read: for `_timeout`, or until the deadline of `flush` or `close`."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         deadline = self._deadline
@@ -226,7 +226,7 @@ class Output(ByteSink):
         self._stalled = False
 
     def _take_back(self, part: bytes) -> None:
-        """Remove *part*, half an event, from the end of the file; where that cannot be done, have it ended."""
+        """Remove *part*, a part of an event, from the end of the file, or else end its line with the next write."""
         if not part:
             return
         try:
@@ -240,7 +240,7 @@ class Output(ByteSink):
     # -- opening
 
     def _exchange(self) -> None:
-        """Go on with the file that is at the path now, and have the sinks follow that wrote to the same as this one."""
+        """Open the path again, and let the sinks follow that wrote to the same file as this one."""
         left = self._shared_file
         self._take_file_at_path()
         for other in self._place.others(self):
@@ -248,14 +248,14 @@ class Output(ByteSink):
                 other._follow(self._shared_file)
 
     def _follow(self, file: OpenFile) -> None:
-        """Go on with *file* too, as another sink has done, if it is at this sink's path; called under the lock."""
+        """Switch to *file*, which another sink has opened, if it is at this sink's path; called under the lock."""
         with contextlib.suppress(OSError):
             state = os.stat(self.base_filename)
             if (state.st_dev, state.st_ino) == file.identity and self._fd != self._parked_fd:
                 Output._take_file_at_path(self)
 
     def _take_file_at_path(self) -> None:
-        """Open the path and let its file take the place of the one that is open, under the same descriptor."""
+        """Open the path and replace the open file by that file, under the same descriptor."""
         current = self._fd if self._fd != NOT_OPEN else self._parked_fd
         if current != NOT_OPEN and not self._is_own(current):
             current = NOT_OPEN
@@ -263,15 +263,15 @@ class Output(ByteSink):
         if current != NOT_OPEN:
             state = os.fstat(opened)
             self._next_identity = state.st_dev, state.st_ino
-            # In one step: a write that a signal handler interrupted still holds the number, and must not meet another
-            # file under it, nor none.
+            # Atomic: a write that this signal handler has interrupted still uses the number, which must stand for the
+            # sink's file at any time.
             os.dup2(opened, current, inheritable=False)
             os.close(opened)
             opened = current
         self._install(opened, prefix)
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
-        """Write to *descriptor* from now on, *prefix* first: until then the hot path must not find it."""
+        """Use *descriptor* from now on. The short cut does not see it until *prefix* is written."""
         if descriptor == NOT_OPEN:
             self._shared_file = OpenFile()
         else:
@@ -279,7 +279,7 @@ class Output(ByteSink):
             identity = state.st_dev, state.st_ino
             self._place.opened(identity)
             self._shared_file = self._place.file_of_others(self, identity) or OpenFile(identity)
-            # Again, since a signal handler may have opened it by another sink in between.
+            # Asked again, since a signal handler may have opened the file by another sink in between.
             self._shared_file = self._place.file_of_others(self, identity) or self._shared_file
         self._shared_file.size = None
         self._trust_descriptor()
@@ -287,7 +287,7 @@ class Output(ByteSink):
         self._fd, self._parked_fd = (NOT_OPEN, descriptor) if prefix else (descriptor, NOT_OPEN)
 
     def _take_descriptor(self) -> bytes:
-        """Have an open descriptor in `_fd`; return the prefix that the caller has to write first."""
+        """Make `_fd` an open descriptor; return the prefix that the caller has to write first."""
         if self._given_up or self._released:
             msg = f"{self.name} is closed"
             raise SinkClosedError(msg)
@@ -304,7 +304,7 @@ class Output(ByteSink):
         try:
             kind = os.fstat(descriptor).st_mode
             regular = stat.S_ISREG(kind)
-            # A pipe stays as it was opened, not blocking, so that flush and close can keep their time.
+            # A pipe stays non-blocking, as it was opened, so that flush and close can keep their deadlines.
             if self._sealer is not None and not regular:
                 raise OSError(errno.EINVAL, "a chain is written to regular files alone", self.base_filename)
             may_block = bool(NONBLOCK) and (stat.S_ISFIFO(kind) or os.isatty(descriptor))
@@ -323,7 +323,7 @@ class Output(ByteSink):
         return open_listed(self.base_filename, flags, self.permissions)
 
     def _missing_start(self, descriptor: int) -> bytes:
-        """Return what must come before the next event: a byte order mark, or an end for somebody's half line."""
+        """Return what must precede the next event: a byte order mark, or the end of a half line."""
         if os.fstat(descriptor).st_size == 0:
             return b"" if type(self._renderer) is OrjsonRenderer else self._byte_order_mark
         end = self._terminator_bytes
@@ -332,8 +332,8 @@ class Output(ByteSink):
         ends = (end, b"\n" if type(self._renderer) is OrjsonRenderer else "\n".encode(self._bare_encoding))
         return end if ends_within_line(self.base_filename, ends) else b""
 
-    # Whoever closes a descriptor that is not theirs makes the system give its number to the next file, socket or pipe
-    # that anybody opens. It must be neither written to nor closed then.
+    # If other code closes the descriptor, the system gives its number to the next file, socket or pipe that is opened.
+    # The sink must neither write to that nor close it.
 
     def _is_own(self, descriptor: int) -> bool:
         """Return True if *descriptor* is still what was opened under this number."""
@@ -356,11 +356,11 @@ class Output(ByteSink):
             os.close(descriptor)
 
     def _trust_descriptor(self) -> None:
-        """Take the descriptor for the sink's own without a look for a while."""
+        """Trust the descriptor for a while, without a check."""
         self._verify_at = monotonic() + VERIFY_SECONDS
 
     def _verify(self) -> None:
-        """Look whether the descriptor is still this sink's own; forget it if not, so that the next write opens one."""
+        """Check that the descriptor is still this sink's own; if not, the next write opens the path again."""
         self._trust_descriptor()
         descriptor = max(self._fd, self._parked_fd)
         if descriptor == NOT_OPEN or self._is_own(descriptor):
@@ -395,11 +395,11 @@ class Output(ByteSink):
         self._lock = self._place.lock()
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child, with the same open file."""
-        # Whoever opens first truncates; in a child that would be what the parent has written since.
+        """Reset the sink in a forked child, which keeps the open file."""
+        # The first opening truncates; the child would truncate what the parent has written since.
         self._opened_before = True
         self._kept = self._torn = 0
         self._mid_line = False
         if self._sealer is not None:
-            self._sealer.state = None  # the parent goes on by itself
+            self._sealer.state = None  # the parent continues its chain by itself
         super().after_fork()

@@ -47,10 +47,10 @@ class RotatedFile:
 
 
 class BaseRotatingFileSink(SharedFileSink):
-    r"""What all rotating files have in common; for subclasses that decide when and how to roll over.
+    r"""Append each event to a file that rolls over; the base of sinks that decide when and how.
 
-    A subclass implements `should_rollover` and `do_rollover`; to have retention and compression it also says which
-    files are its own, by `names_of_rotated`.
+    A subclass implements `should_rollover` and `do_rollover`. For retention and compression it also implements
+    `names_of_rotated`, which says which files are its own.
 
     Args:
         filename: Path of the file; a relative one is resolved now.
@@ -60,21 +60,26 @@ class BaseRotatingFileSink(SharedFileSink):
         errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
         namer: Makes the name of a rotated file from its default name; also an attribute, or a method of a subclass.
             Default None: the default name.
-        rotator: Called with source and destination instead of the renaming; also an attribute, or a method of a
-            subclass. It has to leave nothing, or an empty file, at the source. Default None.
+        rotator: Called with source and destination to move the file; also an attribute, or a method of a subclass. It
+            has to leave nothing, or an empty file, at the source. Default None: the file is renamed.
         backup_count: How many rotated files to keep. Default 0: not limited by number.
-        max_age: Delete rotated files whose last event is older, in seconds or as a timedelta. Default None.
-        max_total_bytes: Delete the oldest rotated files while all together are larger. Default None.
+        max_age: Delete rotated files whose last event is older, in seconds, as a timedelta, or as text such as
+            ``"30 days"``. Default None: no limit.
+        max_total_bytes: Delete the oldest rotated files while their sizes sum up to more than this, in bytes or as text
+            such as ``"2 GB"``. Default None: no limit.
         compression: ``"gzip"``, ``"zstd"`` (extra ``zstd``), or a callable ``(source, destination)`` with an attribute
-            ``ending``; done by a background thread, no write waits for it. Default None.
+            ``ending``. A background thread does it, and no write waits for it. Default None.
         multiprocess: Any number of processes may write to the file and rotate it. Default False. Needs ``flock(2)`` on
             a local file system; refused on Windows.
         permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
             umask.
-        buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once.
-        flush_interval: Seconds after which the next event writes the buffer out. Default 1.
-        flush_level: An event at or above it writes the buffer out. Default ``"error"``.
-        timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
+        buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
+            written at once.
+        flush_interval: Time after which the next event makes the buffer be written: seconds, a timedelta, or text such
+            as ``"500 ms"``. Default 1.
+        flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
+        timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
+            *flush_interval*. Default 5.
         terminator: What ends each event. Default ``"\n"``.
         renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
         level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
@@ -84,14 +89,15 @@ class BaseRotatingFileSink(SharedFileSink):
         name: What to call the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If a bound is negative or no number, *compression* is unknown, or *multiprocess* cannot be had.
+        ValueError: If a limit is negative or no number, *compression* is unknown, or the platform does not support
+            *multiprocess*.
         TypeError: If *namer* or *rotator* is not callable.
-        MissingDependencyError: If zstd is asked for and zstandard is not installed.
+        MissingDependencyError: If *compression* is ``"zstd"`` and zstandard is not installed.
 
-    A rotation that fails, by a hook that raises or by the file system, costs no event: the event is written to the file
-    as it is, ``on_error`` is told once, and the rotation is tried again after 1 s, then 2 s, up to a minute. Retention
-    is applied after each rotation and at construction; only files whose name the sink would make itself, through
-    `namer`, are ever deleted or compressed.
+    A rotation that fails, since a hook raises or the file system refuses, loses no event: the event is written to the
+    file as it is, ``on_error`` is called once, and the rotation is tried again after 1 s, then 2 s, up to a minute.
+    Retention is applied at construction and after each rotation. The sink deletes and compresses only files whose names
+    it would give itself, through `namer`.
 
     Source: `logging.handlers.BaseRotatingHandler`.
     """
@@ -138,7 +144,7 @@ class BaseRotatingFileSink(SharedFileSink):
             if hook is not None and not callable(hook):
                 msg = f"{argument}={hook!r} is not callable"
                 raise TypeError(msg)
-        # Only where given: a subclass may have made them methods.
+        # Only if given: a subclass may define them as methods.
         if namer is not None:
             self.namer = namer
         if rotator is not None:
@@ -156,7 +162,7 @@ class BaseRotatingFileSink(SharedFileSink):
         self._retry_at = 0.0
         self._backoff = _BACKOFF_SECONDS[0]
         path = checked_path(filename)
-        # The compressor's own: no write waits while it waits for another process.
+        # The compressor has a lock of its own: no write waits while it waits for another process.
         self._compressor_lock = flock.DirectoryLock(os.path.dirname(path))
         super().__init__(
             filename,
@@ -214,7 +220,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return iter(())
 
     def sample_of_rotated(self) -> str:
-        """Return the default name of some rotated file, which tells the directory they are in."""
+        """Return the default name of some rotated file; rotated files are looked for in its directory."""
         return f"{self.base_filename}.1"
 
     def get_files_to_delete(self) -> list[str]:
@@ -282,7 +288,7 @@ class BaseRotatingFileSink(SharedFileSink):
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
         """Write *data* as `FileSink` does, rolling over before each event that should not go to the file as it is."""
         kept = self._kept = 0
-        begun = start = 0  # of what is not written yet, and of the event looked at
+        begun = start = 0  # offsets: of what is not written yet, and of the current event
         group: list[int] = []
         try:
             self._catch_up()
@@ -295,7 +301,7 @@ class BaseRotatingFileSink(SharedFileSink):
                         kept += len(group)
                         begun, group = start, []
                         self._unwritten = 0
-                    # Again, since a file that another process has begun may be full by now.
+                    # A file that another process has begun may be full already.
                     for _ in range(OPEN_ATTEMPTS):
                         if not (self._roll() and self._must_roll(event)):
                             break
@@ -313,7 +319,7 @@ class BaseRotatingFileSink(SharedFileSink):
     def _move_on(self) -> None:
         super()._move_on()
         if self._compressor is not None:
-            # The last that lets go of a file finds it free to be compressed.
+            # The last process that closes a file can compress it.
             self._compressor.start()
 
     def _must_roll(self, event: bytes) -> bool:
@@ -348,7 +354,7 @@ class BaseRotatingFileSink(SharedFileSink):
     # -- rolling over
 
     def _roll(self) -> bool:
-        """Roll over, unless that has failed a short while ago; return True if others have begun the file there is."""
+        """Roll over, unless that has failed shortly before; return True if another process has done so."""
         if self._place.rolling or monotonic() < self._retry_at:
             return False
         self._interrupts = self._interrupts or self._lock.nested
@@ -368,21 +374,21 @@ class BaseRotatingFileSink(SharedFileSink):
         return others
 
     def _note(self, error: Exception) -> None:
-        """Have *error* told when the event is written, unless it was the last that was told."""
-        # Once, and again if it fails in another way: a lasting fault is one report, not one for each event.
+        """Report *error* once the event is written, unless it is the one that was reported last."""
+        # A lasting fault is reported once, and not with each event.
         if describe(error) != self._told_failure:
             self._told_failure = describe(error)
             self._notice = error
 
     @contextlib.contextmanager
     def exclusively(self) -> Generator[None]:
-        """Hold the sink's lock, and where several processes write also the one between them; for `do_rollover`."""
+        """Hold the sink's lock, and with *multiprocess* also the lock between the processes; for `do_rollover`."""
         with self._lock, self._rolling():
             yield
 
     @contextlib.contextmanager
     def _rolling(self) -> Generator[None]:
-        """Do as `exclusively` where the sink's lock is held already."""
+        """Do the same as `exclusively`; the caller holds the sink's lock."""
         place = self._place
         rolling, place.rolling = place.rolling, True
         try:
@@ -396,7 +402,7 @@ class BaseRotatingFileSink(SharedFileSink):
 
     @contextlib.contextmanager
     def _beside_writes(self) -> Generator[None]:
-        """Keep rotation out, for the compressor's thread; where several processes write, without the sink's lock."""
+        """Prevent rotation, for the compressor's thread; with *multiprocess* without the sink's lock."""
         if self.multiprocess:
             with self._compressor_lock:
                 yield
@@ -406,7 +412,7 @@ class BaseRotatingFileSink(SharedFileSink):
 
     @contextlib.contextmanager
     def _rollover(self) -> Generator[bool]:
-        """Hold the locks for a rollover; give whether there is something to roll over: no empty or special file."""
+        """Hold the locks for a rollover; yield True if the file is a regular one and not empty."""
         if self._place.rolling and self._lock.held:
             yield self._has_something()
             return
@@ -424,7 +430,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return state is not None and stat.S_ISREG(state.st_mode) and state.st_size > 0
 
     def _others_have_rotated(self) -> bool:
-        """Go on with the file at the path if that is not ours any more; return True if so."""
+        """Open the path again if it leads to another file than the open one; return True if it did."""
         if self._fd == self._parked_fd:
             return False
         current = identity_of(self.base_filename)
@@ -437,7 +443,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return True
 
     def _notice_others(self, what: str) -> None:
-        """Tell once that another process writes to or rotates the file, which needs multiprocess=True."""
+        """Warn once that another process writes to or rotates the file, which needs multiprocess=True."""
         members = (self, *self._place.others(self))
         aware = any(isinstance(sink, SharedFileSink) and sink.multiprocess for sink in members)
         if not aware and not self._told_others:
@@ -452,15 +458,15 @@ class BaseRotatingFileSink(SharedFileSink):
                 self._notice = warning
 
     def _move_away(self, dest: str) -> None:
-        """Have `rotate` move the file to *dest*, where nothing is, and begin a new one; all of it, or nothing."""
+        """Move the file to *dest*, a free name, by `rotate`, and begin a new one; a failure leaves no copy there."""
         before = os.stat(self.base_filename)
         try:
             self.rotate(self.base_filename, dest)
             self._moved = before.st_dev, before.st_ino
             self.begin_new_file()
         except BaseException:
-            # Where all is still in its place, a copy, whole or half, would be made again and again with each attempt,
-            # and would push the older files out.
+            # If the file is still in its place, *dest* is a copy or a part of one: each attempt would leave another one
+            # there, and they would push older files out.
             after = state_of(self.base_filename)
             if after is not None and os.path.samestat(before, after) and after.st_size >= before.st_size:
                 with contextlib.suppress(OSError):
@@ -473,12 +479,12 @@ class BaseRotatingFileSink(SharedFileSink):
     _moved: tuple[int, int] | None = None
 
     def begin_new_file(self) -> None:
-        """Open the path anew after the file was moved away, and apply retention; for `do_rollover`.
+        """Open the path again after the file was moved away, and apply retention; for `do_rollover`.
 
-        Nothing is lost if that fails.
+        If that fails, no event is lost.
 
         Raises:
-            SinkError: If the file is still there, and not empty: a rotator has left it.
+            SinkError: If the rotator has left the file, with something in it, where it was.
         """
         state = state_of(self.base_filename)
         identity = None if state is None else (state.st_dev, state.st_ino)
@@ -495,7 +501,7 @@ class BaseRotatingFileSink(SharedFileSink):
             self._notice = error
 
     def _tidy_up(self) -> None:
-        """Delete what retention does not keep, and have the rest compressed."""
+        """Delete the files that retention does not keep, and start compressing the others."""
         for path in self.get_files_to_delete():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -518,10 +524,10 @@ class BaseRotatingFileSink(SharedFileSink):
 
     def files_to_compress(self, *, locked: bool = False) -> list[str]:
         """Return the paths of the rotated files that are not compressed yet, oldest first."""
-        # The directory is read without the lock, so that no write waits; what has changed since is noticed later.
+        # The directory is listed without the lock, so that no write waits. Later steps notice what has changed since.
         by_age: dict[tuple[float, int], list[RotatedFile]] = {}
         for file in self.rotated_files():
-            # Not one that was moved away without a new one to write to.
+            # Not the open file: it was moved away, and there is no new one yet.
             if identity_of(file.path) == self._identity:
                 continue
             by_age.setdefault(file.age, []).append(file)
@@ -538,19 +544,19 @@ class BaseRotatingFileSink(SharedFileSink):
 
     def place_compressed(self, identity: tuple[int, int], compressed: str, ending: str) -> None:
         """Put *compressed* in the place of the rotated file that *identity* is, wherever it is now."""
-        for _ in range(OPEN_ATTEMPTS):  # since it may be shifted again between the look and the lock
+        for _ in range(OPEN_ATTEMPTS):  # the file may be shifted before the lock is acquired
             paths = [file.path for file in self.rotated_files() if identity_of(file.path) == identity]
             if not paths:
                 return  # deleted meanwhile
             with self._beside_writes():
                 if identity_of(paths[0]) == identity:
-                    # In this order: a kill between the two leaves both, which the next start can tell.
+                    # In this order: a kill between the two steps leaves both files, and the next start deletes one.
                     os.replace(compressed, paths[0] + ending)
                     os.unlink(paths[0])
                     return
 
     def compression_failed(self, error: Exception) -> None:
-        """Tell of a file that could not be compressed; it stays as it is."""
+        """Report *error*: a file could not be compressed, and stays as it is."""
         self._fail_unraised(error, None)
 
     def after_fork(self) -> None:
