@@ -36,7 +36,7 @@ _OVERHEAD_BYTES = 160
 #: How much a target that writes all at once is given in one batch.
 _WRITE_BYTES = 4 * 2**20
 
-#: How often on_error is told of events dropped for want of room.
+#: How many seconds lie between two reports of events dropped for want of room.
 _TELL_SECONDS = 1.0
 
 #: The short cut rests on the interpreter's lock: where there is none, each event takes the pipeline.
@@ -44,7 +44,7 @@ _ONE_AT_A_TIME: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class _Buffer(Worker):
-    """Events in memory, and the thread that delivers them.
+    """Holds events in memory, and the thread that delivers them.
 
     `BackgroundSink.handle` appends by itself while `put` is below `limit` and `room` is enough; see `Worker`.
 
@@ -119,7 +119,7 @@ class _Buffer(Worker):
 
     def should_ring(self) -> bool:
         """Return True if a quarter of the room is free, or somebody flushes."""
-        # Not for each batch: those who wait would take turns with the thread, which costs both.
+        # Not for each batch: waiting threads would take turns with the worker, which costs both.
         return bool(self._marks) or self.put - self.settled <= self.capacity * 3 // 4
 
     # -- in the thread that logs
@@ -141,7 +141,7 @@ class _Buffer(Worker):
             msg = f"{self.name}: an event of {size} bytes is more than capacity_bytes={self.capacity_bytes}"
             raise FullError(msg)
         deadline = now() + self.block_seconds
-        # A signal handler's event, in the midst of one that has the lock: the thread that makes room would wait for it.
+        # A signal handler's event must not wait if the frame below has the lock: the thread needs it to make room.
         cannot_wait = self.overflow == "block" and self.lock._is_owned()
         evicted = 0
         while True:
@@ -175,7 +175,7 @@ class _Buffer(Worker):
             try:
                 self.rouse()
             except BaseException:
-                # It will be counted as interrupted, but it is in the buffer; and the next event has to wake the thread.
+                # The event counts as interrupted, but it is in the buffer. The next event has to wake the thread.
                 self.ledger.drop("interrupted", -1)
                 self.wake_at = 0
                 self.set_limit()
@@ -190,7 +190,7 @@ class _Buffer(Worker):
         if not keep and self.overflow == "drop_newest":
             return False
         items = self.items
-        # What is at the front and has to be kept is not looked at again with each event.
+        # Events at the front that have to be kept are not examined again for each new event.
         place = self.kept
         while place < len(items) and _level_in(items[place]) >= self.keep_level:
             place += 1
@@ -198,7 +198,7 @@ class _Buffer(Worker):
         if place == len(items):
             if not keep or self.overflow == "drop_newest" or not items:
                 return False
-            # All are to be kept: then the oldest of them goes, as the policy says.
+            # All have to be kept, so the oldest goes, as the policy says.
             place = 0
             self.kept -= 1
         self.evicted(place, len(items))
@@ -308,7 +308,7 @@ class BackgroundSink(DeferredSink):
     def _fresh_state(self) -> None:
         super()._fresh_state()
         self._worker: _Buffer = _Buffer(self)
-        #: Events dropped for want of room that on_error has not been told of, and when it was told last.
+        #: Events dropped for want of room that are not reported yet, and when the last report was made.
         self._untold = 0
         self._told_at = -float("inf")
 
@@ -408,7 +408,7 @@ class BackgroundSink(DeferredSink):
             self._told(told, buffer.put - buffer.settled)
 
     def __del__(self) -> None:
-        """Have what waits delivered, and the thread end."""
+        """Let the thread deliver what waits, and end."""
         try:
             buffer = self._worker
             if self._closed or buffer.thread is None or not here[0] or lifecycle.exiting():
@@ -488,5 +488,5 @@ class BackgroundSink(DeferredSink):
         return f"to {self._where_of(self._target)}"
 
 
-#: The same for a line of which the last byte does not stay.
+#: The same for a line whose last byte is cut off.
 _LINE_OVERHEAD = _OVERHEAD_BYTES - 1

@@ -82,7 +82,7 @@ class DeferredSink(Sink):
         return settled and flushed
 
     def hasten(self, deadline: float) -> None:
-        """Let the thread linger no more, at exit; until *deadline* `drain` waits for it."""
+        """Stop the thread from lingering, at exit; `drain` waits for it until *deadline*."""
         super().hasten(deadline)
         if not self._closed:
             self._worker.hasten(deadline)

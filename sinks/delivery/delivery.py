@@ -1,7 +1,7 @@
 """Batches on their way to a target: `RetryPolicy`, and `Delivery`, which tries, waits, halves and sets aside.
 
-Shared by `QueueListener`, `BackgroundSink` and `SpoolSink`. Nothing here knows of threads or files; who uses it brings
-the waiting.
+Shared by `QueueListener`, `BackgroundSink` and `SpoolSink`. Nothing here knows of threads or files: the
+caller passes in the function that waits.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ def _size(batch: Batch) -> int:
 #: By how much more is sent at a time after a batch that was answered in time.
 _GROWTH = 1.25
 
-#: From this size on a batch is not bounded any more.
+#: From this size on the size of a batch is unbounded.
 _LARGE_BYTES = 2**30
 
 #: What sinks raise on purpose holds no event.

@@ -1,8 +1,8 @@
-"""The way from a listener to one of its sinks: a worker whose events hold tickets."""
+"""From a listener to one of its sinks: a worker whose events hold tickets."""
 
 # A listener reads items, and has a lane for each sink. It makes a ticket for each item, and adds the item's events with
-# the ticket to each lane. When a sink has settled an event, its lane releases the ticket. An item is finished when
-# nobody holds its ticket any more: `QueueListener` calls task_done() then. A listener that reads whole batches has a
+# the ticket to each lane. When a sink has settled an event, its lane releases the ticket. An item is finished once all
+# holders have released its ticket: `QueueListener` calls task_done() then. A listener that reads whole batches has a
 # `Worker` of its own, which stores batches instead.
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class Ticket:
-    """An item that was read. It is done with when nobody holds it any more. The listener's lock protects it."""
+    """A queue item, finished once every holder has released it. The listener's lock protects it."""
 
     __slots__ = ("events", "holders", "queued")
 
     def __init__(self, *, queued: bool) -> None:
-        #: Whether it is from the queue, which has to know when it is done with.
+        #: Whether it comes from the queue, whose `task_done` is called when it is finished.
         self.queued: bool = queued
-        #: The reader while it hands the item on, and one for each event of it in a lane.
+        #: How many hold it: the reader while it hands the item on, and each event of it in a lane.
         self.holders: int = 1
         #: How many events it has become.
         self.events: int = 0
@@ -166,7 +166,7 @@ class Lane(Worker):
             return super().end()
 
     def left(self) -> list[Ticket]:
-        """Return the tickets that nobody will release any more, after `end`."""
+        """Return the tickets that are still held after `end`."""
         with self.lock:
             tickets = [ticket for batch in self._in_hand for ticket in batch]
             tickets += [ticket for _, ticket in self._items]

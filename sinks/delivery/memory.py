@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class _Buffer(deque[dict[str, Any]]):
-    """A deque, which lets go of its first item without moving the others, that otherwise passes for a list."""
+    """A deque that compares and slices like a list. Removing its first item does not move the others."""
 
     __slots__ = ()
 
@@ -53,7 +53,7 @@ class _Buffer(deque[dict[str, Any]]):
 
 
 class _SettledError(Exception):
-    """Carries what flushing raised past those who would take it for a failure of the event that led to it."""
+    """Carries an error of a flush past the code that would blame it on the event that caused the flush."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -115,7 +115,7 @@ class BufferingSink(Sink):
         #: How many events have come into the buffer, and how many have left it as dropped.
         self._taken = 0
         self._lost_from_buffer = 0
-        #: What stands for the event that the target is being given, which is in the buffer no more.
+        #: Stands for the event that is being given to the target and has left the buffer.
         self._in_hand: object | None = None
 
     @property
@@ -216,7 +216,7 @@ class BufferingSink(Sink):
         """Drop what there is no room for."""
 
     def _end(self) -> int:
-        """Let go of what is still held at the end of `close`; return how many events were given up."""
+        """Drop what is left at the end of `close`; return how many events were given up."""
         left = self._discard("closed" if self.flush_on_close else "discarded")
         return left if self.flush_on_close else 0
 
@@ -435,12 +435,11 @@ class MemorySink(BufferingSink):
             return
         with self._left:
             if self._handing == get_ident() or now() < self._resume_at:
-                # In the midst of handing on, this was logged by the target, whom it would keep busy for ever; or by a
-                # signal handler.
+                # The event was logged by the target itself, which would never finish then, or by a signal handler.
                 return
             wanted = self._wanted = self._taken
         failures: list[BaseException] = []
-        self._hand_on(wanted, failures)  # or another thread does, that is at it
+        self._hand_on(wanted, failures)  # or the thread that is doing so already
         for failure in failures:
             raise failure
 
@@ -485,7 +484,7 @@ class MemorySink(BufferingSink):
         with self._left:
             target = self._target
             if target is None or not self._buffer or self._taken - len(self._buffer) >= self._wanted:
-                # Under the same lock: who asks for more from here on has to do it himself.
+                # Under the same lock: a thread that asks for more from now on hands it on by itself.
                 self._handing = None
                 self._bells.ring()
                 return None
@@ -532,7 +531,7 @@ class MemorySink(BufferingSink):
             self._impatient = False
             return
         if self._left._is_owned():
-            return  # a signal handler's event, in the midst of another that will look: who makes room needs the lock
+            return  # a signal handler's event: the interrupted one makes room
         if self._handing == get_ident() or self._await_room():
             return
         dropped = self._discard("discarded" if self.ring else "overflow", keep=self.capacity)

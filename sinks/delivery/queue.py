@@ -116,8 +116,8 @@ class QueueSink(Sink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: The threads that are in the midst of putting something into a queue that cannot be entered twice, and what
-        #: came from signal handlers there.
+        #: The threads that are putting something into a queue that cannot be entered twice, and the events of signal
+        #: handlers that interrupted them.
         self._putting: set[int] = set()
         self._interrupting: deque[Any] = deque()
         #: True once the listener did not hand on in time at exit.
@@ -188,7 +188,7 @@ class QueueSink(Sink):
             TemporaryDeliveryError: If it is full.
             PermanentDeliveryError: If it was shut down.
         """
-        # By name, so that what the queue raised is no context of what is told.
+        # Raised outside of the handler, so that the queue's own error does not become its context.
         failure: Exception | None = None
         try:
             self._put_now(item)
@@ -249,7 +249,7 @@ class QueueSink(Sink):
         return None
 
     def _see_it_off(self) -> None:
-        """Have what is in the queue handed on while there is time: nobody waits for the listener any more."""
+        """Wait until the listener has handed on what is in the queue, at exit: nothing else waits for it then."""
         listener = self.listener if self.listener is not None else listener_of(self._queue)
         if listener is not None and listener.running and not (self._listener_gone or listener.delivers_in_this_thread):
             self._listener_gone = not listener.flush(lifecycle.patience(self.drain_timeout))

@@ -21,7 +21,7 @@ from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
 from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.lane import Lane, Ticket
-from outfall.sinks.delivery.queues import SHUT_DOWN, is_closed, put_nowait, renew
+from outfall.sinks.delivery.queues import SHUT_DOWN, is_closed, put_nowait, renew, task_done
 from outfall.sinks.delivery.telling import Telling
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import LevelledEvent, TextEvent, as_event
@@ -57,10 +57,10 @@ class _Run:
         self.thread: threading.Thread | None = None
         self.stopping: Flag = Flag()
         self.deadline = float("inf")
-        #: True once nothing is read any more, and once a sentinel was read. Under the listener's lock.
+        #: True once reading has ended, and once a sentinel was read. The listener's lock protects both.
         self.ended = False
         self.told_to_stop = False
-        #: True once nobody wants anything of it any more.
+        #: True once the listener has given it up.
         self.abandoned = False
         #: The item that the reader is handing on; the reader's own.
         self.ticket: Ticket | None = None
@@ -97,8 +97,8 @@ class QueueListener(Telling):
             takes.
         dead_letter: A sink that gets the events that a sink refuses for good. Not owned. Default None: they are counted
             as ``dropped["rejected"]``.
-        on_error: What is told of events lost, of attempts that failed, and of garbage in the queue: a callable that
-            gets a `SinkFailure`. A sink's own ``on_error``, if it was given one, is told too. Default `report`.
+        on_error: Called with a `SinkFailure` for lost events, failed attempts and garbage in the queue. A sink's own
+            ``on_error``, if it was given one, is called too. Default `report`.
         name: What to call the listener in reports and stats. Default the name of its class.
 
     Raises:
@@ -146,14 +146,12 @@ class QueueListener(Telling):
         if type(self).dequeue is QueueListener.dequeue and not callable(getattr(queue, "get", None)):
             msg = f"queue={queue!r} has no get"
             raise TypeError(msg)
-        for sink in sinks:
-            checked_sink(sink, "sinks")
+        #: Settable while it is stopped.
+        self.sinks: tuple[Sink, ...] = tuple(checked_sink(sink, "sinks") for sink in sinks)
         if not callable(on_error):
             msg = f"on_error={on_error!r} is not callable"
             raise TypeError(msg)
         self.queue: Any = queue
-        #: Settable while it is stopped.
-        self.sinks: tuple[Sink, ...] = sinks
         self.respect_sink_level: bool = bool(respect_sink_level)
         self._batch_size = checked_count(batch_size, "batch_size", "events")
         self._linger_seconds = checked_seconds(linger, "linger")
@@ -381,7 +379,7 @@ class QueueListener(Telling):
                 self._deliver_here(event, ticket)
         finally:
             if not reading:
-                # What _let_go does, without a call in which an interrupt could come.
+                # What _release does, without a call in which an interrupt could come.
                 with self._lock:
                     ticket.holders -= 1
                     events = 0 if ticket.holders else ticket.events
@@ -411,7 +409,7 @@ class QueueListener(Telling):
                     continue
                 failures = 0
                 if item is self._sentinel:
-                    self._task_done()
+                    task_done(self.queue)
                     if self._is_stale(run):
                         continue
                     break
@@ -442,7 +440,7 @@ class QueueListener(Telling):
         garbage = not isinstance(error, (OSError, EOFError, ValueError)) and failures <= _GARBAGE_IN_A_ROW
         if garbage:
             self._ledger.drop("garbage")
-            self._task_done()
+            task_done(self.queue)
         self._tell(error, None, int(garbage))
         if not garbage:
             run.stopping.wait(min(0.001 * 2 ** min(failures, 10), 1.0))
@@ -450,8 +448,11 @@ class QueueListener(Telling):
 
     def _take(self, run: _Run, item: Any) -> None:
         if isinstance(item, bytes) and item.startswith(_MARK):
-            self._task_done()
-            self._reach(run, item)
+            task_done(self.queue)
+            mark = self._marks.get(item)
+            if mark is not None:  # else it is of another listener, or of a flush that has given up waiting
+                mark.numbers = [lane.put for lane in run.lanes]
+                mark.reached.set()
             return
         ticket = run.ticket = Ticket(queued=True)
         try:
@@ -467,18 +468,18 @@ class QueueListener(Telling):
             self._tell(error, item, lost)
         finally:
             run.ticket = None
-            self._let_go([ticket])
+            self._release([ticket])
 
     def _return(self, item: Any) -> None:
-        self._task_done()
+        task_done(self.queue)
         try:
             put_nowait(self.queue, item)
         except Exception as error:
             self._ledger.drop("closed")
             self._tell(error, item, 1)
 
-    def _let_go(self, tickets: list[Ticket]) -> None:
-        """Let go of *tickets*; count those that nobody holds any more."""
+    def _release(self, tickets: list[Ticket]) -> None:
+        """Release *tickets*; count the items that are finished by that."""
         done = events = 0
         with self._lock:
             for ticket in tickets:
@@ -489,14 +490,7 @@ class QueueListener(Telling):
             self._pending -= events
             self._ledger.delivered += events
         for _ in range(done):
-            self._task_done()
-
-    def _reach(self, run: _Run, token: bytes) -> None:
-        mark = self._marks.get(token)
-        if mark is None:  # another listener's, or of somebody who has given up waiting
-            return
-        mark.numbers = [lane.put for lane in run.lanes]
-        mark.reached.set()
+            task_done(self.queue)
 
     def _distribute(self, run: _Run, event: dict[str, Any], ticket: Ticket) -> bool:
         """Put *event* into the lanes, waiting for room; return False if they take no more."""
@@ -569,7 +563,7 @@ class QueueListener(Telling):
             f"{self.name} {sink.name}",
             sink,
             self._accounts.setdefault(id(sink), (sink, Ledger()))[1],
-            release=self._let_go,
+            release=self._release,
             bells=self._bells,
             capacity=self._capacity,
             batch_size=self._batch_size,
@@ -578,12 +572,6 @@ class QueueListener(Telling):
             retry=self._retry,
             dead_letter=self._dead_letter,
         )
-
-    def _task_done(self) -> None:
-        done = getattr(self.queue, "task_done", None)
-        if done is not None:
-            with contextlib.suppress(Exception):  # called once too often by somebody else; a manager that is gone
-                done()
 
     def _give_up(self, lane: Lane, why: str) -> int:
         """End *lane*, count what it has left as lost, and tell of it; return how many events that is."""
@@ -594,7 +582,7 @@ class QueueListener(Telling):
         lost = unconfirmed + others
         if lost:
             lane._tell(DeliveryError(why), lost)
-        self._let_go(lane.left())
+        self._release(lane.left())
         return lost
 
     def _enqueue(self, put: Callable[[], object], run: _Run, deadline: float) -> bool:
@@ -622,7 +610,7 @@ class QueueListener(Telling):
     # -- the process's life, see outfall.sinks.core.lifecycle
 
     def hasten(self, deadline: float) -> None:
-        """Have the threads linger no more, at exit; until *deadline* `drain` waits for them."""
+        """Stop the threads from lingering, at exit; `drain` waits for them until *deadline*."""
         run = self._run
         if run is not None:
             for lane in run.lanes:
@@ -642,13 +630,13 @@ class QueueListener(Telling):
 
 _json_objects = JSONFrames()
 
-#: What stands for a mark in the queue begins so. No JSON does.
+#: A mark in the queue begins with this. No JSON does.
 _MARK = b"\x00outfall mark "
 
-#: After so much it is rather the queue that is broken.
+#: After so many failures in a row the queue itself is taken for broken.
 _GARBAGE_IN_A_ROW = 100
 
-#: How often a thread looks whether something has changed that it is not told of.
+#: How many seconds lie between two looks for changes that wake no thread.
 _LOOK_SECONDS = 0.01
 
 #: The listeners that run, by the identity of their queue.

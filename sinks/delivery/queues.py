@@ -1,4 +1,4 @@
-"""What can be done with queues of each kind: of `queue`, `multiprocessing` and managers."""
+"""Operations on each kind of queue: of `queue`, `multiprocessing` and managers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def put_nowait(queue: Any, item: Any) -> None:
     if put is None:  # multiprocessing.SimpleQueue
         put = queue.put
     put(item)
+
+
+def task_done(queue: Any) -> None:
+    """Call the ``task_done`` of *queue* if it has one."""
+    done = getattr(queue, "task_done", None)
+    if done is not None:
+        with contextlib.suppress(Exception):  # called once too often by other code; a manager that is gone
+            done()
 
 
 def renew(queue: Any) -> None:

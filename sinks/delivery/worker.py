@@ -51,7 +51,7 @@ class _Mark:
 
 
 class Worker:
-    """A thread that takes batches from where events wait and delivers them to a target; and all who wait for it.
+    """A thread that takes batches of waiting events and delivers them to a target, and the calls that wait for it.
 
     Events have numbers, in the order in which they came. `put`, `settled` and `done` say how many events ever came,
     were settled, and belong to batches that are through. So what is pending is a difference, a flush waits for a
@@ -67,15 +67,15 @@ class Worker:
       the thread need not be woken. The comparison and the additions must be free of calls, so that no thread and no
       signal handler comes between them.
 
-    One worker lives as long as its thread. A forked child makes a new one, and so does nobody else: after `end` it
-    delivers nothing, and what a target answers then changes nothing.
+    A worker has one thread, and is not started again: after `end` it delivers nothing, and a late answer of the target
+    changes nothing. A forked child makes a new worker.
 
-    The thread holds the sink weakly. A sink that nobody refers to any more calls `abandon`: what waits is delivered
-    within the exit's deadline, and the thread ends.
+    The thread may hold the sink weakly. When the last reference to the sink is gone, the sink calls `abandon`: what
+    waits is delivered within the exit's deadline, and the thread ends.
 
     Args:
-        owner: Returns the sink, None if nobody refers to it any more: a weak reference, mostly. The sink's
-            ``_told(error, events)`` is called for each failure.
+        owner: Returns the sink, or None once it is gone: mostly a weak reference. The sink's ``_told(error, events)``
+            is called for each failure.
         name: The sink's name, for the thread and for messages.
         target: Where the batches go.
         ledger: The sink's.
@@ -84,7 +84,7 @@ class Worker:
         retry: How often a failed batch is tried again. Default ``RetryPolicy()``.
         dead_letter: A sink for events that the target refuses for good. Default None: they are dropped.
 
-    `lock` is an RLock. Who waits holds nothing, so an interrupt may come at any moment of it.
+    `lock` is an RLock. A waiting caller holds nothing, so an interrupt may come at any moment.
     """
 
     lock: Any
@@ -125,26 +125,26 @@ class Worker:
         self.put = self.settled = self.done = 0
         #: The event of this number wakes the thread, and so does each behind it.
         self.wake_at = 0
-        #: The first number for which an event has to look closer: the thread has to be woken, or there may be no room.
+        #: Events below this number need no check: there is room for them, and they do not wake the thread.
         self.limit = 0
         #: True once the process exits: each event is delivered in the thread that logs it.
         self.inline = lifecycle.exiting()
-        #: No more events are taken; the thread stops when `urgent_until` has passed; it has nothing to do any more.
+        #: No more events are taken; the thread stops when `urgent_until` has passed; the thread has to end at once.
         self.closed = self.stopping = self.ended = False
         #: The thread ends as soon as nothing waits.
         self.concluding = False
-        #: Until when somebody waits for the thread, by `now`.
+        #: Until when a caller waits for the thread, by `now`.
         self.urgent_until = 0.0
-        #: What wakes the thread: the one queue whose put() may be called from a signal handler in the midst of itself.
+        #: Wakes the thread. A SimpleQueue, since a signal handler may call its put() while it interrupts another put().
         self.wakeups: SimpleQueue[None] = SimpleQueue()
         self.thread: threading.Thread | None = None
         self.delivery = self._new_delivery(self.pause)
         self._owner = owner
-        #: True once the sink is gone, and what is told of failures then.
+        #: True once the sink is gone, and the sink's on_error from then on.
         self._abandoned = False
         self._on_error: Any = report
         self._marks: list[_Mark] = []
-        #: Who waits for events to be settled.
+        #: The threads that wait for events to be settled.
         self.bells = Bells()
         self._target_gone = False
 
@@ -245,7 +245,7 @@ class Worker:
             if self.thread is not None:
                 return
             made = threading.Thread(target=self._run, name=f"outfall {self.name}", daemon=True)
-            # Said before it runs, so that an event from a signal handler does not start another.
+            # Set before it runs, so that an event from a signal handler does not start another.
             self.thread = made
             try:
                 threads.start(made)
@@ -294,7 +294,7 @@ class Worker:
             self.bells.ring()
 
     def _next(self) -> tuple[Any, Any] | None:
-        """Wait for events and take some; return None if there is nothing to do any more."""
+        """Wait for events and take some; return None once the thread has to end."""
         due = float("inf")
         while True:
             self._forget_wakeups()
@@ -313,7 +313,7 @@ class Worker:
                     continue
                 self.wake_at = self.put - waits + (self.batch_size - 1 if waits else 0)
                 self.set_limit()
-                # What came past the lock before the thread said that it is to be woken has not woken it.
+                # An event that was stored without the lock, before `wake_at` was set, has not woken the thread.
                 if self.waiting() != waits:
                     continue
                 if not waits:
@@ -349,14 +349,14 @@ class Worker:
         if self.ended or (self.stopping and urgent <= 0):
             return False
         if urgent > 0:
-            # Somebody waits for this: several attempts in the time that is left, instead of one too late.
+            # A caller waits: make several attempts in the time that is left, instead of one too late.
             seconds = min(seconds, urgent / 2)
         self.sleep(seconds)
         return not (self.ended or (self.stopping and self.urgent_until <= now()))
 
     def hasten(self, deadline: float) -> None:
-        """Have the thread linger no more, since somebody waits for it until *deadline*."""
-        # For the thread too that starts with an event which is only on its way.
+        """Stop the thread from lingering, since a caller waits for it until *deadline*."""
+        # Also for a thread that starts later, with an event that is being stored just now.
         self.urgent_until = max(self.urgent_until, deadline)
         if self.thread is not None:
             self.wakeups.put(None)
@@ -368,7 +368,7 @@ class Worker:
         events = outcome.events
         with self.lock:
             if self.ended:
-                return  # whoever has ended it has counted them
+                return  # `end` has counted them
             self.settled += events
             self.ledger.settle(outcome)
             self.set_limit()
@@ -376,11 +376,11 @@ class Worker:
             self.bells.ring()
 
     def should_ring(self) -> bool:
-        """Return True if those who wait should look now, though the batch is not through."""
+        """Return True if waiting threads should look now, though the batch is not finished."""
         return bool(self._marks)
 
     def tell(self, error: Exception, events: int) -> None:
-        """Tell the sink, or who is left of it, of *error* and of the events lost to it."""
+        """Report *error*, and the number of events lost to it, to the sink or, once it is gone, to its on_error."""
         if not self.ended:
             self._tell(error, events)
 
@@ -432,12 +432,12 @@ class Worker:
         return unconfirmed, lost - unconfirmed
 
     def abandon(self, on_error: Any) -> None:
-        """Deliver what waits within the exit's deadline, and end: nobody refers to the sink any more.
+        """Deliver what waits within the exit's deadline, and end: the sink is gone.
 
         Takes no lock and waits for nothing, for a finalizer.
 
         Args:
-            on_error: What is told of failures from now on; what cannot be called stands for `report`.
+            on_error: Called with each failure from now on; `report` if it is not callable.
         """
         self._on_error = on_error if callable(on_error) else report
         self._abandoned = True
@@ -456,7 +456,7 @@ class Worker:
         with contextlib.suppress(Exception):
             self.target.flush(0)
 
-    # -- an abandoned one takes part in the process's life by itself, see outfall.sinks.core.lifecycle
+    # -- an abandoned worker is drained at exit by itself, see outfall.sinks.core.lifecycle
 
     delivers_later: ClassVar[bool] = True
     has_owner = False

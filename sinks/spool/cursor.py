@@ -28,7 +28,7 @@ class NewerFormatError(SinkError):
 
 
 class CursorError(SinkError):
-    """A cursor cannot be read or trusted: what it was to guard is delivered from its beginning, once more."""
+    """A cursor cannot be read or trusted. The store that it belongs to is delivered from its beginning again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def encode(cursor: Cursor, turn: int) -> bytes:
 
     Args:
         cursor: The cursor.
-        turn: How many were written before it: of two places the one with the higher turn counts.
+        turn: How many were written before it. Of two places, the one with the higher turn is the current one.
     """
     flight = None if cursor.end is None else {"end": cursor.end, "key": cursor.key}
     fields: dict[str, Any] = {"format": FORMAT, "turn": turn, "segment": cursor.segment, "offset": cursor.offset}
@@ -202,7 +202,7 @@ class CursorFile:
 
 
 def sync_path(path: str) -> None:
-    """Have the file or directory at *path* written to the medium."""
+    """Write the file or directory at *path* to the medium."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -75,7 +75,7 @@ def raws_of(lines: Iterable[bytes]) -> tuple[list[Raw], int]:
     corrupt = 0
     for line in lines:
         try:
-            # What `raw_of` finds out, for the usual line: this is done for each event that is delivered.
+            # A short cut past `raw_of` for the usual line, since this is done for each event.
             event: Any = loads(line)
             if event.__class__ is dict and KEY not in event and line[:1] == b"{":
                 raws.append(line)
@@ -101,7 +101,7 @@ def _content(line: bytes, envelope: dict[str, Any]) -> bytes:
     event: object = envelope["event"]
     if not isinstance(event, dict):
         raise TypeError
-    # Cut out and not made anew: the digits of a number are the event's own. Before it there are numbers alone.
+    # Cut out of the line, not rendered again, so that numbers keep their digits. Only numbers stand before it.
     place = line.find(_BEFORE_EVENT)
     whole = place > 0 and line.startswith(_START) and next(reversed(envelope)) == "event"
     return line[place + len(_BEFORE_EVENT) : -1] if whole else dumps(cut(event))

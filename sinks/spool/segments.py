@@ -1,6 +1,6 @@
 """Segments, the files that hold a spool's events: named, appended to, read and counted.
 
-Nothing here knows of targets, of threads or of who owns what.
+Nothing here knows of targets, threads or owners.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Appender:
         #: How many events were appended to the segment, and to others before.
         self.events: int = 0
         self.before: int = 0
-        #: As far as events may be appended without asking; -1: not at all. The owner's.
+        #: Up to this size events may be appended without a check; -1: none may. The owner sets it.
         self.limit: int = -1
         #: Whether an interrupt may have come between a write and its being counted.
         self.unsure: bool = False
@@ -72,9 +72,9 @@ class Appender:
         return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
-        """Let go of the segment."""
+        """Close the segment."""
         self.limit = -1
-        # Not open any more before it is closed: a child forked in between must not close somebody else's file.
+        # Forgotten before it is closed: a child forked in between must not close another file of the same number.
         descriptor, self.descriptor = self.descriptor, _NOT_OPEN
         if descriptor != _NOT_OPEN:
             os.close(descriptor)
@@ -110,7 +110,7 @@ class Appender:
             raise
 
     def amend(self) -> int:
-        """Find out, after an interrupt, what stands in the file; return how many events were found that way.
+        """Count the events that an interrupt has left uncounted, and return how many they are.
 
         Half a line is taken back.
         """
@@ -130,7 +130,7 @@ class Appender:
         return events
 
     def _cut(self, end: int) -> None:
-        """Take back what stands beyond *end*; where that cannot be done, let nothing be glued to it."""
+        """Cut off what stands beyond *end*; if that fails, close the file: nothing may be appended to half a line."""
         try:
             os.ftruncate(self.descriptor, end)
         except OSError:
@@ -195,7 +195,7 @@ class Reader:
         return taken, after
 
     def _read_ahead(self, stop: int) -> None:
-        """Have the next whole lines in `_ready`."""
+        """Read the next whole lines into `_ready`."""
         parts = [self._half]
         while True:
             chunk = os.pread(self.descriptor, max(0, min(_CHUNK_BYTES, stop - self._read_to)), self._read_to)

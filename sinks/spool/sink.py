@@ -58,7 +58,7 @@ else:
 
 
 class SpoolSink(DeferredSink):
-    """Write each event to disk, and have a thread deliver it to *target* from there.
+    """Write each event to disk, from where a thread delivers it to *target*.
 
     For events that must arrive though the target is away for hours and the process is killed meanwhile: when `handle`
     returns, the event is in a file. Each is delivered at least once.
@@ -72,7 +72,7 @@ class SpoolSink(DeferredSink):
             and of sinks with the same target, may share it. It has to be on a local file system.
         max_bytes: What all segments that this process answers for may have together, those that it has adopted from
             dead processes included. Default 1 GiB.
-        on_full: What happens to an event when there is no room, be it for *max_bytes* or because the disk is full.
+        on_full: What happens to an event when there is no room, because of *max_bytes* or of a full disk.
             ``"block"`` (default): `handle` waits for room, for *block_timeout*, and drops the event then; after that
             every event is dropped at once until there is room again. ``"drop_newest"``: it is dropped.
             ``"drop_oldest"``: the oldest segment that is not being delivered is given up for it. All are counted as
@@ -206,9 +206,9 @@ class SpoolSink(DeferredSink):
             retry=self._retry,
             dead_letter=self._dead_letter,
         )
-        #: True once somebody has waited for room in vain, until there is some.
+        #: True after an event has waited for room in vain, until there is room again.
         self._impatient = False
-        #: What was last written down of the account.
+        #: What `publish` has written last.
         self._published: tuple[object, ...] = ()
         #: Events dropped before they were stored.
         self._refused = 0
@@ -326,7 +326,7 @@ class SpoolSink(DeferredSink):
         return self._close_result
 
     def drain(self, timeout: float) -> None:
-        """Deliver what waits, at exit. What comes later is stored, and delivered by who adopts it."""
+        """Deliver what waits, at exit. A later event is stored, and delivered by the process that adopts it."""
         if self._closed:
             return
         self._worker.leaving = True
@@ -405,7 +405,7 @@ class SpoolSink(DeferredSink):
             self._count_dropped("interrupted")
 
     def publish(self) -> None:
-        """Write the account down, for who looks from outside, if it has changed."""
+        """Write the ledger to a file for `SpoolStatus`, if it has changed."""
         with self._ledger.lock:
             stats = self._stats()
         told = (stats.accepted, stats.adopted, stats.spooled, stats.retried, stats.last_error)

@@ -47,7 +47,7 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True)
 class SpoolStatus:
-    """What is in a spool's directory at one moment, read from its files without disturbing those who use it.
+    """What is in a spool's directory at one moment, read from its files without disturbing the processes that use it.
 
     Args:
         directory: The directory.
@@ -89,7 +89,7 @@ class SpoolStatus:
 
 
 def _status_of(path: str) -> StoreStatus | None:
-    """Return the status of the store at *path*; None if it is no more."""
+    """Return the status of the store at *path*; None if it is gone."""
     name = os.path.basename(path)
     alive = False
     try:
@@ -117,7 +117,7 @@ def _status_of(path: str) -> StoreStatus | None:
 
 
 def unsettled(path: str) -> list[tuple[str, int]]:
-    """Return the files of the store at *path* that hold what is not settled, oldest first, and from where on they do.
+    """Return the files of the store at *path* with unsettled events, oldest first, and where in each these begin.
 
     Raises:
         NewerFormatError: If a later version has written there.

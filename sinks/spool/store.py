@@ -1,6 +1,6 @@
 """A store: the segments of one process in a spool's directory, the cursor that guards them, and who owns them.
 
-Nothing here knows of targets or threads. Who shares a `Store` among threads guards it as its methods say.
+Nothing here knows of targets or threads. Threads that share a `Store` guard it with a lock where its methods say so.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(\d{19,20})-(\d{1,10})-([0-9a-f]{8})")
 
-#: What a store's owner writes down of its account, for who looks from outside.
+#: The file with the owner's ledger, for `SpoolStatus`.
 LEDGER_NAME = "status.json"
 
-#: An empty file that says what the directory is while no store is in it.
+#: An empty file that marks the directory as a spool's while no store is in it.
 MARK = ".outfall-spool"
 
 _NOT_OPEN = -1
@@ -75,11 +75,11 @@ class Removal:
 class Store:
     """The segments of one process in a spool's directory, oldest first, and how far they are delivered.
 
-    A store is a directory of its own, locked by ``flock(2)`` for as long as its owner lives: one whose lock can be had
-    has lost its owner, and belongs to whoever takes the lock. Made by `create` and `adopt`.
+    A store is a directory, locked by ``flock(2)`` for as long as its owner lives. If the lock can be had, the owner is
+    dead, and the store belongs to the process that takes the lock. `create` and `adopt` make one.
 
-    One thread may read (`take`, `begin`, `settle`) while another appends; `segments` and what says so are guarded by a
-    lock of theirs.
+    One thread may read (`take`, `begin`, `settle`) while another appends. The methods that say "guarded" are called
+    under a lock that both threads use.
     """
 
     def __init__(self, path: str, descriptor: int) -> None:
@@ -119,7 +119,7 @@ class Store:
             name = f"{time.time_ns():020}-{os.getpid()}-{os.urandom(4).hex()}"
             path = os.path.join(directory, name)
             os.mkdir(path)
-            # Whoever looks for dead stores just now may have taken it for one: then another is made.
+            # Another process may have taken it for a dead one and locked it. Then make another.
             descriptor = _locked(path)
             if descriptor is not None:
                 store = cls(path, descriptor)
@@ -164,7 +164,7 @@ class Store:
             if wrong is not None:
                 place = None
         if place is not None:
-            # A kill came between the cursor and the removal of what it says is done.
+            # A kill came after the cursor had moved on and before the segments behind it were removed.
             for number in [number for number in sizes if number < place.segment]:
                 os.unlink(self._path(Segment(number).name))
                 del sizes[number]
@@ -308,26 +308,26 @@ class Store:
         return Portion(head.number, self.offset, after, tuple(raws), len(raws) + corrupt, corrupt, key)
 
     def begin(self, portion: Portion, *, sync: bool = False) -> None:
-        """Have the cursor say that *portion* is on its way, under its key, and all before it is settled."""
+        """Record in the cursor that *portion* is on its way, under its key, and that all before it is settled."""
         self._note(Cursor(portion.segment, portion.start, portion.end, portion.key), sync=sync)
 
     def settle(self, portion: Portion) -> None:
-        """Take note that *portion* is done. Guarded. The cursor says so at the next `begin`, `rest` or `pass_on`."""
+        """Note that *portion* is settled. Guarded. The next `begin`, `rest` or `pass_on` records it in the cursor."""
         self.busy = False
         if self.segments and self.segments[0].number == portion.segment:
             self.offset = portion.end
             self.segments[0].settled += portion.lines
 
     def leave(self) -> None:
-        """Take note that what was taken is not done: it comes again. Guarded."""
+        """Put back what was taken: `take` returns it again. Guarded."""
         self.busy = False
         self._flight = self._noted if self._noted is not None and self._noted.end is not None else None
         self._reader.forget()
 
     def rest(self, *, sync: bool = False) -> None:
-        """Have the cursor say how far all is settled, and that nothing is on its way, if it does not say so already.
+        """Record in the cursor how far all is settled, and that nothing is on its way, unless it says so already.
 
-        What an earlier owner had on its way stays so.
+        A batch that an earlier owner had on its way stays recorded.
         """
         if self.segments and self._flight is None:
             place = Cursor(self.segments[0].number, self.offset)
@@ -345,10 +345,9 @@ class Store:
         return self.busy
 
     def pass_on(self, *, sync: bool = False) -> str:
-        """Have the cursor move on to the next segment; return the path of the file to remove when `shift` is done.
+        """Move the cursor on to the next segment; return the path of the file to remove after `shift`.
 
-        The cursor is replaced before the segment is removed: the other order would need it to be right about files
-        that are no more.
+        The cursor is written before the segment is removed, so it never points into a file that is gone.
         """
         following = self.segments[1].number if len(self.segments) > 1 else self.segments[0].number + 1
         self._note(Cursor(following, 0), sync=sync)
@@ -380,10 +379,10 @@ class Store:
         return os.path.samestat(found, own) and own.st_size == appender.end and self._cursor.is_there()
 
     def restore(self, appender: Appender) -> Removal:
-        """Make the directory anew after it was deleted or moved away, with all that is still at hand. Guarded.
+        """Make the directory again after it was deleted or moved away; return what is lost. Guarded.
 
-        At hand is the segment that is appended to, and the one that is read. Returned is what is lost. By the reading
-        thread alone.
+        Two segments are still open and are copied back: the one that is appended to, and the one that is read. For the
+        reading thread alone.
 
         Raises:
             OSError: If that cannot be done.
@@ -449,13 +448,13 @@ class Store:
             return False
 
     def sync(self) -> None:
-        """Have the cursor, and the names of all files, written to the medium."""
+        """Write the cursor, and the names of all files, to the medium."""
         with contextlib.suppress(FileNotFoundError):
             cursors.sync_path(self._path(cursors.FILE_NAME))
         cursors.sync_path(self.path)
 
     def publish(self, ledger: bytes) -> None:
-        """Put *ledger* where anybody can read it; what keeps it from being written is no failure of the spool."""
+        """Write *ledger* to its file. If that fails, the spool goes on without it."""
         path = self._path(LEDGER_NAME)
         with contextlib.suppress(OSError):
             descriptor = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -466,9 +465,9 @@ class Store:
             os.replace(f"{path}.tmp", path)
 
     def release(self) -> None:
-        """Let go of the store, as it is: whoever takes its lock next adopts it."""
+        """Release the store as it is: the next process to take its lock adopts it."""
         if self._lock_descriptor != _NOT_OPEN:
-            # Said, not left to close: a child forked meanwhile holds the same open directory.
+            # Closing it would not do: a child forked meanwhile holds the same open directory.
             unlock(self._lock_descriptor)
         self.forget()
 
@@ -481,9 +480,9 @@ class Store:
             os.close(descriptor)
 
     def remove(self) -> None:
-        """Remove the store and let go of it: all that is in it has been settled."""
+        """Remove the store and release it: all that is in it is settled."""
         with contextlib.suppress(OSError):
-            # The cursor last: without it what is left would be delivered again.
+            # The cursor last: without it, segments that are still there would be delivered again.
             for name in sorted(filter(_is_ours, os.listdir(self.path)), key=lambda name: name == cursors.FILE_NAME):
                 os.unlink(self._path(name))
             os.rmdir(self.path)
@@ -501,12 +500,12 @@ def mark(directory: str) -> None:
         OSError: If it cannot be made.
     """
     os.makedirs(directory, exist_ok=True)
-    with contextlib.suppress(OSError):  # there may be no room; who finds stores there knows it by them
+    with contextlib.suppress(OSError):  # there may be no room; stores mark the directory as well
         os.close(os.open(os.path.join(directory, MARK), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
 
 
 def is_spool(directory: str) -> bool:
-    """Return True if *directory* is a spool's, be it that nothing is in it now."""
+    """Return True if *directory* is a spool's, even an empty one."""
     return bool(stores_in(directory)) or os.path.exists(os.path.join(directory, MARK))
 
 
@@ -527,7 +526,7 @@ def is_alive(path: str) -> bool:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Shared, and given back at once: who adopts it just now may fail to, and tries again later.
+        # Shared, and released at once. A process that tries to adopt the store meanwhile fails, and tries again later.
         return not try_lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
@@ -543,7 +542,7 @@ def owner_of(name: str) -> int:
 
 
 def _locked(path: str) -> int | None:
-    """Return the descriptor of the directory at *path*, locked; None if another has it, or it is no more."""
+    """Return the descriptor of the directory at *path*, locked; None if another process has it, or it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""All that a process has in a spool's directory: its own store and those it has adopted, within a bound."""
+"""The stores of one process in a spool's directory: its own and those it has adopted, within a bound."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_ADOPTED = 64
 
 
 class Depot:
-    """What one process has in a spool's directory, or has to answer for there.
+    """The stores of one process in a spool's directory.
 
     Any thread appends, with the lock taken; one thread reads, and takes the lock where it has to.
 
@@ -51,7 +51,7 @@ class Depot:
         self._sync = sync
         #: The end of the segment that events go to: hot paths append to it by themselves, up to its limit.
         self.out: Appender = Appender()
-        #: False while every event has to come to `append`: nobody looks for it otherwise.
+        #: False while the thread sleeps. Then every event has to come to `append`, which wakes it.
         self.awake: bool = False
         self.own: Store | None = None
         #: Oldest first.
@@ -60,9 +60,9 @@ class Depot:
         self.adopted_events: int = 0
         #: How many events were lost on disk or given up, by reason.
         self.lost: defaultdict[str, int] = defaultdict(int)
-        #: What has to be told of, with how many events it has cost.
+        #: Errors to report, each with the number of events lost.
         self.news: list[tuple[Exception, int]] = []
-        #: What keeps the directory from being made anew.
+        #: Why the directory cannot be made again.
         self._broken: OSError | None = None
         #: How many of this process's own events are settled.
         self.settled: int = 0
@@ -71,7 +71,7 @@ class Depot:
         self._unsynced: list[str] = []
         #: At this size another segment is begun; more while none can be made.
         self._roll_at = segment_bytes
-        #: While segments are exchanged, and what a signal handler logs meanwhile.
+        #: True while one segment replaces another, and what signal handlers log meanwhile.
         self._arranging = False
         self._meanwhile: list[bytes] = []
         self._left_alone: set[str] = set()
@@ -133,7 +133,7 @@ class Depot:
         return True
 
     def _append_within(self, line: bytes) -> None:
-        """Append *line* for a signal handler or a ``__del__`` in the midst of what this thread does here."""
+        """Append *line* for a signal handler or a ``__del__`` that has interrupted this thread within the lock."""
         if self._arranging:
             self._meanwhile.append(line)
             return
@@ -144,13 +144,13 @@ class Depot:
         out.append(b"\n" + line if half else line)
 
     def set_awake(self, awake: bool) -> None:
-        """Say whether the thread is awake: if not, each event has to come to `append`."""
+        """Set whether the thread is awake: if not, each event has to come to `append`."""
         with self._lock:
             self.awake = awake
             self.set_limit()
 
     def set_limit(self) -> None:
-        """Say how far hot paths may go by themselves."""
+        """Compute up to which size hot paths may append by themselves."""
         room = self._max_bytes - self._other_bytes()
         ready = self.awake and self._broken is None and self.out.descriptor != -1
         self.out.limit = min(self._roll_at, room) if ready else -1
@@ -282,7 +282,7 @@ class Depot:
         store.begin(portion, sync=self._sync)
 
     def settle(self, store: Store, portion: Portion) -> None:
-        """Take note that *portion* is settled, and that its corrupt lines are lost; remove what is done with."""
+        """Note that *portion* is settled, and that its corrupt lines are lost."""
         with self._lock:
             store.settle(portion)
             if store is self.own:
@@ -293,12 +293,12 @@ class Depot:
                 self.news.append((SinkError(f"lines that are no events: {where}"), portion.corrupt))
 
     def leave(self, store: Store) -> None:
-        """Take note that what was taken from *store* is not settled."""
+        """Put back what was taken from *store*."""
         with self._lock:
             store.leave()
 
     def leave_all(self) -> None:
-        """Take note that nothing that was taken is settled."""
+        """Put back everything that was taken."""
         busy = [store for store in self._stores() if store.busy]
         with self._lock:
             for store in busy:
@@ -346,7 +346,7 @@ class Depot:
             store.rest(sync=self._sync)
 
     def settle_missing(self) -> None:
-        """Count events as lost that should wait, and are nowhere: somebody has cut the file, and written to it."""
+        """Count events as lost that no file holds: another program has cut the file, and written to it."""
         with self._lock:
             own = self.own
             left = self.waiting()
@@ -381,7 +381,7 @@ class Depot:
             try:
                 found = Store.adopt(path)
             except (OSError, SinkError) as error:
-                # Told once: it will be there the next time, too.
+                # Reported once, though it is there the next time, too.
                 self._left_alone.add(path)
                 self.news.append((error, 0))
                 continue
@@ -397,7 +397,7 @@ class Depot:
                 self.set_limit()
 
     def check(self) -> None:
-        """Find out whether the files are still where they should be, and make them anew if they are not."""
+        """Check whether the files are where they should be; make them again if not."""
         own = self.own
         if own is None:
             return
@@ -412,7 +412,7 @@ class Depot:
         self.news.append((SinkError(f"{store.name}: {what}"), 0))
 
     def _restore(self, store: Store) -> bool:
-        """Make the files of *store* anew that somebody has removed; return False if that cannot be done."""
+        """Make the files of *store* again that another program has removed; return False if that fails."""
         with self._lock:
             out = self.out
             if out.unsure:
@@ -440,13 +440,13 @@ class Depot:
             return True
 
     def publish(self, ledger: bytes) -> None:
-        """Put *ledger* into this process's own store, for who looks from outside."""
+        """Write *ledger* into this process's own store, for `SpoolStatus`."""
         own = self.own
         if own is not None and self._broken is None:
             own.publish(ledger)
 
     def sync(self) -> None:
-        """Have all that was appended so far written to the medium.
+        """Write all that was appended so far to the medium.
 
         Raises:
             OSError: If that fails.
@@ -482,7 +482,7 @@ class Depot:
         own.remove()
 
     def close(self) -> None:
-        """Let go of everything: stores that are settled are removed, the others are left to whoever comes next."""
+        """Remove the stores that are settled, and release the others for the next process to adopt."""
         with self._lock:
             if self.out.unsure:
                 self.out.amend()

@@ -75,7 +75,7 @@ class SpoolWorker(Worker):
             owner, name, target, ledger, batch_size=batch_size, linger=linger, retry=retry, dead_letter=dead_letter
         )
         self.depot = depot
-        #: Whether dead processes have left something that is not adopted yet, as far as is known.
+        #: True while dead processes are known to have left something that is not adopted yet.
         self.unadopted: bool = False
         #: When the thread looks for that next, by `now`.
         self.adopt_due: float = 0.0
@@ -91,11 +91,11 @@ class SpoolWorker(Worker):
     # -- what `Worker` asks
 
     def set_limit(self) -> None:
-        """Say whether the next event has to wake the thread."""
+        """Set whether the next event has to wake the thread."""
         self.depot.set_awake(not self.closed and self.wake_at > self.put)
 
     def waiting(self) -> int:
-        """Return how many events wait; adopted ones count as a batch, since they linger no more."""
+        """Return how many events wait; adopted ones count as a whole batch, since they must not linger."""
         self._do_chores()
         self.depot.tidy()
         self.put = self.depot.stored
@@ -123,7 +123,7 @@ class SpoolWorker(Worker):
         self._reach()
 
     def _reach(self) -> None:
-        """Say that all is recorded that is settled."""
+        """Note that everything settled is recorded, and wake the callers that wait for it."""
         self.done = self.depot.settled
         self.bells.ring()
 
