@@ -1,4 +1,4 @@
-"""Lines that cannot be changed unnoticed: `ChainedRenderer`."""
+"""Tamper-evident lines of JSON: `ChainedRenderer`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LEAST_KEY_BYTES: Final = 16
 _BLOCK_BYTES: Final = 64
 
-#: What the line before the first one has for a code.
+#: The code that stands for the line before the first one.
 NOTHING: Final = "0" * 32
 
 _SEALED = re.compile(
@@ -28,21 +28,21 @@ _SEALED = re.compile(
     re.DOTALL,
 )
 
-#: From the comma before ``"mac"`` to the end of the line: all before it is what the code is of.
+#: The length from the comma before ``"mac"`` to the end of the line. The code covers everything before.
 _TAIL_BYTES: Final = len(',"mac":""}}') + 32
 
 
 @dataclass(frozen=True, slots=True)
 class SealedLine:
-    """A line of a chain, taken apart.
+    """A parsed line of a chain.
 
     Args:
-        chain: What all lines of one writer have in common: random text.
-        number: Its number; the line that a chain follows may be another writer's.
-        previous: The code of the line that it follows; `NOTHING` for the first.
+        chain: The random id of the chain, which all lines of one writer have.
+        number: The number of the line.
+        previous: The code of the line that it follows, which may be another writer's; `NOTHING` for the first line.
         key_id: The id of the key.
-        code: Its code.
-        covered: What the code is of.
+        code: The code of the line.
+        covered: The bytes that the code covers.
     """
 
     chain: str
@@ -54,7 +54,7 @@ class SealedLine:
 
 
 def sealed_line(line: bytes) -> SealedLine | None:
-    """Return *line*, which has no line break, taken apart; None if it is no line of a chain."""
+    """Parse *line*, which has no line break; return None if it is not a line of a chain."""
     found = _SEALED.fullmatch(line)
     if found is None:
         return None
@@ -63,20 +63,20 @@ def sealed_line(line: bytes) -> SealedLine | None:
 
 
 class ChainKey:
-    """A key, ready to make codes: HMAC-SHA256 (RFC 2104), its first half, 128 bits (RFC 4868).
+    """A key for codes: the first half, 128 bits (RFC 4868), of an HMAC-SHA256 (RFC 2104).
 
     Args:
-        key: At least 16 bytes; text is UTF-8.
+        key: At least 16 bytes; text is encoded as UTF-8.
 
     Raises:
-        ValueError: If it is shorter.
-        TypeError: If it is neither bytes nor text.
+        ValueError: If *key* is shorter.
+        TypeError: If *key* is neither bytes nor text.
     """
 
     __slots__ = ("_inner", "_outer", "id")
 
     def __init__(self, key: bytes | str) -> None:
-        import hashlib  # not what every file should pay for
+        import hashlib  # only here, since most programs do not need it
 
         if not isinstance(key, (bytes, str)):
             msg = f"key: bytes are needed, not {type(key).__name__}"
@@ -87,12 +87,12 @@ class ChainKey:
                 f"key: at least {_LEAST_KEY_BYTES} bytes are needed, not {len(secret)}: secrets.token_hex(32) makes one"
             )
             raise ValueError(msg)
-        #: What tells it from other keys where nobody has named it.
+        #: The default id of the key.
         self.id: str = hashlib.sha256(b"outfall.ChainedRenderer\0" + secret).hexdigest()[:8]
         if len(secret) > _BLOCK_BYTES:
             secret = hashlib.sha256(secret).digest()
         padded = secret.ljust(_BLOCK_BYTES, b"\0")
-        # The states after the key's block, copied for each code: half of the work.
+        # The states after the block with the key. Copying them for each code saves half of the work.
         self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
 
@@ -105,26 +105,26 @@ class ChainKey:
 
 
 class ChainedRenderer:
-    """Render JSON lines that are numbered, and bound to one another by a key: what is changed or missing shows.
+    """Render numbered lines of JSON, linked by authentication codes, so that changed and missing lines are detected.
 
-    For audit logs in files: give it to a `FileSink` or a rotating one as ``renderer``. Each line ends in a field
-    ``_chain`` with its number, the code (an HMAC-SHA256) of the line before it, the key's id and its own code.
-    ``outfall verify`` reads the files and names each line that is changed, missing or out of place.
+    Use it for audit logs in files: pass it to a `FileSink` or a rotating file sink as ``renderer``. Each line ends in a
+    field ``_chain`` with the line's number, the code (an HMAC-SHA256) of the previous line, the id of the key and the
+    line's own code. ``outfall verify`` reads the files and prints each line that is changed, missing or out of place.
 
     Args:
-        key: The secret, at least 16 bytes; text is UTF-8. Whoever has it can make such lines.
-        key_id: What to call the key in the lines: letters, digits, ``.``, ``_`` and ``-``, at most 64. Default None:
-            eight digits that follow from the key.
-        renderer: What makes the JSON. Default ``OrjsonRenderer()``.
+        key: The secret, at least 16 bytes; text is encoded as UTF-8. Anyone who has it can forge lines.
+        key_id: The id of the key in the lines: letters, digits, ``.``, ``_`` and ``-``, at most 64. Default None: eight
+            digits computed from the key.
+        renderer: The renderer of the JSON. Default ``OrjsonRenderer()``.
 
     Raises:
         ValueError: If *key* is too short or *key_id* has other characters.
-        TypeError: If *key* is neither bytes nor text, or *renderer* is no `OrjsonRenderer`.
+        TypeError: If *key* is neither bytes nor text, or *renderer* is not an `OrjsonRenderer`.
 
-    A renderer belongs to one sink, which numbers lines as it writes them; a second sink is refused. A new process goes
-    on from the last line in the file, or in the newest rotated one, under a chain id of its own; so does a forked
-    child, and several processes on one file each have theirs. A write that fails takes its number back. The key may
-    change from one process to the next.
+    A renderer belongs to one sink, which numbers lines as it writes them; a second sink is refused. A new process
+    continues from the last line in the file, or in the newest rotated file, under a chain id of its own. A forked child
+    does the same, and so does each of several processes that use one file. The number of a failed write is used again.
+    The key may change from one process to the next.
 
     Source: RFC 2104; https://www.usenix.org/legacy/publications/library/proceedings/sec98/schneier.html for logs on
     machines that may be taken over.
@@ -138,14 +138,14 @@ class ChainedRenderer:
             msg = f"key_id={key_id!r} is not a name of letters, digits, '.', '_' and '-', 64 at most"
             raise ValueError(msg)
         if renderer is not None and not isinstance(renderer, OrjsonRenderer):
-            msg = f"renderer={renderer!r} is no OrjsonRenderer: a chain is of JSON lines"
+            msg = f"renderer={renderer!r} is not an OrjsonRenderer: a chain consists of JSON lines"
             raise TypeError(msg)
         self._key_id = self._key.id if key_id is None else key_id
         self._renderer = OrjsonRenderer() if renderer is None else renderer
         self._owner: weakref.ref[Any] | None = None
         self._middle = b'","key":"%b"' % self._key_id.encode()
-        #: What a line's field begins with, its last number and code, as the sink sets it back after a failed write;
-        #: None: to be read anew.
+        #: The beginning of the field, and number and code of the last line. The sink restores it after a failed write.
+        #: None: read the last line from the file.
         self.state: tuple[bytes, int, bytes] | None = None
 
     def __repr__(self) -> str:
@@ -158,18 +158,18 @@ class ChainedRenderer:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the usual event, before it is sealed, is what ``OrjsonRenderer()`` makes of it."""
+        """Whether plain events, before they are sealed, are rendered as by ``OrjsonRenderer()``."""
         return self._renderer.is_plain
 
     def __call__(self, logger: object, name: str | None, event_dict: Mapping[str, Any]) -> bytes:
-        """Return *event_dict* as one line of JSON, not yet sealed."""
+        """Return *event_dict* as one line of JSON, without the field ``_chain``."""
         return self._renderer.render(event_dict)
 
     def claim(self, sink: Any) -> None:
-        """Belong to *sink*, which calls this when it gets the renderer.
+        """Make *sink* the owner of the renderer; the sink calls this when it gets the renderer.
 
         Raises:
-            ValueError: If it belongs to another one that is open.
+            ValueError: If another open sink owns it.
         """
         owner = None if self._owner is None else self._owner()
         if owner is not None and owner is not sink and not owner.closed:
@@ -178,25 +178,25 @@ class ChainedRenderer:
         self._owner = weakref.ref(sink)
 
     def seal(self, data: bytes, last_line: Callable[[], bytes | None]) -> bytes:
-        r"""Return *data*, a line with its ``\n``, numbered and bound to the one before it.
+        r"""Return *data* with the field ``_chain``.
 
-        The sink calls it under its lock, right before the write, in the order of the lines.
+        The sink calls this under its lock, right before the write, in the order of the lines.
 
         Args:
-            data: The line.
-            last_line: Returns the last line of a chain that is in the file, or was in the one before it; None if
-                there is none. Called where the state is not known.
+            data: A line, with its ``\n``.
+            last_line: Returns the last sealed line of the file, or of the newest rotated file that has one; None if
+                there is none. Called if the state is unknown.
         """
         state = self.state
         if state is None:
             before = last_line()
             found = None if before is None else sealed_line(before)
-            number, told = (0, NOTHING) if found is None else (found.number, found.code)
-            state = b',"_chain":{"id":"%b","n":' % os.urandom(8).hex().encode(), number, told.encode()
+            number, code_before = (0, NOTHING) if found is None else (found.number, found.code)
+            state = b',"_chain":{"id":"%b","n":' % os.urandom(8).hex().encode(), number, code_before.encode()
         head, number, previous = state
         number += 1
         end = len(data) - 1
-        if data[-2:] != b"}\n" or data[:1] != b"{" or data.find(b"\n") != end:  # text that somebody else has rendered
+        if data[-2:] != b"}\n" or data[:1] != b"{" or data.find(b"\n") != end:  # text that was rendered before
             data = orjson.dumps({"event": data.decode("utf-8", "backslashreplace").rstrip("\r\n")}) + b"\n"
         covered = b'%b%b%d,"prev":"%b%b' % (data[:-2], head if end > 2 else head[1:], number, previous, self._middle)
         code = self._key.code(covered)

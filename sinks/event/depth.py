@@ -1,8 +1,8 @@
-"""How deep the containers of an event are nested, which orjson has to be kept from.
+"""Measures how deep the containers of an event are nested, since orjson does not cope with deep nesting.
 
-For the brackets that close lists orjson 3.10 and 3.11 reserve no room: with 118 of them in a row, at the wrong place,
-they write past the end of their buffer, and what happens to the process then is anybody's guess. Such a nest is in an
-event as soon as somebody else's JSON is logged. So it must not get to orjson, and asking must cost next to nothing.
+orjson 3.10 and 3.11 reserve no room for the brackets that close lists. With 118 of them in a row at the wrong place
+they write past the end of their buffer, and may crash or corrupt the process. An event that holds JSON from elsewhere
+may be nested like that. So it must not get to orjson, and the check must cost next to nothing.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from typing import Any
 
 __all__ = ["MAX_LEVELS", "is_tracked", "too_deep"]
 
-#: Containers nested deeper than this are not for orjson; it fails from about twice as many on.
+#: Containers nested deeper than this are not passed to orjson, which fails at about twice this depth.
 MAX_LEVELS = 64
 
 
 def too_deep(event: Any) -> bool:
     """Return True if lists, tuples or dicts are nested more than `MAX_LEVELS` deep in *event*, itself included.
 
-    A dict or tuple that holds no other container does not count. Runs no code of what is in it. Ask
-    ``is_tracked(event)`` of a dict first, which costs less: the garbage collector tracks no dict whose values hold no
-    others, until Python 3.14, which tracks all.
+    A dict or tuple that holds no other container does not count. No code of values is run. For a dict, call the cheaper
+    ``is_tracked(event)`` first: before Python 3.14 the garbage collector does not track a dict without containers.
     """
     layer: Any = (event,)
     for _ in range(MAX_LEVELS):
-        # What is not tracked holds no other container, or is none.
+        # An untracked object is not a container, or holds no other one.
         parts = list(filter(is_tracked, get_referents(*layer)))
         if len(parts) > _FEW or not _CONTAINERS.issuperset(map(type, parts)):
-            # Nothing but containers is followed; by identity, so that one in many places is looked at once.
+            # Follow containers only, and each object once, by its identity.
             parts = list({id(part): part for part in parts if issubclass(type(part), _KINDS)}.values())
         if not parts:
             return False

@@ -1,4 +1,4 @@
-"""What comes to a sink, made a plain event dict; and copies that share no container with the original."""
+"""Events: converts what a sink is given to an event dict, and copies events without sharing containers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ from typing import Any, Literal
 from outfall.sinks.event.exceptions import parts_of_text
 from outfall.sinks.event.levels import NUMBERS, UNKNOWN, level_of
 
-#: What a ``timestamp`` of text without a zone is.
+#: The zone of a ``timestamp`` that is text without one.
 NaiveTimestamps = Literal["utc", "local"]
 
-#: Keys that structlog and the adapters use among themselves; never written out.
+#: Keys for internal use by structlog and the adapters; never written out.
 METADATA = frozenset({"_record", "_from_structlog", "_logger", "_name"})
 
 
-#: What a message is called: by structlog, and by those who rename it (structlog's ``EventRenamer``).
+#: The possible keys of the message: structlog's own, and the usual ones of its ``EventRenamer``.
 MESSAGE_KEYS = ("event", "message", "msg")
 
 
 def message_key(event: Mapping[str, Any]) -> str:
-    """Return the field of *event* that is its message: the first of `MESSAGE_KEYS` that it has.
-
-    Without any it is ``"event"``.
-    """
+    """Return the key of the message in *event*: the first of `MESSAGE_KEYS` that it has, else ``"event"``."""
     if event.get("event") is None:
         for key in ("message", "msg"):
             if event.get(key) is not None:
@@ -37,9 +34,12 @@ def message_key(event: Mapping[str, Any]) -> str:
 
 
 class LevelledEvent(dict[str, Any]):
-    """An event whose level is known from elsewhere (the name of the method called) but is not one of its fields.
+    """An event with a level, or a time, that is not among its fields.
 
-    Nor is the time it happened, in epoch seconds, of one that waited without a timestamp.
+    Args:
+        event: The event.
+        carried_level: The level number, known from the name of the called method, for example; or None.
+        carried_time: The time in epoch seconds of an event that waited without a timestamp; or None.
     """
 
     __slots__ = ("carried_level", "carried_time")
@@ -53,11 +53,11 @@ class LevelledEvent(dict[str, Any]):
 
 
 class TextEvent(LevelledEvent):
-    """Text that somebody else rendered: written as it is by byte sinks, ``{"event": text}`` to all others.
+    """An event that was rendered before: byte sinks write the text unchanged, other sinks get ``{"event": text}``.
 
     Args:
-        text: The text; bytes are kept and written unchanged.
-        carried_level: The level number it was logged with, or None.
+        text: The text, or bytes, which are kept and written unchanged.
+        carried_level: The level number, or None.
     """
 
     __slots__ = ("raw",)
@@ -68,7 +68,7 @@ class TextEvent(LevelledEvent):
         self.raw: str | bytes = text
 
     def rendered(self) -> str | bytes:
-        """Return what to write: the original, unless a processor put another text into ``event``."""
+        """Return the text to write: the original, unless a processor has changed ``event``."""
         raw, text = self.raw, self.get("event")
         if isinstance(raw, bytes) and text == raw.decode("utf-8", "backslashreplace"):
             return raw
@@ -76,11 +76,11 @@ class TextEvent(LevelledEvent):
 
 
 class Remainder(LevelledEvent):
-    """An event that a processor has made to tell of those it held back; only what comes after it in its chain sees it.
+    """A processor's summary of suppressed events. Only later processors of the same chain, and the sink, see it.
 
     Args:
         event: The event.
-        maker: The processor.
+        maker: The processor that made it.
     """
 
     __slots__ = ("maker",)
@@ -91,18 +91,18 @@ class Remainder(LevelledEvent):
 
 
 def as_event(given: object, method_name: str | None = None) -> dict[str, Any]:
-    """Return *given* as an event dict, *given* itself when it already is one.
+    """Return *given* as an event dict; a dict is returned as it is.
 
-    Besides dicts it takes what a structlog chain may end in: rendered text or bytes, another mapping, or the
+    *given* may also be another result of a structlog chain: rendered text or bytes, another mapping, or the
     ``(args, kwargs)`` of `structlog.stdlib.ProcessorFormatter.wrap_for_formatter` and
     `structlog.stdlib.render_to_log_args_and_kwargs`.
 
     Args:
-        given: What came to the sink.
-        method_name: The logger's method, whose level counts where the event has none.
+        given: What the sink was given.
+        method_name: The logger's method. Its level applies if the event has none. Default None.
 
     Raises:
-        TypeError: If it is none of these.
+        TypeError: If *given* is of another type.
     """
     level = None if method_name is None else _level_of_method(method_name)
     if type(given) is dict or isinstance(given, LevelledEvent):
@@ -117,7 +117,7 @@ def as_event(given: object, method_name: str | None = None) -> dict[str, Any]:
         event = dict(given)
     elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple):
         args, kwargs = given
-        # One text alone is a message here: text that was rendered comes without a tuple around it.
+        # A single text is a message here, since rendered text comes without a tuple.
         return _event_of_logging_call(args, kwargs, method_name) if args else as_event(dict(kwargs), method_name)
     else:
         msg = f"an event is a dict, not {type(given).__name__}"
@@ -136,16 +136,16 @@ def _levelled(event: dict[str, Any], level: float | None) -> dict[str, Any]:
 def _level_of_method(method_name: str) -> float | None:
     number: float | None = NUMBERS.get(method_name)
     if number is None:
-        # A wrapper class may have methods for levels registered with logging.addLevelName.
+        # It may be the method of a wrapper class, for a level registered with logging.addLevelName.
         number = level_of({"level": method_name})
     return None if number == UNKNOWN else number
 
 
 def event_of_call(args: tuple[Any, ...], kwargs: dict[str, Any], method_name: str | None = None) -> dict[str, Any]:
-    """Return the event that a call ``logger.info(*args, **kwargs)`` made by a structlog chain stands for.
+    """Return the event for a call ``logger.info(*args, **kwargs)`` at the end of a structlog chain.
 
-    The last processor decides what the call looks like: the event dict as keywords, text as the one argument, or the
-    arguments of a standard library logger (``msg``, ``extra``, ``exc_info``, ``stack_info``, positional arguments).
+    The last processor determines the arguments: the event dict as keywords, text as the only argument, or the arguments
+    for a logger of the standard library (``msg``, ``extra``, ``exc_info``, ``stack_info``, positional arguments).
     """
     if not args:
         return (
@@ -158,12 +158,12 @@ def event_of_call(args: tuple[Any, ...], kwargs: dict[str, Any], method_name: st
     return _event_of_logging_call(args, kwargs, method_name)
 
 
-#: The keywords that `structlog.stdlib.render_to_log_kwargs` makes: "msg" and "extra" always, the others sometimes.
+#: The keywords of `structlog.stdlib.render_to_log_kwargs`: "msg" and "extra" always, the others sometimes.
 _CALL_KEYWORDS = frozenset({"msg", "extra", "exc_info", "stack_info", "stacklevel"})
 
 
 def _is_logging_call(event: Mapping[str, Any]) -> bool:
-    """Tell the keywords of a logging call from an event that has a field "msg" (of `EventRenamer`, for example)."""
+    """Return True for keywords of a logging call, and False for an event with a field "msg", as of `EventRenamer`."""
     return "msg" in event and isinstance(event.get("extra"), Mapping) and event.keys() <= _CALL_KEYWORDS
 
 
@@ -173,11 +173,11 @@ def _event_of_logging_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], met
     if isinstance(fields.get("extra"), Mapping):
         fields = {**fields.pop("extra"), **fields}
     fields.pop("stacklevel", None)
-    # A mapping as the message: wrap_for_formatter, whose "extra" is metadata about the logger.
+    # The message is a mapping after wrap_for_formatter, whose "extra" is metadata about the logger.
     event = {**message, **fields} if isinstance(message, Mapping) else {"event": message, **fields}
     if positional:
         try:
-            # One mapping stands for keywords, as `logging` has it.
+            # As in `logging`, a single mapping has the values by name.
             values = positional[0] if len(positional) == 1 and isinstance(positional[0], Mapping) else positional
             event["event"] = str(event["event"]) % values
         except Exception:
@@ -191,11 +191,11 @@ def without_metadata(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copy_event(event: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of *event* in which every nested dict, list, set and tuple of such is a copy as well.
+    """Return a copy of *event* with copies of all nested dicts, lists, sets and tuples.
 
-    Other objects are shared: a per-sink processor may change nested values without another sink seeing it, while
-    copying arbitrary objects (locks, sockets, models) would fail or cost more than it protects. Cycles stay cycles;
-    what is nested deeper than 100 containers is shared.
+    So a processor of one sink may change nested values without effect on another sink. Objects of other types are
+    shared, since copying them (locks, sockets, models) may fail or be slow. Cycles stay cycles. Containers nested
+    deeper than 100 are shared.
     """
     copied: dict[str, Any]
     if isinstance(event, TextEvent):
@@ -214,10 +214,10 @@ def copy_event(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def snapshot(event: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of *event* that may wait, and be looked at by another thread, as if it had just happened.
+    """Return a copy of *event* that may wait and be processed later by another thread.
 
-    ``exc_info=True`` becomes the exception that is being handled now, which is also asked for the parts of a traceback
-    that was made of it, and an event without a timestamp carries the time.
+    ``exc_info=True`` is replaced by the exception that is being handled now. If ``exception`` is the text of that
+    exception, its type and message are added. A copy without a timestamp carries the current time.
     """
     copied = copy_event(event)
     copied.update(parts_of_text(copied))
@@ -232,7 +232,7 @@ def snapshot(event: dict[str, Any]) -> dict[str, Any]:
     return copied
 
 
-# Found by issubclass and not isinstance, which asks __class__: a proxy lies in it, and it may raise.
+# Checked by issubclass(type(…)), since isinstance reads __class__, which may raise, or be wrong for a proxy.
 _CONTAINERS = (dict, list, tuple, set)
 
 
@@ -242,11 +242,11 @@ def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:
         return known[1]
     if depth == 0:
         return value
-    # The memo keeps the originals alive: one that another thread lets go of would leave its id to the next.
-    # The copies are made by the built-in types' own methods: each is one step for other threads, and a subclass
-    # cannot run code of its own in it.
+    # The memo keeps the originals alive: an object that another thread releases would leave its id to a new one.
+    # The methods of the built-in types make the copies: each is atomic for other threads, and runs no code of a
+    # subclass.
     if issubclass(type(value), (dict, list)):
-        # dict.copy goes by the keys() of a subclass that has an __iter__ of its own.
+        # Not dict.copy, which calls keys() of a subclass that overrides __iter__.
         twin: Any = dict(dict.items(value)) if issubclass(type(value), dict) else list.copy(value)
         memo[id(value)] = (value, twin)
         for place, item in list(twin.items() if type(twin) is dict else enumerate(twin)):
@@ -255,7 +255,7 @@ def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:
         return twin
     made: Any = value
     if type(value) is tuple:
-        # A tuple can only hold itself by way of a list or dict, which the memo knows by then.
+        # A cycle through a tuple also goes through a list or dict, which is in the memo by now.
         made = tuple(
             _copy_container(item, memo, depth - 1) if issubclass(type(item), _CONTAINERS) else item for item in value
         )
@@ -266,20 +266,19 @@ def _copy_container(value: Any, memo: dict[int, Any], depth: int) -> Any:
 
 
 def timestamp_of(event: Mapping[str, Any], naive: NaiveTimestamps = "utc") -> float | None:
-    """Return the event's ``timestamp`` in epoch seconds, or None if it has none that can be read.
+    """Return the event's ``timestamp`` in epoch seconds, or None if it has no valid one; never raises.
 
-    Read are epoch seconds, datetimes and ISO 8601 text; never raises. An event that waited without one carries its
-    time.
+    The timestamp may be epoch seconds, a datetime or ISO 8601 text. Without a valid one the carried time counts.
 
     Args:
         event: The event.
-        naive: What text without a zone is: ``"utc"`` (default), as structlog's ``TimeStamper`` writes it unless it is
-            asked for local time, or ``"local"``. A datetime without a zone is local time, as everywhere in Python.
+        naive: The zone of text without one: ``"utc"`` (default), as of structlog's ``TimeStamper``, or ``"local"``. A
+            datetime without a zone is local time, as everywhere in Python.
     """
     try:
         value = event.get("timestamp")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            # More is not seconds; nor is NaN less.
+            # Larger numbers are not in seconds. NaN fails the comparison too.
             return float(value) if abs(value) < 1e12 else _carried_time(event)
         if isinstance(value, str):
             value = _datetime_of(value)
@@ -287,21 +286,22 @@ def timestamp_of(event: Mapping[str, Any], naive: NaiveTimestamps = "utc") -> fl
                 value = value.replace(tzinfo=dt.timezone.utc)
         if isinstance(value, dt.datetime):
             seconds = value.timestamp()
-            return seconds if abs(seconds) < math.inf else _carried_time(event)  # "not a time" is a datetime to pandas
+            return seconds if abs(seconds) < math.inf else _carried_time(event)  # NaN for pandas' NaT, a datetime
     except Exception:
         pass
     return _carried_time(event)
 
 
 def _datetime_of(text: str) -> dt.datetime:
-    # fromisoformat before Python 3.11 does not know "Z".
+    # Before Python 3.11 fromisoformat does not parse "Z".
     return dt.datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "Zz" else text)
 
 
 def zoned(event: dict[str, Any], naive: NaiveTimestamps) -> dict[str, Any]:
-    """Return *event*, or a copy whose ``timestamp`` says its zone where *naive* is ``"local"`` and the text has none.
+    """Return *event*; if *naive* is ``"local"`` and its ``timestamp`` has no zone, return a copy with the zone added.
 
-    For sinks whose events are read elsewhere, where text without a zone is UTC: call it in the thread that logs.
+    Sinks whose events are read on other machines, where text without a zone counts as UTC, call this in the thread
+    that logs.
     """
     stamp = event.get("timestamp") if naive == "local" else None
     if isinstance(stamp, str):
@@ -312,12 +312,12 @@ def zoned(event: dict[str, Any], naive: NaiveTimestamps) -> dict[str, Any]:
                 copied["timestamp"] = when.astimezone().isoformat()
                 return copied
         except Exception:
-            pass  # no time
+            pass  # not a valid time
     return event
 
 
 def checked_naive(naive: str) -> NaiveTimestamps:
-    """Return *naive*, which is an argument ``naive_timestamps``.
+    """Return *naive*, the value of an argument ``naive_timestamps``.
 
     Raises:
         ValueError: If it is neither ``"utc"`` nor ``"local"``.

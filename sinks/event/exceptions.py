@@ -1,9 +1,9 @@
-"""The type and the message of an exception: from the exception itself, or from its text where that is certain.
+"""Finds type and message of an exception: from the exception itself, or from its text if that is unambiguous.
 
-What a sink makes of ``exc_info`` is three fields: ``exception``, the traceback as text, ``exception_type`` and
-``exception_message``. They are JSON, so they travel through queues, spools and sockets like any other field, and a
-format that has places of its own for the three reads them with `failure_of`. What is sent has them also if a processor
-rendered the exception, see `parts_of_text`; a file's line stays what the processors made.
+Sinks replace ``exc_info`` by three fields: ``exception``, the traceback as text, ``exception_type`` and
+``exception_message``. They are JSON, so they pass through queues, spools and sockets like any other field. A format
+with its own places for the three reads them by `failure_of`. If a processor has rendered the exception, an event that
+is sent gets the type and message by `parts_of_text`; a line in a file does not.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
 ExcInfo = tuple[type[BaseException], BaseException, "TracebackType | None"]
 
-#: The fields beside ``exception``.
+#: The further fields besides ``exception``.
 TYPE, MESSAGE = "exception_type", "exception_message"
 
 
 class Failure(NamedTuple):
-    """The exception that an event tells of."""
+    """The exception of an event."""
 
-    #: The name of its class with its module, as a traceback has it; None where it cannot be known.
+    #: The name of its class with its module, as in a traceback; None if unknown.
     kind: str | None
-    #: What ``str`` makes of it, without its notes; None where it cannot be known.
+    #: The result of ``str``, without notes; None if unknown.
     message: str | None
     #: The traceback as text.
     stack: str
 
 
 def exc_info_of(value: Any) -> ExcInfo | None:
-    """Return the exception that the value of an ``exc_info`` stands for; None if it stands for none.
+    """Return the exception for *value*, the value of an ``exc_info``; None if there is none.
 
     True stands for the exception that the calling thread is handling.
 
     Raises:
-        TypeError: If *value* is no exception but somebody's field.
+        TypeError: If *value* is of another type, so that ``exc_info`` is a field of the application.
     """
     kind = type(value)
     error: Any
@@ -64,41 +64,42 @@ def exc_info_of(value: Any) -> ExcInfo | None:
         raise TypeError
     else:
         raise TypeError
-    # By BaseException's own attribute: a subclass's may raise.
+    # Read BaseException's own attribute: that of a subclass may raise.
     return None if error is None else (type(error), error, vars(BaseException)["__traceback__"].__get__(error))
 
 
 def traceback_text(exc_info: ExcInfo) -> str:
-    """Return *exc_info* in the interpreter's own words."""
+    """Return *exc_info* as text, as the interpreter prints it."""
     return "".join(traceback.format_exception(*exc_info)).rstrip("\n")
 
 
 def add_parts(event: MutableMapping[str, Any], error: BaseException) -> None:
-    """Put type and message of *error* into *event*, unless it has such fields of its own."""
+    """Add type and message of *error* to *event*, unless it has such fields already."""
     event.setdefault(TYPE, _kind_of(error))
     event.setdefault(MESSAGE, _message_of(error))
 
 
 def parts_of_text(event: Mapping[str, Any]) -> dict[str, str]:
-    """Return type and message, as fields to add to *event*, if its ``exception`` is that being handled; else none.
+    """Return type and message as fields, if the ``exception`` of *event* is the text of the one being handled.
 
-    Structlog's ``format_exc_info`` leaves nothing but text, and what is sent has to tell a collector more.
+    structlog's ``format_exc_info`` leaves only the text, but collectors need type and message too. The result is empty
+    if the text is of another exception, or if *event* has a type already.
     """
     parts: dict[str, str] = {}
     try:
         text = event.get("exception")
         if isinstance(text, str) and TYPE not in event:
             exc_info = exc_info_of(True)
-            # Compared whole: a processor may have taken a secret out of the text.
+            # Compare the whole text: a processor may have removed a secret from it.
             if exc_info is not None and text.rstrip("\n") == traceback_text(exc_info):
                 add_parts(parts, exc_info[1])
-    except Exception:  # of a key, or of the exception
+    except Exception:  # raised by a key or by the exception
         pass
     return parts
 
 
 def _kind_of(error: BaseException) -> str:
-    # As type_name does: what the class is called, whatever its metaclass says.
+    # As in type_name: a metaclass may override the attribute.
     kind = type(error)
     name: str = type.__dict__["__qualname__"].__get__(kind)
     try:
@@ -124,10 +125,10 @@ def _encodable(text: str) -> str:
 
 
 def failure_of(event: Mapping[str, Any]) -> Failure | None:
-    """Return the exception that *event*, made of plain values, tells of in its ``exception``, or None.
+    """Return the exception in the field ``exception`` of *event*, which has plain values; None if there is none.
 
-    Type and message are those of ``exception_type`` and ``exception_message``, or of structlog's dict tracebacks. From
-    a traceback's text they are taken only where no message can have made it up: the type from one traceback without
+    Type and message come from ``exception_type`` and ``exception_message``, or from structlog's dict tracebacks. They
+    are parsed from a traceback's text only if it is unambiguous: the type if there is a single traceback without
     causes, the message if it is one line.
     """
     exception = event.get("exception")
@@ -147,7 +148,7 @@ def failure_of(event: Mapping[str, Any]) -> Failure | None:
 
 
 def take_failure(event: dict[str, Any]) -> Failure | None:
-    """Return `failure_of`, and take out of *event* the fields that are in what is returned."""
+    """Return `failure_of` of *event*, and remove the fields that the result contains."""
     failure = failure_of(event)
     if failure is not None and isinstance(event["exception"], str):
         del event["exception"]
@@ -168,7 +169,7 @@ _CAUSE = "The above exception was the direct cause of the following exception:"
 _CONTEXT = "During handling of the above exception, another exception occurred:"
 _LAST_LINE = re.compile(r"([^\W\d]\w*(?:\.(?:[^\W\d]\w*|<locals>))*)(?:: (.*))?")
 
-#: The text of an exception that was never raised: one line, and the name is no word of somebody's message.
+#: The text of an exception that was never raised: one line that begins with the name of a built-in exception.
 _NEVER_RAISED = re.compile(f"(?:{'|'.join(sorted(_builtin_exceptions()))})(?:: .*)?")
 
 
@@ -177,22 +178,22 @@ def _of_text(text: str) -> Failure:
     if _NEVER_RAISED.fullmatch(text):
         kind, _, message = text.partition(": ")
         return Failure(kind, message, text)
-    # Of causes and contexts the exception comes last, but a message may hold the like of all that.
+    # With causes or contexts the exception comes last, but a message may contain the same words.
     if not text.startswith(_HEADER) or _CAUSE in text or _CONTEXT in text:
         return unknown
     lines = text[len(_HEADER) :].rstrip("\n").split("\n")
-    # Frames are indented. The first line that is not begins with the type.
+    # Frames are indented. The first line without indentation begins with the type.
     place = next((index for index, line in enumerate(lines) if line[:1] not in ("", " ")), None)
     match = None if place is None else _LAST_LINE.fullmatch(lines[place])
     if match is None:
         return unknown
-    # Further lines belong to the message, or are notes.
+    # Further lines may belong to the message or be notes.
     alone = place == len(lines) - 1
     return Failure(match[1], (match[2] or "") if alone else None, text)
 
 
 def _stack_of_dicts(stacks: list[dict[str, Any]]) -> str:
-    """Return structlog's dict tracebacks as text, the oldest first, as the interpreter has it."""
+    """Return structlog's dict tracebacks as text, the oldest first, as the interpreter prints them."""
     parts: list[str] = []
     for place in range(len(stacks) - 1, -1, -1):
         parts.append(_stack_of_dict(stacks[place]))

@@ -1,4 +1,4 @@
-"""Other events made of events: `Projection`."""
+"""Selects and renames fields of events: `Projection`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from outfall.sinks.event.levels import level_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Where a value is in an event: ``"user.address.city"``, or the keys one by one.
+#: The path to a value in an event: ``"user.address.city"``, or a tuple of keys.
 Path = Union[str, "tuple[Any, ...]"]
 
-#: What `Projection` takes.
+#: The type of the argument of `Projection`.
 Fields = Union["Sequence[Path]", "Mapping[str, Any]"]
 
 
 class Constant:
-    """A value that is the same in every event, for `Projection`: a text, which would be taken for a path otherwise.
+    """A constant value for `Projection`; needed for a text, which would be a path otherwise.
 
     Args:
         value: The value.
@@ -36,37 +36,36 @@ class Constant:
         self.value: Any = value
 
     def __repr__(self) -> str:
-        # It may be an API key.
+        # Without the value, which may be an API key.
         return "Constant(…)"
 
 
 class Projection:
-    """Make of an event the dict that its receiver wants: only these fields, under those names.
+    """Select fields of events, and rename them, as the receiver requires.
 
-    Call it with an event; or use it as a structlog processor, in a chain or in any sink's ``processors``. `HTTPSink`
-    makes one of its ``fields``.
+    Call it with an event; or use it as a structlog processor, in a chain or in a sink's ``processors``. `HTTPSink`
+    makes one from its argument ``fields``.
 
     Args:
-        fields: Either the paths of the fields to keep, where they are: ``["event", "level", "user.id"]``. Or a mapping
-            from new names to where their values come from: a path, ``{"msg": "event"}``; a callable that gets the
-            event, ``{"size": lambda event: len(event["body"])}``; or a constant: any value that is no text, tuple or
-            callable stands for itself, ``{"version": 2}``, and ``Constant("shop")`` for a text.
+        fields: Either the paths of the fields to keep in their places: ``["event", "level", "user.id"]``. Or a mapping
+            from new names to the sources of their values. A source is a path, ``{"msg": "event"}``; a callable that
+            gets the event, ``{"size": lambda event: len(event["body"])}``; or a constant, ``{"version": 2}``: any value
+            that is not a text, tuple or callable. Write ``Constant("shop")`` for a text.
 
     Raises:
         TypeError: If *fields* is neither, or a path is neither text nor a tuple.
-        ValueError: If there is no field, a path is empty, or a new name is one of the metadata keys, which are never
-            written out.
+        ValueError: If there is no field, a path is empty, or a new name is a metadata key, which is never written out.
 
-    A path ``"a.b.c"`` goes from one nested mapping to the next; a key that has the dots in it wins over that. In a
-    tuple, ``("a", "b.c")``, each item is one key. What is not there is left out. ``"exception"``,
-    ``"exception_type"`` and ``"exception_message"`` are also there if the event has an ``exc_info`` that nobody
-    rendered. Metadata keys are never there, and callables do not see them.
+    A path ``"a.b.c"`` leads from one nested mapping to the next; a key that contains the dots itself takes precedence.
+    In a tuple, ``("a", "b.c")``, each item is one key. Missing fields are left out. ``"exception"``,
+    ``"exception_type"`` and ``"exception_message"`` also exist if the event has an unrendered ``exc_info``. Metadata
+    keys do not exist for paths, and callables do not see them.
 
-    A callable that raises costs no more than its own field, whose value is then a text in angle brackets that names the
-    exception, as the renderer has it; `structlog.DropEvent` filters the event.
+    If a callable raises, its field gets a text in angle brackets that names the exception, as the renderer does;
+    `structlog.DropEvent` filters the event.
 
-    The event is not changed. What is nested in it is shared with the result, unless a part of it is left out. A level
-    that is left out still counts where levels are compared. Safe from any thread.
+    The event is not changed. The result shares nested values with it, unless a part of the value is left out. If the
+    level is left out, it still counts for filters. Safe from any thread.
 
     Source: ``logging.handlers.HTTPHandler.mapLogRecord``, as a value.
     """
@@ -74,9 +73,9 @@ class Projection:
     __slots__ = ("_kept", "_made")
 
     def __init__(self, fields: Fields) -> None:
-        #: Paths of what is kept where it is.
+        #: The paths of fields that are kept in their places.
         self._kept: tuple[_Path, ...] = ()
-        #: New names, and what finds their values.
+        #: The new names, with the sources of their values.
         self._made: tuple[tuple[str, _Path | Constant | Callable[[Any], Any]], ...] = ()
         if isinstance(fields, Mapping):
             for name in fields:
@@ -106,7 +105,7 @@ class Projection:
     @overload
     def __call__(self, logger: Any, method_name: str, event_dict: Mapping[str, Any], /) -> dict[str, Any]: ...
     def __call__(self, *given: Any) -> dict[str, Any]:
-        """Return the projection of an event, the last argument: *event* alone, or as structlog calls a processor."""
+        """Return the projection of an event. The arguments are the event alone, or those of a structlog processor."""
         if len(given) not in (1, 3):
             msg = f"Projection: an event is needed, or (logger, method_name, event_dict); {len(given)} arguments came"
             raise TypeError(msg)
@@ -114,7 +113,7 @@ class Projection:
         made = self.project(event)
         if len(given) == 1 or "level" in made or "level_number" in made:
             return made
-        # What filters by level after this must not take it for INFO.
+        # Keep the level aside: later filters must not take the event for INFO.
         return LevelledEvent(made, level_of(event))
 
     def project(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +152,7 @@ class Projection:
 
 
 class _Path:
-    """Where a value is.
+    """A path to a value in an event.
 
     Args:
         given: The path as the user wrote it.
@@ -173,7 +172,7 @@ class _Path:
         self._parts = given.split(".") if isinstance(given, str) else []
 
     def keys_in(self, event: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return the keys that lead to the value, none if it is not there."""
+        """Return the keys that lead to the value; an empty tuple if it does not exist."""
         found: tuple[Any, ...] | None
         if self._exact is not None:
             found = self._exact if _leads(event, self._exact) else ()
@@ -198,7 +197,7 @@ def _source(value: Any) -> _Path | Constant | Callable[[Any], Any]:
 
 def _leads(event: Any, keys: tuple[Any, ...]) -> bool:
     for key in keys:
-        # By the type and not isinstance, here and below: that asks __class__, which may raise.
+        # Here and below by the type, since isinstance reads __class__, which may raise.
         if not issubclass(type(event), Mapping) or key not in event:
             return False
         event = event[key]
@@ -206,7 +205,7 @@ def _leads(event: Any, keys: tuple[Any, ...]) -> bool:
 
 
 def _search(event: Mapping[Any, Any], parts: list[str]) -> tuple[Any, ...]:
-    """Return the keys that lead along *parts*, trying keys that have dots in them first."""
+    """Return the keys that lead along *parts*; keys that contain dots are tried first."""
     for size in range(len(parts), 0, -1):
         key = ".".join(parts[:size])
         if key not in event:
@@ -231,7 +230,7 @@ def _value(event: Mapping[str, Any], keys: tuple[Any, ...]) -> Any:
 
 
 def _keep(event: Mapping[str, Any], made: dict[Any, Any], keys: tuple[Any, ...], ours: set[int]) -> None:
-    """Put the value that *keys* lead to in the same place of *made*, never into a dict that is the event's."""
+    """Put the value that *keys* lead to into the same place of *made*, without changing dicts of the event."""
     place = made
     for key in keys[:-1]:
         nested = place.get(key)
@@ -239,12 +238,12 @@ def _keep(event: Mapping[str, Any], made: dict[Any, Any], keys: tuple[Any, ...],
             nested = place[key] = {}
             ours.add(id(nested))
         elif id(nested) not in ours:
-            return  # kept as a whole already
+            return  # the whole dict is kept already
         place = nested
     place[keys[-1]] = _value(event, keys)
 
 
-#: Fields that the renderer makes of ``exc_info``.
+#: The fields that the renderer makes from ``exc_info``.
 _OF_EXCEPTIONS = frozenset({"exception", TYPE, MESSAGE})
 
 

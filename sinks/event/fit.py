@@ -1,4 +1,4 @@
-"""Events made to fit into so many bytes."""
+"""Shortens events to a maximum size."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from outfall.sinks.event.json import OrjsonRenderer, event_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The field that says that something is missing.
+#: The field that marks a shortened event.
 MARKER = "truncated"
 
-#: What an event is worth nothing without; kept whatever else has to go.
+#: The essential fields, which are never removed.
 _CORE = (*MESSAGE_KEYS, "level", "level_number", "logger", "timestamp")
 
-#: Fields go before texts are cut to fewer characters than this.
+#: Fields are removed rather than texts cut to fewer characters than this.
 _LEAST_CHARACTERS = 32
 
 
 def shortened(event: dict[str, Any], encode: Callable[[dict[str, Any]], bytes], limit: int) -> bytes | None:
-    """Return *event* as *encode* makes it in at most *limit* bytes, marked as truncated; None if nothing fits.
+    """Return *event* encoded in at most *limit* bytes and marked as truncated; None if that is impossible.
 
-    The longest texts are cut first, nested ones too, all to one length and no shorter than it takes. Where that is not
-    enough, the largest fields go, those last that every event has.
+    All texts, nested ones too, are cut to the same maximum length, the longest that fits. If that is not enough, the
+    largest fields are removed, except the essential ones.
 
-    *event* is not changed. *encode* is called some twenty times.
+    Args:
+        event: The event. It is not changed.
+        encode: Encodes an event; it is called some twenty times.
+        limit: The maximum number of bytes.
     """
     plain = event_of(_json.render(event))
     plain[MARKER] = True
@@ -44,10 +47,10 @@ def shortened(event: dict[str, Any], encode: Callable[[dict[str, Any]], bytes], 
                 key = largest_last.pop()
                 del plain[key]
                 excess -= sizes[key]
-            # Sizes are those of JSON, of which *encode* may make something longer.
+            # The sizes are those of JSON; the result of *encode* may be longer.
             excess = len(made(_LEAST_CHARACTERS)) - limit
     if excess > 0:
-        # Only the core is left; what is no text there cannot be cut as it is.
+        # Only essential fields are left. Make their other values texts, which can be cut.
         for key in plain:
             text = json.dumps(plain[key], ensure_ascii=False)
             if not isinstance(plain[key], str) and len(text) > _LEAST_CHARACTERS:
@@ -66,7 +69,7 @@ def shortened(event: dict[str, Any], encode: Callable[[dict[str, Any]], bytes], 
 
 
 def _cut(value: Any, length: int) -> Any:
-    """Return *value* with each text in it cut to *length* characters; the keys stay whole."""
+    """Return *value* with each text in it cut to *length* characters; keys are not cut."""
     if isinstance(value, str):
         return value[:length]
     if isinstance(value, list):

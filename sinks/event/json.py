@@ -1,4 +1,4 @@
-"""Events as JSON and back: `OrjsonRenderer`, and what reads its lines without losing a digit."""
+"""Events to JSON and back: `OrjsonRenderer`, and `loads`, which keeps every digit."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from outfall.sinks.event.levels import NUMBERS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Whatever makes orjson run Python code while it walks a container that another thread may be changing is passed by:
-# it was seen to crash the process (orjson 3.13, a tzinfo written in Python). Those values take the slow path.
+# orjson must not run Python code while it iterates over a container that another thread may change: orjson 3.13 was
+# seen to crash the process then (with a tzinfo written in Python). Values of these types take the slow path.
 OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 
-#: With the line break that ends a line of JSON.
+#: The same options, with a line break after the JSON.
 LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 
 
 def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
-    r"""Return *event* as a line of JSON if it is a plain event: what every short cut of a sink starts with.
+    r"""Return *event* as a line of JSON if it is a plain event; the shortcuts of all sinks call this.
 
-    Plain is a dict without metadata keys, ``exc_info`` and ``exception``, nested no deeper than orjson bears. What a
-    sink with a usual `OrjsonRenderer` makes of it is this line.
+    An event is plain if it is a dict without metadata keys, ``exc_info`` and ``exception``, and not nested too deep for
+    orjson. A default `OrjsonRenderer` renders it as the same line.
 
     Args:
-        event: The event, or whatever a sink was given.
-        level: The sink's level number. Where it is not 0, an event with a ``level_number`` is not plain.
+        event: What the sink was given.
+        level: The sink's level number. If it is not 0, an event with a ``level_number`` is not plain.
         option: orjson's options. Default `LINE`, which ends the line with ``"\n"``.
 
     Returns:
-        The line; ``b""`` if *level* keeps the event out; None if it is not plain and has to take the pipeline.
+        The line; ``b""`` if *level* filters the event; None if the event is not plain and has to take the pipeline.
 
     Raises:
-        Exception: If the event is not plain in another way (no known level, a value that orjson does not take). The
-            pipeline is the way for it too.
+        Exception: If the event is not plain for another reason (an unknown level, a value that orjson refuses). It has
+            to take the pipeline then too.
     """
     if (
         event.__class__ is not dict
         or "exc_info" in event
-        or "exception" in event  # whose parts go with it where it is sent: see line_to_send
+        or "exception" in event  # its type and message may have to be added: see line_to_send
         or "_record" in event
         or "_logger" in event
         or "_name" in event
@@ -59,7 +59,7 @@ def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
     ):
         return None
     if level:
-        if "level_number" in event:  # it wins over the level, and may be anything
+        if "level_number" in event:  # it wins over the level, and may have any type
             return None
         if NUMBERS[event["level"]] < level:
             return b""
@@ -67,7 +67,7 @@ def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
 
 
 def line_to_send(event: Mapping[str, Any]) -> bytes:
-    """Return *event* as a line of JSON that leaves the process: with type and message of an exception it tells of."""
+    """Return *event* as JSON for another process: with type and message of the exception, if they can be known."""
     parts = parts_of_text(event)
     return _renderer.render({**event, **parts} if parts else event)
 
@@ -75,33 +75,33 @@ def line_to_send(event: Mapping[str, Any]) -> bytes:
 class OrjsonRenderer:
     """Render *any* event dict as one line of UTF-8 JSON, as bytes; never fails.
 
-    A structlog processor to put last, for sinks and for `structlog.BytesLogger` alike. The usual event costs one
-    ``orjson.dumps``. What that refuses (objects, sets, keys that are not text, huge integers, lone surrogates, cycles,
-    nests deeper than 64 …) takes a slower way that keeps every field it can and marks, in angle brackets, the one it
-    could not; the rules are those of `plain`. NaN and the infinities become null.
+    It is a last structlog processor, for sinks and for `structlog.BytesLogger`. The usual event costs one
+    ``orjson.dumps``. If orjson refuses a value (objects, sets, keys that are not text, huge integers, lone surrogates,
+    cycles, nesting deeper than 64 …), a slower conversion keeps every field that it can. It replaces a value that it
+    cannot keep by a text in angle brackets; `plain` has the rules. NaN and the infinities become null.
 
     The event is never changed. Metadata keys (``_record``, ``_logger``, ``_name``, ``_from_structlog``) are left out.
-    An ``exc_info`` that nobody rendered becomes ``exception_type``, ``exception_message`` and ``exception``, the
-    traceback: True stands for the exception being handled in the calling thread. Line breaks
-    inside values are escaped, so the result is always one line, without a final newline.
+    An unrendered ``exc_info`` becomes ``exception_type``, ``exception_message`` and ``exception``, the traceback; True
+    stands for the exception that the calling thread is handling. Line breaks in values are escaped, so the result is
+    always one line, without a final newline.
 
     Args:
         tracebacks: ``"text"`` (default) for the interpreter's own format, ``"dict"`` for structlog's dict tracebacks
-            without local variables, or a callable that gets an ``(type, value, traceback)`` tuple, such as a
+            without local variables, or a callable that gets a tuple ``(type, value, traceback)``, such as a
             `structlog.tracebacks.ExceptionDictTransformer`.
-        sort_keys: Sort the keys, nested ones too. Default False: the event's own order.
-        key_order: Keys to put first, in this order, where present; for example ``("event", "level", "timestamp")``.
-            Default none.
-        snapshot: Always take the slower way, which copies all containers and lets orjson see plain values alone.
-            Default False, which trusts four kinds of value: `enum.Enum` members, whose value orjson reads by Python
-            code, and which crash the process if that raises or if another thread changes the container they are in
-            meanwhile; `uuid.UUID` objects made half, by ``UUID.__new__``, which crash it too; tuples in a cycle or a
-            deep nest, for which orjson 3.12.0 and 3.13.0 have no limit and crash; and `orjson.Fragment`, which is
-            written as it is, though it be no JSON or more than one line.
+        sort_keys: Sort the keys, also those of nested dicts. Default False: the event's own order.
+        key_order: Keys to put first, in this order, if present; for example ``("event", "level", "timestamp")``.
+            Default: none.
+        snapshot: Always use the slower conversion, which copies all containers and passes only plain values to orjson.
+            Default False: four kinds of values can do harm. `enum.Enum` members, whose value orjson reads by Python
+            code, crash the process if that code raises, or if another thread changes their container meanwhile. A
+            `uuid.UUID` without state, made by ``UUID.__new__``, crashes it too. Tuples in a cycle or in deep nesting
+            crash orjson 3.12.0 and 3.13.0, which do not limit their depth. An `orjson.Fragment` is written as it is,
+            even if it is not JSON or has several lines.
 
     Raises:
-        ValueError: If *tracebacks* is neither of these, or *key_order* comes with *sort_keys*.
-        TypeError: If *key_order* is one text, or anything else but some texts.
+        ValueError: If *tracebacks* is none of these, or *key_order* is given with *sort_keys*.
+        TypeError: If *key_order* is not a sequence of texts.
 
     Safe from any thread; holds no lock and no state.
 
@@ -150,15 +150,20 @@ class OrjsonRenderer:
 
     @property
     def is_plain(self) -> bool:
-        """True if the usual event is exactly ``orjson.dumps(event, option=OPTIONS)``: what hot paths inline."""
+        """True if plain events are rendered by ``orjson.dumps(event, option=OPTIONS)``, as by `plain_line`."""
         return not (self._sort_keys or self._key_order or self._snapshot) and type(self) is OrjsonRenderer
 
     def __call__(self, logger: object, name: str | None, event_dict: Mapping[str, Any]) -> bytes:
-        """Return *event_dict* as one line of JSON; *logger* and *name* are not looked at."""
+        """Return *event_dict* as one line of JSON; *logger* and *name* are ignored."""
         return self.render(event_dict)
 
     def render(self, event: Mapping[str, Any], option: int = 0) -> bytes:
-        """Return *event* as one line of JSON, with more of orjson's option bits, such as ``OPT_APPEND_NEWLINE``."""
+        """Return *event* as one line of JSON.
+
+        Args:
+            event: The event.
+            option: Further options of orjson's, such as ``OPT_APPEND_NEWLINE``.
+        """
         option |= self._options
         prepared = None
         try:
@@ -181,16 +186,17 @@ class OrjsonRenderer:
             raise
         except BaseException:
             pass
-        # Not within the except clause, where the exception that exc_info=True stands for is orjson's own.
+        # Outside of the except block: within it, exc_info=True would mean orjson's own exception.
         try:
             return self._render_slowly(event, prepared, option)
-        except RecursionError:  # there was not even room for the call
+        except RecursionError:  # the stack has no room even for this call
             return dumps(_LOST, None, option)
 
     def _prepared(self, event: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Return a shallow copy without metadata, with the exception rendered, in the order asked for.
+        """Return a shallow copy in the wanted order, without metadata and with the exception rendered.
 
-        Raises what the methods of hostile keys raise.
+        Raises:
+            BaseException: The exceptions that methods of hostile keys raise.
         """
         made: dict[Any, Any] = dict(items_of(event)) if issubclass(type(event), Mapping) else {"event": event}
         for key in METADATA:
@@ -199,7 +205,7 @@ class OrjsonRenderer:
             try:
                 exc_info = exc_info_of(made["exc_info"])
             except TypeError:
-                pass  # somebody's own field
+                pass  # a field of the application that has this name
             else:
                 del made["exc_info"]
                 if exc_info is not None:
@@ -210,23 +216,23 @@ class OrjsonRenderer:
                         made["exc_info" if "exception" in made else "exception"] = shown
         stamp: Any = made.get("timestamp")
         if issubclass(type(stamp), dt.datetime):
-            with contextlib.suppress(Exception):  # a time that cannot be computed with
+            with contextlib.suppress(Exception):  # a time out of the platform's range
                 if stamp.tzinfo is None:
-                    # It is local time, and whoever reads text without a zone takes it for UTC.
+                    # It is local time, but readers take text without a zone for UTC.
                     made["timestamp"] = stamp.astimezone()
         if self._key_order:
             made = {key: made[key] for key in self._key_order if key in made} | made
         return made
 
     def _fields(self, event: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-        """Return the items of what `_prepared` returns, also where a key's own methods raise."""
+        """Return the items of `_prepared`, even if methods of a key raise."""
         try:
             return list(self._prepared(event).items())
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:
             pass
-        # Of the keys that are text only their content is asked, of the others nothing; those come last.
+        # Use the plain text of text keys, and call no method of other keys, which come last.
         others: list[tuple[Any, Any]] = []
         texts: dict[str, Any] = {}
         for key, value in items_of(event):
@@ -250,16 +256,16 @@ class OrjsonRenderer:
         error: BaseException
         try:
             fields = self._fields(event) if prepared is None else list(prepared.items())
-            # A text of another type may have its own idea of what it is equal to.
+            # As plain text, since a subclass of str may override __eq__.
             kept = [(k, v) for k, v in fields if not issubclass(type(k), str) or str.__str__(k) not in METADATA]
-            # What is no mapping has become a field, and holds it no more than that.
+            # An event that is not a mapping has become a field, and is not the container of the items.
             whole = event if issubclass(type(event), Mapping) else kept
             return dumps(plain_fields(kept, whole), None, option)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as raised:
             error = raised
-        # What can be kept without another call of a Python function, for which the stack may have no room.
+        # Keep what can be kept without calling Python functions, for which the stack may have no room.
         made: dict[str, Any] = {}
         source: Any = event if prepared is None else prepared
         items: Any = list(dict.items(source)) if issubclass(type(source), dict) else ()
@@ -275,19 +281,19 @@ class OrjsonRenderer:
         return dumps(made, None, option)
 
 
-#: orjson makes a float of an integer beyond 64 bits.
+#: Numbers that may have more than 64 bits, which orjson decodes as floats.
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
-#: What Python's own json writes for floats that JSON has no number for.
+#: The words of Python's json module for floats that JSON cannot represent.
 _NO_NUMBER = re.compile(rb"\b(?:NaN|Infinity)\b")
 
 
 def loads(data: bytes) -> Any:
-    """Return what the JSON in *data* stands for, integers of any length with all their digits, and NaN as json has it.
+    """Decode the JSON in *data*; integers of any length keep all digits, and NaN is accepted, as by `json`.
 
     Raises:
-        ValueError: If *data* is no JSON.
+        ValueError: If *data* is not JSON.
         RecursionError: If it is nested too deep.
     """
     if _LONG_NUMBER.search(data):
@@ -301,13 +307,13 @@ def loads(data: bytes) -> Any:
 
 
 def event_of(data: bytes) -> dict[str, Any]:
-    """Return the event in *data*; text that is no JSON object is ``{"event": text}``."""
+    """Return the event in *data*; text that is not a JSON object gives ``{"event": text}``."""
     try:
         decoded = loads(data)
     except (ValueError, RecursionError):
         decoded = None
     if isinstance(decoded, dict):
-        # Text that somebody else rendered may be nested deeper than anything here may encode again.
+        # JSON from elsewhere may be nested too deep to be encoded again.
         return cut(decoded)
     return {"event": data.decode("utf-8", "backslashreplace").rstrip("\r\n")}
 

@@ -1,4 +1,4 @@
-"""Any Python value made plain: dicts with text keys, lists, text, numbers, booleans and None, as JSON has them."""
+"""Converts any Python value to plain JSON types: dicts with text keys, lists, text, numbers, booleans and None."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ import orjson
 
 from outfall.sinks.event.depth import MAX_LEVELS, too_deep
 
-#: Containers nested deeper than this are replaced by a marker; an event is one itself.
+#: Containers nested deeper than this in an event are replaced by a marker.
 MAX_DEPTH = MAX_LEVELS - 2
 
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
 
-#: Of a mapping or set that is not a built-in one, at most this many items are read: it may be endless.
+#: The number of items read of mappings and sets that are not built-in types, which may be endless.
 _MAX_FOREIGN_ITEMS = 100_000
 
-#: JSON with no more opening brackets cannot be nested too deep.
+#: JSON with at most this many opening brackets cannot be nested too deep.
 _MAX_FRAGMENT_BRACKETS = 50
 
 
 def plain(value: Any) -> Any:
-    """Return *value* made of plain built-in values that orjson takes, sharing no container with it.
+    """Convert *value* to plain built-in values that orjson accepts, without sharing containers.
 
     Args:
-        value: Anything.
+        value: Any value.
 
-    Never raises but for KeyboardInterrupt and SystemExit. What can be kept is kept; what cannot (a value whose
-    ``__repr__`` raises, a cycle, a nest too deep) is replaced by a text in angle brackets that says so.
+    Raises only KeyboardInterrupt and SystemExit. A value that cannot be converted (its ``__repr__`` raises, it is part
+    of a cycle or nested too deep) is replaced by a text in angle brackets that says so.
 
-    - integers beyond 64 bits stay numbers, digit for digit; beyond some 3 900 digits they are hexadecimal text;
-    - lone surrogates and bytes that are not UTF-8 are written as backslash escapes;
-    - sets, deques, named tuples and numpy arrays are lists; NaN and the infinities are null, as orjson has it;
-    - dataclasses, attrs and pydantic objects and foreign mappings are dicts, without the fields that their class keeps
-      out of the ``repr`` or, with pydantic, excludes: those are the ones that hold passwords;
-    - enum members stand for their value, Decimals, UUIDs and paths for their text, dates and times for ISO 8601 text,
-      timedeltas for seconds; an object with ``__structlog__`` for what that returns; an `orjson.Fragment` for its
-      JSON on one line, or its text if it is no JSON;
-    - everything else, exceptions, classes, functions, generators (never consumed), for its ``repr``.
+    - Integers beyond 64 bits stay numbers with all digits; beyond some 3 900 digits they become hexadecimal text.
+    - Lone surrogates, and bytes that are not UTF-8, become backslash escapes.
+    - Sets, deques, named tuples and numpy arrays become lists. NaN and the infinities become null, as with orjson.
+    - Dataclasses, attrs and pydantic objects and other mappings become dicts. Fields that the class keeps out of its
+      ``repr``, or that pydantic excludes, are left out: they may hold passwords.
+    - Enum members become their value; Decimals, UUIDs and paths their text; dates and times ISO 8601 text; timedeltas
+      seconds; an object with ``__structlog__`` the result of that method; an `orjson.Fragment` its JSON on one line, or
+      its text if it is not JSON.
+    - Everything else (exceptions, classes, functions, generators, which are never consumed) becomes its ``repr``.
     """
     return _plain(value, 0, set())
 
 
 def cut(event: dict[str, Any]) -> dict[str, Any]:
-    """Return *event*, which somebody else's JSON was decoded to, without what is nested too deep for orjson."""
+    """Return *event*, decoded from JSON, with values replaced that are nested too deep for orjson."""
     return plain(event) if too_deep(event) else event
 
 
 def plain_fields(items: list[tuple[Any, Any]], whole: object) -> dict[str, Any]:
-    """Return *items*, keys and values of *whole* or of a copy of it, as `plain` makes a dict of them."""
+    """Return a dict of plain values for *items*, the keys and values of *whole* or of a copy of it."""
     return _mapping(items, 0, {id(whole)})
 
 
 def items_of(value: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    """Return the items of any mapping; a value that cannot be got is a marker. No key is hashed or compared."""
+    """Return the items of any mapping, with a marker for a value that cannot be read; no key is hashed or compared."""
     if issubclass(type(value), dict):
         return _items_of_dict(value)  # type: ignore[arg-type]
     items = []
@@ -80,23 +80,23 @@ def items_of(value: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
 
 
 def _items_of_dict(value: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    # Either is one step for other threads, which iterating over the original is not. dict.copy is so whatever the
-    # garbage collector runs meanwhile, but goes by the keys() of a subclass that has an __iter__ of its own.
+    # Both ways are atomic for other threads; iterating over the original is not. dict.copy is atomic even if the
+    # garbage collector runs meanwhile, but it calls keys() of a subclass that overrides __iter__.
     return list(dict.copy(value).items() if type(value) is dict else dict.items(value))
 
 
 def plain_key(key: Any) -> str:
-    """Return the text that a dict key has in JSON; ``None``, booleans and numbers as `json` writes them."""
+    """Return the text of a dict key in JSON; ``None``, booleans and numbers are written as by `json`."""
     if type(key) is str:
         return _text(key)
     if key is None or type(key) is bool:
         return orjson.dumps(key).decode()
-    # Far enough from the limit for an enum member whose value is a date, not for a whole nest in a key.
+    # The depth allows an enum member whose value is a date, but no deep nesting in a key.
     value = _guarded(key, MAX_DEPTH - 2, set())
     if isinstance(value, str):
         return value
     if value is None and issubclass(type(key), float):
-        return float.__repr__(key)  # NaN and the infinities, which are no JSON but may be text
+        return float.__repr__(key)  # NaN and the infinities
     if value is None or isinstance(value, (bool, int, float)):
         return orjson.dumps(value).decode()
     return _represent(key)
@@ -123,8 +123,8 @@ def _guarded(value: Any, depth: int, parents: set[int]) -> Any:
         return f"<nested too deep: {type_name(value)}>"
     parents.add(identity)
     try:
-        # These two are taken here, not in _convert, to spare a frame a level: the interpreter allows a thousand.
-        # By the type and not isinstance, here and below: that asks __class__, which a proxy lies in and may raise in.
+        # These two are handled here and not in _convert: one frame less for each level of nesting.
+        # Here and below by the type, since isinstance reads __class__, which may raise, or be wrong for a proxy.
         if issubclass(type(value), dict):
             return _mapping(_items_of_dict(value), depth, parents)
         if issubclass(type(value), list):
@@ -139,10 +139,10 @@ def _guarded(value: Any, depth: int, parents: set[int]) -> Any:
 
 
 def _convert(value: Any, depth: int, parents: set[int]) -> Any:
-    # The built-in types by their own methods: a subclass cannot run code of its own here.
+    # Values of built-in types are read by these types' methods, so that no code of a subclass runs.
     kind = type(value)
     if issubclass(kind, enum.Enum):
-        # Not .value, which a member may have made a property that raises.
+        # Not .value, which may be a property that raises.
         return _plain(value._value_, depth + 1, parents)
     if issubclass(kind, tuple):
         return [_plain(item, depth + 1, parents) for item in tuple.__iter__(value)]
@@ -189,7 +189,7 @@ def _convert(value: Any, depth: int, parents: set[int]) -> Any:
 
 
 def _in_order(members: list[Any]) -> list[Any]:
-    """Return the members of a set in an order that is the same in every process; that of a set is not."""
+    """Return the members of a set in an order that is the same in every process."""
     try:
         members.sort()
     except TypeError:  # of several types
@@ -203,7 +203,7 @@ def _mapping(items: list[tuple[Any, Any]], depth: int, parents: set[int]) -> dic
     for key, item in items:
         name = plain_key(key)
         if name in made:
-            # Two keys with one text, such as 1 and "1": both are kept, the later one under a name of its own.
+            # Two keys have the same text, such as 1 and "1": keep both, the later one with a number added.
             number = numbers.get(name, 2)
             while f"{name}#{number}" in made:
                 number += 1
@@ -214,17 +214,17 @@ def _mapping(items: list[tuple[Any, Any]], depth: int, parents: set[int]) -> dic
 
 
 def _fields(value: Any) -> list[tuple[str, Any]] | None:
-    """Return the fields of a dataclass, attrs or pydantic object, or None if it is none of them.
+    """Return the fields of a dataclass, attrs or pydantic object; None for other objects.
 
-    A field that is not there (an object made half) is left out, and so is one that the class keeps out of its repr, as
-    it does with passwords; one that raises is marked.
+    Missing fields (of an object without full state) are left out, and so are fields that the class keeps out of its
+    repr, such as passwords. A field that raises gets a marker as its value.
     """
     kind = type(value)
     names: list[str]
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind) if field.repr]
     elif hasattr(kind, "__attrs_attrs__"):
-        # repr may also be a function that masks the value: what it hides is not shown here either.
+        # repr may also be a function that masks the value; such a field is left out.
         names = [field.name for field in kind.__attrs_attrs__ if field.repr is True]
     elif hasattr(kind, "model_fields") and hasattr(kind, "model_dump"):  # pydantic 2
         names = [name for name, field in kind.model_fields.items() if field.repr and not field.exclude]
@@ -269,7 +269,7 @@ def _integer(value: int) -> Any:
 
 
 def _fragment(value: orjson.Fragment) -> Any:
-    # Somebody's ready JSON: taken as JSON only if it is that.
+    # It may hold anything: use it as JSON only if it is valid.
     text = orjson.dumps(value)
     try:
         parsed = orjson.loads(text)
@@ -277,7 +277,7 @@ def _fragment(value: orjson.Fragment) -> Any:
         return text.decode("utf-8", "backslashreplace")
     if text.count(b"[") + text.count(b"{") > _MAX_FRAGMENT_BRACKETS:
         return plain(parsed)  # may be nested deeper than readers take
-    # As it is, which keeps digits that parsing loses. Line breaks in JSON stand between its tokens, never in a text.
+    # Unparsed, which keeps all digits. Line breaks in JSON are between tokens, never within texts.
     return orjson.Fragment(text.replace(b"\r", b" ").replace(b"\n", b" "))
 
 
@@ -291,5 +291,5 @@ def _represent(value: Any) -> str:
 
 
 def type_name(value: object) -> str:
-    """Return the name of *value*'s class, whatever that says of itself."""
+    """Return the name of *value*'s class, even if its metaclass overrides ``__name__``."""
     return _text(str.__str__(type.__dict__["__name__"].__get__(type(value))))

@@ -1,7 +1,7 @@
 """Level names and their numbers.
 
-The numbers are those of `logging`; the names are those of structlog, the usual aliases, and whatever was registered
-with `logging.addLevelName`.
+The numbers are those of `logging`. The names are those of structlog, the usual aliases, and names registered with
+`logging.addLevelName`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, cast
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Level names, so that type checkers see a misspelt one. Any case is taken; a name of your own is for ``cast``.
+#: Level names, so that type checkers find misspelt ones. At run time any case is accepted. Use ``cast`` for a name that
+#: you have registered yourself.
 LevelName = Literal[
     "notset", "trace", "debug", "info", "warning", "error", "critical",
     "informational", "msg", "notice", "warn", "err", "exception", "failure", "fatal", "crit", "alert", "emerg",
@@ -21,13 +22,13 @@ LevelName = Literal[
     "NOTICE", "WARN", "ERR", "FATAL", "CRIT", "ALERT", "EMERG", "EMERGENCY", "PANIC",
 ]  # fmt: skip
 
-#: What an argument that is a level takes: a name or a number.
+#: The type of an argument that is a level: a name or a number.
 Level = Union[LevelName, float]  # noqa: UP007 - evaluated by Python 3.10's typing, as in the annotations
 
 NOTSET = logging.NOTSET
 INFO = logging.INFO
 
-#: Greater than every level: what an event gets whose level nobody knows, so that no filter swallows it.
+#: The level number of an event with an unknown level name: above every level, so that no filter drops the event.
 UNKNOWN = float("inf")
 
 _CANONICAL: dict[str, int] = {
@@ -55,13 +56,13 @@ _ALIASES: dict[str, int] = {
     "panic": logging.CRITICAL,
 }
 
-#: Every known spelling in lower case, upper case and capitalised, so that the usual ones cost one dict lookup.
+#: Level numbers by name in lower case, upper case and capitalised, so that usual spellings cost one lookup.
 NUMBERS: dict[str, int] = {
     spelling: number
     for name, number in (_CANONICAL | _ALIASES).items()
     for spelling in (name, name.upper(), name.capitalize())
 }
-#: Longer texts are no levels; int() raises at some 4 300 digits.
+#: Longer texts are not parsed as numbers; int() raises beyond 4 300 digits.
 _MAX_DIGITS = 19
 
 _NAMES: dict[float, str] = {number: name for name, number in _CANONICAL.items()}
@@ -73,12 +74,12 @@ def _number_of_name(name: str) -> int | None:
         known = NUMBERS.get(name.strip().lower())
     if known is None:
         name = name.strip()
-        # getLevelName maps registered names to numbers as well (CPython bpo-29220); for others it makes up a text.
+        # getLevelName also maps registered names to numbers (CPython bpo-29220); for other names it returns a text.
         for spelling in (name, name.upper(), name.lower(), name.title(), name.capitalize()):
             registered = logging.getLevelName(spelling)  # pyright: ignore[reportDeprecated] - the way before 3.11
             if isinstance(registered, int):
                 return registered
-        # "level 35" is what level_name and logging call a number without a name.
+        # level_name and logging write "level 35" for a number without a name.
         digits = name[6:] if name[:6].lower() == "level " else name
         if digits.isascii() and digits.isdigit() and len(digits) < _MAX_DIGITS:
             return int(digits)
@@ -90,10 +91,10 @@ def parse_level(level: str | float, argument: str = "level") -> float:
 
     Args:
         level: For example ``"warning"``, ``"WARN"``, ``logging.WARNING`` or 30.
-        argument: What to call it in the error message.
+        argument: The name of the argument, for the error message.
 
     Raises:
-        ValueError: If the name is not known here nor to `logging`.
+        ValueError: If the name is known neither here nor to `logging`.
         TypeError: If *level* is neither text nor a number.
     """
     if isinstance(level, str):
@@ -122,8 +123,8 @@ def parse_level(level: str | float, argument: str = "level") -> float:
 def level_of(event: Mapping[str, Any]) -> float:
     """Return the level number of *event*; never raises.
 
-    ``level_number`` wins over ``level``; without either, the level the event was carried in with counts (that of a
-    `LevelledEvent`), else INFO. A name nobody knows gives `UNKNOWN`, which passes every filter.
+    ``level_number`` wins over ``level``. Without either, the carried level of a `LevelledEvent` counts, else INFO. An
+    unknown name gives `UNKNOWN`, which passes every filter.
     """
     try:
         number = event.get("level_number")
@@ -144,10 +145,10 @@ def level_of(event: Mapping[str, Any]) -> float:
 
 
 def level_name(number: float) -> str:
-    """Return the lower-case name of a level number, after `logging`'s registry for the uncommon ones.
+    """Return the lower-case name of a level number; `logging`'s registry has the uncommon ones.
 
-    A number without a name gives ``"level 35"``, as `logging.getLevelName` words it.
+    A number without a name gives ``"level 35"``, as from `logging.getLevelName`.
     """
     known = _NAMES.get(number)
-    # The registry is a dict by number: 35.0 is found as 35.
+    # The registry is a dict, so 35.0 finds the name of 35.
     return str(logging.getLevelName(cast("int", number))).lower() if known is None else known

@@ -1,4 +1,4 @@
-"""Between events and records of `logging`, once for all: what `SinkHandler`, `HandlerSink` and `PickleFrames` share."""
+"""Converts between events and records of `logging`, for `SinkHandler`, `HandlerSink` and `PickleFrames`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Callsite = Literal[
     "task_name",
 ]
 
-#: The record's attribute for each.
+#: The record's attribute for each of these keys.
 CALLSITE: dict[str, str] = {
     "pathname": "pathname",
     "filename": "filename",
@@ -45,45 +45,45 @@ CALLSITE: dict[str, str] = {
     "thread_name": "threadName",
     "task_name": "taskName",
 }
-#: Without filename and module, which are parts of the pathname.
+#: The default keys: without filename and module, which are parts of the pathname.
 _USUAL_CALLSITE = tuple(key for key in CALLSITE if key not in ("filename", "module"))
 
 _RECORD = logging.LogRecord("", 0, "", 0, "", (), None).__dict__
 _STANDARD = frozenset(_RECORD)
-#: A record to which nobody added anything has so many attributes, of which this one was set last.
+#: The number of attributes of a record without extras, and the last one that a record sets itself.
 _USUAL_NUMBER, _USUAL_LAST = len(_RECORD), next(reversed(_RECORD))
-#: With what formatters add, and what older versions of Python do not have.
+#: All standard attributes: also those that formatters add, and one that older versions of Python lack.
 _STANDARD_ATTRIBUTES = _STANDARD | {"message", "asctime", "taskName"}
 
-#: Event keys that a record's own data takes; an ``extra`` of the same name gets this before it where they differ.
+#: Event keys for a record's own data. An ``extra`` of the same name and another value gets `_COLLISION` before it.
 _EVENT_KEYS = frozenset({"event", "level", "level_number", "logger", "timestamp", "exception", "stack"})
 _RESERVED_KEYS = (_EVENT_KEYS | CALLSITE.keys()) - _STANDARD_ATTRIBUTES
-#: Names that mean the same in an event and in a record, so that nothing else may take them there.
+#: Names with the same meaning in events and records, which nothing else may use.
 _SHARED = _STANDARD_ATTRIBUTES & (CALLSITE.keys() | {"exc_info", "stack_info"})
 _COLLISION = "extra_"
 
-#: The lower-case name and the number of each level name of `logging`.
+#: The lower-case name and the number of each upper-case level name.
 _LEVELS = {name: (name.lower(), number) for name, number in NUMBERS.items() if name.isupper()}
 
-#: uvicorn's loggers add a message with colours, and the one for requests has its fields in the arguments.
+#: uvicorn's loggers add a coloured message, and the one for requests has fields as arguments.
 _UVICORN, _UVICORN_ACCESS, _COLORED = "uvicorn", "uvicorn.access", "color_message"
 _ACCESS_FIELDS = ("client", "method", "path", "http_version", "status")
 
-#: How many sets of a record's attributes are remembered.
+#: The number of sets of attributes to remember.
 _MAX_KNOWN = 256
 
-#: From here on years have four digits without padding, which platforms do in different ways: 1970.
+#: The time from which strftime is used: 1970. Platforms pad years of fewer than four digits in different ways.
 _FOUR_DIGIT_YEARS = 0
 _FIVE_DIGITS = 99_999
 
 
-#: A second and its text, which is kept, since making it costs more than the rest of an event. Other threads can only
-#: replace both at once.
+#: A cache: a second and its text, since formatting costs more than the rest of an event. Other threads can only replace
+#: both at once.
 _known_second = [(-1, "")]
 
 
 def utc_text(when: float) -> str:
-    """Return *when*, seconds since the epoch, as `structlog.processors.TimeStamper` writes it: ISO 8601 text in UTC."""
+    """Return *when*, in epoch seconds, as ISO 8601 text in UTC, in the form of `structlog.processors.TimeStamper`."""
     second = int(when)
     microsecond = round((when - second) * 1_000_000)
     if 0 < microsecond < 1_000_000 and second >= _FOUR_DIGIT_YEARS:
@@ -91,7 +91,7 @@ def utc_text(when: float) -> str:
         if second != known:
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             _known_second[0] = (second, text)
-        # A format that fills up with zeros takes twice as long.
+        # A format with zero padding takes twice as long.
         return f"{text}.{microsecond}Z" if microsecond > _FIVE_DIGITS else f"{text}.{microsecond:06d}Z"
     return dt.datetime.fromtimestamp(when, dt.timezone.utc).isoformat().replace("+00:00", "Z")
 
@@ -100,18 +100,18 @@ def utc_text(when: float) -> str:
 
 
 class RecordReader:
-    """What makes events of records.
+    """Convert log records to events.
 
     An event gets the message with its arguments (``event``), the lower-case ``level``, ``logger``, ``timestamp`` (ISO
-    8601, UTC), each ``extra`` field, ``exc_info`` and ``stack``, and the call-site fields asked for. An ``extra`` that
-    differs from the event's own field of that name gets ``extra_`` before its name.
+    8601, UTC), each ``extra`` field, ``exc_info`` and ``stack``, and the requested call-site fields. An ``extra`` field
+    that differs from the event's own field of that name gets ``extra_`` before its name.
 
     Args:
-        callsite: True for the usual call-site fields, False for none, or their names.
-        tell: Called with a record whose message does not fit its arguments. Default: nobody is told.
+        callsite: True for the default call-site fields, False for none, or their names.
+        tell: Called with a record whose arguments do not fit its message. Default: a function that does nothing.
 
     Raises:
-        ValueError: If *callsite* names a field that is none.
+        ValueError: If *callsite* names an unknown field.
 
     Safe from any thread.
     """
@@ -130,14 +130,14 @@ class RecordReader:
             raise ValueError(msg)
         self._callsite = tuple((key, CALLSITE[key]) for key in names)
         self._tell = tell
-        #: By the names of a record's last attributes, those that are extra; False where that is not all there is to it.
+        #: A cache: the extra names, by the names of a record's last attributes; False if the slow method is needed.
         self._extra: dict[tuple[str, ...], tuple[str, ...] | Literal[False]] = {}
 
     def event(self, record: logging.LogRecord) -> dict[str, Any]:
-        """Return the event that *record* stands for."""
+        """Return an event for *record*."""
         attributes = record.__dict__
         message = attributes["msg"]
-        # What is extra was set after all that a record has for itself.
+        # Extras are set after a record's own attributes.
         names = tuple(islice(attributes, _USUAL_NUMBER - 1, None))
         extra = self._extra.get(names)
         if extra is None:
@@ -170,17 +170,17 @@ class RecordReader:
         return event
 
     def _learn(self, names: tuple[str, ...]) -> tuple[str, ...] | Literal[False]:
-        """Return which *names* of a record's last attributes are extra; False if it needs a closer look."""
+        """Return which *names* of a record's last attributes are extras; False if the slow method has to be used."""
         extra = tuple(name for name in names if name not in _STANDARD_ATTRIBUTES)
         taken = _EVENT_KEYS.union((_COLORED,), (key for key, _ in self._callsite))
-        # The first is the last that a record sets itself: then those before it are its own.
+        # If the first name is the last attribute that a record sets itself, those before it are its own.
         plain = names[:1] == (_USUAL_LAST,) and taken.isdisjoint(extra) and not any(map(_is_prefixed, extra))
         if len(self._extra) >= _MAX_KNOWN:
             self._extra.clear()
         return self._extra.setdefault(names, extra if plain else False)
 
     def _event(self, record: logging.LogRecord) -> dict[str, Any]:
-        """Return the event of any record."""
+        """Return an event for any record; the slow method."""
         attributes = record.__dict__
         if isinstance(record.msg, dict) and "_name" in attributes and "_logger" in attributes:
             return _left_by_structlog(record)
@@ -201,13 +201,13 @@ class RecordReader:
         return event
 
     def _said(self, record: logging.LogRecord) -> dict[str, Any]:
-        """Return the beginning of an event: the message of *record*, or the fields that it is."""
+        """Return the first fields of an event: the message of *record*, or its items if the message is a mapping."""
         message: Any = record.msg
         if isinstance(message, Mapping) and not record.args:
             fields: dict[str, Any] = dict(message)
             for key in ("level", "level_number"):
                 if key in fields and level_of({key: fields[key]}) != record.levelno:
-                    # What the message says of another level must not decide which sinks take the record.
+                    # Another level in the message must not decide which sinks accept the record.
                     fields[_COLLISION + key] = fields.pop(key)
             return fields
         try:
@@ -256,15 +256,14 @@ def _add_extra(event: dict[str, Any], record: logging.LogRecord) -> None:
     if names.isdisjoint(event) and names.isdisjoint(_EVENT_KEYS) and not any(map(_is_prefixed, names)):
         event.update(extra)
         return
-    # structlog's add_log_level was there: what render_to_log_kwargs put into "extra" is an event, and it knows best
-    # when it happened.
+    # If structlog's add_log_level has run, "extra" is an event of render_to_log_kwargs, and its timestamp counts.
     from_structlog = _same(attributes.get("level"), event["level"])
     for attribute, value in extra.items():
         key = _key_of(attribute)
         if key == "timestamp" and from_structlog and timestamp_of(attributes) is not None:
             event["timestamp"] = value
         elif key == "exception" and from_structlog:
-            # Rendered by the chain, whose word it is; Logger.exception adds the live one on its own.
+            # The chain has rendered the exception; Logger.exception has added the exception itself.
             event.pop("exc_info", None)
             event["exception"] = value
         elif key not in event and (key not in ("level_number", "exception") or _fits(key, value, event, record)):
@@ -274,12 +273,12 @@ def _add_extra(event: dict[str, Any], record: logging.LogRecord) -> None:
 
 
 def _fits(key: str, value: object, event: dict[str, Any], record: logging.LogRecord) -> bool:
-    """Return True if an extra *value* may be the event's own *key*, which it does not have."""
+    """Return True if an extra *value* may become the event's own field *key*, which the event lacks."""
     return _same(value, record.levelno) if key == "level_number" else "exc_info" not in event
 
 
 def _same(one: object, other: object) -> bool:
-    # Of built-in scalars only: another type's == may return anything, or raise.
+    # Only built-in scalars are compared: == of another type may return anything, or raise.
     return type(one) is type(other) and isinstance(one, (str, int, float)) and one == other
 
 
@@ -289,16 +288,16 @@ def _same(one: object, other: object) -> bool:
 def record_of(
     event: Mapping[str, Any], level: float | None = None, naive: NaiveTimestamps = "utc"
 ) -> logging.LogRecord:
-    """Return *event* as a log record.
+    """Return a log record for *event*.
 
     The message, ``level``, ``logger``, ``timestamp``, ``exc_info`` or ``exception``, ``stack`` and the call-site keys
-    become the record's own attributes, and every other key an attribute as ``extra`` makes them; a key that a record
-    has for itself gets ``extra_`` before its name.
+    become the record's own attributes. Every other key becomes an attribute, as with ``extra``; a key that is also the
+    name of a record's own attribute gets ``extra_`` before it.
 
     Args:
         event: The event.
-        level: Its level number. Default: what its fields say.
-        naive: What a ``timestamp`` of text without a zone is.
+        level: Its level number. Default None: from its fields.
+        naive: The zone of a ``timestamp`` that is text without one.
     """
     record, created = bare_record_of(event, level, naive)
     said = message_key(event)
@@ -319,7 +318,7 @@ def record_of(
 def bare_record_of(
     event: Mapping[str, Any], level: float | None, naive: NaiveTimestamps
 ) -> tuple[logging.LogRecord, float | None]:
-    """Return the record of *event* without its message and its further fields, and the event's time if it has one."""
+    """Return a record for *event* without message and further fields; and the event's time, or None."""
     number = level_of(event) if level is None else level
     logger = event.get("logger")
     line = event.get("lineno", 0)
@@ -346,7 +345,7 @@ def bare_record_of(
 
 
 def _name_level(record: logging.LogRecord, event: Mapping[str, Any]) -> None:
-    """Give *record* the event's own name for a level that `logging` has none for."""
+    """Set the level name of *record* to the event's own, if `logging` has no name for the level."""
     level = event.get("level")
     if isinstance(level, str) and level and level.lower() != record.levelname.lower():
         known = level_of({"level": level})
@@ -356,17 +355,17 @@ def _name_level(record: logging.LogRecord, event: Mapping[str, Any]) -> None:
 
 
 def _take_exception(record: logging.LogRecord, event: Mapping[str, Any]) -> Iterator[str]:
-    """Set the attributes for exception and stack; give the keys that they stand for."""
+    """Set the record's attributes for exception and stack; yield the event keys that they come from."""
     try:
         record.exc_info = exc_info_of(event.get("exc_info"))
         yield "exc_info"
     except TypeError:
-        pass  # somebody's own field
+        pass  # a field of the application that has this name
     exception = event.get("exception")
     if exception and isinstance(exception, str):
         record.exc_text = exception
         yield "exception"
-    # A stack_info that is no text asks for a stack; nobody rendered it, and it is too late to.
+    # A stack_info that is not text requests a stack, which can no longer be found here.
     for key in ("stack", "stack_info"):
         value = event.get(key)
         if value and isinstance(value, str) and not record.stack_info:
@@ -376,7 +375,7 @@ def _take_exception(record: logging.LogRecord, event: Mapping[str, Any]) -> Iter
             yield key
 
 
-# -- names that both have
+# -- names of keys and attributes
 
 
 def _is_prefixed(name: str) -> bool:
@@ -390,7 +389,7 @@ def _bare(name: str) -> str:
 
 
 def _key_of(attribute: str) -> str:
-    """Return the event key for the ``extra`` *attribute*, undoing what `_attribute_of` does."""
+    """Return the event key for the ``extra`` *attribute*: the inverse of `_attribute_of`."""
     if attribute.startswith(_COLLISION):
         bare = _bare(attribute)
         if bare in _STANDARD_ATTRIBUTES and bare not in _SHARED:
@@ -401,7 +400,7 @@ def _key_of(attribute: str) -> str:
 
 
 def _attribute_of(key: str) -> str:
-    """Return the record attribute for the event *key* that no attribute of the record's own stands for."""
+    """Return the record attribute for an event *key* that has no standard attribute."""
     bare = _bare(key)
     if bare in _STANDARD_ATTRIBUTES:
         return key if key != bare and bare in _SHARED else _COLLISION + key

@@ -1,4 +1,4 @@
-"""Sizes and spans as people write them: ``"50 MB"``, ``"1h30m"``."""
+"""Parses sizes and time spans: ``"50 MB"``, ``"1h30m"``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import datetime as dt
 import re
 from decimal import Decimal
 
-#: What a parameter in bytes takes: a number, or text such as ``"50 MB"`` or ``"64 KiB"``.
+#: The type of a parameter in bytes: a number, or text such as ``"50 MB"`` or ``"64 KiB"``.
 Size = int | str
 
-#: What a parameter in seconds takes: a number, a timedelta, or text such as ``"1h30m"`` or ``"7 days"``.
+#: The type of a parameter in seconds: a number, a timedelta, or text such as ``"1h30m"`` or ``"7 days"``.
 Span = float | str | dt.timedelta
 
 _BYTES = {
@@ -34,14 +34,14 @@ _PART = re.compile(rf"\s*({_NUMBER})\s*([a-z]+)\s*", re.IGNORECASE)
 
 
 def bytes_of(size: str) -> int:
-    """Return how many bytes *size* is.
+    """Return *size* as a number of bytes.
 
     Args:
-        size: A number and a unit, in any case, with blanks or none: ``kB``, ``MB``, ``GB``, ``TB`` by 1 000, ``KiB``,
-            ``MiB``, ``GiB``, ``TiB`` by 1 024, ``B`` or nothing for bytes. ``"1.5 MB"`` is 1 500 000.
+        size: A number and a unit, in any case, with or without blanks: ``kB``, ``MB``, ``GB``, ``TB`` by 1 000,
+            ``KiB``, ``MiB``, ``GiB``, ``TiB`` by 1 024, ``B`` or no unit for bytes. ``"1.5 MB"`` is 1 500 000.
 
     Raises:
-        ValueError: If it is no size, or no whole number of bytes.
+        ValueError: If *size* is not such a text, or not a whole number of bytes.
     """
     found = _SIZE.fullmatch(size)
     factor = _BYTES.get(found[2].lower()) if found else None
@@ -56,15 +56,15 @@ def bytes_of(size: str) -> int:
 
 
 def seconds_of(span: str) -> float:
-    """Return how many seconds *span* is.
+    """Return *span* as a number of seconds.
 
     Args:
-        span: Numbers with units, added up: ``"1h30m"``, ``"7 days"``, ``"250 ms"``, ``"1 week 2 days"``. Units are
-            ``ms``, ``s``, ``m``, ``h``, ``d``, ``w`` and their long names, in any case. A bare number is seconds.
-            Months and years, which have no fixed length, are none.
+        span: Numbers with units, which are added: ``"1h30m"``, ``"7 days"``, ``"250 ms"``, ``"1 week 2 days"``. Units
+            are ``ms``, ``s``, ``m``, ``h``, ``d``, ``w`` and their long names, in any case. A number without a unit is
+            in seconds. Months and years are not units, since they have no fixed length.
 
     Raises:
-        ValueError: If it is no span.
+        ValueError: If *span* is not such a text.
     """
     if re.fullmatch(rf"\s*{_NUMBER}\s*", span):
         return float(span)
