@@ -36,12 +36,12 @@ class AMQPSink(BrokerSink):
         persistent: Whether the broker is to keep messages on disk, in queues that are durable. Default True.
         timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take, and then the confirmation of a
             batch. Default 10.
-        ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: that of `ssl.create_default_context`.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: the result of `ssl.create_default_context`.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default the name of its class.
+        name: The name of the sink in reports and stats. Default the name of its class.
 
     Raises:
         ValueError: If *url* is not usable, *timeout* is no span of time, or both *exchange* and *routing_key* are

@@ -46,7 +46,7 @@ class Addresses:
     Args:
         url: ``amqp://user:password@host1:5672,host2:5672/vhost``, or several such URLs. ``amqps://`` encrypts. The
             query takes what ``pika.URLParameters`` takes, such as ``heartbeat=30``.
-        ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: that of `ssl.create_default_context`.
+        ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: the result of `ssl.create_default_context`.
 
     Raises:
         ValueError: If a URL is not usable. The message holds no part of it.

@@ -44,9 +44,9 @@ class AMQPListener(BrokerListener):
         dead_letter: A sink that gets the events that a sink refuses for good, and messages that are no events, as text.
             Not owned. Default None: they are counted as ``dropped``.
         timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take. Default 10.
-        ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: that of `ssl.create_default_context`.
+        ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: the result of `ssl.create_default_context`.
         on_error: Called with a `SinkFailure` for each failure. Default `report`, which writes to stderr.
-        name: What to call the listener in reports and stats. Default the name of its class.
+        name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *url* is not usable, an argument is out of range, or *reject* comes with *dead_letter*.

@@ -46,11 +46,11 @@ class KafkaSink(BrokerSink):
             ``{"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": …, "sasl.password": …}``.
             Default none.
         timeout: Seconds, a timedelta or text such as ``"2s"``, that the delivery of a batch may take. Default 10.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default the name of its class.
+        name: The name of the sink in reports and stats. Default the name of its class.
 
     Raises:
         ValueError: If *config* is refused by librdkafka, or has what belongs to *servers* or to this class; if

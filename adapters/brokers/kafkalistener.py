@@ -52,7 +52,7 @@ class KafkaListener(BrokerListener):
         timeout: Seconds, a timedelta or text such as ``"2s"``, that a request to a broker may take, and for which a
             partition that is taken away is kept until what was read of it is delivered. Default 10.
         on_error: Called with a `SinkFailure` for each failure. Default `report`, which writes to stderr.
-        name: What to call the listener in reports and stats. Default the name of its class.
+        name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *config* is refused by librdkafka, or has what belongs to *servers*, *group* or this class; if

@@ -79,7 +79,7 @@ class BrokerListener(HasClient, Telling):
         dead_letter: A sink that gets what a sink refuses for good, and messages that are no events. Not owned.
         timeout: Seconds that connecting may take, and each exchange with the broker.
         on_error: Called with a `SinkFailure` for each failure.
-        name: What to call the listener in reports and stats.
+        name: The name of the listener in reports and stats.
 
     A batch is acknowledged once each sink has settled all of it. Two batches are under way at most: what is not read is
     left to other processes.
@@ -213,7 +213,7 @@ class BrokerListener(HasClient, Telling):
         """Read no more, deliver and acknowledge what was read; idempotent.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
 
         Returns:
             False if something had to be given up. It is not acknowledged, so the broker gives it to another listener,
@@ -257,7 +257,7 @@ class BrokerListener(HasClient, Telling):
         While it is not started there is nobody to deliver: then True says that nothing it has read waits.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
 
         Returns:
             False if that takes too long.

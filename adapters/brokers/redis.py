@@ -44,11 +44,11 @@ class RedisSink(BrokerSink):
             of others; False to trust anybody.
         cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key. Default
             None.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *url* is no such URL, *kind* is neither, *max_events* comes with a list, or another argument is

@@ -80,7 +80,7 @@ class RedisListener(BrokerListener):
             None.
         on_error: Called with a `SinkFailure` for events lost and attempts that failed. A sink's own ``on_error``, if it
             was given one, is called too. Default `report`.
-        name: What to call the listener in reports and stats. Default the name of its class.
+        name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *url* is no such URL, *kind* is neither, or another argument is out of range.

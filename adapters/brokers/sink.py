@@ -36,7 +36,7 @@ class BrokerSink(HasClient, Sink):
         level: Events below it are left out.
         processors: Processors of structlog, applied in order to a copy of each event.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``.
-        name: What to call the sink in reports and stats.
+        name: The name of the sink in reports and stats.
 
     The client is made at construction, without connecting, so that a missing package is found out there, and nothing is
     imported while the process ends. A forked child makes a client of its own, and leaves the parent's alone.

@@ -196,8 +196,8 @@ def datadog_sink(
             ``DD_VERSION``.
         url: Where to, instead of *site*: a proxy's, for one. ``/api/v2/logs`` is added unless it is there.
             Default None.
-        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
-        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
+        spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
+        options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
 
     Raises:
         ValueError: If there is no API key, ``batch_size`` is above 1000, or what the sinks refuse.

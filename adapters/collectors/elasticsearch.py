@@ -343,8 +343,8 @@ def elasticsearch_sink(
         api_key: An API key as Elasticsearch gives it ("encoded"), or a callable that returns one. Default None.
         ecs: True (default) to name fields as the Elastic Common Schema does; False leaves them as they are.
         document_ids: True (default) for an id that is the same at every retry; False lets the server choose.
-        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
-        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
+        spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
+        options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
     Raises:
         ValueError: If *index* is empty, *api_key* comes with a ``token``, or what the sinks refuse.
@@ -401,8 +401,8 @@ def opensearch_sink(
         index: The data stream or index.
         ecs: True (default) to name fields as the Elastic Common Schema does; False leaves them as they are.
         document_ids: True (default) for an id that is the same at every retry; False lets the server choose.
-        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
-        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
+        spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
+        options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
     Raises:
         ValueError: If *index* is empty, or what the sinks refuse.

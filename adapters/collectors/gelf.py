@@ -151,8 +151,8 @@ def gelf_sink(
         url: The input's, such as ``"http://graylog.example.org:12201"``; ``/gelf`` is added to one without a path.
         host: What the messages say they come from. Default None: this machine's name.
         bulk: True to send many messages in a request, if the input takes them. Default False.
-        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
-        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
+        spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
+        options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
     Raises:
         ValueError: What the sinks refuse.

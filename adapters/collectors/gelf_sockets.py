@@ -111,17 +111,17 @@ class GELFDatagramSink(DatagramSink):
         compression: ``"zlib"`` (default), ``"gzip"`` or None.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the name could not be resolved.
             Default 1.0.
-        retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
-        retry_max: The longest wait. Default 30.0 seconds.
+        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retry_max: The longest wait in seconds. Default 30.0.
         max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the name is resolved again, so
             that a changed address is found. Default 60.0. None: after a failed send alone. No message waits for a name
             otherwise.
-        clock: What tells the time for these waits and ages. Default `time.monotonic`; for tests.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *chunk_bytes* is not 128 to 8 192, *compression* is not known, or *port*, *timeout*, an age or a

@@ -236,9 +236,9 @@ def loki_sink(
         label_fields: Fields whose values are labels, or a mapping of labels to fields. Default ``("level",)``.
         structured_metadata: Fields that are sent beside the line, to search by. Default ``("trace_id", "span_id")``.
         tenant: For a Loki with several tenants (``X-Scope-OrgID``). Default None.
-        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
-        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`. Grafana Cloud wants
-            ``auth=(user, token)``.
+        spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
+        options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`. Grafana Cloud
+            requires ``auth=(user, token)``.
 
     Raises:
         ValueError: What `LokiStreams` and the sinks refuse.

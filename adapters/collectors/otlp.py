@@ -359,8 +359,8 @@ def otlp_sink(
             nobody says it. Default none but that.
         encoding: ``"json"``, or ``"protobuf"``, which needs the extra ``otel``. Default None: as the environment has
             it, else JSON.
-        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
-        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
+        spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
+        options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
     Raises:
         ValueError: If a variable has a value that is none, or the endpoint that the environment names is for gRPC

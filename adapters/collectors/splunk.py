@@ -219,8 +219,8 @@ def splunk_sink(
         index: The index that they go to. Default None: that of the token.
         indexed_fields: Fields that are indexed too; a dot leads into a nested one. Default ``("trace_id", "span_id")``.
         channel: A GUID, for tokens with indexer acknowledgement. Default None.
-        spool: A directory where events wait, on disk, in a `SpoolSink`. Default None: in memory, in a `BackgroundSink`.
-        options: Whatever `HTTPSink` takes, and `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
+        spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
+        options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
 
     Raises:
         ValueError: What the sinks refuse.

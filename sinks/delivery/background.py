@@ -240,12 +240,12 @@ class BackgroundSink(DeferredSink):
         retry: When a batch is tried again. Default ``RetryPolicy()``: for as long as it takes.
         dead_letter: A sink that gets the events that the target refuses for good. Not owned. Default None: they are
             counted as ``dropped["rejected"]``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr. With ``"raise"``, what the caller's thread can know is raised (full, closed); what the delivering
             thread meets is reported.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *capacity*, *capacity_bytes*, *overflow*, *block_timeout*, *batch_size*, *linger* or
@@ -377,7 +377,7 @@ class BackgroundSink(DeferredSink):
         """Deliver what waits, then close the target; idempotent. Return False if something had to be given up.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
         """
         deadline = now() + self._seconds(timeout)
         if not self._begin_to_close(deadline):

@@ -48,7 +48,7 @@ class Lane(Worker):
 
     Args:
         listener: The listener, held weakly; its ``_tell_of_sink(sink, error, events)`` is called for each failure.
-        name: What to call it in the name of its thread.
+        name: The text for the name of its thread.
         sink: Where the events go.
         ledger: What the listener counts for that sink, over all its starts.
         release: Called with the tickets of events that are settled, and with no lock held.

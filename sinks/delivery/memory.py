@@ -69,11 +69,11 @@ class BufferingSink(Sink):
 
     Args:
         capacity: How many events the buffer holds when `should_flush` says that it is time.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *capacity* is not a whole number from 0 up. With 0 each event is flushed.
@@ -183,7 +183,7 @@ class BufferingSink(Sink):
         What is in the buffer afterwards is thrown away, and counted.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
         """
         seconds = self._seconds(timeout)
         if not self._begin_to_close(now() + seconds):
@@ -285,11 +285,11 @@ class MemorySink(BufferingSink):
         block_timeout: Seconds, or a timedelta, that an event waits for room while another thread hands on. When they
             have passed, the oldest event is dropped, and so at once with those that follow until there is room: a
             target that hangs holds up nobody more than once. Default 1.0.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *capacity* is not a whole number from 0 up, *flush_level* is no level, or *block_timeout* is no
@@ -384,8 +384,8 @@ class MemorySink(BufferingSink):
         Without a target nothing happens. Failures go to ``on_error``.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s. When they have passed, the handing on continues in
-                a thread of its own.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s. After that time the flush continues
+                in a thread of its own.
         """
         seconds = self._seconds(timeout)
         self._put_remainders(now() + seconds)
@@ -607,11 +607,11 @@ class CaptureSink(Sink):
     Each is a snapshot: what the caller later changes in a nested dict or list is not seen. Metadata keys are left out.
 
     Args:
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Safe from any thread. A forked child begins with none. `close` keeps them.
     """

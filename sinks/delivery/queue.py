@@ -62,11 +62,11 @@ class QueueSink(Sink):
             time; `queue.Queue`; one of `multiprocessing`, or of a manager; or anything that has ``put_nowait``.
         listener: The listener of the same queue, if it is in this process: `flush` and `close` then wait until it has
             handed on what was enqueued. It is not owned, so it is neither started nor stopped. Default None. Settable.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         TypeError: If *queue* has no ``put_nowait``, unless `enqueue` is overridden.
@@ -258,7 +258,7 @@ class QueueSink(Sink):
         """Wait until `listener` has handed on what was enqueued; without one there is nothing to wait for.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
         """
         seconds = self._seconds(timeout)
         self._put_remainders(now() + seconds)
@@ -270,7 +270,7 @@ class QueueSink(Sink):
         The queue stays open.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
         """
         deadline = now() + self._seconds(timeout)
         if self._closed:

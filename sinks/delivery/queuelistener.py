@@ -99,7 +99,7 @@ class QueueListener(Telling):
             as ``dropped["rejected"]``.
         on_error: Called with a `SinkFailure` for lost events, failed attempts and garbage in the queue. A sink's own
             ``on_error``, if it was given one, is called too. Default `report`.
-        name: What to call the listener in reports and stats. Default the name of its class.
+        name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *batch_size* or *capacity* is not a whole number from 1 up, or *linger* or *block_timeout* is no
@@ -227,7 +227,7 @@ class QueueListener(Telling):
         """Deliver what is in the queue, and stop reading it; idempotent.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
 
         Returns:
             False if something had to be given up. Then the events of an attempt that is still running are counted as
@@ -273,7 +273,7 @@ class QueueListener(Telling):
         listeners in other processes read as well does not tell when they have delivered, so the answer may be False.
 
         Args:
-            timeout: Seconds. None stands for `drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
         """
         seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
         deadline = now() + seconds

@@ -45,9 +45,9 @@ class RotatingFileSink(BaseRotatingFileSink):
         backup_count: How many rotated files to keep. Default 5 with *max_bytes*, unless *max_age* or *max_total_bytes*
             says what to keep. With 0 and none of these it never rolls over, as with
             `logging.handlers.RotatingFileHandler`.
-        encoding: How text is encoded. Default UTF-8.
-        delay: True to open the file when the first event comes. Default False.
-        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        encoding: The encoding of text. Default UTF-8.
+        delay: Open the file at the first event instead of now. Default False.
+        errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         namer: Called with the path of a rotated file; returns the one that it gets. Default None.
         rotator: Called with the file's path and its new one, to move it. Default None: it is renamed.
         max_age: How old rotated files may get, in seconds, as a timedelta, or as text such as ``"10 days"``. Default
@@ -65,13 +65,13 @@ class RotatingFileSink(BaseRotatingFileSink):
         flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
         timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
             *flush_interval*. Default 5.
-        terminator: What ends each event. Default ``"\n"``.
-        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        terminator: The text after each event. Default ``"\n"``.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: As `BaseRotatingFileSink`.

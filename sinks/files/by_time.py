@@ -48,12 +48,12 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             ``"H"``.
         interval: How many units; default 1. Not used for weekdays.
         backup_count: How many rotated files to keep. Default 0: all.
-        encoding: How text is encoded. Default UTF-8.
-        delay: True to open the file when the first event comes. Default False.
+        encoding: The encoding of text. Default UTF-8.
+        delay: Open the file at the first event instead of now. Default False.
         utc: Whether days, weekdays and names are in UTC instead of local time. Default False.
         at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight; that of a
             weekday is the one that ends it.
-        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         max_bytes: Roll over as well before the file grows beyond so many bytes. Default 0: by time alone.
         link: Where to keep a symbolic link to the file that is written, for a *filename* with a date. Default None.
         mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. ``"w"`` truncates
@@ -75,13 +75,13 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
         timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
             *flush_interval*. Default 5.
-        terminator: What ends each event. Default ``"\n"``.
-        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        terminator: The text after each event. Default ``"\n"``.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *when*, *interval* or *at_time* cannot be used; if the date in *filename* cannot be read again,

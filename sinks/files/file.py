@@ -95,9 +95,9 @@ class FileSink(Output):
         filename: Path of the file; made absolute once, here. Kept as ``base_filename``.
         mode: ``"a"`` to append (default), ``"w"`` to truncate when first opened, ``"x"`` to insist on a new file. In
             every mode each write goes to the end, even while others write to or truncate the same file.
-        encoding: How text is encoded. Default UTF-8. A byte order mark is written at the start of an empty file alone.
+        encoding: The encoding of text. Default UTF-8. A byte order mark is written at the start of an empty file alone.
         delay: Open at the first event instead of now. Default False.
-        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         permissions: Permission bits for a file that is created here, such as ``0o640``, whatever the umask. Default
             None: ``0o666`` less the umask. An existing file keeps its own.
         buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: none. The
@@ -110,13 +110,13 @@ class FileSink(Output):
         timeout: How long an event waits, as a span like *flush_interval*, for the reader of a pipe or terminal that is
             full. Default 5.0. After one such timeout, events are dropped at once until the reader reads again; a line
             that is half written by then stays ``pending``, and its rest is written first.
-        terminator: What ends each event. Default ``"\n"``. Settable.
-        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        terminator: The text after each event. Default ``"\n"``. Settable.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *mode*, *encoding*, *errors*, *permissions*, *buffer_bytes*, *flush_interval* or *flush_level*

@@ -55,9 +55,9 @@ class BaseRotatingFileSink(SharedFileSink):
     Args:
         filename: Path of the file; a relative one is resolved now.
         mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there.
-        encoding: How text is encoded. Default UTF-8.
-        delay: True to open the file when the first event comes. Default False.
-        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        encoding: The encoding of text. Default UTF-8.
+        delay: Open the file at the first event instead of now. Default False.
+        errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         namer: Makes the name of a rotated file from its default name; also an attribute, or a method of a subclass.
             Default None: the default name.
         rotator: Called with source and destination to move the file; also an attribute, or a method of a subclass. It
@@ -80,13 +80,13 @@ class BaseRotatingFileSink(SharedFileSink):
         flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
         timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
             *flush_interval*. Default 5.
-        terminator: What ends each event. Default ``"\n"``.
-        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        terminator: The text after each event. Default ``"\n"``.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If a limit is negative or no number, *compression* is unknown, or the platform does not support

@@ -61,9 +61,9 @@ class WatchedFileSink(FileSink):
     Args:
         filename: Path of the file; a relative one is resolved now.
         mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there.
-        encoding: How text is encoded. Default UTF-8.
-        delay: True to open the file when the first event comes. Default False.
-        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
+        encoding: The encoding of text. Default UTF-8.
+        delay: Open the file at the first event instead of now. Default False.
+        errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         keep_bytes: How much of what was written last is kept in memory to be written again. Default 4 MiB. It has to
             be more than is written while a rotator waits for the disk, between copy and truncation. 0 keeps nothing,
             for files that are never truncated.
@@ -74,13 +74,13 @@ class WatchedFileSink(FileSink):
         flush_interval: Seconds after which the next event writes the buffer out. Default 1.
         flush_level: An event at or above it writes the buffer out. Default ``"error"``.
         timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
-        terminator: What ends each event. Default ``"\n"``.
-        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        terminator: The text after each event. Default ``"\n"``.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *keep_bytes* or an argument of `FileSink` is not usable.

@@ -99,11 +99,11 @@ class HTTPSink(Sink):
             new connection, so that a changed address of the name, or a new backend of a balancer, is found. Default
             None: a connection is used as long as it works.
         clock: What tells the time, in seconds since the epoch, for dates in ``Retry-After``. Default `time.time`.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If an argument is out of range, two of them contradict each other, or credentials would cross the

@@ -93,7 +93,7 @@ class SocketListener:
         on_error: Called with a `SinkFailure` for a connection, frame or datagram that was refused, for a sink that
             raised, and for errors of the system. Each reason is reported at most once in 30 seconds. Default
             `report`.
-        name: What to call the listener in reports and stats. Default the name of its class.
+        name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If an argument is out of range, or *tls* comes with datagrams.

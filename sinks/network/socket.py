@@ -93,21 +93,21 @@ class SocketSink(ConnectedSink):
         timeout: Seconds, a timedelta or text such as ``"2s"``, that one connecting (to each address of the name) or one
             sending may take. Default 1.0. The system's resolver of names keeps times of its own.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
-        retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
-        retry_max: The longest wait. Default 30.0 seconds.
+        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retry_max: The longest wait in seconds. Default 30.0.
         max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a connection is replaced by a
             new one, so that a changed address of the name, or a new backend of a balancer, is found. The old one is
             ended in order, and stays where no new one can be had. Default None: it lasts as long as it works.
-        clock: What tells the time for these waits and ages. Default `time.monotonic`; for tests.
-        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``. A listener
+        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. A listener
             with `JSONFrames` takes JSON objects only.
-        encoding: How text is encoded. Default UTF-8.
-        errors: What to do with characters that *encoding* does not have. Default ``"backslashreplace"``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        encoding: The encoding of text. Default UTF-8.
+        errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *port*, *max_frame_bytes*, *timeout* or one of the retry arguments is out of range, or *tls*

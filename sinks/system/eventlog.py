@@ -43,12 +43,12 @@ class NTEventLogSink(ByteSink):
             whose message 1 is the text itself.
         logtype: ``"Application"``, ``"System"`` or ``"Security"``. Default ``"Application"``.
         typemap: Event types by level, name or number, instead of the default ones; see `typemap`. Default None.
-        renderer: What makes an event text or bytes, a renderer of structlog. Default ``OrjsonRenderer()``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         MissingDependencyError: If pywin32 is not installed, as it cannot be but on Windows.

@@ -77,15 +77,15 @@ class JournaldSink(SocketSink):
         timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for the journal to make room. Default 1.0.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the journal was not there. Default
             1.0.
-        retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
-        retry_max: The longest wait. Default 30.0 seconds.
+        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retry_max: The longest wait in seconds. Default 30.0.
         clock: What tells the time for these waits. Default `time.monotonic`; for tests.
         renderer: What makes ``MESSAGE``. Default None: the text of ``event``.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *path* is empty, *message_id* is no UUID, *max_entry_bytes* or a duration is

@@ -81,19 +81,19 @@ class SysLogSink(SocketSink):
         naive_timestamps: What a ``timestamp`` of text without a zone is: ``"utc"`` (default) or ``"local"``. RFC 5424
             only, whose header has the event's time.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
-        retry_factor: What the wait is multiplied by each time it fails again. Default 2.0.
-        retry_max: The longest wait. Default 30.0 seconds.
+        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retry_max: The longest wait in seconds. Default 30.0.
         max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a connection is replaced by a
             new one, and the name resolved again, so that a changed address is found. Where no new one can be had the
             old one stays. Default None: it lasts as long as it works.
-        clock: What tells the time for these waits and ages. Default `time.monotonic`; for tests.
+        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         renderer: What makes the MSG part. Default None: for RFC 3164 ``OrjsonRenderer()``, for RFC 5424 the text of
             ``event``. Text is UTF-8.
-        level: Events below it are left out: a name in any case, or a number. Default NOTSET, which takes all.
-        processors: Processors of structlog, applied in order to a copy of each event. Default none.
+        level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
+        processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
             stderr.
-        name: What to call the sink in reports and stats. Default: the name of its class.
+        name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *facility*, *socktype*, *format*, *framing*, *structured_data_id*, *max_message_bytes*, a port
