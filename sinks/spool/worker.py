@@ -87,6 +87,8 @@ class SpoolWorker(Worker):
         self._alone = threading.Lock()
         self._sync_seconds = sync_seconds
         self._sync_ended = Flag()
+        #: True if `conclude` has returned with the files open: the thread that held the lock closes them.
+        self._left_open = False
 
     # -- what `Worker` asks
 
@@ -152,6 +154,7 @@ class SpoolWorker(Worker):
             except RuntimeError as error:
                 self.tell(error, 0)
         super()._run()
+        self._close_left_open()
 
     def _next(self) -> tuple[Portion, Store] | None:
         while True:
@@ -274,6 +277,12 @@ class SpoolWorker(Worker):
                     break
         finally:
             self._alone.release()
+        self._close_left_open()
+
+    def _close_left_open(self) -> None:
+        if self._left_open:
+            with self.lock:
+                self.depot.close()
 
     def conclude(self, deadline: float) -> bool:
         """Deliver until *deadline*, end, and close the files; return False if the thread had to be given up."""
@@ -299,8 +308,13 @@ class SpoolWorker(Worker):
             finally:
                 self.lock.release()
         else:
-            # The disk itself hangs. What is on it stays.
-            self.ended = True
+            # The disk hangs, or is slow. What is on it stays.
+            self.ended = self._left_open = True
+            if self.lock.acquire(blocking=False):  # its holder may have ended before it could know
+                try:
+                    self.depot.close()
+                finally:
+                    self.lock.release()
         self.bells.ring()
         return stopped
 

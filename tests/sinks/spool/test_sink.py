@@ -1087,6 +1087,28 @@ def test_close_does_not_wait_for_a_target_that_hangs(spool):
     assert (after.spooled, after.delivered) == (1, 0)
 
 
+def test_files_that_a_slow_disk_kept_open_are_closed_later(spool, monkeypatch):
+    """Close does not wait for the disk; when the disk has answered, another sink may take over what is there."""
+    first = spool(Target(default=TemporaryDeliveryError("away")), on_error=lambda _failure: None)
+    first.handle(event(1))
+    until(lambda: first.target.attempts)
+    waits, answers = threading.Event(), threading.Event()
+
+    def check():
+        waits.set()
+        assert answers.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr(first._depot, "check", check)
+    first._worker._chores_due = 0.0
+    assert waits.wait(PATIENCE_SECONDS)
+    assert first.close(0) is True
+    answers.set()
+    first._worker.thread.join(PATIENCE_SECONDS)
+    second = spool()
+    second.start()
+    until(lambda: second.target.numbers == [1])
+
+
 def test_close_delivers_what_it_can(spool, tmp_path):
     """And then nothing is left on disk."""
     sink = spool(linger=60)
