@@ -20,18 +20,19 @@ _BTIME_OFFSET: Final = 80
 
 
 def birth_time(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> float | None:
-    """Return when the file at *path* was created, whatever was written to it since.
+    """Return the time when the file at *path* was created, regardless of later writes.
 
     Args:
         path: Path of the file; symbolic links are followed.
 
     Returns:
-        Epoch seconds, or None where it cannot be known: there is no such file, it may not be looked at, or file
-        system, kernel or C library do not tell. Linux stamps files with a clock that ticks every few milliseconds, so
-        it may be that much earlier than the call that created the file.
+        Epoch seconds, or None if the time is not known: there is no such file, permission is denied, or the file
+        system, kernel or C library does not support it. Linux stamps files by a clock that ticks every few
+        milliseconds, so the time may be that much earlier than the call that created the file.
 
-    A copy, and a file moved to another file system, is born anew. Neither `os.utime` nor a rename changes it, but some
-    Windows systems give a new file the birth time of one that had its name 15 seconds before ("tunneling").
+    A copy has a birth time of its own, and so does a file that was moved to another file system. Neither `os.utime` nor
+    a rename changes it. Some Windows systems give a new file the birth time of a file that had its name up to 15
+    seconds before ("tunneling").
 
     Source: ``statx(2)``; `os.stat_result.st_birthtime`, which Python has on macOS, the BSDs and Windows.
     """
@@ -45,7 +46,7 @@ def birth_time(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> flo
             born = status.st_ctime  # means the creation there; st_birthtime came with Python 3.12
         else:
             born = _linux_birth_time(os.fsencode(path)) if sys.platform == "linux" else None
-    # 0 and -1 are what file systems say that keep no such time.
+    # File systems that do not keep the time return 0 or -1.
     return born if born is not None and born > 0 else None
 
 

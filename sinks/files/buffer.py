@@ -1,4 +1,4 @@
-"""What a file sink keeps in memory before it writes it: `Buffer`."""
+"""The buffer of a file sink: `Buffer`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from outfall.sinks.core.lifecycle import here
 
 
 class Buffer:
-    """Lines that wait to be written, in the order in which they came.
+    """Lines that wait to be written, in order.
 
     Args:
-        limit: How many bytes may wait; 0: none are kept.
-        seconds: How long after the last write they are due to be written.
+        limit: The size in bytes at which the buffer is full; 0: no buffer.
+        seconds: How long after the last write the lines are due.
 
-    A line is added by ``lines += (line,)`` and ``size += len(line)``, with no call in between: neither another thread
-    nor a signal handler comes in there, so that adding takes no lock. All else is done under the sink's lock.
+    A line is added by ``lines += (line,)`` and ``size += len(line)``, without a call in between: neither another thread
+    nor a signal handler can run there, so adding takes no lock. Everything else needs the sink's lock.
     """
 
     due: float
@@ -33,7 +33,7 @@ class Buffer:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all lines."""
+        """Drop all lines."""
         self.lines = []
         #: How many bytes wait.
         self.size = 0
@@ -42,7 +42,7 @@ class Buffer:
         self.wind()
 
     def wind(self) -> None:
-        """Set when the lines that come from now on are due, by the monotonic clock."""
+        """Set the time when lines added from now on are due, by the monotonic clock."""
         self.due = monotonic() + self._seconds
 
     @property
@@ -51,7 +51,7 @@ class Buffer:
         return len(self.lines) + self.in_flight
 
     def withdraw(self, data: bytes) -> bool:
-        """Take the very line *data* out again; return False if it is not here as a whole any more."""
+        """Remove the line *data*, that very object; return False if it is no longer here as a whole."""
         for index, waiting in enumerate(self.lines):
             if waiting is data:
                 del self.lines[index]
@@ -60,23 +60,23 @@ class Buffer:
         return False
 
     def put_back(self, lines: list[bytes], torn: int) -> None:
-        """Let *lines*, taken out before, wait on in front of all others; the first *torn* bytes are written."""
+        """Put *lines*, removed before, back in front, without the first *torn* bytes, which are written."""
         lines[0] = lines[0][torn:]
         self.lines[:0] = lines
         self.size += sum(map(len, lines))
 
     def stop(self) -> int:
-        """Keep no lines from now on; forget those that wait, and return how many they were."""
+        """Drop all lines, accept no more, and return how many were dropped."""
         self.limit = 0
         left, self.lines = self.lines, []
         return len(left)
 
 
 def append_to_buffer(sink: Any, data: bytes) -> None:
-    """Let *data*, a line, wait in the buffer of *sink*, without its lock.
+    """Add *data*, a line, to the buffer of *sink*, without its lock.
 
     Raises:
-        LookupError: If the pipeline has to do it.
+        LookupError: If the pipeline has to add it.
     """
     buffer = sink._buffer
     try:
@@ -85,7 +85,7 @@ def append_to_buffer(sink: Any, data: bytes) -> None:
     except BaseException:
         sink._count_dropped("interrupted")
         raise
-    # No call from here on, and so no place for another thread or a signal handler.
+    # No call from here on, so neither another thread nor a signal handler can run.
     if late or buffer.size + size >= buffer.limit:
         raise LookupError
     buffer.lines += (data,)

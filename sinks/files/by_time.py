@@ -42,20 +42,21 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
 
     Args:
         filename: Path of the file; a relative one is resolved now. With a date in its name,
-            ``"app-{date:%Y-%m-%d}.jsonl"``, the file that is written has the date of its interval, and none is renamed.
+            ``"app-{date:%Y-%m-%d}.jsonl"``, the current file is named by the date of its interval, and no file is
+            renamed.
         when: The unit, in any case: ``"S"`` seconds, ``"M"`` minutes, ``"H"`` hours, ``"D"`` days, ``"midnight"``, or
-            ``"W0"`` (Monday) to ``"W6"``. Default None: ``"midnight"`` where *max_age* is a day or more, else
-            ``"H"``.
-        interval: How many units; default 1. Not used for weekdays.
+            ``"W0"`` (Monday) to ``"W6"``. Default None: ``"midnight"`` if *max_age* is a day or more, else ``"H"``.
+        interval: How many units make an interval. Default 1. Not used for weekdays.
         backup_count: How many rotated files to keep. Default 0: all.
         encoding: The encoding of text. Default UTF-8.
         delay: Open the file at the first event instead of now. Default False.
         utc: Whether days, weekdays and names are in UTC instead of local time. Default False.
-        at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight; that of a
-            weekday is the one that ends it.
+        at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight, for a weekday
+            the one at its end.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
-        max_bytes: Roll over as well before the file grows beyond so many bytes. Default 0: by time alone.
-        link: Where to keep a symbolic link to the file that is written, for a *filename* with a date. Default None.
+        max_bytes: Also roll over before the file grows beyond this size, in bytes or as text such as ``"50 MB"``.
+            Default 0: by time alone.
+        link: Path of a symbolic link to the current file, for a *filename* with a date. Default None.
         mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. ``"w"`` truncates
             what an earlier process has left.
         namer: Called with the path of a rotated file; returns the one that it gets. Default None.
@@ -87,10 +88,10 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         ValueError: If *when*, *interval* or *at_time* cannot be used; if the date in *filename* cannot be read again,
             or is coarser than *when* without *max_bytes*; if *link* is no link; and as `BaseRotatingFileSink`.
 
-    Seconds, minutes, hours and days are counted from when the file was begun, without a jump at a change of daylight
-    saving time; midnight and weekdays are those of the wall clock. The clock survives a restart: the file's birth, else
-    the newest rotated file, else the last write says when its interval began. The rollover happens with the first event
-    after the end of the interval, and the next interval is the one that event falls in; an empty file never rolls over.
+    Intervals of seconds, minutes, hours and days are counted from the time the file was begun, without a jump when
+    daylight saving time changes; midnight and weekdays go by the wall clock. A restart continues the interval: it began
+    with the file's birth, or else with the newest rotated file, or else with the last write. The first event after the
+    end of the interval causes the rollover, and its time determines the next interval. An empty file never rolls over.
 
     Source: `logging.handlers.TimedRotatingFileHandler`.
     """
@@ -131,7 +132,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         name: str | None = None,
     ) -> None:
         if when is None:
-            # Who keeps files for days thinks of a file a day.
+            # To keep files for days suggests a file a day.
             kept = 0.0 if max_age is None else checked_seconds(max_age, "max_age")
             when = "midnight" if kept >= _DAY_SECONDS else "h"
         self._schedule = Schedule(when, interval, utc=utc, at_time=at_time)
@@ -151,7 +152,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             filename = self._dated.path_at(time.time())
         #: When the interval of the current file began, in epoch seconds; None until it is known.
         self._start: float | None = None
-        #: The ages of files that are older than their names say, since the clock was put back.
+        #: The ages of files that are older than their names say, since the clock was set back.
         self._overtaken: set[tuple[float, int]] = set()
         self._trusted_at = 0.0
         #: When the file rolls over, in epoch seconds; settable.
@@ -218,7 +219,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         return TimedRotatingFileSink._write_shared if self.multiprocess else TimedRotatingFileSink._write_counted
 
     def _write_counted(self, data: bytes) -> bool:
-        """Write *data*, a line, if that may go to the file as it is; return False if the pipeline has to see to it."""
+        """Write *data*, a line, if the file need not roll over; return False if the pipeline has to write it."""
         size = len(data)
         now = time.time()
         if now >= self.rollover_at or not 0 <= now - self._trusted_at < VERIFY_SECONDS:
@@ -238,7 +239,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
 
     def _trust_descriptor(self) -> None:
         super()._trust_descriptor()
-        # By the clock that the short cut asks anyway. While it is set back or forward, events take the pipeline.
+        # By the clock that the short cut reads anyway. When that clock is set, events take the pipeline for a second.
         self._trusted_at = time.time()
 
     def _write_shared(self, data: bytes) -> bool:
@@ -248,7 +249,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         return self.max_bytes > 0
 
     def should_rollover(self, data: bytes) -> bool:
-        """Return True if the interval of the file has ended, or *data* would make it larger than `max_bytes`."""
+        """Return True if the interval of the file has ended, or if *data* would make it larger than `max_bytes`."""
         size = self._current_size()
         now = time.time()
         if self._dated is not None and self._dated.path_at(now) != self.base_filename:
@@ -268,7 +269,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Roll over now: move the file to the name of its interval and open a new one.
 
         Raises:
-            OSError: If the file system refuses; the file goes on as it is.
+            OSError: If the file system refuses; the current file is kept.
             Exception: Whatever `namer` and `rotator` raise.
         """
         with self._rollover() as due:
@@ -298,7 +299,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             self._notice = error
 
     def _point_link(self) -> None:
-        """Have the link lead to the file that is written."""
+        """Make the link lead to the current file."""
         link = self._link
         if link is None:
             return
@@ -315,9 +316,9 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             self._note(error)
 
     def _free_name(self) -> str:
-        """Return the name for the file that is rotated now: one that sorts as the newest of its interval.
+        """Return the name for the file that is rotated now, which sorts it as the newest of its interval.
 
-        A number that retention has freed is not given again: the file would count as the oldest.
+        A number that retention has freed is not used again: the file would count as the oldest.
         """
         if self._dated is not None:
             return self._free_number()
@@ -332,13 +333,13 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             number += 1
         if age is not None:
             made = (age[0], number)
-            # The clock was put back: what is named for a later time is older nevertheless.
+            # The clock was set back: a file that is named for a later time is still older.
             self._overtaken.intersection_update(ages)
             self._overtaken.update(older for older in ages if older > made)
         return name
 
     def _free_number(self) -> str:
-        """Return the name for a file that is full before its interval ends: its own, and the next number."""
+        """Return the name for a file that is full before its interval ends: its own name and the next number."""
         start = self._start
         number = max((age[1] + 1 for age in (file.age for file in self.rotated_files()) if age[0] == start), default=1)
         while True:
@@ -352,7 +353,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         now = time.time()
         files = super().rotated_files()
         if self._dated is not None:
-            # The file of a later interval is the one that another process writes to: its clock, or its look, is ahead.
+            # Another process writes to the file of a later interval: it has read the clock a moment later.
             return [file for file in files if file.age[0] <= now]
         # An interval that lies in the future was named by a clock that went ahead.
         return sorted(files, key=lambda file: file.age in self._overtaken or file.age[0] > now)
@@ -364,7 +365,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def _install(self, descriptor: int, prefix: bytes) -> None:
         super()._install(descriptor, prefix)
         if self._identity != self._installed:
-            # Another file than before: the interval it is in has to be found out.
+            # Another file than before: find out its interval.
             self._installed = self._identity
             self._begin_again()
             self._point_link()
@@ -398,22 +399,23 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         last_write = min(os.stat(self.base_filename).st_mtime, now)
         newest = max((file.age[0] for file in self.rotated_files() if file.age[0] <= now), default=None)
         birth = birth_time(self.base_filename)
-        # Copied, restored or touched files have a birth that says nothing about their events.
+        # The birth of a copied, restored or touched file says nothing about its events.
         if birth is not None and birth <= last_write + _GRAIN_SECONDS and (newest is None or birth >= newest):
-            # On the grid of this sink's intervals where it has one, so that several processes agree. A name of
-            # midnight's is exact, so days are counted on over a restart; the others lack what is below their unit.
+            # Keep to the sink's own intervals if there are any, so that several processes agree. Names for midnight are
+            # exact, so that days are counted on after a restart; other names lack the parts below their unit.
             anchor = newest if newest is not None and schedule.when == "MIDNIGHT" else birth
             return schedule.start_of(birth, anchor if self._start is None else self._start)
         if newest is None:
             return schedule.start_of(last_write, last_write)
         if newest <= last_write:
             return schedule.start_of(last_write, newest)
-        # The file's times contradict its neighbours' names: it was begun after the newest of them ended, or just then.
+        # The file's times contradict the names of rotated files: it was begun at or after the end of the newest of
+        # them.
         following = schedule.next_after(newest, newest)
         return following if following <= now else newest
 
     def sample_of_rotated(self) -> str:
-        """Return the default name of some rotated file, which tells the directory they are in."""
+        """Return the default name of some rotated file; rotated files are looked for in its directory."""
         return self.base_filename if self._dated else f"{self.base_filename}.{self._schedule.text_of(0.0)}"
 
     def _start_of_defaults(self) -> str:

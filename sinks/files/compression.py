@@ -26,7 +26,7 @@ ENDINGS = (".gz", ".zst")
 
 
 class Owner(Protocol):
-    """What a `Compressor` asks of the sink whose files it compresses."""
+    """What a `Compressor` needs from the sink whose files it compresses."""
 
     #: Path of the file that is rotated.
     base_filename: str
@@ -39,18 +39,18 @@ class Owner(Protocol):
         """Put *compressed* in the place of the rotated file that *identity* (device, inode) is, wherever it is now."""
 
     def compression_failed(self, error: Exception) -> None:
-        """Tell of a file that could not be compressed; it stays as it is."""
+        """Report *error*: a file could not be compressed, and stays as it is."""
 
 
-# The two that are built in read from the descriptor, which stays good when the file is renamed. They leave it open: a
-# copy of it, with the lock that comes with it, would stay in a child forked meanwhile.
+# The built-in methods read from the descriptor, which stays valid when the file is renamed. They do not close it: a
+# child forked meanwhile would keep a copy of it, and of its lock.
 
 
 def _gzip(source: int, destination: str) -> None:
     import gzip
     import shutil
 
-    # Without name and time in the header: the file says both, and equal events make equal files.
+    # No name and time in the header: the file has both, and equal events give equal files.
     with (
         open(source, "rb", closefd=False) as plain,
         open(destination, "wb") as raw,
@@ -67,10 +67,10 @@ def _zstd(source: int, destination: str) -> None:
 
 
 class Compressor:
-    """Compress rotated files in a thread of its own, which lives as long as there is something to do.
+    """Compress rotated files in a thread of its own, which ends when there is nothing left to do.
 
-    A compressed file is written under a temporary name and then moved into place, whole, before the plain one is
-    unlinked: a kill leaves the plain file, or both. The owner finishes such work at the next start.
+    A compressed file is written under a temporary name, moved into place as a whole, and then the plain file is
+    unlinked. So a kill leaves the plain file, or both; the owner finishes the work at the next start.
 
     Args:
         method: ``"gzip"``, ``"zstd"`` or a callable ``(source, destination)`` that writes *destination*; its attribute
@@ -109,7 +109,7 @@ class Compressor:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Begin anew, without a thread."""
+        """Reset the compressor in a forked child, without a thread."""
         for descriptor in self._held:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -120,12 +120,12 @@ class Compressor:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Have a look for files to compress taken soon, in the background."""
+        """Compress the files that are due, in the background."""
         with self._state:
             self._wanted = True
             if self._thread is not None:
                 return
-            # Set first: what a signal handler logs meanwhile must not start a second one.
+            # Set first: a rollover in a signal handler must not start a second thread.
             self._thread = threading.Thread(target=self._run, name="outfall-compressor", daemon=True)
             try:
                 threads.start(self._thread)
@@ -169,11 +169,11 @@ class Compressor:
         temporaries: list[str] = []
         try:
             source = self._hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            # Held as long as it takes: no other process compresses it too, and none writes to it any more.
+            # Held until the end: no other process compresses the file, and none writes to it any more.
             if not self._lock(source):
                 return
             state = os.fstat(source)
-            # The same name for the same file, so that a killed process's attempt is overwritten by the next.
+            # The name depends on the file alone: the next attempt overwrites that of a killed process.
             stem = os.path.join(directory, f".{base_name}.{state.st_ino}")
             temporary, link = stem + _UNFINISHED, f"{stem}.source{_UNFINISHED}"
             temporaries += (temporary, link)
@@ -184,17 +184,17 @@ class Compressor:
             else:
                 self._call(path, state, link, temporary)
             os.chmod(temporary, stat.S_IMODE(state.st_mode))
-            # The time of its last event, for retention by age; and what shows that both hold the same.
+            # The time of the last event: for retention by age, and as a mark that both files hold the same events.
             os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
             self._owner.place_compressed((state.st_dev, state.st_ino), temporary, self.ending)
         except FileNotFoundError as error:
-            # Shifted or deleted meanwhile; the next look finds it.
+            # Shifted or deleted meanwhile; the next pass finds it.
             if error.filename != path:
                 self._owner.compression_failed(error)
         except Exception as error:
             self._owner.compression_failed(error)
         finally:
-            # While the locks are held: the next who takes them makes files of the same names.
+            # While the locks are held: the next process that acquires them creates files of the same names.
             for left in temporaries:
                 with contextlib.suppress(OSError):
                     os.unlink(left)
@@ -203,8 +203,8 @@ class Compressor:
                 os.close(descriptor)
 
     def _call(self, path: str, state: os.stat_result, link: str, temporary: str) -> None:
-        """Call a callable of others, which opens the file by its name."""
-        # A rotation may rename the file meanwhile, and put the next one in its place.
+        """Call the user's callable, which opens the file by its name."""
+        # A rotation may rename the file meanwhile and put another one in its place.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(link)
         try:
@@ -219,13 +219,13 @@ class Compressor:
             self._method(link, temporary)
 
     def _mark(self, temporary: str) -> bool:
-        """Make *temporary*, locked, which shows `remove_unfinished` that somebody is at it."""
+        """Create *temporary* and lock it: `remove_unfinished` leaves locked files alone."""
         for _ in range(_ATTEMPTS):
             marker = self._hold(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
             with contextlib.suppress(FileNotFoundError):
                 if self._lock(marker) and os.path.samestat(os.stat(temporary), os.fstat(marker)):
                     return True
-            time.sleep(0.001)  # taken for left, and deleted, before it was locked
+            time.sleep(0.001)  # another process has deleted it as a leftover before it was locked
         return False
 
     def _hold(self, descriptor: int) -> int:
@@ -256,9 +256,9 @@ def _checked_ending(method: Any) -> str:
 
 
 def remove_unfinished(directory: str, path: str) -> None:
-    """Delete what killed processes' compression of the files rotated from *path* has left in *directory*."""
+    """Delete the temporary files of killed processes that compressed the files rotated from *path* in *directory*."""
     if not flock.AVAILABLE:
-        return  # it cannot be told from what a living process is writing
+        return  # a leftover and the file of a living process look the same
     prefix = f".{os.path.basename(path)}."
     for name in names_in(directory, prefix):
         if not name.endswith(_UNFINISHED):
@@ -274,12 +274,12 @@ def remove_unfinished(directory: str, path: str) -> None:
 
 
 def endings(extra: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the endings a rotated file may have, none first."""
+    """Return the endings that a rotated file may have, the empty one first."""
     return ("", *dict.fromkeys((*extra, *ENDINGS)))
 
 
 def finish_placing(plain: str, compressed: list[str]) -> None:
-    """Unlink *plain* if one of *compressed* is made of it: somebody was killed between the steps of placing it."""
+    """Unlink *plain* if one of *compressed* is made of it: a process was killed between placing and unlinking."""
     with contextlib.suppress(FileNotFoundError):
         made = os.stat(plain).st_mtime_ns
         if any(os.stat(path).st_mtime_ns == made for path in compressed):

@@ -1,8 +1,8 @@
-"""What a rotator that copies a file and then truncates it has missed.
+"""Find the events that a rotator loses when it copies a file and then truncates it.
 
-``logrotate``'s *copytruncate* copies a log file to its end, waits for the disk, and truncates the file. What was
-appended in between stands in neither. Here is what it takes to find out which events those are: `RecentWrites`, the
-last bytes that were written and where they stood, and `find_copies`, the search for the copy.
+``logrotate``'s *copytruncate* copies a log file to its end, waits for the disk, and truncates the file. Events that are
+appended in between are in neither file. `RecentWrites` keeps the last bytes that were written and their offsets, and
+`find_copies` searches for the copy; together they say which events are missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-#: The end of a file of which nothing is known.
+#: The end of a file whose contents are not known.
 UNKNOWN = -1
 
 #: A copy that is older than the truncation by more than this was made for another purpose. Of a large file a minute
@@ -33,7 +33,7 @@ MAX_DECOMPRESSED_BYTES = 256 * 1024 * 1024
 class RecentWrites:
     """The last writes to a file, without a gap up to its `end`.
 
-    Not locked: it belongs to whoever holds the sink's lock.
+    It has no lock: the caller holds that of the sink.
 
     Args:
         limit_bytes: How much is kept; the oldest goes first. The last write is kept whatever its size, unless this
@@ -137,8 +137,8 @@ class Copy:
     def drop_half_event(self, size: int) -> os.stat_result:
         """Cut the last *size* bytes off, the part of an event that is to be written again; return the new status.
 
-        The copy was finished before the file was truncated, so nobody adds to it. A compressor that is at work on it
-        finds the half event there or does not.
+        The copy was complete before the file was truncated, so no process adds to it. A compressor that is reading it
+        may or may not read the half event.
         """
         descriptor = self._open()
         try:
@@ -207,7 +207,7 @@ _LOOKS = 10
 
 
 def identity(status: os.stat_result) -> Identity:
-    """Return what tells a file, as it is now, from others."""
+    """Return what identifies a file in its present state."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -246,7 +246,7 @@ def _copies_among(
     if first is None:
         return []
     found = [first]
-    # What was written after truncations that nobody noticed is in copies of its own, from some event on.
+    # After a truncation that went unnoticed, events are in a copy of their own, from some event on.
     written = recent.joined()
     begins = [begin for begin, _ in recent.events() if first.end <= begin < stop]
     for path, status in candidates if begins else ():

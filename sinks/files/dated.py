@@ -1,4 +1,4 @@
-"""The date in the name of the file that is written: `DatedName`."""
+"""A date in the name of the current file: `DatedName`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 _PLACE = re.compile(r"\{date:([^{}]+)\}")
 
-#: What sorts a file behind those of its interval that were full before it.
+#: Sorts the current file of an interval behind those of the interval that were full before.
 _LAST = 10**9
 
-#: So many are looked at, to see whether each has a name of its own.
+#: How many intervals are examined, to see whether each has a name of its own.
 _INTERVALS = 400
 
-#: What was found out, which takes some 40 ms, by format and schedule.
+#: Results of `DatedName.is_coarse`, which takes some 40 ms, by format and schedule.
 _coarse: dict[tuple[object, ...], bool] = {}
 
 
@@ -38,14 +38,14 @@ class DatedName:
 
     def __init__(self, template: str, schedule: Schedule) -> None:
         self._schedule = schedule
-        # Hours and less are counted from midnight, so that all processes agree.
+        # Hours and smaller units are counted from midnight, so that all processes agree.
         self._day = Schedule("midnight", utc=schedule.utc)
         self._directory, name = os.path.split(template)
         parts = _PLACE.split(name)
         if len(parts) != 3 or _PLACE.search(self._directory):
             msg = f"filename={template!r}: one date is needed, in the name of the file and not of a directory"
             raise ValueError(msg)
-        #: The part of the name in front of the date, and the others.
+        #: The part of the name before the date, the date's format, and the part after it.
         self.before, self._format, self._after = parts
         self._names = re.compile(
             rf"{re.escape(self.before)}(.+?){re.escape(self._after)}(?:\.([1-9][0-9]*))?", re.DOTALL
@@ -59,12 +59,12 @@ class DatedName:
 
     @staticmethod
     def is_one(path: str) -> bool:
-        """Return True if *path* has a place for a date."""
+        """Return True if *path* has a placeholder for a date."""
         return _PLACE.search(path) is not None
 
     @property
     def is_coarse(self) -> bool:
-        """Whether several intervals may have one name: by the hour one without the hour, or without the day."""
+        """Whether several intervals may share a name: for example, hourly intervals if the format has no hour."""
         schedule = self._schedule
         key = (self._format, schedule.when, schedule.interval, schedule.utc, schedule.at_time)
         if key not in _coarse:
@@ -88,18 +88,18 @@ class DatedName:
         return self._schedule.start_of(moment, self._day.start_of(moment, moment))
 
     def end_of(self, start: float) -> float:
-        """Return the end of the interval that begins at *start*; hours and less begin anew at midnight."""
+        """Return the end of the interval that begins at *start*; intervals below a day also end at midnight."""
         day = self._day.start_of(start, start)
         end = self._schedule.next_after(start, day if self._schedule.when in {"S", "M", "H"} else start)
         return min(end, self._day.next_after(day, day)) if self._schedule.when in {"S", "M", "H"} else end
 
     def path_at(self, moment: float) -> str:
-        """Return the path of the file that is written at *moment*."""
+        """Return the path of the file that is current at *moment*."""
         text = self._text_of(self.start_of(moment))
         return os.path.join(self._directory, f"{self.before}{text}{self._after}")
 
     def files_like(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
-        """Give the age and the path of the file that *file_name* is, if it is one of this name."""
+        """Yield the age and the path of the file *file_name*, if it has a name of this form."""
         found = self._names.fullmatch(file_name)
         start = None if found is None else self._parse(found[1])
         if found is not None and start is not None:

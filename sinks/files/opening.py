@@ -1,4 +1,4 @@
-"""How a log file is opened, and what stands at its end."""
+"""Open a log file, and look at its end."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: How a file is opened. With ``"b"`` or ``"t"`` it means the same: bytes are written either way.
+#: The modes of a file. ``"b"`` and ``"t"`` make no difference: bytes are written either way.
 Mode = Literal["a", "w", "x", "ab", "wb", "xb", "at", "wt", "xt", "a+", "w+", "x+"]
 
-#: 0 where the platform has no such thing.
+#: 0 on platforms without the flag.
 NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NOCTTY = getattr(os, "O_NOCTTY", 0)
 
-#: How often the end of a file is looked at before a line without an end counts as a dead writer's.
+#: How often the end of a file is read before an unfinished line counts as left by a killed process.
 _TAIL_LOOKS = 4
 
-#: What a log file can have: read, write and execute for owner, group and others.
+#: All permission bits that a log file can have: read, write and execute for owner, group and others.
 _MOST_PERMISSIONS = 0o777
 
 
 def flags_for(mode: str, *, first: bool) -> int:
     """Return the flags of ``open(2)`` for *mode*; only the *first* opening truncates or insists on a new file."""
-    # O_NONBLOCK only for the opening: without it a pipe that nobody reads would block the application here.
+    # O_NONBLOCK for the opening: without it, opening a pipe without a reader would block the application.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | _NOCTTY | NONBLOCK
     if first:
         flags |= os.O_TRUNC if "w" in mode else os.O_EXCL if "x" in mode else 0
@@ -41,12 +41,12 @@ def open_file(path: str, flags: int, permissions: int | None) -> int:
     Args:
         path: The path.
         flags: As `flags_for` makes them.
-        permissions: The bits for a file that is made here, whatever the umask. None: what the umask leaves.
+        permissions: The bits of a file that is created, whatever the umask. None: ``0o666`` less the umask.
     """
     if permissions is None:
         return os.open(path, flags, 0o666)
     try:
-        # O_EXCL tells whether it is this call that makes the file.
+        # O_EXCL shows whether this call creates the file.
         descriptor = os.open(path, flags | os.O_EXCL, permissions)
     except FileExistsError:
         if flags & os.O_EXCL:
@@ -65,7 +65,7 @@ def open_file(path: str, flags: int, permissions: int | None) -> int:
 
 
 def ends_within_line(path: str, ends: Sequence[bytes]) -> bool:
-    """Return True if the file at *path* ends with none of *ends*, and nobody is about to write the rest."""
+    """Return True if the file at *path* ends with none of *ends*, and no process is writing the rest of its line."""
     longest = max(map(len, ends))
     with contextlib.suppress(OSError):  # write-only for us: then nothing can be known
         reader = os.open(path, os.O_RDONLY | _CLOEXEC | NONBLOCK)
@@ -75,7 +75,7 @@ def ends_within_line(path: str, ends: Sequence[bytes]) -> bool:
                 tail = _read_at(reader, max(0, size - longest), longest)
                 if tail.endswith(tuple(ends)) or not size:
                     return False
-                # Another process may be in the midst of writing its line; a dead one's half line stays as it is.
+                # Another process may be writing its line; the half line of a killed process does not change.
                 time.sleep(0.001 * attempt)
             return True
         finally:
@@ -84,8 +84,9 @@ def ends_within_line(path: str, ends: Sequence[bytes]) -> bool:
 
 
 def ends_with(path: str, descriptor: int, part: bytes) -> bool:
-    """Return True if *part* is the last in the file that *descriptor* writes to, which can be read at *path*."""
-    # The file is open for writing alone, and others may append to it: ours is only what can be read at its end.
+    """Return True if the file that *descriptor* writes to, and that is at *path*, ends with *part*."""
+    # Other processes may append to the file too: what is at its end has to be read, by the path since *descriptor* is
+    # open for writing alone.
     size = os.fstat(descriptor).st_size
     reader = os.open(path, os.O_RDONLY | _CLOEXEC)
     try:
@@ -104,7 +105,7 @@ def checked_mode(mode: str) -> str:
     """Return *mode*.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not one of `Mode`.
     """
     if not isinstance(mode, str) or mode.replace("b", "").replace("t", "").replace("+", "") not in ("a", "w", "x"):
         msg = f"mode={mode!r} is not 'a', 'w' or 'x'"
@@ -116,13 +117,13 @@ def checked_permissions(permissions: int | None) -> int | None:
     """Return *permissions*.
 
     Raises:
-        ValueError: If they are no bits that somebody can mean.
+        ValueError: If they are not permission bits, or not plausible ones.
     """
     if permissions is None:
         return None
     if isinstance(permissions, int) and not isinstance(permissions, bool):
         owner, group, others = permissions >> 6 & 7, permissions >> 3 & 7, permissions & 7
-        # Nobody means to give others what the owner has not: such a number was written without its 0o.
+        # A number that gives others more than the owner was written without its 0o.
         if 0 <= permissions <= _MOST_PERMISSIONS and (group | others) & ~owner == 0:
             return permissions
     msg = f"permissions={permissions!r} is not a set of permission bits"
@@ -134,11 +135,12 @@ def checked_permissions(permissions: int | None) -> int | None:
 
 
 def checked_path(filename: str | bytes | os.PathLike[str], *, dated: bool = False) -> str:
-    """Return *filename* as an absolute path; with *dated* a date may have its place there.
+    """Return *filename* as an absolute path; with *dated* it may have a placeholder for a date.
 
     Raises:
-        TypeError: If it is no path.
-        ValueError: If it is empty, or has a character that no path can have, or a place for a date that nobody fills.
+        TypeError: If it is not a path.
+        ValueError: If it is empty, has a character that no path can have, or, without *dated*, a placeholder for a
+            date.
     """
     if not isinstance(filename, (str, bytes, os.PathLike)):
         msg = f"filename={filename!r} is not a path such as 'app.jsonl'"

@@ -1,4 +1,4 @@
-"""Sealed lines in a file: what a file sink does for a renderer with ``seal``, such as `ChainedRenderer`."""
+"""Write sealed lines to a file, for a renderer with ``seal`` such as `ChainedRenderer`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from outfall.sinks.event.chained import sealed_line
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-#: How much of a file's end is read at first for its last line.
+#: How much of a file's end is read first to find its last line.
 _TAIL_BYTES = 65_536
 
 
 def write_sealed_line(sink: Any, data: bytes) -> bool:
-    """Seal and write *data*, a line; return False if the pipeline has to do it. Stands for a sink's ``_write_line``."""
+    """Seal and write *data*, a line; return False if the pipeline has to. Used as a sink's ``_write_line``."""
     if monotonic() >= sink._verify_at or sink._sealing or sink._buffer.lines or sink._fd < 0 or not here[0]:
         return False
     renderer = sink._sealer
     before = renderer.state
-    # What a signal handler logs from here on waits in the buffer: its number comes after this one.
+    # From here on, events of signal handlers go to the buffer: their numbers follow this one.
     sink._sealing = sink._mid_line = True
     try:
         line = renderer.seal(data, sink._last_line)
@@ -37,18 +37,18 @@ def write_sealed_line(sink: Any, data: bytes) -> bool:
         renderer.state = before
         raise
     except BaseException:
-        renderer.state = None  # whether it stands in the file is to be seen there
+        renderer.state = None  # the file says whether the line was written
         raise
     finally:
         sink._sealing = sink._mid_line = False
     if sink._buffer.lines:
-        with contextlib.suppress(Exception):  # which is counted, and told with the next failure
+        with contextlib.suppress(Exception):  # counted, and reported with the next failure
             sink._write_buffer()
     return True
 
 
 def write_sealed(sink: Any, data: bytes, ends: Sequence[int]) -> None:
-    """Seal and write the lines of *data*, which end at *ends*; what is not written takes its numbers back."""
+    """Seal and write the lines of *data*, which end at *ends*; the numbers of unwritten lines are used again."""
     renderer = sink._sealer
     states: list[Any] = []
     lines: list[bytes] = []
@@ -83,7 +83,7 @@ def last_sealed_line(path: str, rotated: Sequence[str]) -> bytes | None:
 
 
 def open_lines(path: str) -> Any:
-    """Return the file at *path* as one that gives its lines, decompressed where its name says so.
+    """Open the file at *path* for reading lines, decompressed if its name says so.
 
     Raises:
         OSError: If it cannot be read.
@@ -109,7 +109,7 @@ def _lines_of(path: str) -> list[bytes]:
 
 
 def _lines_backwards(path: str) -> Iterator[bytes]:
-    """Give the lines of the file at *path*, the last one first."""
+    """Yield the lines of the file at *path*, the last one first."""
     with open(path, "rb") as file:
         position = file.seek(0, os.SEEK_END)
         rest = b""

@@ -1,8 +1,8 @@
-"""What the sinks of one process on one file have in common: `Place` and `OpenFile`.
+"""State shared by the sinks of one process on one file: `Place` and `OpenFile`.
 
-A configuration that is loaded again, a cell of a notebook that is run again, two modules that each open the
-application's log: then several sinks of one process write to one file, by one path, by links, or by both. They take
-turns in one lock, count the file's size together, and when one of them goes on to another file the others follow.
+A configuration that is loaded twice, a notebook cell that is run again, or two modules that each open the application's
+log lead to several sinks on one file, by one path or by links. They share one lock and one count of the file's size,
+and when one of them switches to another file, the others follow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class OpenFile:
-    """A file that sinks of this process have open; touched under the lock of their `Place`.
+    """A file that sinks of this process have open; used under the lock of their `Place`.
 
     Args:
         identity: Device and inode; None while nothing is open.
@@ -47,9 +47,9 @@ class Place:
     counts_size: bool
 
     def __init__(self) -> None:
-        #: True while files are being moved: what hooks and signal handlers log then must not move them too.
+        #: True while files are being moved: events of hooks and signal handlers must not cause another rollover then.
         self.rolling = False
-        #: True if a sink counts the size of the file, and needs to know what the others write.
+        #: True if a sink counts the size of the file and has to see all writes to it.
         self.counts_size = False
         self._members: tuple[weakref.ref[Output], ...] = ()
         self._file: tuple[int, int] | None = None
@@ -58,7 +58,7 @@ class Place:
         self._lock = WriteLock()
 
     def lock(self) -> WriteLock:
-        """Return the lock in which all members take turns: in a forked child a fresh one."""
+        """Return the lock that all members share; a forked child gets a new one."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self._lock = WriteLock()
@@ -68,7 +68,7 @@ class Place:
         return self._lock
 
     def directory_lock(self, path: str) -> DirectoryLock:
-        """Return the lock between processes on the directory of *path*; used under `lock`."""
+        """Return the lock between processes for the directory of *path*; acquired while `lock` is held."""
         directory = os.path.dirname(path)
         made = self._directory_locks.get(directory)
         return made or self._directory_locks.setdefault(directory, DirectoryLock(directory))
@@ -80,21 +80,21 @@ class Place:
         self._tell()
 
     def leave(self, sink: Output) -> None:
-        """Take *sink* out of the members; one that is none is ignored."""
+        """Remove *sink* from the members, if it is one."""
         with _guard:
             before, self._members = self._members, tuple(m for m in self._members if m() not in (None, sink))
         if before != self._members:
             self._tell()
 
     def others(self, sink: Output) -> Iterator[Output]:
-        """Give the members but *sink*."""
+        """Yield all members except *sink*."""
         for member in self._members:
             other = member()
             if other is not None and other is not sink:
                 yield other
 
     def file_of_others(self, sink: Output, identity: tuple[int, int]) -> OpenFile | None:
-        """Return the file of *identity* that a member but *sink* has open, or None."""
+        """Return the file of *identity* that another member than *sink* has open, or None."""
         for member in self._members:
             other = member()
             if other is not None and other is not sink and other._shared_file.identity == identity:
@@ -142,7 +142,7 @@ def place_of(path: str) -> Place:
 _places: weakref.WeakValueDictionary[str, Place] = weakref.WeakValueDictionary()
 _places_of_files: weakref.WeakValueDictionary[tuple[int, int], Place] = weakref.WeakValueDictionary()
 
-#: Around these, and the members of places. Re-entrant, for signal handlers that make sinks.
+#: Guards these dicts and the members of places. Re-entrant, for signal handlers that create sinks.
 _guard: Any = RLock()
 
 

@@ -1,4 +1,4 @@
-"""The lines that a file sink's short cut makes: by processors, and by a renderer of one's own."""
+"""Render lines in a file sink's short cut, with processors or a custom renderer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from outfall.sinks.event.levels import NUMBERS, level_name
 
 
 class Begun:
-    """An event that the short cut has begun with, for the pipeline to go on with: nothing is done to it twice.
+    """An event that the short cut has processed in part: the pipeline continues, and repeats no step.
 
     Args:
         event: The event as it was given.
-        processed: What the processors have made of it.
-        data: What the renderer has made of it, as it is written.
-        error: What one of them has raised.
+        processed: The result of the processors.
+        data: The rendered line.
+        error: The exception that a processor or the renderer has raised.
     """
 
     data: bytes | None
@@ -36,22 +36,22 @@ class Begun:
 
 
 class BegunError(Exception):
-    """Leads from the short cut to the pipeline."""
+    """Raised in the short cut to hand an event over to the pipeline."""
 
     def __init__(self, begun: Begun) -> None:
         self.begun = begun
 
 
-#: What processors and renderers get as the method's name.
+#: The method names that processors and renderers get, by level name.
 _METHOD_NAMES = {name: level_name(number) for name, number in NUMBERS.items()}
 
 
 def line_by_screen(sink: Any, event: Any) -> bytes | None:
-    """Return the line for an event that the sink's one processor only looks at, b"" if it is held back.
+    """Return the line for an event if the sink's only processor does not change events; b"" if it is held back.
 
     Raises:
-        BegunError: If the pipeline has to go on.
-        Exception: If it has to do all.
+        BegunError: If the pipeline has to continue.
+        Exception: If the pipeline has to start afresh.
     """
     if event.__class__ is not dict or "level_number" in event:
         return None
@@ -70,13 +70,13 @@ def line_by_screen(sink: Any, event: Any) -> bytes | None:
 
 
 def line_by_chain(sink: Any, event: Any) -> bytes | None:
-    """Return the line that the sink's processors and renderer make of a plain event, b"" if it is filtered.
+    """Return the line that the sink's processors and renderer make of a plain event; b"" if it is filtered.
 
     Raises:
-        BegunError: If the pipeline has to go on.
-        Exception: If it has to do all.
+        BegunError: If the pipeline has to continue.
+        Exception: If the pipeline has to start afresh.
     """
-    # What is not in NUMBERS and METHOD_NAMES, which have the same keys, is for the pipeline.
+    # NUMBERS and METHOD_NAMES have the same keys; other levels take the pipeline.
     if (
         event.__class__ is not dict
         or "_record" in event
@@ -93,7 +93,7 @@ def line_by_chain(sink: Any, event: Any) -> bytes | None:
     screen = sink._screen
     made: Any = event
     if screen is not None:
-        # It changes nothing, so that it needs no copy.
+        # It does not change the event, which therefore is not copied.
         try:
             made = screen(event, NUMBERS[level])
         except Exception as error:
@@ -102,7 +102,7 @@ def line_by_chain(sink: Any, event: Any) -> bytes | None:
             return b""
         processors = processors[1:]
     renders_plain = sink._renders_plain
-    # Processors may change what is nested, renderers may only take keys out.
+    # Processors may change nested values, renderers may only remove keys.
     if processors and is_tracked(made):
         made = copy_event(made)
     elif processors or not renders_plain:

@@ -36,9 +36,9 @@ _stat, _os_write = os.stat, os.write
 #: What `WatchedFileSink.keep_bytes` is by default.
 KEEP_BYTES = 4 * 1024 * 1024
 
-#: How long a file that was moved may leave its path empty before it is made anew here, in seconds, and how often that
-#: is looked at. logrotate's "create" refuses a file that somebody else made first and moves it to a name that it uses
-#: again within the hour, so that the events in the one before are lost. It needs a fraction of a millisecond.
+#: How long the path may be empty after the file was moved before the sink creates a new one, in seconds, and how often
+#: the sink checks. logrotate's "create" refuses a file that another program has created first, and moves it to a name
+#: that it uses again within the hour, so that events are lost. logrotate needs a fraction of a millisecond.
 _MOVER_SECONDS = 0.02
 _MOVER_POLLS = 20
 
@@ -46,17 +46,17 @@ _LOOKS_AT_CONTENT = 3
 
 
 class WatchedFileSink(FileSink):
-    r"""Append each event to a file that somebody else rotates, ``logrotate`` for example.
+    r"""Append each event to a file that another program rotates, ``logrotate`` for example.
 
-    Before each write it looks whether the path still leads to the file that is open, and whether that was truncated:
+    Before each write the sink checks that the path still leads to the open file, and that the file was not truncated:
 
-    - Moved or deleted: the path is opened anew, and the event goes to the new file. Where that fails (a directory
-      stands there, a dangling link, no permission, no such directory) the sink goes on with the old file, tells
-      ``on_error`` once, with ``events=0``, and tries again with each event. If the old file has been deleted, what was
-      written to it meanwhile is written again to the new one.
-    - Truncated after a copy was made (``copytruncate``): events that were written between the two stand in neither
-      file. The sink finds the copy, tells from its length which they are, and writes them again. Where there is no
-      copy that it can be sure of, it tells ``on_error``, with ``events=0``, that events may be missing.
+    - The file was moved or deleted: the sink opens the path again and writes the event to the new file. If that fails
+      (a directory is in its place, a dangling link, no permission, no such directory), the sink keeps the old file,
+      calls ``on_error`` once, with ``events=0``, and tries again with each event. If the old file was deleted, the
+      events written to it meanwhile are written again to the new one.
+    - The file was truncated after a copy was made (``copytruncate``): events that were written in between are in
+      neither file. The sink finds the copy, concludes from its length which events they are, and writes them again. If
+      it finds no copy for certain, it calls ``on_error``, with ``events=0``: events may be missing.
 
     Args:
         filename: Path of the file; a relative one is resolved now.
@@ -64,16 +64,18 @@ class WatchedFileSink(FileSink):
         encoding: The encoding of text. Default UTF-8.
         delay: Open the file at the first event instead of now. Default False.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
-        keep_bytes: How much of what was written last is kept in memory to be written again. Default 4 MiB. It has to
-            be more than is written while a rotator waits for the disk, between copy and truncation. 0 keeps nothing,
-            for files that are never truncated.
+        keep_bytes: How many of the bytes written last are kept in memory to be written again; text such as ``"1 MB"``
+            too. Default 4 MiB. It has to be more than is written between copy and truncation, while the rotator waits
+            for the disk. 0 keeps nothing, for files that are never truncated.
         permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
             umask.
-        buffer_bytes: How many bytes are gathered before they are written. Default 0: each event at once. The path is
-            looked at when the buffer is written, not for each event.
-        flush_interval: Seconds after which the next event writes the buffer out. Default 1.
-        flush_level: An event at or above it writes the buffer out. Default ``"error"``.
-        timeout: How long an event waits for the reader of a pipe or terminal that is full, in seconds. Default 5.
+        buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
+            written at once. The path is checked when the buffer is written, and not with each event.
+        flush_interval: Time after which the next event makes the buffer be written: seconds, a timedelta, or text such
+            as ``"500 ms"``. Default 1.
+        flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
+        timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
+            *flush_interval*. Default 5.
         terminator: The text after each event. Default ``"\n"``.
         renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
@@ -86,17 +88,17 @@ class WatchedFileSink(FileSink):
         ValueError: If *keep_bytes* or an argument of `FileSink` is not usable.
         TypeError: If *filename* is not a path.
 
-    The copy is looked for beside the file, under a name that begins as the file's own does up to its last dot, plain
-    or packed by gzip, bzip2 or xz. An event of which only a part got into it is written again whole, and the part is
-    cut off the copy unless that is compressed or not ours to write. Truncation is noticed by the next event, `flush` or
-    `close`. While others append to the same file, where an event stands is not known: what cannot be proven to be
-    missing is not written again, and the truncation is told.
+    The copy is searched for beside the file, under a name that begins like the file's own up to its last dot, plain or
+    compressed by gzip, bzip2 or xz. If only a part of an event is in the copy, the event is written again as a whole,
+    and the part is cut off, unless the copy is compressed or may not be written. The next event, `flush` or `close`
+    notices a truncation. While other processes append to the same file, the offset of an event is not known: then the
+    sink writes only events again that are certainly missing, and reports the truncation.
 
-    A file that is moved is given 20 ms to be made anew by whoever moved it, before this sink makes it; the one event
-    that finds the path empty waits for that long.
+    After the file was moved, the program that moved it has 20 ms to create a new one before this sink does; the event
+    that finds the path empty waits for that time.
 
-    Safe from any thread and from signal handlers. A forked child goes on with the same open file and watches on its
-    own. `close` looks once more for a truncation. On file systems whose inode numbers change while a file is open it
+    Safe from any thread and from signal handlers. A forked child writes to the same open file and watches it by itself.
+    `close` checks once more for a truncation. On file systems whose inode numbers change while a file is open, the sink
     opens the path more often than needed, and loses nothing.
 
     Source: `logging.handlers.WatchedFileHandler`; ``logrotate(8)``.
@@ -133,9 +135,9 @@ class WatchedFileSink(FileSink):
         #: True while the path leads to something that cannot be opened; and how many events the old file got since.
         self._astray = False
         self._events_astray = 0
-        #: What to tell once the lock is given back: errors, and how many events each has cost.
+        #: What to report once the lock is released: errors, and how many events each has lost.
         self._notices: deque[tuple[Exception, int]] = deque()
-        #: True while a write has `reopen_if_needed` do its work.
+        #: True while a write runs `reopen_if_needed`.
         self._attending = False
         super().__init__(
             filename,
@@ -164,7 +166,7 @@ class WatchedFileSink(FileSink):
         return WatchedFileSink._write_watched
 
     def _write_watched(self, data: bytes) -> bool:
-        """Write *data*, a line, if nothing has happened to the file; return False if the pipeline has to see to it."""
+        """Write *data*, a line, if nothing has happened to the file; return False if the pipeline has to write it."""
         recent = self._recent
         size = len(data)
         if monotonic() >= self._verify_at:
@@ -177,8 +179,8 @@ class WatchedFileSink(FileSink):
         written = _os_write(self._fd, data)
         if written != size:
             self._finish(data, written)
-        # Where a signal handler's event came in between, this leaves `end` below the file's size, and the next look
-        # begins anew. Not append(): after a call there may be an interrupt.
+        # If a signal handler has logged in between, `end` is now below the file's size, and the next check starts
+        # afresh. Not append(): an interrupt may come after a call.
         recent.items += (data,)
         recent.end = end + size
         recent.room -= size
@@ -187,9 +189,9 @@ class WatchedFileSink(FileSink):
         return True
 
     def append_undisturbed(self, data: bytes) -> bool:
-        """Append *data*, one event, and count it; return False, having done nothing, if anything is unusual.
+        """Append *data*, one event, and count it; do nothing and return False if anything is unusual.
 
-        For adapters that have rendered an event themselves and can go through the pipeline else.
+        For adapters that render events themselves, and that can fall back to the pipeline.
         """
         if self._astray or self._may_block or self._buffer.limit or self._attending:
             return False
@@ -209,7 +211,8 @@ class WatchedFileSink(FileSink):
     def deliver(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event, raising if it could not be put out: what wrappers and routers call.
 
-        See `Sink.deliver`. With ``on_error="raise"`` it also raises what befell the file, though the event is written.
+        See `Sink.deliver`. With ``on_error="raise"`` it also raises what has happened to the file, although the event
+        is written.
         """
         try:
             super().deliver(event)
@@ -222,32 +225,32 @@ class WatchedFileSink(FileSink):
 
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Write all items by one call of the system; what a full disk keeps out is left for a retry."""
+        """Write all items in one system call; items that a full disk does not take are left for a retry."""
         result = super().emit_batch(batch)
         self._tell()
         return result
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Put out what waits, and look whether the file was truncated; see `Sink.flush`."""
+        """Write the buffer, and check whether the file was truncated; see `Sink.flush`."""
         done = super().flush(timeout)
         self._tell()
         return done
 
     def close(self, timeout: float | None = None) -> bool:
-        """Look once more whether the file was truncated, flush and release; see `Sink.close`."""
+        """Check once more whether the file was truncated, flush and release; see `Sink.close`."""
         done = super().close(timeout)
         self._tell()
         return done
 
     def reopen(self) -> None:
-        """Open the path anew; see `FileSink.reopen`. Not needed here: the next event does it by itself."""
+        """Open the path again; see `FileSink.reopen`. Not needed here: the next event does it by itself."""
         super().reopen()
         self._tell()
 
     def reopen_if_needed(self) -> None:
-        """Look whether the path still leads to the open file, and open it anew if not; put right a truncation.
+        """Open the path again if it leads to another file than the open one; repair a truncation.
 
-        Each write calls it, under the sink's lock; applications may. What happens goes to ``on_error``.
+        Each write calls it under the sink's lock; applications may call it too. What has happened goes to ``on_error``.
         """
         with self._lock:
             attending = self._attending
@@ -297,7 +300,7 @@ class WatchedFileSink(FileSink):
         try:
             old = os.fstat(descriptor)
         except OSError:
-            return  # closed behind our back: the next write fails, and opens the path
+            return  # closed by other code: the next write fails, and opens the path
         self._check_size(old)
         if status is None and old.st_nlink and not self._astray:
             self._await_mover()
@@ -366,11 +369,11 @@ class WatchedFileSink(FileSink):
         if size < end and self._regular:
             self._mend(status)
         else:
-            # Somebody else has written, or a write was interrupted: what is known begins anew.
+            # Another process has written, or a write was interrupted: forget what was written before.
             self._recent.restart(size)
 
     def _mend(self, status: os.stat_result) -> None:
-        """Write again what is neither in the file, which was truncated, nor in the copy made before."""
+        """Write the events again that are neither in the truncated file nor in the copy."""
         recent = self._recent
         size = status.st_size
         stands = self._stands(recent, size)
@@ -440,7 +443,7 @@ class WatchedFileSink(FileSink):
         return content == written[len(written) - size :]
 
     def _lost_with(self, old: os.stat_result) -> list[bytes]:
-        """Return the events that were written to a file that is deleted, after it was, as far as they are kept."""
+        """Return the events that were written to the file after it was deleted, as far as they are kept."""
         if old.st_nlink or not self._events_astray:
             return []
         return [event for _, event in self._recent.events()][-self._events_astray :]
@@ -462,10 +465,10 @@ class WatchedFileSink(FileSink):
             recent.add(data, ends, end)
 
     def _lose(self, events: int, error: Exception | None = None) -> None:
-        """Count *events* that had been delivered as lost, and have it told."""
+        """Count *events* that had been delivered as lost, and report them."""
         if error is None:
             error = SinkError(f"{self.base_filename!r} was deleted and could not be opened anew")
-        # What came in batches is counted by whoever sent it.
+        # The caller of `emit_batch` counts the events of batches.
         counted = min(events, self._ledger.delivered)
         self._ledger.delivered -= counted
         self._count_dropped("error", counted)
@@ -502,7 +505,7 @@ class WatchedFileSink(FileSink):
             self._fail(error, None, events=events)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: the same open file, watched from where it ends now."""
+        """Reset the sink in a forked child: it keeps the open file, and watches it from its present end."""
         self._recent.restart(UNKNOWN)
         self._notices.clear()
         self._attending = False
