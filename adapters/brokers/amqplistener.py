@@ -6,7 +6,7 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from outfall.adapters.brokers.listener import BrokerListener, Message
+from outfall.adapters.brokers.listener import BrokerListener, Reading
 from outfall.sinks.core.arguments import checked_count
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.reporting import SinkFailure, report
@@ -111,12 +111,12 @@ class AMQPListener(BrokerListener):
         #: How many messages came that the broker had given to somebody before.
         self.redelivered: int = 0
         #: What has come and was not read, and the numbers of what is not acknowledged, oldest first.
-        self._came: deque[Message] = deque()
+        self._came: deque[tuple[Any, bytes, float | None, float | None]] = deque()
         self._held: dict[int, None] = {}
 
     # -- the reader's, see BrokerListener
 
-    def _read(self, number: int, seconds: float) -> list[Message] | None:
+    def _read(self, number: int, seconds: float) -> Reading | None:
         link = self._opened()
         came = self._came
         if not came:
@@ -129,14 +129,14 @@ class AMQPListener(BrokerListener):
             if len(came) == before:
                 break
         if came:
-            return [came.popleft() for _ in range(min(number, len(came)))]
+            return _reading_of([came.popleft() for _ in range(min(number, len(came)))])
         if seconds or self._held:
             return None
         # Somebody wants to know. What was on its way to this listener comes before the answer.
         answers: list[Any] = []
         link.channel.queue_declare(self._queue, passive=True, callback=answers.append)
         link.run(lambda: bool(answers), now() + self._timeout)
-        return None if came or answers[0].method.message_count else []
+        return None if came or answers[0].method.message_count else Reading([], [])
 
     def _opened(self) -> Link:
         from outfall.adapters.brokers.amqplink import Link
@@ -183,7 +183,7 @@ class AMQPListener(BrokerListener):
             level = level_of({"level": name}) if name is not None else None
             with contextlib.suppress(TypeError, ValueError):
                 time = float(headers.get("time"))
-        self._came.append(Message((self._client, tag), body, level, time))
+        self._came.append(((self._client, tag), body, level, time))
 
     def _acknowledge(self, tokens: list[Any]) -> None:
         link = self._client
@@ -205,8 +205,8 @@ class AMQPListener(BrokerListener):
             with contextlib.suppress(DeliveryError):
                 self._client.step(0)
 
-    def _bury(self, message: Message) -> bool:
-        of, tag = message.token
+    def _bury(self, tokens: list[Any], place: int) -> bool:
+        of, tag = tokens[place]
         link = self._client
         if not self._reject or link is None or of is not link:
             return False
@@ -230,3 +230,9 @@ class AMQPListener(BrokerListener):
 
     def _describe(self) -> str:
         return f"{self._queue!r} at {self._addresses!r}"
+
+
+def _reading_of(messages: list[tuple[Any, bytes, float | None, float | None]]) -> Reading:
+    levels = {place: level for place, (_, _, level, _) in enumerate(messages) if level is not None}
+    tokens, bodies = [token for token, *_ in messages], [body for _, body, *_ in messages]
+    return Reading(tokens, bodies, levels, lambda place: messages[place][3])

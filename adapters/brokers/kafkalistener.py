@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.brokers.kafkaclient import (
@@ -15,7 +14,7 @@ from outfall.adapters.brokers.kafkaclient import (
     joined,
     made,
 )
-from outfall.adapters.brokers.listener import BrokerListener, Message
+from outfall.adapters.brokers.listener import BrokerListener, Reading
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.event.levels import level_of
@@ -122,7 +121,7 @@ class KafkaListener(BrokerListener):
         self._subscribed = self._joined = False
         self._partitions: dict[int, _Partition] = {}
         #: Messages that came while it did not want to read.
-        self._came: deque[Any] = deque()
+        self._came: list[Any] = []
         self._paused = False
         self._polled = now()
 
@@ -136,27 +135,23 @@ class KafkaListener(BrokerListener):
 
     # -- the reader's, see BrokerListener
 
-    def _read(self, number: int, seconds: float) -> list[Message] | None:
+    def _read(self, number: int, seconds: float) -> Reading | None:
         consumer = self._opened()
         if self._paused:
             consumer.resume(consumer.assignment())
             self._paused = False
         came = self._came
-        if not came:
-            first = consumer.poll(seconds)
-            if first is not None:
-                came.append(first)
+        if not came and (first := consumer.poll(seconds)) is not None:
+            came.append(first)
         if came and len(came) < number:
-            came.extend(consumer.consume(number - len(came), 0))
+            came += consumer.consume(number - len(came), 0)
         self._polled = now()
-        messages: list[Message] = []
-        while came and len(messages) < number:
-            message = self._message(came.popleft())
-            if message is not None:
-                messages.append(message)
-        if messages:
+        taken = came[:number]
+        del came[:number]
+        reading = self._reading_of(taken)
+        if reading:
             self._said.clear()
-            return messages
+            return reading
         if self._said.down:
             failure = self._said.failure()
             self._said.clear()
@@ -174,27 +169,33 @@ class KafkaListener(BrokerListener):
             self._subscribed = True
         return self._client
 
-    def _message(self, raw: Any) -> Message | None:
-        error = raw.error()
-        if error is not None:
-            raise failure_of(error)
-        partition = self._partitions.get(raw.partition())
-        if partition is None:  # taken away meanwhile
-            return None
-        offset = raw.offset()
-        partition.held[offset] = None
-        partition.next = offset + 1
-        kind, milliseconds = raw.timestamp()
-        headers = raw.headers()
-        return Message(
-            (partition, offset),
-            raw.value() or b"",
-            _level_in(headers) if headers else None,
-            milliseconds / 1000 if kind else None,
-        )
+    def _reading_of(self, messages: list[Any]) -> Reading:
+        """Return what *messages* hold; raise the first that is an error, unless there are others with it."""
+        partitions = self._partitions
+        errors = [error for message in messages if (error := message.error()) is not None]
+        if errors:
+            messages = [message for message in messages if message.error() is None]
+            failure = failure_of(errors[0])
+            if not messages:
+                raise failure
+            self._tell(failure, 0)
+        numbers = [message.partition() for message in messages]
+        if not partitions.keys() >= set(numbers):  # taken away meanwhile
+            messages = [message for message in messages if message.partition() in partitions]
+            numbers = [message.partition() for message in messages]
+        last = dict(zip(numbers, messages, strict=True))
+        first = dict(zip(reversed(numbers), reversed(messages), strict=True))
+        tokens = [partitions[number].hold(first[number].offset(), last[number].offset()) for number in last]
+        levels = {place: _level_in(headers) for place, each in enumerate(messages) if (headers := each.headers())}
 
-    def _end_of(self, consumer: Any) -> list[Message] | None:
-        """Return an empty list if there is nothing more in the partitions of this listener."""
+        def time_of(place: int) -> float | None:
+            kind, milliseconds = messages[place].timestamp()
+            return milliseconds / 1000 if kind else None
+
+        return Reading(tokens, [message.value() or b"" for message in messages], levels, time_of)
+
+    def _end_of(self, consumer: Any) -> Reading | None:
+        """Return an empty reading if there is nothing more in the partitions of this listener."""
         if not self._joined:
             return None
         for number, partition in list(self._partitions.items()):
@@ -204,18 +205,18 @@ class KafkaListener(BrokerListener):
                 partition.next = consumer.committed([place], timeout=self._timeout)[0].offset
             if begin < end and partition.next < end:
                 return None
-        return None if self._came else []
+        return None if self._came else Reading([], [])
 
-    def _acknowledge(self, tokens: list[Any]) -> None:
+    def _acknowledge(self, tokens: list[_Span]) -> None:
         touched: set[_Partition] = set()
-        partition: _Partition
-        for partition, offset in tokens:
+        for span in tokens:
+            partition = span.partition
             if self._partitions.get(partition.number) is partition:  # else its next owner is given them
-                partition.held.pop(offset, None)
+                partition.held.pop(span, None)
                 touched.add(partition)
         consumer = self._client
         if touched and consumer is not None:
-            places = [_place(self._topic, each.number, next(iter(each.held), each.next)) for each in touched]
+            places = [_place(self._topic, each.number, each.settled()) for each in touched]
             try:
                 consumer.commit(offsets=places, asynchronous=False)
             except Exception as error:
@@ -259,7 +260,7 @@ class KafkaListener(BrokerListener):
             with contextlib.suppress(Exception):
                 while True:
                     self._acknowledge_settled(run)
-                    if not run.tickets or run.stopping or now() >= deadline:
+                    if not (run.tickets or run.settled) or run.stopping or now() >= deadline:
                         break
                     run.wait(_LOOK_SECONDS)
         self._on_lost(consumer, places)
@@ -267,6 +268,8 @@ class KafkaListener(BrokerListener):
     def _on_lost(self, _consumer: Any, places: list[Any]) -> None:
         for place in places:
             self._partitions.pop(place.partition, None)
+        # If one comes back it begins with what is not committed.
+        self._came[:] = [message for message in self._came if message.partition() in self._partitions]
 
     def _failure(self, error: Exception) -> DeliveryError:
         return failure_of(error)
@@ -282,9 +285,31 @@ class _Partition:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        #: Offsets that are not settled, in order, and the one after the last that came; -1 before there was one.
-        self.held: dict[int, None] = {}
+        #: What is not settled, in order, and the offset after the last that came; -1 before there was one.
+        self.held: dict[_Span, None] = {}
         self.next = -1
+
+    def hold(self, first: int, last: int) -> _Span:
+        """Note that the messages from offset *first* to *last* have come."""
+        span = _Span(self, first)
+        self.held[span] = None
+        self.next = last + 1
+        return span
+
+    def settled(self) -> int:
+        """Return the first offset that is not settled."""
+        first = next(iter(self.held), None)
+        return self.next if first is None else first.first
+
+
+class _Span:
+    """The messages of one read that are of one partition."""
+
+    __slots__ = ("first", "partition")
+
+    def __init__(self, partition: _Partition, first: int) -> None:
+        self.partition = partition
+        self.first = first
 
 
 def _level_in(headers: list[tuple[str, Any]]) -> float | None:

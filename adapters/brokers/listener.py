@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time as time_module
 from random import random
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 from structlog import DropEvent
@@ -38,7 +38,7 @@ from outfall.sinks.event.json import loads
 from outfall.sinks.event.levels import level_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -47,21 +47,37 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Span
 
 
-class Message(NamedTuple):
-    """One message as it came from a broker.
+class Reading:
+    """Messages as they came from a broker, in columns: what is done for each of them is done for every event.
 
     Args:
-        token: What the broker is told when it has been settled.
-        data: Its body.
-        level: The level number that came beside the body, or None.
-        time: When it happened, in seconds since the epoch, as far as the broker knows: used if the body has no
-            ``timestamp``. None: not known.
+        tokens: What the broker is told when they have been settled: one for each, or fewer.
+        bodies: Their bodies.
+        levels: The level numbers that came beside a body, by its place. Default None: there are none.
+        time_of: Returns when the message at a place happened, in seconds since the epoch, as far as the broker knows;
+            it is asked where the body has no ``timestamp``. Default None: nothing is known.
     """
 
-    token: Any
-    data: bytes
-    level: float | None = None
-    time: float | None = None
+    __slots__ = ("bodies", "levels", "time_of", "tokens")
+
+    def __init__(
+        self,
+        tokens: list[Any],
+        bodies: list[bytes],
+        levels: Mapping[int, float | None] | None = None,
+        time_of: Callable[[int], float | None] | None = None,
+    ) -> None:
+        self.tokens: list[Any] = tokens
+        self.bodies: list[bytes] = bodies
+        self.levels: Mapping[int, float | None] = {} if levels is None else levels
+        self.time_of: Callable[[int], float | None] = _unknown if time_of is None else time_of
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+
+def _unknown(_place: int) -> None:
+    return None
 
 
 class BrokerListener(HasClient, Telling):
@@ -140,11 +156,12 @@ class BrokerListener(HasClient, Telling):
 
     # -- what a subclass implements, all in the reader's thread
 
-    def _read(self, number: int, seconds: float) -> list[Message] | None:
+    def _read(self, number: int, seconds: float) -> Reading | None:
         """Return *number* messages at most, waiting *seconds* for the first; connect if there is no connection.
 
         Returns:
-            An empty list if the broker has no more for this listener; None if there came nothing, and that is not sure.
+            What has come, which is empty if the broker has no more for this listener; None if nothing came, and that
+            is not sure.
         """
         raise NotImplementedError
 
@@ -167,8 +184,8 @@ class BrokerListener(HasClient, Telling):
     def _look_after(self) -> None:
         """Do what has to be done now and then while messages are under way. Called often."""
 
-    def _bury(self, message: Message) -> bool:
-        """Hand *message*, which is no event, to the broker's own place for such; return True if the broker has it."""
+    def _bury(self, tokens: list[Any], place: int) -> bool:
+        """Hand a message, which is no event, to the broker's own place for such; return True if the broker has it."""
         return False
 
     # -- what applications call
@@ -352,13 +369,13 @@ class BrokerListener(HasClient, Telling):
             run.wait(_LOOK_SECONDS)
             return
         run.rounds += 1
-        messages = self._read(self._batch_size, 0.0 if under_way or run.flushing else self._READ_SECONDS)
+        reading = self._read(self._batch_size, 0.0 if under_way or run.flushing else self._READ_SECONDS)
         run.connected = True
-        if messages:
-            self._hand_on(run, messages)
+        if reading:
+            self._hand_on(run, reading)
         elif under_way:
             run.wait(_LOOK_SECONDS)
-        elif messages is not None:
+        elif reading is not None:
             run.empty_round = run.rounds
             self._bells.ring()
         elif run.flushing:
@@ -428,31 +445,21 @@ class BrokerListener(HasClient, Telling):
 
     # -- from messages to batches
 
-    def _hand_on(self, run: Run, messages: list[Message]) -> None:
-        ticket = Ticket([message.token for message in messages])
+    def _hand_on(self, run: Run, reading: Reading) -> None:
+        ticket = Ticket(reading.tokens)
         run.tickets.append(ticket)
-        raws: list[Any] = []
-        events: list[dict[str, Any]] = []
         # Where no sink looks inside, long integers need not keep their digits: nothing is made of the event.
         parse = orjson.loads if all(lane.sink.plain for lane in run.lanes) else loads
-        for message in messages:
-            body = message[1]
-            try:
-                event = parse(body)
-            except (ValueError, RecursionError):
-                event = None
-            if type(event) is not dict:
-                self._put_aside(message)
-                continue
-            raw: Any = body
-            if message[2] is not None or ("timestamp" not in event and message[3] is not None):
-                raw = (body, message[2], message[3], False)
-                event = LevelledEvent(event, message[2], message[3])
-            if b"\n" in body or b"\r" in body or (b'"_' in body and METADATA & event.keys()):
-                raw = None  # to be rendered
-                event = LevelledEvent(loads(body), message[2], message[3])
-            raws.append(raw)
-            events.append(event)
+        bodies = reading.bodies
+        raws: list[Any] = bodies
+        events: list[dict[str, Any]] = []
+        try:
+            events = list(map(parse, bodies))
+            usual = not reading.levels and _are_usual(bodies, events)
+        except (ValueError, RecursionError):
+            usual = False
+        if not usual:
+            raws, events = self._looked_at(reading, parse)
         ticket.events = len(events)
         if events:
             for lane in run.lanes:
@@ -462,6 +469,31 @@ class BrokerListener(HasClient, Telling):
                         ticket.holders += 1
                     lane.add(batch, ticket)
         self._release_ticket(ticket)
+
+    def _looked_at(self, reading: Reading, parse: Callable[[bytes], Any]) -> tuple[list[Any], list[dict[str, Any]]]:
+        """Return what a plain sink is given for each event, None if it has to be rendered; and the events."""
+        raws: list[Any] = []
+        events: list[dict[str, Any]] = []
+        for place, body in enumerate(reading.bodies):
+            try:
+                event = parse(body)
+            except (ValueError, RecursionError):
+                event = None
+            if type(event) is not dict:
+                self._put_aside(reading, place)
+                continue
+            raw: Any = body
+            level = reading.levels.get(place)
+            time = None if "timestamp" in event else reading.time_of(place)
+            if level is not None or time is not None:
+                raw = (body, level, time, False)
+                event = LevelledEvent(event, level, time)
+            if b"\n" in body or b"\r" in body or (b'"_' in body and METADATA & event.keys()):
+                raw = None
+                event = LevelledEvent(loads(body), level, time)
+            raws.append(raw)
+            events.append(event)
+        return raws, events
 
     def _batch_for(self, lane: Lane, raws: list[Any], events: list[dict[str, Any]]) -> Batch:
         """Return what the sink of *lane* is to be given: the messages as they are, where it would make the same."""
@@ -493,19 +525,21 @@ class BrokerListener(HasClient, Telling):
                 items.append(item)
         return Batch(items)
 
-    def _put_aside(self, message: Message) -> None:
-        """Give *message*, which is no event, to whoever takes such; else count it as lost."""
+    def _put_aside(self, reading: Reading, place: int) -> None:
+        """Give the message at *place*, which is no event, to whoever takes such; else count it as lost."""
         told = PermanentDeliveryError("a message is no JSON object")
+        body = reading.bodies[place]
         taken = False
         try:
             if self._dead_letter is not None:
+                text = {"event": body.decode("utf-8", "backslashreplace")}
                 with delivering(value=False):
-                    self._dead_letter.deliver(_text_event(message))
+                    self._dead_letter.deliver(LevelledEvent(text, reading.levels.get(place), reading.time_of(place)))
                 taken = True
             else:
-                taken = self._bury(message)
+                taken = self._bury(reading.tokens, place)
         except Exception as error:
-            self._tell(error, 0, message.data)
+            self._tell(error, 0, body)
         if taken:
             with self._ledger.lock:
                 self._ledger.dead_lettered += 1
@@ -558,8 +592,14 @@ class BrokerListener(HasClient, Telling):
         self._fresh_state()
 
 
-def _text_event(message: Message) -> dict[str, Any]:
-    return LevelledEvent({"event": message.data.decode("utf-8", "backslashreplace")}, message.level, message.time)
+def _are_usual(bodies: list[bytes], events: list[Any]) -> bool:
+    """Return True if each of *events* is one that a plain sink may be given as it came, with nothing beside it."""
+    if set(map(type, events)) != {dict} or [True for event in events if "timestamp" not in event]:
+        return False
+    together = b" ".join(bodies)
+    if b"\n" in together or b"\r" in together:
+        return False
+    return b'"_' not in together or not [True for event in events if METADATA & event.keys()]
 
 
 #: How long the reader waits for a sink before it looks around.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import orjson
 
 from outfall.adapters.brokers.client import timeout_of
-from outfall.adapters.brokers.listener import BrokerListener, Message
+from outfall.adapters.brokers.listener import BrokerListener, Reading
 from outfall.adapters.brokers.redis import KINDS, RedisSink, checked_key
 from outfall.adapters.brokers.redisserver import RedisLink, RedisServer
 from outfall.sinks.core.arguments import checked_choice, checked_seconds
@@ -21,7 +21,7 @@ from outfall.sinks.errors import TemporaryDeliveryError
 from outfall.sinks.event.levels import level_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from outfall.sinks.core.sink import Sink
     from outfall.sinks.delivery.delivery import RetryPolicy
@@ -167,8 +167,8 @@ class RedisListener(BrokerListener):
         #: What the server knows this listener by.
         self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
 
-    def _read(self, number: int, seconds: float) -> list[Message]:
-        reader = self._client
+    def _read(self, number: int, seconds: float) -> Reading:
+        reader: _Reader | None = self._client
         if reader is None:
             make = _Stream if self._kind == "stream" else _List
             reader = self._client = make(RedisLink(self._server), self._key, self._group, self.consumer)
@@ -177,17 +177,17 @@ class RedisListener(BrokerListener):
             if not reader.ready:
                 reader.begin(self._under_way())
             claiming = now() >= reader.next_claim
-            messages = reader.claim(number, set(self._under_way())) if claiming else []
-            if claiming and not messages:
-                reader.next_claim = now() + self._claim_seconds / _SIGNS_OF_LIFE
-            if messages:
+            reading = reader.claim(number, set(self._under_way())) if claiming else None
+            if reading:
                 with self._ledger.lock:
-                    self._ledger.retried += len(messages)
+                    self._ledger.retried += len(reading)
             else:
-                messages = reader.read(number, min(seconds, self._timeout * _SHARE_OF_READ))
-            if claiming or not messages:
+                if claiming:
+                    reader.next_claim = now() + self._claim_seconds / _SIGNS_OF_LIFE
+                reading = reader.read(number, min(seconds, self._timeout * _SHARE_OF_READ))
+            if claiming or not reading:
                 self._count_trimmed(reader)
-        return messages
+        return reading
 
     def _count_trimmed(self, reader: _Reader) -> None:
         run = self._run
@@ -255,11 +255,11 @@ class _Reader(Protocol):
     def begin(self, under_way: list[Any]) -> None:
         """Do what comes before the first read, and after an error, with tokens *under_way*."""
 
-    def read(self, number: int, seconds: float) -> list[Message]:
+    def read(self, number: int, seconds: float) -> Reading:
         """Return what nobody has read."""
         ...
 
-    def claim(self, number: int, under_way: set[Any]) -> list[Message]:
+    def claim(self, number: int, under_way: set[Any]) -> Reading:
         """Return what was read before, by this listener or one that is dead, and is neither settled nor *under_way*."""
         ...
 
@@ -312,52 +312,37 @@ class _Stream:
         self.next_claim = 0.0
         self.ready = True
 
-    def read(self, number: int, seconds: float) -> list[Message]:
+    def read(self, number: int, seconds: float) -> Reading:
         waiting = ("BLOCK", max(1, int(seconds * 1000))) if seconds else ()
-        found = self._group_read("COUNT", number, *waiting, "STREAMS", self._key, ">")
-        messages: list[Message] = []
-        for entry in found:
-            number, fields = entry
-            body = fields.get(b"event", b"")
-            if len(fields) == 1 and b'"timestamp":' in body:
-                messages.append(tuple.__new__(Message, (number, body, None, None)))  # a third of the usual call
-            else:
-                messages.append(_message_of(entry))
-        return messages
+        return _reading_of(self._group_read("COUNT", number, *waiting, "STREAMS", self._key, ">"))
 
     def _group_read(self, *options: Any) -> list[Any]:
         answer = self.link.call("XREADGROUP", "GROUP", self._group, self._consumer, *options)
         return answer[0][1] if answer else []
 
-    def claim(self, number: int, under_way: set[Any]) -> list[Message]:
+    def claim(self, number: int, under_way: set[Any]) -> Reading:
         while self._own is not None:
             found = self._group_read("COUNT", number, "STREAMS", self._key, self._own)
             self._own = found[-1][0] if found else None
             # One that was trimmed has no fields any more.
             own = [entry for entry in found if entry[0] not in under_way]
-            messages = self._kept(own)
-            if messages:
-                return messages
+            reading = self._kept(own)
+            if reading:
+                return reading
         while True:
             limits = (self.claim_milliseconds, self._cursor, "COUNT", number)
             answer = self.link.call("XAUTOCLAIM", self._key, self._group, self._consumer, *limits)
             self._cursor = answer[0]
-            messages = self._kept([entry for entry in answer[1] if entry[0] not in under_way])
-            if messages or self._cursor in _BEGINNING:
-                return messages
+            reading = self._kept([entry for entry in answer[1] if entry[0] not in under_way])
+            if reading or self._cursor in _BEGINNING:
+                return reading
 
-    def _kept(self, entries: Iterable[Any]) -> list[Message]:
+    def _kept(self, entries: list[Any]) -> Reading:
         """Return the messages of *entries*; acknowledge those that the stream has no more."""
-        messages: list[Message] = []
-        gone: list[bytes] = []
-        for entry in entries:
-            if entry[1]:
-                messages.append(_message_of(entry))
-            elif entry[0]:
-                gone.append(entry[0])
+        gone = [entry[0] for entry in entries if entry[0] and not entry[1]]
         if gone:
             self.acknowledge(gone)
-        return messages
+        return _reading_of([entry for entry in entries if entry[1]])
 
     def acknowledge(self, tokens: list[Any]) -> None:
         self.link.call("XACK", self._key, self._group, *tokens)
@@ -433,19 +418,26 @@ return new
 """
 
 
-def _message_of(entry: Any) -> Message:
-    number, fields = entry
-    body = fields.get(b"event")
-    if body is None:  # of somebody else: an event made of its fields
-        body = orjson.dumps({_text(name): _text(value) for name, value in fields.items()})
-    level = time = None
-    if len(fields) > 1:
-        level = level_of({"level": _text(fields[b"level"])}) if b"level" in fields else None
-        with contextlib.suppress(ValueError):
-            time = float(fields.get(b"time", b""))
-    if time is None and b'"timestamp":' not in body:
-        time = int(number.partition(b"-")[0]) / 1000
-    return Message(number, body, level, time)
+def _reading_of(entries: list[Any]) -> Reading:
+    numbers = [number for number, _ in entries]
+    bodies: list[Any] = [fields.get(b"event") for _, fields in entries]
+    levels: dict[int, float] = {}
+    times: dict[int, float] = {}
+    if sum([len(fields) for _, fields in entries]) != len(entries) or None in bodies:
+        for place, (_, fields) in enumerate(entries):
+            if bodies[place] is None:  # of somebody else: an event made of its fields
+                bodies[place] = orjson.dumps({_text(name): _text(value) for name, value in fields.items()})
+            if len(fields) > 1 and b"level" in fields:
+                levels[place] = level_of({"level": _text(fields[b"level"])})
+            if len(fields) > 1:
+                with contextlib.suppress(ValueError):
+                    times[place] = float(fields.get(b"time", b""))
+
+    def time_of(place: int) -> float:
+        time = times.get(place)
+        return int(numbers[place].partition(b"-")[0]) / 1000 if time is None else time
+
+    return Reading(numbers, bodies, levels, time_of)
 
 
 def _text(value: bytes) -> str:
@@ -490,7 +482,7 @@ class _List:
         self.next_claim = 0.0
         self.ready = True
 
-    def read(self, number: int, seconds: float) -> list[Message]:
+    def read(self, number: int, seconds: float) -> Reading:
         there = min(number, self.link.call("LLEN", self._key))
         ends = (self._key, self._processing, "LEFT", "RIGHT")
         moves: list[tuple[str, ...]]
@@ -499,16 +491,17 @@ class _List:
         elif seconds:
             moves = [("BLMOVE", *ends, str(seconds))]
         else:
-            return []
+            return Reading([], [])
         # Another consumer may have taken this one for dead just now: whoever is not on the list is not looked for.
         _, *moved = self.link.pipeline([self._registration, *moves])
-        return [Message(body, body) for body in moved if body is not None]
+        bodies = [body for body in moved if body is not None]
+        return Reading(bodies, bodies)
 
-    def claim(self, number: int, under_way: set[Any]) -> list[Message]:
+    def claim(self, number: int, under_way: set[Any]) -> Reading:
         if not self._again:
             self._take_over()
         taken, self._again = self._again[:number], self._again[number:]
-        return [Message(body, body) for body in taken]
+        return Reading(taken, taken)
 
     def _take_over(self) -> None:
         """Put back what dead consumers had, to the end from which it was read."""

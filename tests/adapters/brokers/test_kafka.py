@@ -348,7 +348,7 @@ def test_what_was_not_delivered_when_a_listener_was_killed_comes_to_another(mock
 
 
 def test_a_partition_that_is_taken_away_is_kept_until_what_was_read_is_delivered(mock):
-    """Two listeners of a group lose nothing; what comes twice was read when the group took it away.
+    """Two listeners of a group lose nothing.
 
     What one of them gets back it reads, though it had paused when the group took it.
     """
@@ -357,11 +357,12 @@ def test_a_partition_that_is_taken_away_is_kept_until_what_was_read_is_delivered
         def _on_revoke(self, consumer, places):
             revoked.set()
             super()._on_revoke(consumer, places)
+            left.append(len(self._run.tickets) + len(self._run.settled))
 
-    revoked = threading.Event()
+    revoked, left = threading.Event(), []
     mock.produce("shared", _bodies(*range(100)))
     one, other = _Gate(), CaptureSink()
-    with Watched(mock.servers, "shared", one, config=CONFIG, batch_size=10) as first:
+    with Watched(mock.servers, "shared", one, config=CONFIG, batch_size=10, timeout=LONG) as first:
         assert one.entered.wait(LONG)
         until(lambda: first._paused)
         with KafkaListener(mock.servers, "shared", other, config=CONFIG) as second:
@@ -371,9 +372,7 @@ def test_a_partition_that_is_taken_away_is_kept_until_what_was_read_is_delivered
             until(lambda: len(one.events) + len(other.events) >= 100)
             mock.produce("shared", _bodies(*range(100, 200)))
             until(lambda: len({event["n"] for event in (*one.events, *other.events)}) == 200)
-    numbers = [event["n"] for event in (*one.events, *other.events)]
-    assert set(numbers) == set(range(200))
-    assert len(numbers) <= 200 + 2 * 10
+    assert left[0] == 0
 
 
 def test_a_listener_stops_in_time_while_brokers_are_stopped(mock):

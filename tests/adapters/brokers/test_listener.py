@@ -16,7 +16,7 @@ from outfall import (
     RetryPolicy,
     TemporaryDeliveryError,
 )
-from outfall.adapters.brokers.listener import BrokerListener, Message
+from outfall.adapters.brokers.listener import BrokerListener, Reading
 from tests.sinks._processes import in_fork, until
 
 
@@ -45,15 +45,14 @@ class Listener(BrokerListener):
             if self.broker.failing:
                 raise self.broker.failing.pop()
             taken, self.broker.waiting = self.broker.waiting[:number], self.broker.waiting[number:]
-            messages = []
-            for body in taken:
-                self.broker.number += 1
-                self.broker.given[self.broker.number] = body
-                message = body if isinstance(body, tuple) else (body,)
-                messages.append(Message(self.broker.number, *message))
-        if not messages and seconds:
+            first, self.broker.number = self.broker.number + 1, self.broker.number + len(taken)
+            self.broker.given |= enumerate(taken, first)
+        if not taken and seconds:
             time.sleep(0.001)
-        return messages
+        whole = [body if isinstance(body, tuple) else (body, None, None) for body in taken]
+        levels = {place: level for place, (_, level, _) in enumerate(whole) if level is not None}
+        tokens = list(range(first, first + len(taken)))
+        return Reading(tokens, [body for body, _, _ in whole], levels, lambda place: whole[place][2])
 
     def _acknowledge(self, tokens):
         with self.broker.lock:
