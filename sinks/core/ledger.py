@@ -126,7 +126,8 @@ class Ledger:
             targets: The ledgers of the sinks behind this one.
         """
         with self.lock:
-            dropped = dict(self.dropped)
+            # Copied first, in one step: a signal handler may add to it. What was counted and taken back is left out.
+            dropped = {reason: events for reason, events in dict(self.dropped).items() if events}
             return SinkStats(
                 name=name,
                 accepted=self.delivered + self.dead_lettered + pending + sum(dropped.values()),

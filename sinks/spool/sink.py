@@ -379,10 +379,16 @@ class SpoolSink(DeferredSink):
 
     def _stored(self, line: bytes) -> bool:
         depot, worker = self._depot, self._worker
+        stored = False
         try:
             with self._lock:
                 self._check_open()
-                stored = depot.append(line)
+                before = depot.stored
+                try:
+                    stored = depot.append(line)
+                except BaseException:
+                    stored = depot.count() > before
+                    raise
                 if worker.thread is None and self._lock.nested:
                     # Whoever starts the thread must not have the lock: a signal handler leaves it to the next event.
                     return stored
@@ -390,10 +396,14 @@ class SpoolSink(DeferredSink):
                     # In this order: an interrupt must not leave the thread asleep.
                     worker.wakeups.put(None)
                     depot.set_awake(True)
+            if worker.thread is None:
+                worker.wake()
+        except BaseException:
+            if stored:  # it will be counted as interrupted, but it is on disk
+                self._count_dropped("interrupted", -1)
+            raise
         finally:
             worker.tell_news()
-        if worker.thread is None:
-            worker.wake()
         return stored
 
     def _interrupted(self) -> None:

@@ -38,8 +38,8 @@ from outfall import (
     TemporaryDeliveryError,
     loki_sink,
 )
+from outfall.sinks.spool import segments, stores, worker
 from outfall.sinks.spool import sink as spools
-from outfall.sinks.spool import stores, worker
 from outfall.sinks.spool.store import stores_in
 from outfall.sinks.testing import SinkContract, assert_balanced
 from tests.sinks._processes import PATIENCE_SECONDS, check, events_of, in_fork, run, until
@@ -1396,6 +1396,30 @@ def test_an_interrupt_before_the_write_is_counted(spool, monkeypatch):
     assert sink.target.numbers == [0, 2]
     assert (sink.stats().accepted, sink.stats().dropped) == (3, {"interrupted": 1})
     assert_balanced(sink.stats())
+
+
+def _interrupting(real):
+    def interrupted(*arguments):
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    return interrupted
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(segments.Appender, "append"), (stores.Depot, "set_limit"), (worker.SpoolWorker, "wake")]
+)
+def test_an_interrupt_on_the_long_way_counts_the_event_once(spool, monkeypatch, place, name):
+    """It is on disk when a segment has to be begun, or the thread to be started, as well."""
+    sink = spool()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, _interrupting(getattr(place, name)))
+        with pytest.raises(KeyboardInterrupt):
+            sink.handle(event(0))
+    sink.handle(event(1))
+    assert sink.flush(PATIENCE_SECONDS)
+    assert sink.target.numbers == [0, 1]
+    assert (sink.stats().accepted, sink.stats().dropped) == (2, {})
 
 
 def test_a_signal_handler_may_log_in_the_midst_of_handle(spool, monkeypatch):
