@@ -105,7 +105,8 @@ def tables(path: str | os.PathLike[str], known: tuple[str, ...]) -> dict[str, di
     with open(path, "rb") as file:
         data = file.read()
     try:
-        found: dict[str, Any] = loads(data.decode())
+        # Editors of Windows write a byte order mark.
+        found: dict[str, Any] = loads(data.decode("utf-8-sig"))
     except ValueError as error:
         raise _wrong(name, f"{error}") from None
     _refuse_unknown(name, "table", "", found, known)

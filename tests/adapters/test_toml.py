@@ -26,6 +26,14 @@ def write(tmp_path):
     return write
 
 
+def test_a_byte_order_mark_is_no_error(write, tmp_path):
+    """Editors of Windows write it."""
+    path = write(f"[outfall]\nconsole = false\n[sinks.a]\nurl = 'file:{tmp_path}/a.jsonl'")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with outfall.configure_from(path) as setup:
+        assert [sink.name for sink in setup.sinks] == ["a"]
+
+
 def test_a_file_sets_up_what_configure_does(write, tmp_path):
     """Arguments in one table, each sink in its own, with options as text or as values."""
     path = write(f"""
