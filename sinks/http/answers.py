@@ -1,4 +1,4 @@
-"""What an HTTP server's answer means for the events that were sent: pure functions of status, headers and body."""
+"""Interprets HTTP responses: pure functions of status, headers and body."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from outfall.sinks.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: A ``Retry-After`` beyond this is taken for this.
+#: The upper limit for a ``Retry-After``.
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
 _OK, _REDIRECT, _CLIENT, _SERVER = 200, 300, 400, 500
 
-#: Statuses that are about the body's size; with a body in the URL, those about the URL's and the headers' too.
+#: Statuses that are about the size of the body; if the events are in the URL, also those about URL and headers.
 _SIZE, _SIZE_IN_URL = frozenset({413}), frozenset({413, 414, 431})
 
-#: Statuses that may be about an event: what was sent is malformed, or cannot be processed.
+#: Statuses that may be about an event: it is malformed or cannot be processed.
 _EVENT = frozenset({400, 422})
 
-#: Statuses of a state that passes: timeout, the same request is being worked on, too early, too many requests, the
-#: client hung up.
+#: Statuses of a temporary state: timeout, the same request is in progress, too early, too many requests, the client
+#: closed the connection.
 _MOMENT = frozenset({408, 409, 425, 429, 460, 499})
 
-#: The request did not come in time, or a gateway speaks of what is behind it: by whose fault may depend on the size.
+#: The ``halve_after`` of statuses that the size of the batch may cause: timeouts, and failures behind a gateway.
 _HALVE_AFTER = {408: 1, 502: LOST_ATTEMPTS, 504: 1}
 
-#: What to look at where the set-up is at fault.
+#: Hints for errors of configuration, by status.
 _HINTS = {
     401: "the credentials are missing or wrong",
     402: "the account is not paid for",
@@ -61,7 +61,7 @@ _HINTS = {
     497: "the port wants https",
 }
 
-#: What is looked at of an answer's text, and what is repeated of it, in characters.
+#: The number of characters of a response that are examined, and that are quoted.
 _MAX_LOOKED_AT, _MAX_QUOTED = 4_000, 200
 
 _PAGE = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE | re.DOTALL)
@@ -69,11 +69,11 @@ _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 
 
 class RefusedDeliveryError(PermanentDeliveryError):
-    """The server refused it, for a reason that may be the events' or nobody's in particular; see `Parts`.
+    """The server refused a request; an event may be the cause, or the configuration. `Parts` finds out.
 
     Args:
         reason: Why, without event data and secrets.
-        is_page: True if the answer is a page of HTML, as gateways write them.
+        is_page: True if the response is a page of HTML, as gateways send.
     """
 
     def __init__(self, reason: str = "", *, is_page: bool = False) -> None:
@@ -84,74 +84,74 @@ class RefusedDeliveryError(PermanentDeliveryError):
 def failure_of(
     status: int, headers: Mapping[str, str], *, peer: str, now: float, in_url: bool = False
 ) -> DeliveryError | None:
-    """Return the failure that an answer stands for, None if the events were taken: whose fault it is, by its status.
+    """Return the error for a response by its status; None if the events were taken.
 
     =======================  ==================  ======================================================================
-    2xx                      nobody's            None
-    400, 422                 perhaps an event's  `RefusedDeliveryError`: where others are taken meanwhile, the event's
-    413                      the batch's size    `OversizeDeliveryError`; 414 and 431 too where the body is in the URL
-    408, 409, 425, 429,      a state's that      `TemporaryDeliveryError`, with the ``Retry-After`` if there is one;
-    460, 499, 5xx            passes              after 408 and 504, which speak of time, less is sent at once, and after
-                                                 several 502 too
-    all other 4xx, 3xx       the set-up's        `PausedDeliveryError`: address, credentials or format have to be
-                                                 changed first, whatever the event. A redirect is never followed: it
-                                                 would drop the body, or bring credentials to another host
-    anything else            a state's that      `TemporaryDeliveryError`: no answer that HTTP knows
-                             passes
+    status                   cause               error
+    =======================  ==================  ======================================================================
+    2xx                      none                None
+    400, 422                 an event, perhaps   `RefusedDeliveryError`; the event is the cause if others are taken
+    413                      the batch's size    `OversizeDeliveryError`; also 414 and 431 if the body is in the URL
+    408, 409, 425, 429,      a temporary state   `TemporaryDeliveryError`, with the ``Retry-After`` if there is one;
+    460, 499, 5xx                                after 408 and 504 (timeouts) batches are split, and after several 502
+    all other 4xx, 3xx       the configuration   `PausedDeliveryError`: address, credentials or format have to be
+                                                 changed. A redirect is never followed: it would drop the body, or
+                                                 send credentials to another host
+    anything else            a temporary state   `TemporaryDeliveryError`: not a status of HTTP
     =======================  ==================  ======================================================================
 
     Args:
         status: The status code.
-        headers: The headers; names in any case.
-        peer: Who answered, for the message: ``"host:port"``.
-        now: Seconds since the epoch, for dates in ``Retry-After``.
+        headers: The headers, with names in any case.
+        peer: The server, for the message: ``"host:port"``.
+        now: The time in epoch seconds, for dates in ``Retry-After``.
         in_url: True if the events were in the URL.
     """
     if _OK <= status < _REDIRECT:
         return None
-    told = f"{peer} answered {status}"
+    message = f"{peer} answered {status}"
     wait = retry_after_seconds(headers, now)
     if _REDIRECT <= status < _CLIENT:
-        return PausedDeliveryError(f"{told}, a redirect{_location(headers)}, which is not followed", wait)
+        return PausedDeliveryError(f"{message}, a redirect{_location(headers)}, which is not followed", wait)
     if status in (_SIZE_IN_URL if in_url else _SIZE):
-        return OversizeDeliveryError(told)
+        return OversizeDeliveryError(message)
     if status in _EVENT:
-        return RefusedDeliveryError(told)
+        return RefusedDeliveryError(message)
     if _CLIENT <= status < _SERVER and status not in _MOMENT:
         hint = _HINTS.get(status)
-        return PausedDeliveryError(f"{told} ({hint})" if hint else told, wait)
-    return TemporaryDeliveryError(told, wait, _HALVE_AFTER.get(status))
+        return PausedDeliveryError(f"{message} ({hint})" if hint else message, wait)
+    return TemporaryDeliveryError(message, wait, _HALVE_AFTER.get(status))
 
 
 def is_page(headers: Mapping[str, str], body: bytes) -> bool:
-    """Return True if *body* is a page of HTML, which no collector's documented answer is."""
+    """Return True if *body* is a page of HTML; no collector documents such a response."""
     kind = (header(headers, "content-type") or "").lower()
     return bool(body.strip()) and ("html" in kind or _PAGE.match(body[:_MAX_LOOKED_AT]) is not None)
 
 
 def title_of(body: bytes) -> str:
-    """Return the title of a page of HTML, as it is in it; empty if it has none."""
+    """Return the title of a page of HTML, unchanged; "" if it has none."""
     title = _TITLE.search(body[:_MAX_LOOKED_AT].decode("utf-8", "replace"))
     return html.unescape(title[1]) if title else ""
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
-    """Return what ``Retry-After`` says (RFC 9110, 10.2.3) in seconds, from 0 to an hour; None if it says nothing.
+    """Return the value of ``Retry-After`` (RFC 9110, 10.2.3) in seconds, from 0 to an hour; None if there is none.
 
     Args:
-        headers: The headers; names in any case.
-        now: Seconds since the epoch, for the form that is a date.
+        headers: The headers, with names in any case.
+        now: The time in epoch seconds, for a value that is a date.
     """
     value = header(headers, "retry-after")
     if value is None:
         return None
     value = value.strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value, re.ASCII):
-        # So many digits that they are infinite are clamped as well.
+        # min() also limits the infinity that very many digits give.
         return min(float(value), MAX_RETRY_AFTER_SECONDS)
     try:
         date = parsedate_to_datetime(value)
-        # All of its dates are in GMT (RFC 9110, 5.6.7); one that does not say so is taken for one too.
+        # All dates are in GMT (RFC 9110, 5.6.7), so assume GMT if a date has no zone.
         date = date if date.tzinfo is not None else date.replace(tzinfo=dt.timezone.utc)
         seconds = date.timestamp() - now
     except (ValueError, TypeError, IndexError, OverflowError):
@@ -160,18 +160,18 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def told_limit_bytes(headers: Mapping[str, str]) -> int | None:
-    """Return the largest body that the server says it takes, None if it does not say, or says that it takes nothing.
+    """Return the largest body that the server accepts, according to its response; None if it does not say, or says 0.
 
     Source: the field ``Upload-Limit`` of the IETF draft "Resumable Uploads for HTTP", ``Upload-Limit: max-size=1000``.
     """
     value = header(headers, "upload-limit")
     found = re.search(r"(?:^|[,\s])max-size=([0-9]{1,15})(?=$|[,;\s])", value, re.ASCII) if value else None
-    # Kept, a limit of 0 would refuse all that ever comes.
+    # A limit of 0 is ignored: it would refuse all events for ever.
     return (int(found[1]) or None) if found else None
 
 
 def header(headers: Mapping[str, str], name: str) -> str | None:
-    """Return the value of the header *name*, which is in lower case, however the server wrote it."""
+    """Return the value of the header *name* (in lower case), in whatever case the server wrote it."""
     for given, value in headers.items():
         if given.lower() == name:
             return value
@@ -179,7 +179,7 @@ def header(headers: Mapping[str, str], name: str) -> str | None:
 
 
 def _location(headers: Mapping[str, str]) -> str:
-    """Return where a redirect leads, no more than the host: what comes after it may repeat what was sent."""
+    """Return the target of a redirect, only up to the port: its path may repeat values of the events."""
     try:
         parts = urlsplit(header(headers, "location") or "")
         host, port = parts.hostname, parts.port
@@ -191,10 +191,10 @@ def _location(headers: Mapping[str, str]) -> str:
 
 
 def quote(body: bytes, headers: Mapping[str, str], secrets: Iterable[str], events: Iterable[object]) -> str:
-    """Return an answer's text in one short line that repeats no value of the events and no secret.
+    """Return the text of a response as one short line that repeats neither values of the events nor secrets.
 
-    Of a page of HTML it has the title; what is no text gives an empty one. Where the text repeats a value, a secret, or
-    a word of one that is four characters or longer, it has ``…`` instead.
+    Of a page of HTML only the title is quoted. The result is empty if the body is not text. A value, a secret, or a
+    word of one with four characters or more, is replaced by ``…``.
 
     Args:
         body: The body.
@@ -212,8 +212,8 @@ def quote(body: bytes, headers: Mapping[str, str], secrets: Iterable[str], event
 
 
 def clean(text: str, secrets: Iterable[str], events: Iterable[object]) -> str:
-    """Return *text* in one short line that repeats no value of the events and no secret; see `quote`."""
-    # As values are in a message: without the escapes of JSON, and in one line.
+    """Return *text* as one short line that repeats neither values of the events nor secrets; see `quote`."""
+    # Resolve escapes of JSON and line breaks, so that values can be found.
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda escape: chr(int(escape[1], 16)), text[:_MAX_LOOKED_AT])
     text = " ".join(text.split())
     values = {secret for secret in secrets if secret}
@@ -223,7 +223,7 @@ def clean(text: str, secrets: Iterable[str], events: Iterable[object]) -> str:
     for value in sorted(values, key=len, reverse=True):
         if value in text:
             text = text.replace(value, "…")
-    # What a server cuts, folds or takes apart is found by its words.
+    # Find words too, since a server may truncate, fold or split a value.
     words = "\n".join(values).lower()
     text = re.sub(r"\w{4,}", lambda word: "…" if word[0].lower() in words else word[0], text)
     text = re.sub(r"…(?:\W*…)+", "…", text)

@@ -1,4 +1,4 @@
-"""What the body of an HTTP request is made of: `BodyFormat` and the general ones. Collectors' own are adapters."""
+"""Formats of HTTP bodies: `BodyFormat`, and the general ones. Adapters have those of collectors."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 
 class BodyFormat:
-    """How a batch of events becomes the body of one request, and what the answer to it says.
+    """Encode a batch of events as the body of a request, and interpret the response.
 
-    Subclass it for a collector of your own: `encode` is all that is needed. One format may serve several sinks and
-    threads, so it holds nothing but its arguments.
+    Subclass it for a collector of your own; only `encode` has to be implemented. Several sinks and threads may use one
+    format, so it must not have any state besides its arguments.
 
     Args:
-        content_type: The ``Content-Type`` to send. Default: the class's.
+        content_type: The ``Content-Type`` to send. Default None: that of the class.
     """
 
     #: The ``Content-Type`` header.
     content_type: str = "application/json"
 
-    #: True if a request holds one event. A batch is then sent one by one.
+    #: True if a request holds one event; a batch is sent as several requests.
     single: bool = False
 
-    #: True if `encode` can make something of bytes, NaN and the infinities: an item's ``event`` has them then, as long
-    #: as it waits in memory. False: it has text and null.
+    #: True if `encode` uses bytes, NaN and the infinities: then an item's ``event`` has them while it waits in memory.
+    #: With False they are text and null.
     keeps_types: bool = False
 
-    #: More headers, which those of the sink come before.
+    #: Further headers; headers of the sink override them.
     headers: Mapping[str, str] = {}
 
-    #: The longest answer that `read` gets, in bytes; with a longer one the batch counts as not taken.
+    #: The largest response that `read` gets, in bytes. With a larger response the batch counts as not delivered.
     max_response_bytes: int = 4_194_304
 
     def __init__(self, *, content_type: str | None = None) -> None:
@@ -56,18 +56,18 @@ class BodyFormat:
         return f"{type(self).__name__}()"
 
     def prepare(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Return what of *event* to render as JSON: `Encoded.data`, from which `encode` makes the body later.
+        """Return the dict to render as the item's ``data``, from which `encode` makes the body later.
 
         Called in the thread that logs, after the sink's ``fields`` and ``map_event``. Must not change *event*. The
-        default returns it as it is.
+        default returns *event*.
         """
         return event
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
-        """Return the body of a request for *batch*, which holds one event at least; one exactly where `single` is set.
+        """Return the body of a request for *batch*, which has at least one event, and exactly one if `single` is set.
 
-        Each item's ``data`` is the event as a JSON object, without a line break; ``level`` and ``time`` are those of
-        the event, whatever its fields are; ``event`` decodes the data.
+        Each item's ``data`` is the event as a JSON object without a line break. ``level`` and ``time`` are those of the
+        event, even if it has no such fields. ``event`` decodes the data.
         """
         msg = f"{type(self).__name__} has to implement encode(batch)"
         raise TypeError(msg)
@@ -79,18 +79,18 @@ class BodyFormat:
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Return what became of *batch* where an answer of 2xx tells more than that; None if all was taken.
+        """Return the result of *batch* if a response of 2xx states one; None if all events were taken.
 
-        The default returns None, and such an answer need not be complete then.
+        The default returns None; then the response need not even be complete.
 
         Args:
-            response_status: 200 to 299.
-            response_headers: The headers; names in any case.
+            response_status: The status, 200 to 299.
+            response_headers: The headers, with names in any case.
             response_body: The body, decompressed.
-            batch: What was sent.
+            batch: The events that were sent.
 
         Raises:
-            DeliveryError: If none was taken.
+            DeliveryError: If no event was taken.
         """
         return None
 
@@ -100,21 +100,21 @@ class BodyFormat:
         response_headers: Mapping[str, str],
         response_body: bytes,
     ) -> DeliveryError | None:
-        """Return what an answer other than 2xx means where a collector has codes of its own.
+        """Return the error for a response other than 2xx, if the collector has its own error codes.
 
-        The default returns None: it means what its status says. The error must not repeat what was sent, which
-        *response_body* may.
+        The default returns None: the status determines the error. The error's text is cleaned of values of the events,
+        which *response_body* may repeat.
 
         Args:
-            response_status: Not 200 to 299.
-            response_headers: The headers; names in any case.
+            response_status: The status, not 200 to 299.
+            response_headers: The headers, with names in any case.
             response_body: The body, decompressed.
         """
         return None
 
 
 class JSONObject(BodyFormat):
-    """One event as a JSON object, ``application/json``; a batch is as many requests."""
+    """Send one event in each request, as a JSON object, ``application/json``."""
 
     single: bool = True
 
@@ -125,7 +125,7 @@ class JSONObject(BodyFormat):
 
 
 class JSONArray(BodyFormat):
-    """Events as a JSON array, ``application/json``."""
+    """Send events as a JSON array, ``application/json``."""
 
     @reads_data_alone()
     def encode(self, batch: Sequence[Encoded]) -> bytes:
@@ -134,7 +134,7 @@ class JSONArray(BodyFormat):
 
 
 class NDJSON(BodyFormat):
-    """Events as lines of JSON, ``application/x-ndjson``; each line ends with a line feed."""
+    """Send events as lines of JSON, ``application/x-ndjson``; each line ends with a line feed."""
 
     content_type: str = "application/x-ndjson"
 
@@ -145,17 +145,17 @@ class NDJSON(BodyFormat):
 
 
 class FormURLEncoded(BodyFormat):
-    """One event as a form, ``application/x-www-form-urlencoded``, as ``logging.handlers.HTTPHandler`` sends records.
+    """Send one event in each request, as a form, ``application/x-www-form-urlencoded``.
 
-    Each field is ``str`` of its value. With the method GET the form is the URL's query. Fields with several values or
-    nested ones are for a ``map_event`` of your own to take apart: a form has no way to say them.
+    Each field is the ``str`` of its value, as ``logging.handlers.HTTPHandler`` sends records. With the method GET the
+    form is the URL's query. A form cannot represent lists and nested values: override ``map_event`` to convert them.
     """
 
     content_type: str = "application/x-www-form-urlencoded"
     single: bool = True
 
     def prepare(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Make text of what JSON would not bring back as it was, such as lists, tuples and objects."""
+        """Convert values to text that JSON would not restore unchanged, such as lists, tuples and objects."""
         try:
             prepared = _renderer._prepared(event)
             return {name: value if type(value) in _KEPT else _text(value) for name, value in prepared.items()}
@@ -169,7 +169,7 @@ class FormURLEncoded(BodyFormat):
         return urlencode(batch[0].event).encode("ascii")
 
 
-#: What JSON brings back as it was. A float may be a NaN.
+#: The types that JSON restores unchanged. Not float, which may be a NaN.
 _KEPT: frozenset[type] = frozenset({str, int, bool, type(None)})
 
 

@@ -1,4 +1,4 @@
-"""HTTP requests by `requests`, each of which is over in time: what `HTTPSink` sends through."""
+"""Sends HTTP requests by `requests`, within deadlines: `Transport`, which `HTTPSink` uses."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer.
+    """A response.
 
     Args:
         status: The status code.
-        headers: The headers; found by names in any case.
+        headers: The headers, with names in any case.
         body: The body, decompressed, or its beginning.
-        whole: True if the body is all there.
+        whole: True if the body is complete.
     """
 
     status: int
@@ -42,14 +42,14 @@ class Transport:
     """A session of requests, for one thread at a time.
 
     Args:
-        peer: Who is talked to, for messages: ``"host:port"``.
-        session: The user's own session, or None for one that is made here.
-        context: See `HTTPSink`, like the next three.
+        peer: The server, for messages: ``"host:port"``.
+        session: The user's own session, or None to make one.
+        context: See `HTTPSink` for this and the next three.
         verify: True, False, or a path.
         cert: A path, a pair of paths, or None.
         proxies: By scheme, or None for those of the environment.
         socket_path: The path of a Unix socket to connect to instead of the URL's host, or None.
-        max_connection_age: Seconds for which a connection may be used, or None.
+        max_connection_age: Seconds after which a connection is replaced, or None.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Transport:
     ) -> None:
         self._peer = peer
         self._max_connection_age = max_connection_age
-        #: When the connection there is was made, by the monotonic clock.
+        #: When the current connection was opened, by the monotonic clock.
         self._connected_at = 0.0
         self._adapter = Adapter(context, socket_path) if session is None else None
         self._session = session if session is not None else requests.Session()
@@ -74,15 +74,15 @@ class Transport:
             self._session.mount("http://", self._adapter)
             self._session.mount("https://", self._adapter)
             self._session.headers.clear()
-            # The environment's proxies are for networks.
+            # The environment's proxies do not apply to Unix sockets.
             self._session.trust_env = socket_path is None
-        # In a session that was given, True is overruled by what it has itself.
+        # None leaves the user's session its own setting.
         self._verify = None if session is not None and verify is True else verify
         self._cert = cert
         self._proxies = dict(proxies or {})
-        #: What the arguments and the environment together say.
+        #: The settings of arguments and environment, merged at the first request.
         self._settings: Any = None
-        #: True if it has got an answer before, so that a connection may be there that has ended meanwhile.
+        #: True after a response: then there may be an open connection, which the server may have closed meanwhile.
         self._used = False
         self._aborted = False
 
@@ -97,22 +97,22 @@ class Transport:
         timeout: tuple[float, float],
         limit_bytes: int,
     ) -> Reply:
-        """Send a request and return the answer; once more if the connection turns out to have ended before it.
+        """Send a request and return the response; send it once more if the server had closed the connection before.
 
         Args:
             method: The method.
             url: The URL, without credentials.
-            headers: All headers but ``Content-Length`` and what *auth* adds.
+            headers: All headers except ``Content-Length`` and those that *auth* adds.
             body: The body, or None.
-            auth: A callable that gets the prepared request, as requests has it; or None.
-            timeout: Seconds for connecting, and for all the rest.
-            limit_bytes: How much of the answer to read.
+            auth: An authentication object of requests, which is called with the prepared request; or None.
+            timeout: Seconds to connect, and for the rest.
+            limit_bytes: The number of bytes of the response to read.
 
         Raises:
-            TemporaryDeliveryError: If there is no answer.
-            PausedDeliveryError: If the request cannot be made as it is.
+            TemporaryDeliveryError: If there is no response.
+            PausedDeliveryError: If such a request cannot be made.
 
-        What is raised names the peer and what happened, and nothing of URL, headers or body.
+        The errors name the peer and the cause. They contain nothing of URL, headers or body.
         """
         if _CRASHES and sys.is_finalizing():
             msg = f"{self._peer} is not asked any more: Python 3.13.0 crashes in requests when the interpreter ends"
@@ -136,15 +136,15 @@ class Transport:
                 if exchange.cut and self._adapter is not None:
                     self._adapter.disconnect()
                 return reply
-            # Not true of the second attempt, so there is no third.
+            # So `stale` is False for the second attempt, and there is no third.
             self._used = False
             if not again:
                 break
-        # Outside the except clause, so that nothing hangs on to the original, which has the request in it.
+        # Outside of the except block: the original error, which holds the request, must not become its context.
         try:
             raise failure
         finally:
-            del failure  # its traceback holds this frame, and the frames of who calls
+            del failure  # its traceback refers to this frame: without this they form a cycle
 
     def _exchange(
         self,
@@ -167,7 +167,7 @@ class Transport:
             )
         prepared = requests.PreparedRequest()
         prepared.prepare(method=method, url=url, headers=dict(headers), data=body)
-        # Not by the session, which would read the whole of a redirect's answer, and a .netrc.
+        # Not by the session, which would read the whole response of a redirect, and .netrc.
         settings = self._settings
         response = self._adapter.send(
             prepared,
@@ -189,7 +189,7 @@ class Transport:
         timeout: tuple[float, float],
         limit_bytes: int,
     ) -> Reply:
-        """Send it with everything that a session does: its hooks, cookies, headers."""
+        """Send the request by the session, with its hooks, cookies and headers."""
         session = self._session
         read: dict[int, tuple[requests.Response, Reply]] = {}
 
@@ -204,7 +204,7 @@ class Transport:
             url,
             headers=dict(headers),
             data=body,
-            # requests looks into .netrc where there is none, and its credentials would take the place of a token.
+            # Without auth, requests reads .netrc, whose credentials would replace a token.
             auth=_no_auth
             if any(name.lower() == "authorization" for name in headers)
             else auth or session.auth or _no_auth,
@@ -216,30 +216,30 @@ class Transport:
             verify=self._verify,
             cert=self._cert,
         )
-        if id(response) not in read:  # a hook has put another in its place
+        if id(response) not in read:  # a hook has replaced the response
             keep(response)
         return read[id(response)][1]
 
     def abort(self) -> None:
-        """End a request that is under way in another thread, if the connection is one of ours."""
+        """Abort a request in another thread; a connection of the user's session is not touched."""
         self._aborted = True
         if self._adapter is not None:
             self._adapter.abort()
 
     def close(self) -> None:
-        """Close the connections, if the session is ours."""
+        """Close the connections, unless the session is the user's."""
         if self._adapter is not None:
             self._session.close()
             self._adapter.disconnect()
 
     def abandon(self) -> None:
-        """Let go, in a forked child, of the parent's connections, without a word to the peer."""
+        """Drop the parent's connections in a forked child, without sending anything to the peer."""
         if self._adapter is None:
             abandon_pools(self._session)
         else:
             self._adapter.abandon()
 
-    # -- what failures mean
+    # -- translation of failures
 
     def _translated(self, error: Exception, exchange: Exchange, timeout: tuple[float, float]) -> DeliveryError:
         if isinstance(error, _UNUSABLE):
@@ -266,10 +266,10 @@ class Transport:
         return TemporaryDeliveryError(f"{self._peer} {what}", halve_after=halve_after)
 
 
-#: On this version making requests' answer object within the interpreter's last collection ends the process.
+#: On this version the process crashes if requests makes a response object during the interpreter's last collection.
 _CRASHES = sys.version_info[:3] == (3, 13, 0)
 
-#: The request itself is at fault: an address, a header or a proxy's address that is none.
+#: Errors of the request itself: an invalid address, header or address of a proxy.
 _UNUSABLE = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
@@ -279,7 +279,7 @@ _UNUSABLE = (
 )
 
 
-#: What comes from requests and what is below it. Other errors are those of a user's session, hook or auth.
+#: Errors of requests and the layers below. Other errors come from a user's session, hook or auth.
 _TRANSPORTS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
@@ -292,16 +292,16 @@ def _read(response: requests.Response, limit_bytes: int) -> Reply:
     return Reply(response.status_code, response.headers, body, whole)
 
 
-#: What the others wrap an error in; some of them are errors of the system by their class.
+#: Errors that wrap other errors; some of them are subclasses of OSError.
 _WRAPPERS = (requests.RequestException, urllib3.exceptions.HTTPError)
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return what *error* is about, below all that requests and urllib3 wrap it in."""
+    """Return the original error, which requests and urllib3 have wrapped in *error*."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
-        by_socks = getattr(error, "socket_err", None)  # PySocks' own way of saying what an error is about
+        by_socks = getattr(error, "socket_err", None)  # PySocks keeps the original error here
         if isinstance(error, (OSError, http.client.HTTPException)) and not (by_socks or isinstance(error, _WRAPPERS)):
             return error
         inner = next(
@@ -319,20 +319,20 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    """Let go of the frames that *error* went through: urllib3's hold it themselves, and with it request and pool."""
+    """Drop the tracebacks of *error* and its contexts: urllib3's frames refer to request, pool and the error itself."""
     while error is not None and error.__traceback__ is not None:
         error.__traceback__ = None
         error = error.__context__
 
 
 def _told(error: BaseException) -> str:
-    """Return what happened, in the system's words alone: those of others may repeat the request."""
+    """Return the cause in the system's words only: messages of other layers may repeat the request."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not good: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         reason = error.reason or type(error).__name__
         _, alert, words = reason.partition("_ALERT_")
-        # An alert is what the peer says: TLSV1_ALERT_UNKNOWN_CA is about the client's certificate.
+        # An alert comes from the peer: TLSV1_ALERT_UNKNOWN_CA is about the client's certificate.
         return f"TLS alert: {words.lower().replace('_', ' ')}" if alert else f"TLS: {reason}"
     if isinstance(error, http.client.RemoteDisconnected):
         return "it hung up without an answer"
@@ -349,14 +349,14 @@ def _told(error: BaseException) -> str:
 
 
 def _refuses_tls(error: BaseException) -> bool:
-    """Return True if one end does not take the other's certificate, or one of them does not speak this kind of TLS."""
+    """Return True if one side refuses the other's certificate, or both have no version of TLS in common."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return True
     reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
     return isinstance(reason, str) and any(words in reason for words in _REFUSALS)
 
 
-#: In the names that OpenSSL has for what went wrong: what stays so until somebody changes something.
+#: Parts of OpenSSL's names for errors that last until the configuration changes.
 _REFUSALS = (
     "CERTIFICATE",
     "UNKNOWN_CA",
@@ -373,6 +373,6 @@ _REFUSALS = (
 
 
 def _has_ended(error: BaseException) -> bool:
-    """Return True if a connection was found at its end, as one is that the peer closed after the last answer."""
+    """Return True if the peer had closed the connection, as it may do after a response."""
     root = _root(error)
     return isinstance(root, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError))

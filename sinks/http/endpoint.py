@@ -1,4 +1,4 @@
-"""Where HTTP requests go, and with what credentials: `Endpoint`."""
+"""The URL of HTTP requests with credentials and settings: `Endpoint`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _SECRET_PARTS = ("authorization", "token", "secret", "password", "api-key", "api
 
 
 class Endpoint:
-    """A URL, and all that `HTTPSink` was told about how to reach it; the arguments are described there.
+    """A URL with the settings to reach it; `HTTPSink` documents the arguments.
 
-    Neither its ``repr`` nor the messages of what it raises have anything of it but scheme, host and port.
+    Its ``repr`` and its error messages contain only scheme, host and port of the URL.
     """
 
-    #: Who is there, for messages: host and port.
+    #: Host and port, for messages.
     peer: str
 
     def __init__(
@@ -67,11 +67,11 @@ class Endpoint:
         self._auth = _checked_auth(auth)
         self._max_connection_age = checked_age(max_connection_age)
         if max_connection_age is not None and session is not None:
-            msg = "max_connection_age: a session of yours has connections of its own"
+            msg = "max_connection_age: it does not apply to the connections of your own session"
             raise ValueError(msg)
-        #: The path of the Unix socket that is connected to, or None.
+        #: The path of the Unix socket, or None.
         self._socket_path: str | None = None
-        self._url, self.peer, from_url = _taken_apart(url)
+        self._url, self.peer, from_url = _split_url(url)
         if from_url is not None:
             if auth is not None:
                 msg = "auth=…: the URL has a user name too"
@@ -79,9 +79,8 @@ class Endpoint:
             self._auth = _checked_auth(from_url)
         self._check_credentials()
         self._take_socket()
-        # Here, where whoever makes the sink waits for it, and not with the first request: that is often made by a
-        # thread, and a child that is forked meanwhile would be left with half a module for good. And at the
-        # interpreter's end nothing can be imported any more.
+        # Imported now and not with the first request. That is often made by a thread: a child that is forked during
+        # its import would keep a half imported module. And when the interpreter ends, imports fail.
         from outfall.sinks.http.client import Transport
 
         self._transport = Transport
@@ -97,7 +96,7 @@ class Endpoint:
     @url.setter
     def url(self, url: str) -> None:
         before = self._url, self.peer, self._auth
-        self._url, self.peer, from_url = _taken_apart(url)
+        self._url, self.peer, from_url = _split_url(url)
         if from_url is not None:
             self._auth = _checked_auth(from_url)
         try:
@@ -109,13 +108,17 @@ class Endpoint:
 
     @property
     def request_url(self) -> str:
-        """The URL that a request is made of: that of a Unix socket has a host, since HTTP asks for one."""
+        """The URL for requests; for a Unix socket the host is ``localhost``, since HTTP requires one."""
         if self._socket_path is None:
             return self._url
         return urlunsplit(urlsplit(self._url)._replace(scheme="http", netloc="localhost"))
 
     def _take_socket(self) -> None:
-        """Take the path of a Unix socket out of the URL, if that is one; refuse what such a one cannot have."""
+        """Set the path of the Unix socket from the URL.
+
+        Raises:
+            ValueError: If an argument does not apply to Unix sockets.
+        """
         parts = urlsplit(self._url)
         path = unquote(parts.netloc) if parts.scheme == UNIX else None
         if path is not None:
@@ -127,7 +130,7 @@ class Endpoint:
 
     @property
     def timeout(self) -> tuple[float, float]:
-        """Seconds for connecting, and for everything else; settable."""
+        """Seconds to connect, and for the rest of a request; settable."""
         return self._timeout
 
     @timeout.setter
@@ -136,16 +139,16 @@ class Endpoint:
 
     @property
     def auth(self) -> Callable[[Any], Any] | None:
-        """A callable that changes prepared requests, or None."""
+        """The authentication object, which changes prepared requests; or None."""
         return None if isinstance(self._auth, _BasicAuth) else self._auth
 
     @property
     def is_bare(self) -> bool:
-        """True if nothing but what is said here is to be sent: no session has headers of its own."""
+        """True if there is no session of the user's, which would add its own headers."""
         return self._session is None
 
     def token(self) -> str | None:
-        """Return the token for a request, or None if there is none to send.
+        """Return the token for a request, or None if there is none.
 
         Raises:
             PausedDeliveryError: If the callable fails.
@@ -156,7 +159,7 @@ class Endpoint:
         return asked(token)
 
     def headers_with(self, token: str | None, more: Mapping[str, str]) -> dict[str, str]:
-        """Return all headers of a request; those that the user gave win over *more*."""
+        """Return all headers of a request; headers of the user override *more*."""
         given = {name.lower() for name in self.headers}
         headers = {name: value for name, value in more.items() if name.lower() not in given} | self.headers
         if isinstance(self._auth, _BasicAuth):
@@ -166,7 +169,7 @@ class Endpoint:
         return headers
 
     def secrets(self, token: str | None) -> list[str]:
-        """Return the texts that must be in no message."""
+        """Return the texts that must not occur in any message."""
         found = [value for name, value in self.headers.items() if _is_secret(name)]
         found.append(urlsplit(self._url).query)
         if token is not None:
@@ -176,7 +179,7 @@ class Endpoint:
         return found
 
     def open(self) -> Transport:
-        """Return what requests are sent through."""
+        """Return a new transport for requests."""
         return self._transport(
             peer=self.peer,
             session=self._session,
@@ -189,7 +192,11 @@ class Endpoint:
         )
 
     def _check_credentials(self) -> None:
-        """Refuse credentials that contradict each other, and to tell them to the whole network."""
+        """Check the credentials.
+
+        Raises:
+            ValueError: If there are several, or they would cross the network in plain text.
+        """
         authorized = any(name.lower() == "authorization" for name in self.headers)
         if (self._token is not None) + (self._auth is not None) + authorized > 1:
             msg = "token, auth, headers: more than one of them has the Authorization"
@@ -211,7 +218,7 @@ class Endpoint:
 
 
 class _BasicAuth:
-    """A user name and a password, as RFC 7617 sends them."""
+    """A user name and a password for basic authentication (RFC 7617)."""
 
     __slots__ = ("header", "password")
 
@@ -220,10 +227,10 @@ class _BasicAuth:
         self.header = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
 
 
-# -- checks of arguments; none of their messages repeats a secret
+# -- checks of arguments; no message repeats a secret
 
 
-def _taken_apart(url: Any) -> tuple[str, str, tuple[str, str] | None]:
+def _split_url(url: Any) -> tuple[str, str, tuple[str, str] | None]:
     """Return the URL without credentials and fragment, ``"host:port"``, and the credentials."""
     if not isinstance(url, str):
         msg = f"url: text is needed, not {type(url).__name__}"
@@ -232,12 +239,12 @@ def _taken_apart(url: Any) -> tuple[str, str, tuple[str, str] | None]:
     try:
         parts = urlsplit(url)
         unix = parts.scheme == UNIX
-        # The path of a socket is told in upper and lower case, and has no port.
+        # Not .hostname for the path of a socket, which would be in lower case.
         host, port = (parts.netloc.rpartition("@")[2], None) if unix else (parts.hostname, parts.port)
     except ValueError:
         parts, host, port, unix = urlsplit(""), None, None, False
     if parts.scheme not in ("http", "https", UNIX) or not host or not url.isprintable() or " " in url:
-        # What comes after the scheme may hold a secret, and cannot be told from it.
+        # The text after the scheme is left out, since it may hold a secret.
         msg = f"url='{url.partition('://')[0][:20]}…' is not http://host…, https://host… or {UNIX}:///path/of/socket"
         raise ValueError(msg)
     credentials = None
@@ -255,12 +262,12 @@ def _taken_apart(url: Any) -> tuple[str, str, tuple[str, str] | None]:
 #: The scheme of HTTP over a Unix socket.
 UNIX = "http+unix"
 
-#: How long the path of a socket may be on Linux and macOS, in bytes.
+#: The longest path of a socket on Linux and macOS, in bytes.
 _LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
 def with_socket_as_host(url: str) -> str:
-    """Return *url* with the path of a Unix socket where a host stands, percent-encoded; any other as it is.
+    """Return *url* with the percent-encoded path of a Unix socket as its host; other URLs are returned unchanged.
 
     ``http+unix:///run/c.sock`` and, with a path of its own behind a colon, ``http+unix:///run/c.sock:/push`` become
     ``http+unix://%2Frun%2Fc.sock/push``.
@@ -306,7 +313,7 @@ def _checked_headers(headers: Any) -> dict[str, str]:
             msg = f"headers: {name!r} is not the name of a header"
             raise ValueError(msg)
         if name.lower() in _FRAMING:
-            msg = f"headers: {name!r} says how long a request is, which the sink does"
+            msg = f"headers: the sink sets {name!r} itself"
             raise ValueError(msg)
         if not is_sendable(value):
             msg = f"headers: the value of {name!r} is not text that can be sent"
@@ -350,11 +357,11 @@ def _checked_scheme(scheme: Any) -> str:
 def _checked_timeout(timeout: Any) -> tuple[float, float]:
     both = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
     if len(both) != 2:
-        msg = f"timeout={timeout!r} is not a number of seconds, nor one for connecting and one for the rest"
+        msg = f"timeout={timeout!r} is not a number of seconds, nor a pair: to connect, and for the rest"
         raise ValueError(msg)
     connect, total = (checked_seconds(seconds, "timeout") for seconds in both)
     if not 0 < connect < float("inf") or not 0 < total < float("inf"):
-        msg = f"timeout={timeout!r}: each has to be above 0, and an end"
+        msg = f"timeout={timeout!r}: each has to be above 0 and finite"
         raise ValueError(msg)
     return connect, total
 
@@ -378,7 +385,7 @@ def _checked_cert(cert: Any) -> str | tuple[str, str] | None:
     pair = isinstance(cert, (tuple, list))
     paths = tuple(cert) if pair else (cert,)
     if len(paths) not in ((2,) if pair else (1,)) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
-        msg = f"cert={cert!r} is not a path, nor two"
+        msg = f"cert={cert!r} is not a path, nor a pair of paths"
         raise TypeError(msg)
     texts = [str(os.fspath(path)) for path in paths]
     for path in texts:
@@ -397,7 +404,7 @@ def _checked_context(context: Any, verify: Any, cert: Any, session: Any) -> ssl.
         msg = f"ssl_context={context!r} is not an ssl.SSLContext"
         raise TypeError(msg)
     if verify is not True or cert is not None or session is not None:
-        msg = "ssl_context: it stands instead of verify and cert, and a session has its own"
+        msg = "ssl_context: it replaces verify and cert, and does not apply to your own session"
         raise ValueError(msg)
     return context
 

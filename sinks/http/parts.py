@@ -1,4 +1,4 @@
-"""A batch in as many requests as it takes: `Parts`, which finds the events that are to blame for a refusal."""
+"""Sends a batch in one or more requests: `Parts`, which finds the events that cause a refusal."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from outfall.sinks.http.answers import RefusedDeliveryError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: So many events in a row may be refused alone, without one being taken, before the fault is nobody's in particular.
+#: If more single events than this are refused in a row and none is taken, the events are not the cause.
 _MOST_IN_A_ROW = 2
 
-#: How far the witness of one round is from that of the next, in events.
+#: The distance between the probe events of one round and of the next.
 _STRIDE = 7919
 
 _NOT_AN_EVENT = (
@@ -31,32 +31,32 @@ _NOT_AN_EVENT = (
 
 
 class History:
-    """What is remembered of one batch for the next."""
+    """What a sink remembers of one batch for the next."""
 
     __slots__ = ("refused_in_a_row", "rounds")
 
     def __init__(self) -> None:
-        #: How many events were given up since one was taken.
+        #: The number of events given up since one was taken.
         self.refused_in_a_row: int = 0
-        #: How many batches in a row were refused whatever the event.
+        #: The number of batches in a row that were refused whatever the event.
         self.rounds: int = 0
 
 
 class Parts:
-    """Send *batch* in one request, or in as many as size, format and refusals ask for.
+    """Send *batch* in one request, or in several, as size, format and refusals require.
 
-    A refusal whose meaning is not certain (`RefusedDeliveryError`) counts against an event only once the server has
-    taken another event since: the batch is divided until the one to blame is alone. If events of the batch are refused
-    one by one and none is taken, the fault is not theirs: that is a `PausedDeliveryError`, and all are kept. An event
-    that comes alone is refused, unless the answer is a page of HTML, or two before it were refused as well.
+    A refusal without a certain cause (`RefusedDeliveryError`) counts against an event only after the server has taken
+    another event: the batch is divided until the event at fault is alone. If events are refused one by one and none is
+    taken, they are not the cause: then all are kept, and a `PausedDeliveryError` is raised. A batch of one event is
+    refused, unless the response is a page of HTML, or two events before it were refused too.
 
     Args:
-        batch: One event at least.
+        batch: The batch, with at least one event.
         single: True if a request holds one event.
-        room_bytes: How large a body of several events may be.
+        room_bytes: Returns the largest size of a body with several events.
         encode: Returns the body for a part of the batch.
-        send: Sends a part: its items, its body, its key.
-        history: What is remembered of the batches before; changed.
+        send: Sends a part, given the items, the body and the key.
+        history: What is remembered of earlier batches; it is updated.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class Parts:
         self._wait: float | None = None
         #: True once the server has taken an event of this batch.
         self._taken = False
-        #: Answers in a row that may be about the events, and the events that got one alone.
+        #: The number of uncertain refusals in a row, and the single events that got one.
         self._doubts = 0
         self._suspects: dict[int, RefusedDeliveryError] = {}
 
     def send(self) -> BatchResult | None:
-        """Send everything, and return what was not taken, None if all was.
+        """Send everything; return None if all events were taken, else the result.
 
         Raises:
-            Exception: What came of the first request, if nothing was settled before it.
+            Exception: The error of the first request, if no event had an outcome before it.
         """
         while self._parts:
             part = self._parts.popleft()
@@ -125,7 +125,7 @@ class Parts:
         return self._taken or bool(self._rejected or self._unknown or self._retry)
 
     def _send_part(self, part: Sequence[int]) -> None:
-        """Send *part*, or put it back in smaller ones.
+        """Send *part*, or divide it if its body is too large.
 
         Raises:
             PausedDeliveryError: If all events that were sent are refused.
@@ -141,7 +141,7 @@ class Parts:
             result = self._send(batch, body, key)
         except RefusedDeliveryError as error:
             refused = error
-        if refused is not None:  # outside the except clause, so that what is raised holds nothing else
+        if refused is not None:  # outside of the except block, so that an error raised here has no context
             self._suspect(part, refused)
             return
         delivered = len(part)
@@ -159,7 +159,7 @@ class Parts:
             self._acquit_the_server()
 
     def _divided(self, part: Sequence[int], batch: Batch, size: int) -> list[Sequence[int]]:
-        """Return *part* in pieces for which there is room, if each event adds to the body in proportion to its data."""
+        """Divide *part* into pieces that fit, assuming that each event adds to the body in proportion to its data."""
         sizes = [len(data) + 1 for data in batch.data]
         room = self._room_bytes() * sum(sizes) / size
         pieces: list[Sequence[int]] = []
@@ -174,17 +174,17 @@ class Parts:
             pieces.append(part[:first])
         return [*pieces, part[first:]]
 
-    # -- whose fault it is
+    # -- finding the cause of refusals
 
     def _suspect(self, part: Sequence[int], error: RefusedDeliveryError) -> None:
-        """Take note that *part* was refused, and choose what is sent next.
+        """Record that *part* was refused, and choose what to send next.
 
         Raises:
-            TemporaryDeliveryError: If too many were refused in a row.
+            TemporaryDeliveryError: If too many parts were refused in a row.
         """
         self._doubts += 1
         if len(part) > 1:
-            # The first alone, as long as it is not known that anything is taken.
+            # Send the first event alone until one was taken.
             middle = len(part) // 2 if self._taken else 1
             self._parts.extendleft((part[middle:], part[:middle]))
             return
@@ -194,24 +194,23 @@ class Parts:
         if not self._taken and self._doubts > _MOST_IN_A_ROW:
             raise self._of_all(error)
         if not self._taken and self._doubts == _MOST_IN_A_ROW and self._parts:
-            self._call_a_witness()
+            self._send_probe_next()
 
-    def _call_a_witness(self) -> None:
-        """Put one of the events that are left before the others, another one in each round."""
+    def _send_probe_next(self) -> None:
+        """Put one of the remaining events, another one in each round, before the others."""
         left = [index for part in self._parts for index in part]
-        witness = left.pop(-1 - self._history.rounds * _STRIDE % len(left))
+        probe = left.pop(-1 - self._history.rounds * _STRIDE % len(left))
         parts = [[index] for index in left] if self._single else [left]
-        self._parts = deque([[witness], *parts] if left else [[witness]])
+        self._parts = deque([[probe], *parts] if left else [[probe]])
 
     def _of_all(self, error: RefusedDeliveryError) -> PausedDeliveryError:
         self._history.rounds += 1
         return PausedDeliveryError(f"{error.reason}; {_NOT_AN_EVENT}")
 
     def _acquit_the_server(self) -> None:
-        """Take note that an event was taken, so that those refused before are to blame themselves.
+        """Record that an event was taken, so that events refused before are the cause of their refusals.
 
-        What was refused before the first that was taken is sent once more: a gateway may have let the events through
-        only since.
+        Events refused before the first one was taken are sent once more: a gateway may have refused them.
         """
         if self._taken:
             for index, error in self._suspects.items():
@@ -223,7 +222,7 @@ class Parts:
         self._doubts = self._history.refused_in_a_row = self._history.rounds = 0
 
     def _judge(self) -> DeliveryError | None:
-        """Decide about events that were refused alone after the last that was taken; return why they are kept."""
+        """Decide about single events refused after the last one was taken; return the error if they are kept."""
         if not self._suspects:
             return None
         *_, error = self._suspects.values()
@@ -239,7 +238,7 @@ class Parts:
         return None
 
     def _refuse(self, part: Sequence[int], reason: str) -> None:
-        """Take note that *part* is refused for good, or put it back in halves."""
+        """Record that the event in *part* is refused for good; divide a part with several events."""
         if len(part) == 1:
             self._rejected[part[0]] = reason
             return
@@ -247,7 +246,7 @@ class Parts:
         self._parts.extendleft((part[middle:], part[:middle]))
 
     def _leave(self, part: Sequence[int], error: Exception | None) -> BatchResult:
-        """Return what became of the batch if *part* and all that is left has to be tried again, because of *error*."""
+        """Return the result if *part* and all that is left have to be tried again, because of *error*."""
         suspects = dict(self._suspects)
         if len(suspects) == 1 and self._taken:
             [(index, refused)] = suspects.items()

@@ -1,4 +1,4 @@
-"""Events over HTTP: `HTTPSink`, and the general formats of its bodies."""
+"""`HTTPSink`: sends events over HTTP."""
 
 from __future__ import annotations
 
@@ -44,61 +44,61 @@ if TYPE_CHECKING:
 
 __all__ = ["NDJSON", "BodyFormat", "FormURLEncoded", "HTTPSink", "JSONArray", "JSONObject"]
 
-#: What a request may be.
+#: The methods of requests.
 Method = Literal["GET", "POST", "PUT", "PATCH"]
 _METHODS = get_args(Method)
 
-#: What nginx takes unless it is told otherwise.
+#: The default limit of nginx.
 _MAX_BODY_BYTES = 1_048_576
 
-#: What is read of an answer whose status says it all.
+#: The number of bytes read of a response if only its status matters.
 _MAX_IGNORED_BYTES = 65_536
 
 
 class HTTPSink(Sink):
-    """Send events to a URL, one or many in a request.
+    """Send events to a URL, one or many in each request.
 
-    Put a background sink or a spool in front: it makes batches, retries, and lets nobody wait. Alone, each event is one
-    request, made in the thread that logs and tried once.
+    Put a `BackgroundSink` or a `SpoolSink` in front: it makes batches and retries, and the thread that logs need not
+    wait. Without one, each event is one request, made in the thread that logs and tried once.
 
     Args:
-        url: Where to, ``http://`` or ``https://``, or the path of a Unix socket: ``http+unix:///run/c.sock``, with the
-            request's path behind a colon, ``http+unix:///run/c.sock:/push``, or behind the encoded path of the socket,
-            ``http+unix://%2Frun%2Fc.sock/push``. A user name and password in it are taken out, for *auth*.
+        url: The URL, ``http://`` or ``https://``; or the path of a Unix socket, ``http+unix:///run/c.sock``. The path
+            of the request may follow the socket's after a colon, ``http+unix:///run/c.sock:/push``, or after its
+            percent-encoded form, ``http+unix://%2Frun%2Fc.sock/push``. A user name and password are used as *auth*.
         method: ``"POST"`` (default), ``"PUT"``, ``"PATCH"``, or ``"GET"``, which needs a *body* of `FormURLEncoded`.
-        body: What a request's body looks like, a `BodyFormat`. Default ``JSONObject()``: one event a request. `NDJSON`
-            and `JSONArray` take many; collectors have formats of their own.
-        fields: What of an event to send: paths, or a mapping from new names; see `Projection`. Default None: all.
-        headers: More headers. Names that look like those of credentials (``DD-API-KEY``) are treated as such.
-            Default none.
-        auth: User name and password, or any of requests' authentication objects. Default None.
-        token: Sent as ``Authorization: Bearer …``: a text, or a callable without arguments that returns one. It is
-            called for every request, so after an answer of 401 or 403 too. Default None.
-        token_scheme: What stands before the token instead of ``"Bearer"``, such as ``"Splunk"`` or ``"ApiKey"``.
-        timeout: Seconds for connecting (TLS included), and for everything else, from the request's first byte to the
-            answer's last; each a number or a timedelta, or one for both. No request takes longer than both together,
-            however slowly the server takes or gives; the system's resolver of names keeps times of its own. Default
-            ``(3.05, 10)``.
-        verify: True to trust the certificate authorities that requests trusts, or those in the file that
-            ``REQUESTS_CA_BUNDLE`` names (default); the path of a file or directory of others; False to trust anybody.
-        cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key. Default
-            None.
-        ssl_context: An `ssl.SSLContext` to encrypt with, instead of *verify* and *cert*. Default None.
+        body: The format of a request's body, a `BodyFormat`. Default ``JSONObject()``: one event in a request. `NDJSON`
+            and `JSONArray` hold many; there are formats for collectors too.
+        fields: The fields to send: paths, or a mapping from new names; see `Projection`. Default None: all.
+        headers: Further headers. Those whose names look like credentials (``DD-API-KEY``) are treated as secret.
+            Default: none.
+        auth: User name and password, or any authentication object of requests. Default None.
+        token: The token for ``Authorization: Bearer …``: a text, or a callable without arguments that returns one. It
+            is called for every request, so also after a response of 401 or 403. Default None.
+        token_scheme: The word before the token, such as ``"Splunk"`` or ``"ApiKey"``. Default ``"Bearer"``.
+        timeout: Seconds to connect (including TLS), and seconds for the rest, from the first byte of the request to the
+            last of the response. Each is a number or a timedelta; a single one counts for both. No request takes longer
+            than both together, however slow the server is. Name resolution has its own limits, those of the system.
+            Default ``(3.05, 10)``.
+        verify: True (default) to trust the certificate authorities of requests, or those in the file named by
+            ``REQUESTS_CA_BUNDLE``; the path of a file or directory of others; False to accept any certificate.
+        cert: The client's certificate: the path of a file that also holds the key, or the paths of certificate and key.
+            Default None.
+        ssl_context: An `ssl.SSLContext` to use instead of *verify* and *cert*. Default None.
         proxies: Proxies by scheme, ``{"https": "http://proxy:3128"}``. Default None: those of the environment
-            (``HTTPS_PROXY``, ``NO_PROXY`` …), which are looked up before the first request.
+            (``HTTPS_PROXY``, ``NO_PROXY`` …), which are read before the first request.
         compression: ``"gzip"``, ``"zstd"`` (with the extra ``zstd``), or None (default).
-        max_body_bytes: The largest body, before compression. A batch with a larger one is sent in several requests; an
-            event that is too large alone is refused. Default 1 048 576, which is what nginx takes.
-        session: A `requests.Session` of yours, which is not closed: its adapters, hooks, cookies and headers are used
-            as they are, so that *timeout* is what requests makes of it: the second number counts anew with each byte
-            that comes. Default None: one that is made here.
-        allow_insecure: True to send credentials over plain ``http://`` to a host that is not this one. Default False.
-        naive_timestamps: What an event's ``timestamp`` of text without a zone is: ``"utc"`` (default), as structlog's
-            ``TimeStamper`` writes it unless it is asked for local time, or ``"local"``, which is sent with the zone.
-        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the next request is sent over a
-            new connection, so that a changed address of the name, or a new backend of a balancer, is found. Default
-            None: a connection is used as long as it works.
-        clock: What tells the time, in seconds since the epoch, for dates in ``Retry-After``. Default `time.time`.
+        max_body_bytes: The largest body, before compression. A batch with a larger body is split into several requests;
+            a single event that is too large is refused. Default 1 048 576, the default limit of nginx.
+        session: A `requests.Session` of yours, which is not closed. Its adapters, hooks, cookies and headers are used
+            as they are. Then *timeout* has the meaning that requests gives it: the second number starts again with each
+            byte received. Default None: a session of the sink's own.
+        allow_insecure: True to send credentials over plain ``http://`` to a host other than this one. Default False.
+        naive_timestamps: The zone of a ``timestamp`` that is text without one: ``"utc"`` (default), as structlog's
+            ``TimeStamper`` writes it by default, or ``"local"``, which is sent with the zone.
+        max_connection_age: The age after which a connection is replaced by a new one, in seconds, as a timedelta or as
+            text such as ``"10m"``, so that a changed address or a new backend of a load balancer is used. Default None:
+            a connection is used as long as it works.
+        clock: A function that returns epoch seconds, for dates in ``Retry-After``. Default `time.time`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -108,25 +108,29 @@ class HTTPSink(Sink):
     Raises:
         ValueError: If an argument is out of range, two of them contradict each other, or credentials would cross the
             network in plain text and *allow_insecure* is not True.
-        TypeError: If an argument is of another type.
+        TypeError: If an argument has the wrong type.
         MissingDependencyError: For ``compression="zstd"`` without zstandard.
 
-    What an answer means: 2xx, the events were taken. 408, 409, 425, 429, 5xx, and no answer at all:
-    `TemporaryDeliveryError` with what ``Retry-After`` says. 413: `OversizeDeliveryError`; if it has an
-    ``Upload-Limit``, later bodies keep it. 400 and 422: `PermanentDeliveryError` for an event that is refused while
-    others of its batch are taken; a batch is divided to find it. If none is taken, and after all other 4xx and
-    redirects, which are never followed: `PausedDeliveryError`. The last two have the server's words, short, and
-    without what they repeat of the events. No failure holds a part of an event, the URL's path or query, or a
-    credential, nor does the ``repr``.
+    The status of a response determines the outcome:
 
-    Each request has an ``Idempotency-Key``, the batch's: the same whenever the batch is tried again. A connection is
-    kept alive and used again. If it turns out to have been closed meanwhile, before any answer came, the request is
-    sent once more over a new one at once, with the same key. That, and any answer that was lost on its way, may bring
-    an event twice to servers that do not look at the key.
+    - 2xx: the events were taken.
+    - 408, 409, 425, 429, 5xx, or no response: `TemporaryDeliveryError`, with the ``Retry-After`` if there is one.
+    - 413: `OversizeDeliveryError`. If the response has an ``Upload-Limit``, later bodies keep it.
+    - 400 and 422: `PermanentDeliveryError` for an event that is refused while others of its batch are taken; a batch is
+      divided to find it. `PausedDeliveryError` if none is taken.
+    - All other 4xx, and redirects, which are never followed: `PausedDeliveryError`.
 
-    Safe from any thread; requests leave one after the other. A forked child opens a connection of its own, and leaves
-    the parent's alone. ``flush`` and ``close`` wait for a request under way, and keep their timeout whatever it does;
-    one that is under way when ``close`` gives up is broken off. ``.netrc`` is not read.
+    The last two errors quote the response, shortened, and without values of the events. No error contains a part of an
+    event, the URL's path or query, or a credential; neither does the ``repr``.
+
+    Each request has an ``Idempotency-Key``, which is the same at every retry of the batch. Connections are kept alive
+    and reused. If the server has closed the connection before it responded, the request is sent once more at once, over
+    a new connection and with the same key. After this, or if a response was lost, a server that ignores the key may get
+    an event twice.
+
+    Safe from any thread; requests are sent one after the other. A forked child opens its own connection, and does not
+    touch the parent's. ``flush`` and ``close`` wait for a request in progress within their timeout; when ``close``
+    times out, the request is aborted. ``.netrc`` is not read.
 
     Source: `logging.handlers.HTTPHandler`, whose ``mapLogRecord`` is `map_event`; RFC 9110;
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/.
@@ -134,7 +138,7 @@ class HTTPSink(Sink):
 
     delivers_through_loggers = True  # urllib3 and requests log
 
-    # It has its own way of locking: a token's callable is not called under the lock.
+    # It takes the lock itself, since the callable for tokens must not be called under it.
     locks_emit = False
 
     def __init__(
@@ -167,7 +171,7 @@ class HTTPSink(Sink):
     ) -> None:
         self._transport: Transport | None = None
         self._history = History()
-        #: What the server said that it takes at most.
+        #: The largest body that the server accepts, according to its ``Upload-Limit``; or None.
         self._told_bytes: int | None = None
         self._body = _checked_body(body)
         self._compression = compression
@@ -175,7 +179,7 @@ class HTTPSink(Sink):
         self._method = _checked_method(method, self._body, self._compression)
         self._projection = fields if fields is None or isinstance(fields, Projection) else Projection(fields)
         self._max_body_bytes = _checked_max_body(max_body_bytes)
-        #: True if answers tell more than their status.
+        #: True if the format reads the bodies of successful responses.
         self._reads = type(self._body).read is not BodyFormat.read
         self._clock = clock
         self._naive: NaiveTimestamps = checked_naive(naive_timestamps)
@@ -197,11 +201,11 @@ class HTTPSink(Sink):
         )
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 
-    # -- attributes, as of the handler
+    # -- attributes, as the handler has them
 
     @property
     def url(self) -> str:
-        """Where to, without credentials; settable."""
+        """The URL without credentials; settable."""
         return self._endpoint.url
 
     @url.setter
@@ -221,22 +225,22 @@ class HTTPSink(Sink):
 
     @property
     def body(self) -> BodyFormat:
-        """What a request's body looks like."""
+        """The format of a request's body."""
         return self._body
 
     @property
     def timeout(self) -> tuple[float, float]:
-        """Seconds for connecting, and for everything else; settable."""
+        """Seconds to connect, and for the rest of a request; settable."""
         return self._endpoint.timeout
 
     @timeout.setter
     def timeout(self, timeout: float | dt.timedelta | tuple[float | dt.timedelta, float | dt.timedelta]) -> None:
         self._endpoint.timeout = timeout
 
-    # -- what may be overridden
+    # -- methods to override
 
     def map_event(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Return what to send of *event*, which must not be changed; the default applies ``fields``.
+        """Return the dict to send for *event*, which must not be changed; the default applies ``fields``.
 
         Called in the thread that logs, after level and processors. Raise `structlog.DropEvent` to filter the event.
         """
@@ -245,7 +249,7 @@ class HTTPSink(Sink):
     # -- the sink
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return what to send of *event*, rendered; its level and its time are those of the event itself."""
+        """Return an item with the dict to send, rendered, and the level and time of *event* itself."""
         event = zoned(event, self._naive)
         mapped = self.map_event(event)
         if not isinstance(mapped, dict):
@@ -256,10 +260,10 @@ class HTTPSink(Sink):
         return typed(item, prepared) if self._body.keeps_types else item
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Send one event, in one request, once."""
+        """Send one event in one request, without a retry."""
         result = self.emit_batch([self.encode(event)])
         if result is not None:
-            # A collector's answer of 2xx that says otherwise.
+            # A collector may refuse the event in a response of 2xx.
             if result.retry:
                 msg = f"{self._endpoint.peer} asked for the event again"
                 raise TemporaryDeliveryError(msg, result.retry_after)
@@ -267,12 +271,13 @@ class HTTPSink(Sink):
                 next(iter(result.rejected.values()), f"{self._endpoint.peer} refused the event")
             )
 
-    @reads_data_alone()  # but for the body: see needs_moment
+    @reads_data_alone()  # unless the format reads more: see needs_moment
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Send *batch* in one request, or in several where the format or ``max_body_bytes`` asks for that.
+        """Send *batch* in one request, or in several if the format or ``max_body_bytes`` requires that.
 
-        If the first of several fails, its failure is raised. If a later one does, it and what comes after it are left
-        for a retry; requests of one event go on after one that was refused for good.
+        If the first of several requests fails, its error is raised. If a later one fails, its events and those of the
+        requests after it are left for a retry. With one event in each request, sending continues after an event that
+        was refused for good.
         """
         whole = batch if isinstance(batch, Batch) else Batch(batch)
         if not len(whole):
@@ -287,14 +292,14 @@ class HTTPSink(Sink):
         ).send()
 
     def _room_bytes(self) -> int:
-        """Return how large a body of several events may be."""
-        told = self._told_bytes
-        return self._max_body_bytes if told is None else min(told, self._max_body_bytes)
+        """Return the largest size of a body with several events."""
+        limit = self._told_bytes
+        return self._max_body_bytes if limit is None else min(limit, self._max_body_bytes)
 
     # -- one request
 
     def _send(self, batch: Batch, body: bytes, key: str) -> BatchResult | None:
-        # Not what the server told: one event that is larger than that is for the server to refuse.
+        # Not the server's own limit: the server itself refuses a single event that is larger.
         if len(body) > self._max_body_bytes:
             msg = (
                 f"{self._endpoint.peer}: the event makes a body of {len(body)} bytes, of {self._max_body_bytes} at most"
@@ -333,7 +338,7 @@ class HTTPSink(Sink):
             if transport is None:
                 transport = self._transport = self._endpoint.open()
             try:
-                with delivering():  # also where emit_batch was called by no sink
+                with delivering():  # for callers of emit_batch other than sinks
                     return transport.exchange(
                         self._method,
                         url,
@@ -344,7 +349,7 @@ class HTTPSink(Sink):
                         limit_bytes=self._body.max_response_bytes if self._reads else _MAX_IGNORED_BYTES,
                     )
             finally:
-                if self._closed:  # and close() did not wait for it
+                if self._closed:  # close() has timed out meanwhile
                     self._drop_transport()
 
     def _failure(self, reply: Reply, batch: Batch, token: str | None) -> DeliveryError:
@@ -365,9 +370,9 @@ class HTTPSink(Sink):
         )
         assert failure is not None
         if isinstance(failure, OversizeDeliveryError):
-            told = told_limit_bytes(reply.headers)
-            if told is not None:
-                self._told_bytes = told
+            limit = told_limit_bytes(reply.headers)
+            if limit is not None:
+                self._told_bytes = limit
             return failure
         if type(failure) is TemporaryDeliveryError:
             return failure
@@ -379,7 +384,11 @@ class HTTPSink(Sink):
         return RefusedDeliveryError(message, is_page=is_page(reply.headers, reply.body))
 
     def _read(self, reply: Reply, batch: Batch, token: str | None) -> BatchResult | None:
-        """Return what a successful answer says besides."""
+        """Return the result that the body of a successful response states.
+
+        Raises:
+            DeliveryError: If no event was taken, or the body cannot be read.
+        """
         if not self._reads:
             return None
         if not reply.whole:
@@ -406,19 +415,19 @@ class HTTPSink(Sink):
         return BatchResult(result.retry, reasons, result.rejected_unknown, result.retry_after)
 
     def _cleaned(self, error: DeliveryError, batch: Batch, token: str | None) -> DeliveryError:
-        told = clean(str(error), self._endpoint.secrets(token), [item.event for item in batch])
+        message = clean(str(error), self._endpoint.secrets(token), [item.event for item in batch])
         kind = type(error)
         if isinstance(error, TemporaryDeliveryError):
             return (PausedDeliveryError if issubclass(kind, PausedDeliveryError) else TemporaryDeliveryError)(
-                told, error.retry_after, error.halve_after
+                message, error.retry_after, error.halve_after
             )
-        return (OversizeDeliveryError if issubclass(kind, OversizeDeliveryError) else PermanentDeliveryError)(told)
+        return (OversizeDeliveryError if issubclass(kind, OversizeDeliveryError) else PermanentDeliveryError)(message)
 
     # -- the rest
 
     @property
     def plain(self) -> bool:
-        """See `Forwarding.plain`: where the events go as they are."""
+        """True if events are sent unchanged; see `Forwarding.plain`."""
         own = type(self)
         return (
             own.encode is HTTPSink.encode
@@ -433,12 +442,12 @@ class HTTPSink(Sink):
 
     @property
     def needs_moment(self) -> bool:
-        """See `Forwarding.needs_moment`: where the format of the body looks at an event's level or time."""
+        """True if the format of the body reads an event's level or time; see `Forwarding.needs_moment`."""
         return super().needs_moment or not getattr(type(self._body).encode, "reads_data_alone", False)
 
     @property
     def keeps_types(self) -> bool:
-        """See `Forwarding.keeps_types`: if the format does."""
+        """True if the format of the body does; see `Forwarding.keeps_types`."""
         return self._body.keeps_types
 
     def _reads_metadata(self) -> bool:
@@ -462,7 +471,7 @@ class HTTPSink(Sink):
             transport.abort()
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child; leave the parent's connection alone."""
+        """Reset the sink in a forked child, without touching the parent's connection."""
         transport, self._transport = self._transport, None
         super().after_fork()
         if transport is not None:
@@ -492,7 +501,7 @@ def _checked_method(method: Any, body: BodyFormat, compression: Any) -> str:
 
 
 def _compressor(compression: Any) -> Callable[[bytes], bytes] | None:
-    """Return what compresses a body. All that it needs is imported here, as the transport is, and not in a thread."""
+    """Return a function that compresses a body. Its modules are imported here, and not later in a thread."""
     if compression is None:
         return None
     if compression == "gzip":
@@ -511,6 +520,6 @@ def _compressor(compression: Any) -> Callable[[bytes], bytes] | None:
 
 def _checked_max_body(max_body_bytes: int) -> int:
     if checked_size(max_body_bytes, "max_body_bytes") == 0:
-        msg = "max_body_bytes=0: there has to be room for something"
+        msg = "max_body_bytes=0 leaves no room for an event"
         raise ValueError(msg)
     return max_body_bytes
