@@ -150,7 +150,7 @@ class OrjsonRenderer:
 
     @property
     def is_plain(self) -> bool:
-        """True if plain events are rendered by ``orjson.dumps(event, option=OPTIONS)``, as by `plain_line`."""
+        """True if plain events are rendered by ``orjson.dumps(event, option=OPTIONS)``, as by ``plain_line``."""
         return not (self._sort_keys or self._key_order or self._snapshot) and type(self) is OrjsonRenderer
 
     def __call__(self, logger: object, name: str | None, event_dict: Mapping[str, Any]) -> bytes:
