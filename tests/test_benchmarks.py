@@ -19,6 +19,9 @@ from benchmarks.groups import GROUPS
 from benchmarks.harness import Figures, Group, Row, measure, nothing_written
 from benchmarks.shippers import SHIPPERS, Shipper
 
+# They measure other code than users run, and it is the same everywhere.
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def _idle(directory):
@@ -36,7 +39,6 @@ def _taking(seconds):
     return setup
 
 
-@pytest.mark.slow
 def test_costs_are_shown_beside_what_they_grow_with(tmp_path, capsys):
     """Each number has a column of figures, in tables that are published too."""
     few = ["--sinks", "2", "3", "--files", "3", "--event-bytes", "2048", "--spool-bytes", "4096"]
@@ -48,7 +50,6 @@ def test_costs_are_shown_beside_what_they_grow_with(tmp_path, capsys):
     assert "| bytes an event | 2 KiB |" in tables[-2]
 
 
-@pytest.mark.slow
 def test_a_walk_counts_calls_and_changes_of_module(tmp_path):
     """An event into a file is one call; every other way takes more, and comes into other modules."""
     found = dict(walks.walks(tmp_path))
@@ -59,7 +60,6 @@ def test_a_walk_counts_calls_and_changes_of_module(tmp_path):
 
 # The HTTPHandler of logging leaves each connection to the garbage collector, which then warns.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 def test_each_group_runs_and_prints_its_rows(group, tmp_path, capsys):
     """Every row is measured and in the table, or is said to lack a library that is not installed."""

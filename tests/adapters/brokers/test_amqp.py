@@ -31,7 +31,8 @@ from tests.adapters._proxy import Proxy
 from tests.adapters._rabbitmq import RabbitMQ
 from tests.sinks._processes import PATIENCE_SECONDS, in_fork, start, until
 
-pytestmark = pytest.mark.service
+# Slow, since RabbitMQ takes ten seconds of two processors to start.
+pytestmark = [pytest.mark.service, pytest.mark.slow]
 
 QUICK = RetryPolicy(start_seconds=0.02, max_seconds=0.2, pause_start_seconds=0.02, pause_max_seconds=0.2, jitter=False)
 #: Nothing takes that long unless it is broken.
