@@ -37,6 +37,11 @@ class Segment:
         self.settled: int = 0
 
     @property
+    def left(self) -> int:
+        """How many events in it are not settled; less than none if there were more than known."""
+        return self.events - self.settled
+
+    @property
     def name(self) -> str:
         """The name of the file."""
         return f"{self.number:08}.v{FORMAT}.ndjson"

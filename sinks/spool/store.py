@@ -59,19 +59,6 @@ class Portion:
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """What went with a segment.
-
-    Args:
-        size: In bytes.
-        events: How many events there were in it that are not settled. Less than none if there were more than known.
-    """
-
-    size: int
-    events: int
-
-
 class Store:
     """The segments of one process in a spool's directory, oldest first, and how far they are delivered.
 
@@ -82,8 +69,9 @@ class Store:
     under a lock that both threads use.
     """
 
-    def __init__(self, path: str, descriptor: int) -> None:
+    def __init__(self, path: str, descriptor: int, *, sync: bool) -> None:
         self.path = path
+        self._sync = sync
         #: Whether it was made here, and is not adopted.
         self.mine = False
         self.name: str = os.path.basename(path)
@@ -107,8 +95,12 @@ class Store:
     # -- made
 
     @classmethod
-    def create(cls, directory: str) -> Store:
+    def create(cls, directory: str, *, sync: bool = False) -> Store:
         """Make a new store in *directory*, which is made too, and lock it.
+
+        Args:
+            directory: Where stores are.
+            sync: Whether the cursor, full segments and the names of files have to be on the medium at once.
 
         Raises:
             OSError: If that cannot be done.
@@ -122,12 +114,12 @@ class Store:
             # Another process may have taken it for a dead one and locked it. Then make another.
             descriptor = _locked(path)
             if descriptor is not None:
-                store = cls(path, descriptor)
+                store = cls(path, descriptor, sync=sync)
                 store.mine = True
                 return store
 
     @classmethod
-    def adopt(cls, path: str) -> tuple[Store, str | None] | None:
+    def adopt(cls, path: str, *, sync: bool = False) -> tuple[Store, str | None] | None:
         """Take over the store at *path*; return None if it has an owner, or is none.
 
         Second is what was found to be wrong with it, in words, if something was.
@@ -141,7 +133,7 @@ class Store:
         descriptor = _locked(path)
         if descriptor is None:
             return None
-        store = cls(path, descriptor)
+        store = cls(path, descriptor, sync=sync)
         try:
             return store, store._recover()
         except BaseException:
@@ -208,22 +200,21 @@ class Store:
 
     # -- appended to; by the thread that has the owner's lock
 
-    def roll(self, appender: Appender, *, sync: bool = False) -> None:
+    def roll(self, appender: Appender) -> None:
         """Go on in a new segment.
 
         Args:
             appender: What the new one is opened in; what it had open is closed.
-            sync: Whether the old segment and the new one's name have to be on the medium.
 
         Raises:
             OSError: If no segment can be made. Then all is as it was.
         """
-        if sync and appender.descriptor != _NOT_OPEN:
+        if self._sync and appender.descriptor != _NOT_OPEN:
             os.fsync(appender.descriptor)
         if self._noted is None:
             # While there is room: on a full disk a cursor can be written over but none made, and without one nothing
             # could be delivered that makes room.
-            self._note(Cursor(self._newest + 1, 0), sync=sync)
+            self._note(Cursor(self._newest + 1, 0))
         while True:
             segment = Segment(self._newest + 1)
             try:
@@ -248,11 +239,14 @@ class Store:
         appender.unsure = False
         if old != _NOT_OPEN:
             os.close(old)
-        if sync:
+        if self._sync:
             cursors.sync_path(self.path)
 
-    def drop_oldest(self) -> Removal | None:
-        """Remove the oldest segment that is neither read nor appended to just now; return None if there is none."""
+    def drop_oldest(self) -> int | None:
+        """Remove the oldest segment that is neither read nor appended to; return what `Segment.left` was.
+
+        Return None if there is none.
+        """
         place = 1 if self.busy else 0
         if len(self.segments) - self.appended <= place:
             return None
@@ -265,7 +259,7 @@ class Store:
             self.offset = 0
             self._flight = None
             self._reader.forget()
-        return Removal(segment.size, segment.events - segment.settled)
+        return segment.left
 
     # -- read; by one thread, which takes the owner's lock where it says "guarded"
 
@@ -307,9 +301,9 @@ class Store:
             key = f"{self.name}.{head.number}.{self.offset}-{after}"
         return Portion(head.number, self.offset, after, tuple(raws), len(raws) + corrupt, corrupt, key)
 
-    def begin(self, portion: Portion, *, sync: bool = False) -> None:
+    def begin(self, portion: Portion) -> None:
         """Record in the cursor that *portion* is on its way, under its key, and that all before it is settled."""
-        self._note(Cursor(portion.segment, portion.start, portion.end, portion.key), sync=sync)
+        self._note(Cursor(portion.segment, portion.start, portion.end, portion.key))
 
     def settle(self, portion: Portion) -> None:
         """Note that *portion* is settled. Guarded. The next `begin`, `rest` or `pass_on` records it in the cursor."""
@@ -324,7 +318,7 @@ class Store:
         self._flight = self._noted if self._noted is not None and self._noted.end is not None else None
         self._reader.forget()
 
-    def rest(self, *, sync: bool = False) -> None:
+    def rest(self) -> None:
         """Record in the cursor how far all is settled, and that nothing is on its way, unless it says so already.
 
         A batch that an earlier owner had on its way stays recorded.
@@ -332,7 +326,7 @@ class Store:
         if self.segments and self._flight is None:
             place = Cursor(self.segments[0].number, self.offset)
             if place != self._noted and (self.offset or self._noted is not None):
-                self._note(place, sync=sync)
+                self._note(place)
 
     def hold_spent(self) -> bool:
         """Keep the first segment, for `pass_on` and `shift`, if it is settled to its end and nothing more can come.
@@ -344,25 +338,25 @@ class Store:
         self.busy = self.offset >= self.segments[0].size
         return self.busy
 
-    def pass_on(self, *, sync: bool = False) -> str:
+    def pass_on(self) -> str:
         """Move the cursor on to the next segment; return the path of the file to remove after `shift`.
 
         The cursor is written before the segment is removed, so it never points into a file that is gone.
         """
         following = self.segments[1].number if len(self.segments) > 1 else self.segments[0].number + 1
-        self._note(Cursor(following, 0), sync=sync)
+        self._note(Cursor(following, 0))
         return self._path(self.segments[0].name)
 
-    def shift(self) -> Removal:
-        """Forget the first segment, whose file is to be removed. Guarded."""
+    def shift(self) -> int:
+        """Forget the first segment, whose file is to be removed; return what `Segment.left` was. Guarded."""
         segment = self.segments.popleft()
         self.busy = False
         self.offset = 0
         self._reader.forget()
-        return Removal(segment.size, segment.events - segment.settled)
+        return segment.left
 
-    def _note(self, place: Cursor, *, sync: bool) -> None:
-        self._cursor.write(place, sync=sync)
+    def _note(self, place: Cursor) -> None:
+        self._cursor.write(place, sync=self._sync)
         self._noted = place
 
     # -- the files themselves
@@ -378,8 +372,8 @@ class Store:
             return False
         return os.path.samestat(found, own) and own.st_size == appender.end and self._cursor.is_there()
 
-    def restore(self, appender: Appender) -> Removal:
-        """Make the directory again after it was deleted or moved away; return what is lost. Guarded.
+    def restore(self, appender: Appender) -> int:
+        """Make the directory again after it was deleted or moved away; return how many events are lost. Guarded.
 
         Two segments are still open and are copied back: the one that is appended to, and the one that is read. For the
         reading thread alone.
@@ -404,11 +398,11 @@ class Store:
         lost = self._restore_segments(appender)
         self._cursor.close()
         if self.mine and self._noted is not None:
-            self._note(self._noted, sync=False)
+            self._note(self._noted)
         return lost
 
-    def _restore_segments(self, appender: Appender) -> Removal:
-        size = events = 0
+    def _restore_segments(self, appender: Appender) -> int:
+        lost = 0
         for segment in list(self.segments):
             path = self._path(segment.name)
             current = self.appended and segment is self.segments[-1]
@@ -421,13 +415,12 @@ class Store:
                         _reopen(appender, path)
                         self._reader.forget()  # what comes is not in the file that it has open
             elif not os.path.exists(path) and not (self.busy and segment is self.segments[0]):
-                size += segment.size
-                events += segment.events - segment.settled
+                lost += segment.left
                 if segment is self.segments[0]:
                     self.offset = 0
                     self._reader.forget()
                 self.segments.remove(segment)
-        return Removal(size, events)
+        return lost
 
     def _measure(self, appender: Appender) -> None:
         """Take the segment appended to for as long as it is, after somebody else has cut it or written to it."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from outfall.sinks.core.lock import WriteLock
-    from outfall.sinks.spool.store import Portion, Removal
+    from outfall.sinks.spool.store import Portion
 
 #: There may be room again for the next event.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -179,12 +179,12 @@ class Depot:
         self._arranging = True
         try:
             if self.own is None:
-                self.own = Store.create(self.directory)
+                self.own = Store.create(self.directory, sync=self._sync)
             own = self.own
             if own.appended:
                 self._unsynced.append(own.path_of(own.segments[-1]))
             try:
-                own.roll(out, sync=self._sync)
+                own.roll(out)
             except OSError as error:
                 if out.descriptor == -1:
                     raise
@@ -212,9 +212,9 @@ class Depot:
     def _drop_one(self) -> bool:
         """Give up the oldest segment there is; return False if there is none to give up."""
         for store in self._stores():
-            removal = store.drop_oldest()
-            if removal is not None:
-                self._forget_segment(store, removal, "overflow", "there was no room for newer ones")
+            left = store.drop_oldest()
+            if left is not None:
+                self._forget(store, left, "overflow", "there was no room for newer ones")
                 return True
         return False
 
@@ -223,15 +223,16 @@ class Depot:
         if self.own is not None:
             yield self.own
 
-    def _forget_segment(self, store: Store, removal: Removal, reason: str, why: str) -> None:
-        if removal.events > 0:
-            self.lost[reason] += removal.events
-            self.news.append((SinkError(f"{store.name}: {why}"), removal.events))
-        elif removal.events < 0:
-            # More lines than were written: somebody else has added some, or damage has made two of one.
-            self.adopted_events -= removal.events
+    def _forget(self, store: Store, left: int, reason: str, why: str) -> None:
+        """Count what was *left* in segments of *store* that are gone."""
+        if left > 0:
+            self.lost[reason] += left
+            self.news.append((SinkError(f"{store.name}: {why}"), left))
+        elif left < 0:
+            # More lines than were written: another program has added some, or damage has made two of one.
+            self.adopted_events -= left
         if store is self.own:
-            self.settled += removal.events
+            self.settled += left
         self.set_limit()
 
     # -- reading; in one thread, without the lock
@@ -262,8 +263,7 @@ class Depot:
             try:
                 portion = store.take(stop, lines, size)
             except BaseException:
-                with self._lock:
-                    store.leave()
+                self.leave()
                 self._restore(store)
                 raise
             return store, portion
@@ -278,8 +278,8 @@ class Depot:
         # A kill may repeat one batch, and not one of each store: what was sent before has to be recorded as settled.
         for other in self._stores():
             if other is not store:
-                other.rest(sync=self._sync)
-        store.begin(portion, sync=self._sync)
+                other.rest()
+        store.begin(portion)
 
     def settle(self, store: Store, portion: Portion) -> None:
         """Note that *portion* is settled, and that its corrupt lines are lost."""
@@ -292,13 +292,8 @@ class Depot:
                 where = f"{store.name}, segment {portion.segment}, bytes {portion.start} to {portion.end}"
                 self.news.append((SinkError(f"lines that are no events: {where}"), portion.corrupt))
 
-    def leave(self, store: Store) -> None:
-        """Put back what was taken from *store*."""
-        with self._lock:
-            store.leave()
-
-    def leave_all(self) -> None:
-        """Put back everything that was taken."""
+    def leave(self) -> None:
+        """Put back what was taken."""
         busy = [store for store in self._stores() if store.busy]
         with self._lock:
             for store in busy:
@@ -317,14 +312,13 @@ class Depot:
                 if not spent:
                     break
                 try:
-                    path = store.pass_on(sync=self._sync)
+                    path = store.pass_on()
                 except BaseException:
-                    with self._lock:
-                        store.leave()
+                    self.leave()
                     raise
                 with self._lock:
-                    removal = store.shift()
-                    self._forget_segment(store, removal, "corrupt", "some of what was written is not there any more")
+                    left = store.shift()
+                    self._forget(store, left, "corrupt", "some of what was written is not there any more")
                 try:
                     os.unlink(path)
                 except FileNotFoundError:
@@ -343,7 +337,7 @@ class Depot:
             OSError: If one cannot be replaced.
         """
         for store in list(self._stores()):
-            store.rest(sync=self._sync)
+            store.rest()
 
     def settle_missing(self) -> None:
         """Count events as lost that no file holds: another program has cut the file, and written to it."""
@@ -352,10 +346,7 @@ class Depot:
             left = self.waiting()
             if left and own is not None and own.appended and len(own.segments) == 1 and own.offset >= self.out.end:
                 own.segments[0].settled += left
-                self.settled += left
-                self.lost["corrupt"] += max(0, left)
-                self.adopted_events += max(0, -left)
-                self._tell_of_damage(own, f"{left} events are missing in the segment that is written")
+                self._forget(own, left, "corrupt", "events are missing in the segment that is written")
 
     def find_dead(self) -> bool:
         """Return True if some process has left something that nobody has taken over.
@@ -379,7 +370,7 @@ class Depot:
             if path in self._left_alone:
                 continue
             try:
-                found = Store.adopt(path)
+                found = Store.adopt(path, sync=self._sync)
             except (OSError, SinkError) as error:
                 # Reported once, though it is there the next time, too.
                 self._left_alone.add(path)
@@ -406,10 +397,7 @@ class Depot:
                 self.out.amend()
             sound = self._broken is None and own.check(self.out)
         if not sound and self._restore(own):
-            self._tell_of_damage(own, "its files were removed or changed by somebody else")
-
-    def _tell_of_damage(self, store: Store, what: str) -> None:
-        self.news.append((SinkError(f"{store.name}: {what}"), 0))
+            self.news.append((SinkError(f"{own.name}: its files were removed or changed by somebody else"), 0))
 
     def _restore(self, store: Store) -> bool:
         """Make the files of *store* again that another program has removed; return False if that fails."""
@@ -420,7 +408,7 @@ class Depot:
             appended = store.appended
             self._arranging = True
             try:
-                removal = store.restore(out)
+                left = store.restore(out)
             except OSError as error:
                 if store is self.own:
                     if self._broken is None:
@@ -436,7 +424,7 @@ class Depot:
                 if appended and not store.appended:
                     out.before += out.events
                     out.end = out.events = 0
-            self._forget_segment(store, removal, "lost", "segments were removed by somebody else")
+            self._forget(store, left, "lost", "segments were removed by somebody else")
             return True
 
     def publish(self, ledger: bytes) -> None:

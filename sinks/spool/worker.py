@@ -176,7 +176,7 @@ class SpoolWorker(Worker):
             if self.ended:
                 return False
             if left:
-                self.depot.leave(token)
+                self.depot.leave()
             else:
                 self.depot.settle(token, taken)
         self.tell_news()
@@ -188,7 +188,7 @@ class SpoolWorker(Worker):
         with self.lock:
             if self.ended:
                 return False
-            self.depot.leave_all()
+            self.depot.leave()
         if self.thread is None and not isinstance(error, Exception):
             raise error
         self.tell(error if isinstance(error, OSError) else DeliveryError(describe(cleaned(error, None))), 0)

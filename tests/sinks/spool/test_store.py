@@ -257,7 +257,7 @@ def test_what_was_in_flight_comes_again_as_it_was(tmp_path, lines):
     assert [json.loads(data_in(raw))["n"] for raw in portion.raws] == [2, 3, 4, 5]
     assert [portion.key] == keys.lines()
     # Given back, it comes again.
-    depot.leave(store)
+    depot.leave()
     assert depot.next(lines, 1) == (store, portion)
     depot.begin(store, portion)
     depot.settle(store, portion)
