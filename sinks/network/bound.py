@@ -1,4 +1,4 @@
-"""The socket that a listener is bound by, and its address."""
+"""The socket of a listener, and its address."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from outfall.sinks.network.peer import host_and_port
 
 
 class BoundSocket:
-    """A socket of *kind*, bound to *address*, which does not wait.
+    """A non-blocking socket of *kind*, bound to *address*.
 
     Args:
-        address: (host, port), or the path of a Unix socket. A socket there that nobody listens on any more is replaced.
+        address: (host, port), or the path of a Unix socket. A socket without a listener at the path is replaced.
         kind: ``socket.SOCK_STREAM`` or ``socket.SOCK_DGRAM``.
-        backlog: For streams, how many connections may wait to be accepted.
+        backlog: How many connections may wait to be accepted, for streams.
 
     Raises:
         OSError: If the address cannot be bound.
@@ -33,7 +33,7 @@ class BoundSocket:
             family, _, _, _, where = socket.getaddrinfo(*address, 0, kind, 0, socket.AI_PASSIVE)[0]
         self.sock = socket.socket(family, kind)
         self._path = address if isinstance(address, str) and not address.startswith("\0") else None
-        #: Of the path bound, so that nobody else's is removed.
+        #: Of the bound path, so that `close` removes no other file.
         self._inode: tuple[int, int] | None = None
         try:
             if isinstance(address, str):
@@ -55,7 +55,7 @@ class BoundSocket:
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host and port as they are; None for a path, and once it is closed."""
+        """The bound host and port; None for a path, and after `close`."""
         try:
             bound = self.sock.getsockname()
         except OSError:
@@ -63,7 +63,7 @@ class BoundSocket:
         return (bound[0], bound[1]) if isinstance(bound, tuple) else None
 
     def close(self) -> None:
-        """Close the socket, and remove its path unless that is another one's by now."""
+        """Close the socket, and remove its path unless another socket has taken it."""
         self.sock.close()
         if self._path is not None:
             with contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ def checked_address(address: tuple[str, int] | str | os.PathLike[str]) -> tuple[
     """Return *address*, (host, port) or a path.
 
     Raises:
-        ValueError: If host or port can be none.
+        ValueError: If host or port is not valid.
         TypeError: If it is something else.
     """
     if isinstance(address, (tuple, list)):
@@ -98,7 +98,7 @@ def checked_address(address: tuple[str, int] | str | os.PathLike[str]) -> tuple[
 
 
 def _remove_stale(path: str, kind: socket.SocketKind) -> None:
-    """Remove a Unix socket that nobody listens on any more."""
+    """Remove a Unix socket that has no listener."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return

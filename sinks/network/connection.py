@@ -1,4 +1,4 @@
-"""A socket that a sink sends over: connected when it is needed, given up when it breaks, ended in order."""
+"""The connection of a sink: `ConnectedSink` opens it on demand, sends over it, replaces it and closes it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class BackoffError(TemporaryDeliveryError):
-    """The next attempt to connect is not due yet."""
+    """The wait before the next attempt to connect is not over."""
 
     dropped_as = "backoff"
 
@@ -55,7 +55,7 @@ _Data = TypeVar("_Data")
 
 
 class ConnectedSink(ByteSink):
-    """A sink that sends over a socket of its own: it connects, backs off, transmits and ends the connection in order.
+    """A sink that sends over a socket of its own: it connects, backs off, transmits and closes the connection.
 
     The arguments are those of `SocketSink`, which describes them; *options* are for `ByteSink`.
     """
@@ -63,9 +63,9 @@ class ConnectedSink(ByteSink):
     nodelay: bool
 
     _kind: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
-    #: Whether the peer's end of a connection can be seen.
+    #: Whether the sink can see that the peer has closed the connection: True for streams.
     _ends: ClassVar[bool] = True
-    #: How many datagrams the peer's host has refused.
+    #: How many datagrams the peer's host has refused; it chooses the address of the name.
     _refusals = 0
 
     def __init__(
@@ -83,29 +83,29 @@ class ConnectedSink(ByteSink):
         max_connection_age: Span | None = None,
         **options: Any,
     ) -> None:
-        #: The connected socket, or None.
+        #: The connected socket; None if there is none.
         self.sock: socket.socket | None = None
-        #: A socket that is being connected, for a forked child to close.
+        #: A socket that is being connected. A forked child closes it.
         self._candidate: socket.socket | None = None
-        #: What `SocketSink.handle` looks with, where the peer's end can be seen, and sends with, if it may.
+        #: For `SocketSink.handle`: what asks whether the peer has closed a stream, and what sends; None if it may not.
         self._poll: Callable[[int], list[Any]] | None = None
         self._send: Callable[[bytes], int] | None = None
-        #: When, by the system's monotonic clock, the next look is due whether the peer has closed, and whether the
-        #: socket is still the one that was opened.
+        #: When the next checks are due, by the system's monotonic clock: whether the peer has closed the connection,
+        #: and whether the socket is still the one that was opened.
         self._look_due = self._check_due = 0.0
-        #: What the system knows the socket by; None if it does not say.
+        #: Device and inode of the socket; None if the system does not tell.
         self._identity: tuple[int, int] | None = None
         self.host: str = checked_host(host)
         self.port: int | None = checked_port(port)
         if self.port is not None and not is_host(self.host):
             msg = f"host={host!r} is not the name or address of a host"
             raise ValueError(msg)
-        #: What `socket.socket.connect` is given: (host, port), or a path.
+        #: The argument of `socket.socket.connect`: (host, port), or a path.
         self.address: tuple[str, int] | str = self.host if self.port is None else (self.host, self.port)
         self._tls = checked_tls(tls, self.port)
         self._waits = waits_of(self._tls is not None)
         self.nodelay = bool(nodelay)
-        #: Seconds; all of these may be set at any time.
+        #: Seconds. These attributes may be set at any time.
         self.timeout: float = checked_seconds(timeout, "timeout")
         self.retry_start: float = checked_seconds(retry_start, "retry_start")
         self.retry_max: float = checked_seconds(retry_max, "retry_max")
@@ -114,28 +114,28 @@ class ConnectedSink(ByteSink):
             msg = f"clock={clock!r} is not callable"
             raise TypeError(msg)
         self._clock = clock
-        #: When, by the clock, the next attempt to connect may be made; None for at once.
+        #: The time of the next attempt to connect, by the clock; None for at once.
         self.retry_time: float | None = None
-        #: The wait before it, in seconds.
+        #: The wait before that attempt, in seconds.
         self.retry_period: float = 0.0
         #: Seconds after which a connection is replaced, or None; settable.
         self.max_connection_age: float | None = checked_age(max_connection_age)
         self._connected_at = 0.0
-        #: When, by the clock, the connection is to be replaced, if none could be had in its place last time.
+        #: The time of the next attempt to replace the connection, by the clock, if the last one failed.
         self._renewal_due = 0.0
-        #: How many connections in a row have ended soon after they were made.
+        #: How many connections in a row ended soon after they were made.
         self._short_lived = 0
-        #: How much of what could not be sent whole the system has taken.
+        #: How many bytes the system took of data that it did not take whole.
         self._taken = 0
-        #: Whether the peer has shown that it accepts the connection, which with TLS 1.3 the handshake does not.
+        #: Whether the peer has shown that it accepts the connection. With TLS 1.3 the handshake does not show it.
         self._proven = True
-        #: Events sent before it has, and how many had been delivered when the connection was made.
+        #: How many events were sent before that, and how many had been delivered when the connection was made.
         self._sent_unproven = self._delivered_before = 0
         super().__init__(**options)
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: What to tell of events that were counted as delivered, and how many they are.
+        #: Failures of events that were counted as delivered: the error, and the number of events.
         self._refused: deque[tuple[Exception, int]] = deque()
 
     # -- connecting
@@ -149,7 +149,7 @@ class ConnectedSink(ByteSink):
         Raises:
             OSError: If none can be connected.
         """
-        # Zero would be a socket that does not wait at all.
+        # A timeout of zero would make the socket non-blocking.
         seconds = max(self.timeout if timeout is None else timeout, 0.001)
         failure: OSError | None = None
         for family, address in self._addresses():
@@ -165,7 +165,7 @@ class ConnectedSink(ByteSink):
                 if self._tls is not None:
                     began = now()
                     made = self._candidate = self._tls.wrap_socket(made, server_hostname=self.host)
-                    # A refusal takes one way there and back, of which the handshake has had at least one.
+                    # A refusal takes one round trip. The handshake took at least one.
                     self._proven = self._await_verdict(made, min(seconds, _VERDICT_SECONDS + 3 * (now() - began)))
             except OSError as error:
                 made.close()
@@ -180,11 +180,11 @@ class ConnectedSink(ByteSink):
         try:
             raise failure or OSError(errno.EADDRNOTAVAIL, "the name has no address")
         finally:
-            # Its traceback holds this frame, and the frames of who calls.
+            # Its traceback refers to this frame and to its callers.
             del failure
 
     def _await_verdict(self, made: ssl.SSLSocket, seconds: float) -> bool:
-        """Wait until the peer has shown that it accepts the connection; return False if it did not say so."""
+        """Wait until the peer shows that it accepts the connection; return False if it shows nothing in time."""
         return await_verdict(made, seconds)
 
     def _addresses(self) -> list[tuple[int, Any]]:
@@ -192,16 +192,16 @@ class ConnectedSink(ByteSink):
             return [(UNIX, self.host)]
         infos = socket.getaddrinfo(self.host, self.port, 0, self._kind)
         found: list[tuple[int, Any]] = [(family, address) for family, _, _, _, address in infos]
-        # Any address accepts a datagram, and a refusal comes afterwards: localhost may be ::1 first, and the reader at
-        # 127.0.0.1.
+        # Connecting a datagram socket succeeds at any address, and a refusal comes later. So each refusal selects the
+        # next address: the first one of localhost may be ::1 while the reader listens on 127.0.0.1.
         first = 0 if self._ends else self._refusals % (len(found) or 1)
         return found[first:] + found[:first]
 
     def create_socket(self) -> None:
-        """Connect, and keep the connection in `sock`, unless the next attempt is not due yet; `send` calls it.
+        """Connect and store the connection in `sock`, unless the wait after a failure is not over; `send` calls it.
 
         Raises:
-            TemporaryDeliveryError: If there is none.
+            TemporaryDeliveryError: If there is no connection.
         """
         moment = self._clock()
         if self.retry_time is not None and moment < self.retry_time:
@@ -211,7 +211,7 @@ class ConnectedSink(ByteSink):
         try:
             made = self.make_socket()
         except OSError as error:
-            # A name that no resolver takes raises UnicodeError; that is a ValueError and is reported as it is.
+            # A name that cannot be encoded raises UnicodeError, a ValueError, which is reported as it is.
             self._back_off()
             msg = f"no connection to {self._peer}: {describe(error)}"
             if is_refused_tls(error):
@@ -222,8 +222,8 @@ class ConnectedSink(ByteSink):
         self._adopt(made)
 
     def _adopt(self, made: socket.socket) -> None:
-        """Send over *made*, which is connected, from now on."""
-        # Waiting is done by _push: a socket with a timeout asks the system before each send.
+        """Use *made*, a connected socket, from now on."""
+        # `_push` waits by itself. A socket with a timeout would poll before each send.
         made.settimeout(0)
         self._connected_at = self._clock()
         self._sent_unproven, self._delivered_before = 0, self._ledger.delivered
@@ -232,7 +232,7 @@ class ConnectedSink(ByteSink):
         if not self._ends:
             self._send = made.send
             if self.max_connection_age is not None:
-                self._poll = _never_ends  # by which `SocketSink.handle` looks at the time
+                self._poll = _never_ends  # so that `SocketSink.handle` checks the age
         elif POLL is not None:
             poll = POLL()
             poll.register(made, select.POLLIN)
@@ -242,7 +242,7 @@ class ConnectedSink(ByteSink):
     # -- sending
 
     def send(self, data: bytes) -> None:
-        """Send *data*, one frame or datagram, connecting first if need be, and once more if that fails.
+        """Send *data*, one frame or datagram; connect first if necessary, and try once more after a failure.
 
         Called under the sink's lock.
 
@@ -268,7 +268,7 @@ class ConnectedSink(ByteSink):
             self._send_again(transmit, data, error)
 
     def _give_up_on(self, error: OSError) -> None:
-        """Close the socket on which sending failed with *error*; raise if a new one would not help."""
+        """Close the socket after a send failed with *error*; raise if a new socket would not help."""
         if self._ends:
             self._lose_connection()
         else:
@@ -277,12 +277,12 @@ class ConnectedSink(ByteSink):
                 msg = f"a datagram is too large for the way to {self._peer}"
                 raise OversizeError(msg) from None
             if isinstance(error, TimeoutError):
-                # Once is enough to wait for a reader that does not read.
+                # One wait for a reader that does not read is enough.
                 self._forgive_if_it_lasted()
                 self._back_off()
                 msg = f"no room for a datagram to {self._peer} within {self.timeout} s"
                 raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
-            # Told by the system with this event, it is about an earlier one, or about a reader that was replaced.
+            # The system reports an earlier datagram's refusal here, or a reader that was replaced.
             if error.errno == errno.ECONNREFUSED:
                 self._refusals += 1
         self._ledger.retried += 1
@@ -291,7 +291,7 @@ class ConnectedSink(ByteSink):
         try:
             self.create_socket()
         except BackoffError:
-            # The report names why the connection broke, and not the wait that follows from it.
+            # The report names the reason why the connection broke, not the wait that follows.
             msg = f"the connection to {self._peer} broke: {describe(first)}"
             raise TemporaryDeliveryError(msg) from None
         try:
@@ -302,14 +302,14 @@ class ConnectedSink(ByteSink):
             raise TemporaryDeliveryError(msg) from None
 
     def _on_wire(self, data: bytes) -> bytes:
-        """Return *data* as it goes over the socket there is."""
+        """Return *data* with the framing of the current socket."""
         return data
 
     def _transmit(self, data: bytes) -> None:
         self._push(self._on_wire(data))
 
     def _push(self, data: bytes) -> None:
-        """Hand all of *data* to the system within the timeout; if that fails, it has taken `_taken` bytes."""
+        """Send all of *data* within the timeout; if that fails, `_taken` is the number of bytes that were sent."""
         sock = self.sock
         self._taken = sent = 0
         wait: BaseException | None = None
@@ -325,7 +325,7 @@ class ConnectedSink(ByteSink):
         except OSError:
             raise
         except BaseException:
-            # How much the system had taken is not known then.
+            # Nobody knows how much was sent.
             self._disconnect()
             raise
         if not self._proven:
@@ -345,7 +345,7 @@ class ConnectedSink(ByteSink):
                 wait = error
 
     def _push_frames(self, frames: Frames) -> None:
-        """Hand all of *frames* to the system at once; if that fails, drop those that it has taken whole."""
+        """Send all of *frames* at once; if that fails, drop those that were sent whole."""
         try:
             self._push(frames.joined())
         except OSError:
@@ -355,7 +355,7 @@ class ConnectedSink(ByteSink):
             self._sent_unproven += len(frames) - 1
 
     def _push_datagrams(self, frames: Frames) -> None:
-        """Hand each of *frames* to the system; if that fails, drop those that it has taken."""
+        """Send each of *frames* by itself; if that fails, drop those that were sent."""
         datagrams = frames.each()
         sent, refused = 0, -1
         try:
@@ -370,7 +370,7 @@ class ConnectedSink(ByteSink):
                     self._push(datagrams[sent])
                     sent += 1
                 except ConnectionRefusedError as error:
-                    # It is about an earlier datagram, unless a new socket says so too.
+                    # It is about an earlier datagram, unless a new socket reports it too.
                     if refused == sent:
                         raise
                     refused = sent
@@ -381,7 +381,7 @@ class ConnectedSink(ByteSink):
             raise
 
     def _finish(self, data: bytes, sent: int) -> Exception | None:
-        """Send the rest of *data*, or all of it over a new connection; return the error if that fails too."""
+        """Send the rest of *data*, or all of it over a new connection; return the error if both fail."""
         try:
             sock = self.sock
             if sock is not None:
@@ -394,20 +394,20 @@ class ConnectedSink(ByteSink):
                 return failure
         return None
 
-    # -- whether the socket is still of use
+    # -- whether the socket is still usable
 
     def _look(self, moment: float) -> None:
-        """Raise LookupError if the connection seems to be of no more use; `SocketSink.handle` asks now and then."""
+        """Raise LookupError if the connection seems unusable; `SocketSink.handle` calls it now and then."""
         if moment > self._check_due:
             self._check_due = moment + _CHECK_SECONDS
             if self._is_aged() or not self._is_ours():
                 raise LookupError
         if self._poll is None or self._poll(0):
-            raise LookupError  # most likely the peer has closed
+            raise LookupError  # most likely the peer has closed the connection
         self._look_due = moment + _LOOK_SECONDS
 
     def _is_aged(self) -> bool:
-        """Return True if the connection has lasted as long as it may."""
+        """Return True if the connection has reached `max_connection_age`."""
         age = self.max_connection_age
         if age is None:
             return False
@@ -415,11 +415,11 @@ class ConnectedSink(ByteSink):
         return moment - self._connected_at >= age and moment >= self._renewal_due
 
     def _renew(self) -> None:
-        """Put a new connection in the place of the one there is, which stays where none can be had."""
+        """Replace the connection by a new one; keep it if a new one cannot be made."""
         try:
             made = self.make_socket()
         except (OSError, UnicodeError, DeliveryError):
-            self.retry_time = None  # there is a connection
+            self.retry_time = None  # a connection exists
             self._renewal_due = self._clock() + min(self.max_connection_age or 0.0, self.retry_max)
             return
         try:
@@ -430,11 +430,11 @@ class ConnectedSink(ByteSink):
         self._adopt(made)
 
     def _is_ours(self) -> bool:
-        """Return False if somebody else has closed the socket, whose number may be another's by now."""
+        """Return False if other code has closed the descriptor, whose number may belong to another file now."""
         return self._identity is None or self._identity == identity_of(self.sock)
 
     def _has_ended(self) -> bool:
-        """Return True if the peer has closed the connection; what it has sent is thrown away."""
+        """Return True if the peer has closed the connection; discard what it has sent."""
         sock = self.sock
         try:
             if self._poll is not None:
@@ -446,7 +446,7 @@ class ConnectedSink(ByteSink):
                 if sock is None or not sock.recv(65_536):
                     return True
         except self._waits:
-            self._proven = True  # it has sent what is for TLS alone
+            self._proven = True  # it has sent data of TLS itself
             return False
         except (OSError, ValueError) as error:
             self._note_refusal(error)
@@ -454,10 +454,10 @@ class ConnectedSink(ByteSink):
         return False
 
     def _note_refusal(self, error: BaseException) -> None:
-        """Count the events sent to a peer that has refused the connection with *error* as lost."""
+        """Count events as lost that were sent to a peer which then refused the connection with *error*."""
         if self._proven or not self._sent_unproven or not is_refused_tls(error):
             return
-        # A wrapper counts the events of a batch itself: they are reported, and this ledger has none of them.
+        # A wrapper counts the events of its batches. They are reported, but they are not in this ledger.
         with self._ledger.lock:
             counted = min(self._ledger.delivered - self._delivered_before, self._sent_unproven)
             self._ledger.delivered -= counted
@@ -470,13 +470,13 @@ class ConnectedSink(ByteSink):
         self._sent_unproven = 0
         self._aftermath = True
 
-    #: True if there is something to do when an event has been sent.
+    #: True if there is something to do after an event has been sent.
     _aftermath = False
 
-    # -- ending
+    # -- closing
 
     def _lose_connection(self) -> None:
-        """Close a connection that broke; from the third short-lived one in a row on, wait before the next."""
+        """Close a broken connection; after the third short-lived one in a row, wait before the next attempt."""
         if not self._proven and self.sock is not None:
             refusal = heard_refusal(self.sock)
             if refusal is not None:
@@ -488,7 +488,7 @@ class ConnectedSink(ByteSink):
             self._back_off()
 
     def _forgive_if_it_lasted(self) -> None:
-        """Start the waits from the shortest again if the socket worked for some time before it failed."""
+        """Reset the waits if the socket worked for some time before it failed."""
         if self._clock() - self._connected_at >= self.retry_start:
             self._short_lived = 0
             self.retry_period = 0.0
@@ -506,14 +506,14 @@ class ConnectedSink(ByteSink):
                 if ours:
                     sock.close()
                 else:
-                    sock.detach()  # to close it would close what has the number now
+                    sock.detach()  # closing it would close the file that has the number now
 
     def _part(self) -> None:
-        """End the connection in order, so that the peer can read all that was sent."""
+        """Close the connection so that the peer can read everything that was sent."""
         sock = self.sock
         if sock is not None and self._ends:
-            # What the peer has sent and nobody has read would make the system reset the connection, and the peer lose
-            # what it has not read yet.
+            # Unread data from the peer would make the system reset the connection, and the peer would lose what it has
+            # not read yet.
             self._has_ended()
             if self._tls is not None:
                 try:
@@ -521,17 +521,17 @@ class ConnectedSink(ByteSink):
                 except (OSError, ValueError) as error:
                     self._note_refusal(error)
             with contextlib.suppress(OSError):
-                # Not by the method of an SSLSocket, which forgets TLS and would give us the alert undeciphered.
+                # The method of an SSLSocket would end TLS, and alerts would arrive encrypted.
                 socket.socket.shutdown(sock, socket.SHUT_WR)
             if self._tls is not None:
                 self._await_end(sock)
         self._disconnect()
 
     def _await_end(self, sock: socket.socket) -> None:
-        """Wait until the peer has ended it too, no longer than until the deadline.
+        """Wait until the peer has closed the connection too, at most until the deadline.
 
-        A TLS 1.3 server sends session tickets when it finishes its handshake, which may be long after the client has
-        sent its events and gone. They would come to a socket that is closed, and reset the connection.
+        A TLS 1.3 server sends session tickets when it finishes its handshake. The client may have sent its events and
+        closed its socket long before. The tickets would then reset the connection.
         """
         deadline = now() + self.timeout if self._deadline is None else self._deadline
         while (left := deadline - now()) > 0 and await_socket(sock, left, for_reading=True):
@@ -548,12 +548,12 @@ class ConnectedSink(ByteSink):
         self._part()
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: no connection, the parent's is neither used nor shut down."""
+        """Start without a connection in a forked child; the parent's stays as it is."""
         if not self._is_ours():
             self._disconnect()
         for sock in (self.sock, self._candidate):
             if sock is not None:
-                # This closes the child's copy of the descriptor alone: the peer and a TLS session see nothing of it.
+                # This closes the child's copy of the descriptor only. The peer and the TLS session do not notice.
                 with contextlib.suppress(OSError, ValueError):
                     os.close(sock.detach())
         self.sock = self._candidate = self._poll = self._send = self._identity = None
@@ -563,8 +563,8 @@ class ConnectedSink(ByteSink):
         super().after_fork()
 
     def __del__(self) -> None:
-        # A sink nobody holds any more does not leak its connection. At the end of the interpreter the names of this
-        # module may be gone already.
+        # A sink that is no longer referenced does not leak its connection. When the interpreter ends, the names of this
+        # module may be gone.
         try:
             self._disconnect()
         except Exception:
@@ -584,14 +584,14 @@ def _never_ends(_milliseconds: int) -> list[Any]:
     return []
 
 
-#: Frames that follow one another more closely share one look: it takes a fifth of the time that sending does.
+#: Frames that follow within this time share one check, which costs a fifth of a send.
 _LOOK_SECONDS = 0.000_05
-#: How often it is asked whether the socket is still the one that was opened.
+#: The seconds between two checks whether the socket is still the one that was opened.
 _CHECK_SECONDS = 1.0
-#: For datagrams, which need no clock, how often by number: each 256th.
+#: Datagrams need no clock: each 256th one is checked.
 CHECK_MASK = 0xFF
-#: How long a server may take, after a TLS handshake, to say that it accepts the client; and three times as long as the
-#: handshake took.
+#: How long a server may take after a TLS handshake to show that it accepts the client, in seconds. Three times the
+#: duration of the handshake is added.
 _VERDICT_SECONDS = 0.1
 _SHORT_LIVED_ALLOWED = 2
 _ADVICE = "check tls and the certificates of both sides"

@@ -35,7 +35,7 @@ def _line(sink: Any, event: Any, line: bytes) -> bytes:
 class DatagramSink(SocketSink):
     """Send each event as one datagram to *host*:*port*, over UDP or a Unix datagram socket.
 
-    Use where losing an event is better than waiting for one: nobody says whether a datagram has arrived.
+    Use it where losing an event is better than waiting: datagrams are not acknowledged.
 
     Args:
         host: Name or address, IPv4 or IPv6; a path when *port* is None (a Unix datagram socket).
@@ -46,17 +46,17 @@ class DatagramSink(SocketSink):
         codec: What is in a datagram. With ``JSONFrames()``, the default, one JSON object and nothing else. With
             `JSONLines` a line feed ends it. With `PickleFrames` what `logging.handlers.DatagramHandler` sends, the four
             bytes of length included. With `SignedFrames` the signature and the payload.
-        timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for room in the system's buffers, which a Unix
-            socket's reader has to make. Default 1.0.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for room in the system's buffers. The reader
+            of a Unix socket makes room by reading. Default 1.0.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the name could not be resolved, the
-            path was not there, or there was no room. Default 1.0.
+            path did not exist, or there was no room. Default 1.0.
         retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
         retry_max: The longest wait in seconds. Default 30.0.
-        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the name is resolved again, so
-            that a changed address is found, which no error shows. Default None: after a failed send alone.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the name is resolved again. No
+            error shows that an address has changed. Default None: only after a failed send.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
-        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. An event
-            that has to be shortened is given to it again, with plain values.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. It renders
+            an event that has to be shortened again, with plain values.
         encoding: The encoding of text. Default UTF-8.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
@@ -69,11 +69,11 @@ class DatagramSink(SocketSink):
         ValueError: If *max_datagram_bytes* is below 512, or *port*, *timeout* or a retry argument out of range.
         TypeError: If *host* or *codec* is of another type.
 
-    The name is resolved at the first event and again after a failed send. If the peer's host has refused an earlier
-    datagram, or the reader of a Unix socket is a new one, the event at which that shows is sent on a new socket, in the
-    former case to the name's next address: ``localhost`` may be ``::1`` first, and the reader at 127.0.0.1. One
-    that does not fit however much is left out, as may be with `PickleFrames` and few bytes, or that the network
-    refuses for its size, is counted as ``dropped["oversize"]``.
+    The name is resolved at the first event and again after a failed send. The system reports a refusal by the peer's
+    host, or a new reader of a Unix socket, at a later event. That event is sent over a new socket; after a refusal to
+    the next address of the name, since the first one of ``localhost`` may be ``::1`` while the reader listens on
+    127.0.0.1. An event that cannot be shortened enough, or that the network refuses for its size, is counted as
+    ``dropped["oversize"]``.
 
     Safe from any thread. A forked child opens its own socket. ``close`` has nothing to wait for.
 
@@ -129,7 +129,7 @@ class DatagramSink(SocketSink):
         return _line if type(self._codec) is JSONLines else _datagram
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
-        """Return the datagram for *event*, shortened if need be. Called outside the sink's lock.
+        """Return the datagram for *event*, shortened if necessary. Called outside the sink's lock.
 
         Raises:
             PermanentDeliveryError: If it cannot be made short enough.

@@ -1,4 +1,4 @@
-"""How an event travels over a socket: `JSONFrames`, `JSONLines`, `PickleFrames` and `SignedFrames`."""
+"""The forms of an event on a socket: `JSONFrames`, `JSONLines`, `PickleFrames` and `SignedFrames`."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 _LENGTH = struct.Struct(">L")
 
-#: Bytes of the length before each frame: big-endian, unsigned, itself not counted.
+#: The bytes of the length before each frame: big-endian, unsigned, without itself.
 LENGTH_BYTES = _LENGTH.size
 
-#: How long a frame may be by default, at either end.
+#: The default limit of a frame's length, at both ends.
 MAX_FRAME_BYTES = 1024 * 1024
 
-#: Puts a payload's length before it.
+#: Returns a payload's length as these bytes.
 pack_length: Callable[[int], bytes] = _LENGTH.pack
 
 
 def length_of(prefix: bytes | bytearray | memoryview, offset: int = 0) -> int:
-    """Return the length that stands in *prefix* at *offset*."""
+    """Return the length in *prefix* at *offset*."""
     length: int = _LENGTH.unpack_from(prefix, offset)[0]
     return length
 
 
 class FrameError(ValueError):
-    """A payload that is no event. Its message holds nothing of the payload.
+    """A payload that is not an event. The message contains nothing of the payload.
 
     Args:
         message: What is wrong with it.
@@ -50,13 +50,12 @@ class FrameError(ValueError):
 
 
 class Frames:
-    """The frames of a batch, made when they are sent: each is its head, its data and its end.
+    """The frames of a batch; each is a head, data and an end. They are joined when they are sent.
 
     Args:
-        data: The data of each frame. Not changed.
-        end: What ends each frame. Default nothing.
-        heads: What comes before the data: the same bytes for all, those of each, or None for the length of the data.
-            Default nothing.
+        data: The data of each frame. The list is not changed.
+        end: The end of each frame. Default: empty.
+        heads: The head of all frames, the heads of each, or None for the length of the data. Default: empty.
     """
 
     end: bytes
@@ -71,7 +70,7 @@ class Frames:
 
     @property
     def longest(self) -> int:
-        """The number of bytes that no frame is longer than."""
+        """An upper bound of the length of a frame, in bytes."""
         heads = self._heads
         if heads is None:
             head = LENGTH_BYTES
@@ -80,7 +79,7 @@ class Frames:
         return max(map(len, self._data), default=0) + head + len(self.end)
 
     def joined(self) -> bytes:
-        """Return all frames, one after the other."""
+        """Return all frames, concatenated."""
         data, end, heads = self._data, self.end, self._heads
         if isinstance(heads, bytes):
             return b"".join((heads, (end + heads).join(data), end)) if data else b""
@@ -88,7 +87,7 @@ class Frames:
         return b"".join(chain.from_iterable(zip(*parts, strict=False)))
 
     def each(self) -> list[bytes]:
-        """Return the frames."""
+        """Return each frame."""
         data, end, heads = self._data, self.end, self._heads
         if isinstance(heads, bytes):
             return [heads + each + end for each in data] if heads or end else data
@@ -99,7 +98,7 @@ class Frames:
         return map(pack_length, map(len, self._data)) if heads is None else heads
 
     def chunks(self, most_bytes: int) -> Iterator[Frames]:
-        """Give parts with so many bytes of data at most, or one frame."""
+        """Yield parts of at most *most_bytes* of data; a longer frame is a part of its own."""
         heads, first = self._heads, 0
         ends = list(accumulate(map(len, self._data)))
         while first < len(ends):
@@ -108,48 +107,48 @@ class Frames:
             first = last
 
     def drop(self, number: int) -> None:
-        """Forget the first frames, so many of them."""
+        """Remove the first *number* frames."""
         self._data = self._data[number:]
         if isinstance(self._heads, list):
             self._heads = self._heads[number:]
 
     def drop_bytes(self, size: int) -> None:
-        """Forget the frames that are whole within the first bytes, so many of them."""
+        """Remove the frames that end within the first *size* bytes."""
         self.drop(bisect_right(list(accumulate(map(len, self.each()))), size))
 
 
 class Codec(Protocol):
-    """What a sink and a listener need to know of frames; anything with these members will do."""
+    """What a sink and a listener need from a codec; any object with these members will do."""
 
-    #: True if a datagram carries the four bytes of the length too, though it needs none.
+    #: True if a datagram contains the four bytes of the length too.
     length_in_datagrams: bool
-    #: One byte that ends each payload, in streams and datagrams, and is in none; or empty, if on a stream the length
-    #: stands before each payload. A codec without the attribute counts as one where it is empty.
+    #: One byte that ends each payload, in streams and datagrams, and occurs in none. Empty if the length precedes each
+    #: payload of a stream; a codec without this attribute is treated as if it were empty.
     delimiter: bytes
 
     def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
-        """Return the payload for *event*; *render* makes JSON of an event."""
+        """Return the payload of *event*; *render* returns an event as JSON."""
         ...
 
     def encode_item(self, item: Encoded) -> bytes:
-        """Return the payload for a batch item, whose data *render* has made."""
+        """Return the payload of a batch item, whose data *render* has returned."""
         ...
 
     def decode(self, payload: bytes) -> dict[str, Any]:
         """Return the event in *payload*.
 
         Raises:
-            ValueError: If there is none; a `FrameError` tells why.
+            ValueError: If it is not an event; a `FrameError` says why.
         """
         ...
 
 
 class JSONFrames:
-    """Events as JSON, one object in UTF-8 for each; the default.
+    """Each event is one JSON object in UTF-8; the default.
 
-    On a stream each is preceded by its length, four bytes, big-endian. A datagram is the JSON alone. What a sink's
-    renderer makes is sent as it is. Text that somebody else rendered is sent as it is if it is a JSON object, and as
-    ``{"event": text}`` if not.
+    On a stream the length precedes each object, in four bytes, big-endian. A datagram is the JSON alone. The output of
+    the sink's renderer is sent as it is. Text that was rendered before it came to the sink is sent as it is if it is a
+    JSON object, else as ``{"event": text}``.
 
     Safe from any thread; holds no state.
     """
@@ -178,20 +177,20 @@ class JSONFrames:
 
 
 class JSONLines:
-    r"""Events as lines of JSON, each ended by a line feed: what Logstash, Vector, syslog-ng and others read.
+    r"""Each event is a line of JSON with a line feed at its end, as Logstash, Vector, syslog-ng and others read it.
 
-    The codec ``json_lines`` of Logstash, ``newline_delimited`` of Vector, and whatever takes a line for a message. In a
-    datagram the line feed ends the line too.
+    The codec ``json_lines`` of Logstash and ``newline_delimited`` of Vector read it. In a datagram the line feed ends
+    the line too.
 
-    What a sink's renderer makes is sent as it is, if it has no line break. JSON over several lines becomes one line; in
-    other text a line break becomes the two characters ``\n``. Text that somebody else rendered is sent as it is if it
-    is a JSON object, and as ``{"event": text}`` if not.
+    The output of the sink's renderer is sent as it is if it has no line break. JSON over several lines becomes one
+    line; in other text a line break becomes the two characters ``\n``. Text that was rendered before it came to the
+    sink is sent as it is if it is a JSON object, else as ``{"event": text}``.
 
-    A `SocketListener` takes lines that end with ``\r\n`` too, and skips blank ones. A line that is no JSON object, or
-    is too long, costs that line alone. When a peer ends the connection, a last line without an end counts if it is a
-    whole JSON object.
+    A `SocketListener` also accepts lines that end with ``\r\n``, and skips blank ones. It rejects a line that is too
+    long or not a JSON object, and continues with the next. When a peer closes the connection, an unterminated last line
+    counts if it is a whole JSON object.
 
-    Lines are not acknowledged: what a peer had not read when it went away is lost, and counted as delivered.
+    Lines are not acknowledged: lines that the peer had not read when it closed are lost, and counted as delivered.
 
     Safe from any thread; holds no state.
 
@@ -225,15 +224,15 @@ class JSONLines:
 class PickleFrames:
     """Events as `logging.handlers.SocketHandler` and `~logging.handlers.DatagramHandler` send records.
 
-    For receivers that exist already: the payload is a pickle, protocol 1, of a record's attributes, for
-    `logging.makeLogRecord`: the message merged, ``args`` and ``exc_info`` None, the traceback as ``exc_text``, each
-    further field an attribute; one that a record has for itself gets ``extra_`` before its name. Values are reduced to
-    what JSON has, so that any Python can load them. The length stands before each payload, in datagrams too.
+    For existing receivers: the payload is a pickle, protocol 1, of a record's attributes, for `logging.makeLogRecord`.
+    The message is merged, ``args`` and ``exc_info`` are None, the traceback is ``exc_text``, and each other field is an
+    attribute; a name that a record uses itself gets the prefix ``extra_``. Values are converted to those of JSON, so
+    that any Python can load them. The length precedes each payload, in datagrams too.
 
     Warning:
-        Unpickling runs whatever code the sender chose. Whoever can connect to a listener with ``PickleFrames()`` owns
-        its process. Use it for receiving on a network that you trust wholly, or as ``SignedFrames(key,
-        PickleFrames())``; between Outfall's own ends there is no reason to use it at all.
+        Unpickling runs code of the sender's choice. Anyone who can connect to a listener with ``PickleFrames()``
+        controls its process. Receive with it only on a network that you trust completely, or use ``SignedFrames(key,
+        PickleFrames())``. Between Outfall's own sinks and listeners there is no reason to use it.
 
     Safe from any thread; holds no state.
 
@@ -245,12 +244,12 @@ class PickleFrames:
     delimiter = b""
 
     def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
-        """Return the record that *event* stands for, pickled."""
-        # By way of JSON: what is in an event may not be picklable, or only by a class that the receiver lacks.
+        """Return the pickled record of *event*."""
+        # The values take the way through JSON: they may not be picklable, or need a class that the receiver lacks.
         return _pickled(Encoded(line_to_send(event), level_of(event), 0.0).event, level_of(event))
 
     def encode_item(self, item: Encoded) -> bytes:
-        """Return the record that the item stands for, pickled."""
+        """Return the pickled record of the item."""
         event = item.event
         if timestamp_of(event) is None:
             event["timestamp"] = item.time
@@ -260,7 +259,7 @@ class PickleFrames:
         """Unpickle *payload*, which may run any code, and return the record in it as an event.
 
         Raises:
-            FrameError: If it is no pickle of a dict.
+            FrameError: If it is not the pickle of a dict.
         """
         import pickle
 
@@ -278,20 +277,20 @@ class PickleFrames:
 
 
 class SignedFrames:
-    """Frames of another codec, each with an HMAC-SHA256 before its payload: 32 bytes, then the payload.
+    """Frames of another codec with an HMAC-SHA256, 32 bytes, before each payload.
 
-    Nobody without the key can forge an event or change one. Frames are not encrypted, and one that was
-    recorded can be sent again: where that matters, use TLS.
+    Nobody without the key can forge or change an event. Frames are not encrypted, and an attacker can send a recorded
+    frame again: use TLS if that matters.
 
     Args:
-        key: The secret that both ends share: 16 bytes or more, such as ``secrets.token_bytes(32)``. It is in no repr.
-        codec: What makes the payload. Default ``JSONFrames()``.
+        key: The secret that both ends share: 16 bytes or more, such as ``secrets.token_bytes(32)``. No repr shows it.
+        codec: The codec of the payload. Default ``JSONFrames()``.
 
     Raises:
         TypeError: If *key* is not bytes.
         ValueError: If *key* is shorter than 16 bytes.
 
-    Signatures are compared in constant time, and a payload is looked at only after its signature has been found good.
+    Signatures are compared in constant time, and a payload is decoded only after its signature has been verified.
     Safe from any thread.
 
     Source: RFC 2104; `hmac.compare_digest`.
@@ -315,18 +314,18 @@ class SignedFrames:
         self._equal = hmac.compare_digest
 
     def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
-        """Return the payload for *event*, signed."""
+        """Return the signed payload of *event*."""
         return self._signed(self.codec.encode(event, render))
 
     def encode_item(self, item: Encoded) -> bytes:
-        """Return the payload for *item*, signed."""
+        """Return the signed payload of *item*."""
         return self._signed(self.codec.encode_item(item))
 
     def decode(self, payload: bytes) -> dict[str, Any]:
-        """Return the event in *payload* if its signature is good.
+        """Return the event in *payload* if its signature is valid.
 
         Raises:
-            FrameError: If it is not, or there is none, with the reason ``"signature"``; or what the codec raises.
+            FrameError: If the signature is invalid or missing, with the reason ``"signature"``; or of the codec.
         """
         signature, content = payload[:SIGNATURE_BYTES], payload[SIGNATURE_BYTES:]
         if not self._equal(signature, self._signature(content)):
@@ -338,7 +337,7 @@ class SignedFrames:
         return self._signature(payload) + payload
 
     def _signature(self, payload: bytes) -> bytes:
-        # A copy of what has digested the key already: half the work, and safe from any thread.
+        # A copy of the digest that has the key already: it takes half the time, and is safe from any thread.
         keyed = self._keyed.copy()
         keyed.update(payload)
         return keyed.digest()
@@ -347,13 +346,13 @@ class SignedFrames:
         return f"SignedFrames(<key>, {self.codec!r})"
 
 
-#: Bytes of an HMAC-SHA256.
+#: The bytes of an HMAC-SHA256.
 SIGNATURE_BYTES = 32
 _MIN_KEY_BYTES = 16
 
 
 def _loaded(payload: bytes) -> Any:
-    """Return what *payload* is as JSON; None if it is none."""
+    """Return the value of *payload*, JSON; None if it is not JSON."""
     try:
         return loads(payload)
     except (ValueError, RecursionError):
@@ -365,13 +364,13 @@ def _is_object(data: bytes) -> bool:
 
 
 def as_json(event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
-    """Return what *render* makes of *event*; text that somebody else rendered as JSON, if it is none."""
+    """Return ``render(event)``; text that is not a JSON object becomes ``{"event": text}``."""
     data = render(event)
     return line_to_send(dict(event)) if isinstance(event, TextEvent) and not _is_object(data) else data
 
 
 def has_line_breaks(data: bytes) -> bool:
-    """Return True if *data* is more than one line."""
+    """Return True if *data* contains a line break."""
     return b"\n" in data or b"\r" in data
 
 
@@ -380,7 +379,7 @@ def _one_line(data: bytes) -> bytes:
     if not has_line_breaks(data):
         return data
     data = data.rstrip(b"\r\n")
-    # Between the tokens of JSON a line break is white space, and in its strings there is none.
+    # Between the tokens of JSON a line break is white space, and its strings contain none.
     feed, back = (b" ", b" ") if _is_object(data.lstrip()) else (b"\\n", b"\\r")
     return data.replace(b"\n", feed).replace(b"\r", back)
 
@@ -394,13 +393,13 @@ def _event_in(payload: bytes, what: str) -> dict[str, Any]:
 
 
 def delimiter_of(codec: Codec) -> bytes:
-    """Return what ends each payload of *codec*; empty if a length stands before it."""
-    # Somebody's codec may have been written before there were delimiters.
+    """Return the delimiter of *codec*; empty if the length precedes each payload."""
+    # Codecs of users may have been written before delimiters existed.
     return getattr(codec, "delimiter", b"")
 
 
 def _without_metadata(event: dict[str, Any]) -> dict[str, Any]:
-    # What these keys mean here is for nobody outside to say.
+    # A peer must not set these keys, which have a meaning here.
     for key in METADATA & event.keys():
         del event[key]
     return event

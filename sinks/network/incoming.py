@@ -1,4 +1,4 @@
-"""A connection that a listener has accepted: its handshake, its bytes, and the frames in them."""
+"""A connection that a listener accepted: its handshake, its bytes, and the frames in them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Incoming:
-    """One connection.
+    """One accepted connection.
 
     Args:
-        sock: Its socket, which does not wait.
-        moment: When it was accepted, by the monotonic clock.
-        handshaking: Whether a handshake of TLS comes first.
+        sock: Its non-blocking socket.
+        moment: The time of acceptance, by the monotonic clock.
+        handshaking: Whether a TLS handshake comes first.
     """
 
     began: float
@@ -35,29 +35,29 @@ class Incoming:
 
     def __init__(self, sock: socket.socket, moment: float, *, handshaking: bool) -> None:
         self.sock = sock
-        #: What has come of a frame that is not whole.
+        #: The received bytes of an incomplete frame.
         self.buffer = bytearray()
-        #: How many bytes more of a frame too large are to be thrown away; where lines come, whether the rest of one is.
+        #: How many bytes of an oversized frame are still to be discarded; for lines, whether the rest of one is.
         self.skipping = 0
-        #: How much of `buffer` is in the listener's total.
+        #: How many bytes of `buffer` the listener's total includes.
         self.counted = 0
-        #: When this frame began; for the first one, when the connection did.
+        #: When this frame began; for the first frame, when the connection began.
         self.began = moment
-        #: When something came last.
+        #: When data came last.
         self.heard = moment
-        #: True once a whole frame has come.
+        #: True once a complete frame has come.
         self.proven = False
         self.handshaking = handshaking
-        #: What the selector waits for.
+        #: The events that the selector waits for.
         self.interest = selectors.EVENT_READ
 
     @property
     def unfinished(self) -> bool:
-        """True if a frame has begun that is not whole."""
+        """True if an incomplete frame has come."""
         return bool(self.buffer or self.skipping)
 
     def shake_hands(self) -> bool:
-        """Go on with the handshake; return True when it is over.
+        """Continue the handshake; return True when it is over.
 
         Raises:
             FrameError: If it has failed.
@@ -77,19 +77,19 @@ class Incoming:
         return True
 
     def receive(self, moment: float) -> tuple[bytes, bool]:
-        """Return what has come, up to so much, and whether the peer has ended the connection."""
+        """Return what has come, up to this many bytes, and whether the peer has closed the connection."""
         chunks: list[bytes] = []
         ended = False
         try:
             chunk = self.sock.recv(_CHUNK_BYTES)
             ended = not chunk
             chunks.append(chunk)
-            # What TLS has decrypted already does not make the socket readable again.
+            # Data that TLS has decrypted does not make the socket readable again.
             pending: Any = getattr(self.sock, "pending", None)
             while not ended and pending is not None and pending():
                 chunks.append(self.sock.recv(_CHUNK_BYTES))
         except OSError as error:
-            # What came before it counts, be it a reset or the end of what there is for now.
+            # What came before it counts, whether it is a reset or the end of the available data.
             ended = not would_block(error)
         data = b"".join(chunks)
         if data:
@@ -99,10 +99,10 @@ class Incoming:
         return data, ended
 
     def frames(self, data: bytes, moment: float, limit: int) -> Iterator[bytes | int]:
-        """Yield the payload of each frame that *data* makes whole, and the length of each above *limit*; keep the rest.
+        """Yield the payload of each frame that *data* completes, and the length of each above *limit*; keep the rest.
 
         Raises:
-            FrameError: At a length that can be none.
+            FrameError: At a length that is impossible.
         """
         if self.skipping:
             skipped = min(self.skipping, len(data))
@@ -147,7 +147,7 @@ class Incoming:
         for part in ended:
             self.proven = True
             self.began = moment
-            if self.skipping:  # its length has been told
+            if self.skipping:  # its length has been yielded
                 self.skipping = 0
                 continue
             payload = bytes(self.buffer) + part
@@ -164,15 +164,15 @@ class Incoming:
                 self.skipping = 1
 
     def last_line(self) -> bytes:
-        """Return the line that has not been ended, and forget it."""
+        """Return the unterminated line, and remove it."""
         line = bytes(self.buffer)
         self.buffer.clear()
         return line
 
 
 def would_block(error: Exception) -> bool:
-    """Return True if *error* says that there is nothing to be had now."""
-    # By name: not every Python is built with ssl.
+    """Return True if *error* means that no data is available now."""
+    # By name, since Python may be built without ssl.
     return isinstance(error, (BlockingIOError, InterruptedError)) or type(error).__name__ in (
         "SSLWantReadError",
         "SSLWantWriteError",
@@ -180,5 +180,5 @@ def would_block(error: Exception) -> bool:
 
 
 _CHUNK_BYTES = 64 * 1024
-#: A length beyond this is text, or a handshake of TLS, and no length.
+#: A greater number is not a length but text, or a TLS handshake.
 _MOST_SKIPPED_BYTES = 64 * 1024 * 1024

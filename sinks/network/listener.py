@@ -45,18 +45,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ListenerStats:
-    """What a `SocketListener` has received so far.
+    """The counts of a `SocketListener` so far.
 
     Args:
         name: The listener's name.
-        connections: Connections that are open now.
+        connections: Open connections.
         accepted: Connections accepted in all; 0 for datagrams.
-        events: Events handed to the sinks.
-        rejected: Connections that were closed, and frames and datagrams that were thrown away, by reason: ``garbage``
-            (no event), ``oversize``, ``signature``, ``truncated`` (the peer was gone before its frame was whole),
+        events: Events passed to the sinks.
+        rejected: Connections that were closed, and frames and datagrams that were discarded, by reason: ``garbage``
+            (not an event), ``oversize``, ``signature``, ``truncated`` (the peer closed before its frame was complete),
             ``timeout`` (a frame took too long), ``idle``, ``overload`` (too many connections, or too much in memory),
-            ``tls`` (no handshake).
-        failed: How often a sink raised; a sink does so only with ``on_error="raise"``.
+            ``tls`` (the handshake failed).
+        failed: How often a sink raised, which it does only with ``on_error="raise"``.
     """
 
     name: str
@@ -68,29 +68,29 @@ class ListenerStats:
 
 
 class SocketListener:
-    """Receive what `SocketSink` and `DatagramSink` send, and hand the events to *sinks*.
+    """Receive what `SocketSink` and `DatagramSink` send, and pass the events to *sinks*.
 
     Args:
-        address: (host, port), IPv4 or IPv6, to listen on; port 0 for one that is free. Or the path of a Unix socket.
-            Whoever can connect can send events: use a loopback address, or TLS with client certificates, or
+        address: (host, port), IPv4 or IPv6, to listen on; port 0 for any free port. Or the path of a Unix socket.
+            Anyone who can connect can send events: use a loopback address, TLS with client certificates, or
             `SignedFrames`.
-        sinks: Where events go, by `Sink.handle`. They are not owned: close them after the listener.
+        sinks: The sinks whose `Sink.handle` gets the events. They are not owned: close them after the listener.
         kind: ``"stream"`` (default) for TCP and Unix stream sockets, ``"datagram"`` for UDP and Unix datagrams.
-        codec: How an event is found in a frame. Default ``JSONFrames()``. `JSONLines` for lines of JSON, whoever sends
-            them. Nothing is ever unpickled unless you name `PickleFrames`, which runs whatever code a peer sends.
-        max_frame_bytes: Length of a frame, line or datagram above which it is refused. Default 1 MiB. One too large is
-            read and thrown away, and those after it are taken; a length above 64 MiB is none, and the connection is
-            closed.
-        max_connections: How many may be open at once; what comes then is closed at once. Default 1 024. Mind the
-            limit of open files that the process has.
-        max_buffered_bytes: How much of frames that are not whole may be in memory for all connections together.
-            Default 64 MiB. When there is more, the connection with most of it is closed.
-        frame_timeout: Seconds, a timedelta or text such as ``"2s"``, in which a frame that has begun must be whole, and
-            a new connection must have sent its first. Default 10.0.
+        codec: The form of a frame. Default ``JSONFrames()``. `JSONLines` reads lines of JSON from any sender. Only
+            `PickleFrames` unpickles, which runs code of the peer's choice.
+        max_frame_bytes: Length of a frame, line or datagram above which it is refused. Default 1 MiB. An oversized
+            frame is read and discarded, and the next ones are received. A length above 64 MiB is garbage, and the
+            connection is closed.
+        max_connections: How many connections may be open at once; further ones are closed at once. Default 1 024. The
+            process's limit of open files applies too.
+        max_buffered_bytes: The limit of the bytes of incomplete frames in memory, for all connections together.
+            Default 64 MiB. Above it, the connection with most of them is closed.
+        frame_timeout: Seconds, a timedelta or text such as ``"2s"``, within which a frame must be complete after its
+            first byte, and a new connection must have sent its first frame. Default 10.0.
         idle_timeout: Seconds, a timedelta or text such as ``"2s"``, for which a connection may be silent between two
             frames. Default 3 600. None for no limit.
-        tls: An `ssl.SSLContext` made for servers, with a certificate, to encrypt with. Default None.
-        on_error: Called with a `SinkFailure` for a connection, frame or datagram that was refused, for a sink that
+        tls: An `ssl.SSLContext` for servers, with a certificate. Default None: no encryption.
+        on_error: Called with a `SinkFailure` for each refused connection, frame or datagram, for each sink that
             raised, and for errors of the system. Each reason is reported at most once in 30 seconds. Default
             `report`.
         name: The name of the listener in reports and stats. Default: the name of its class.
@@ -99,15 +99,14 @@ class SocketListener:
         ValueError: If an argument is out of range, or *tls* comes with datagrams.
         TypeError: If *address*, one of *sinks*, *codec* or *on_error* is of another type.
 
-    One thread serves all connections, and calls the sinks in it: a slow sink slows all senders, whose timeouts then
-    run out. Put a background sink between where a target may be slow. Garbage, a signature that is not good, or a
-    frame that is not whole in time cost the connection that sent it, a frame too large itself alone, and are counted;
-    the others are served. Of lines a bad one costs itself alone. What is counted as refused holds nothing of what was
-    sent.
+    One thread serves all connections and calls the sinks: a slow sink slows all senders down, until their timeouts
+    pass. Put a `BackgroundSink` in front of a target that may be slow. Garbage, an invalid signature, or a frame that
+    is not complete in time closes the connection that sent it, and is counted; all others are served. An oversized
+    frame, or a bad line, is discarded alone. Reports contain nothing of what was sent.
 
-    Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. A forked
-    child has a listener that is not started, and leaves the parent's connections alone. At the exit of the process it
-    stops, having handed on what had come.
+    Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. In a forked
+    child the listener is not started, and the parent's connections are left alone. At the exit of the process it passes
+    on what has come, and stops.
 
     Source: "Sending and receiving logging events across a network" in Python's logging cookbook.
     """
@@ -173,18 +172,18 @@ class SocketListener:
         self._selector: selectors.BaseSelector | None = None
         self._bound: BoundSocket | None = None
         self._wake: tuple[socket.socket, socket.socket] | None = None
-        # From here on the thread's own.
+        # The attributes from here on belong to the thread.
         self._peers: dict[socket.socket, Incoming] = {}
         self._buffered = 0
         self._sweep_due = 0.0
-        #: When accepting goes on, if there were too many open files.
+        #: When accepting continues after there were too many open files.
         self._accept_again: float | None = None
 
     # -- what applications call
 
     @property
     def address(self) -> tuple[str, int] | str:
-        """The address bound, with its real port; before `start` and after `stop` the one that was given."""
+        """The bound address, with its real port; before `start` and after `stop` the argument *address*."""
         bound = self._bound
         return (None if bound is None else bound.address) or self._given_address
 
@@ -194,7 +193,7 @@ class SocketListener:
         return self._thread is not None
 
     def start(self) -> Self:
-        """Bind the address and begin to receive; return the listener. Does nothing if it has been started.
+        """Bind the address, start to receive, and return the listener. Does nothing if it is running.
 
         Raises:
             OSError: If the address cannot be bound.
@@ -214,9 +213,9 @@ class SocketListener:
             selector.register(wake[0], selectors.EVENT_READ)
             self._bound, self._selector, self._wake = bound, selector, wake
             if self.kind == "datagram":
-                # One byte more than a datagram may have; pages that are never written take no memory.
+                # One byte more than the limit of a datagram. Pages that are never written take no memory.
                 self._room = memoryview(bytearray(min(self.max_frame_bytes, _GREATEST_DATAGRAM) + LENGTH_BYTES + 1))
-            # A daemon, since who forgets to stop it must be able to end the process; then `drain` stops it.
+            # A daemon, so that the process can end without `stop`; `drain` stops it then.
             self._thread = threading.Thread(target=self._run, name=f"outfall {self.name}", daemon=True)
             try:
                 threads.start(self._thread)
@@ -227,13 +226,13 @@ class SocketListener:
         return self
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Hand on what has come so far, close all connections and release the address; idempotent.
+        """Pass on what has come so far, close all connections and release the address; idempotent.
 
         Args:
             timeout: Seconds. None stands for 5.
 
         Returns:
-            False if a sink was still at work then; what had come and was not handed on is lost.
+            False if a sink was still busy at the timeout; what had come and was not passed on is lost.
         """
         seconds = lifecycle.patience(_STOP_SECONDS) if timeout is None else checked_seconds(timeout, "timeout")
         with self._lock:
@@ -243,7 +242,7 @@ class SocketListener:
             self._stop_deadline = monotonic() + seconds
             self._stopping = True
             self._wake_up()
-            if thread is threading.current_thread():  # from a sink
+            if thread is threading.current_thread():  # called by a sink
                 return False
             released(thread.join, seconds)
             if thread.is_alive():
@@ -275,7 +274,7 @@ class SocketListener:
     def _wake_up(self) -> None:
         wake = self._wake
         if wake is not None:
-            with contextlib.suppress(OSError):  # full: it wakes anyhow
+            with contextlib.suppress(OSError):  # it is full, so the thread wakes anyway
                 wake[1].send(b"!")
 
     def _close_all(self) -> None:
@@ -295,7 +294,7 @@ class SocketListener:
                     self._serve(self._patience())
                 except Exception as error:
                     self._tell("internal", error)
-                    time.sleep(0.01)  # not a hot loop, whatever it is
+                    time.sleep(0.01)  # so that no error makes a busy loop
             self._finish()
         finally:
             for peer in list(self._peers.values()):
@@ -313,7 +312,7 @@ class SocketListener:
         return min(1.0, max(0.01, shortest / 4))
 
     def _serve(self, patience: float | None) -> bool:
-        """Wait for something to come and take it; return True if anything did."""
+        """Wait for data and receive it; return True if any came."""
         selector = self._selector
         if selector is None or self._bound is None:
             return False
@@ -333,7 +332,7 @@ class SocketListener:
             elif key.data is None:
                 with contextlib.suppress(OSError):
                     sock.recv(4096)
-            elif sock in self._peers:  # not closed meanwhile, for what another one sent
+            elif sock in self._peers:  # it may have been closed because of another one
                 self._receive(key.data, now)
         if now >= self._sweep_due:
             self._sweep_due = now + self._sweep_seconds
@@ -348,7 +347,8 @@ class SocketListener:
                 return
             except OSError as error:
                 if error.errno in _NO_DESCRIPTORS and self._selector is not None:
-                    # The connection stays where it is until there is room; asking again at once would be a hot loop.
+                    # The connection waits in the system until a file can be opened. Asking again at once would be a
+                    # busy loop.
                     self._selector.unregister(bound)
                     self._accept_again = now + _ACCEPT_PAUSE_SECONDS
                 self._tell("accept", error)
@@ -364,7 +364,7 @@ class SocketListener:
             made.setblocking(False)
             if self._tls is not None:
                 made = self._tls.wrap_socket(made, server_side=True, do_handshake_on_connect=False)
-        except OSError:  # gone already
+        except OSError:  # it is closed already
             made.close()
             self._reject("tls", "the connection was gone before the handshake")
             return
@@ -376,7 +376,7 @@ class SocketListener:
             self._accepted += 1
 
     def _receive(self, peer: Incoming, now: float) -> None:
-        """Take what *peer* has sent, up to so much."""
+        """Receive from *peer*, up to this many bytes."""
         if peer.handshaking and not self._shake_hands(peer):
             return
         data, ended = peer.receive(now)
@@ -386,7 +386,7 @@ class SocketListener:
             self._part_with(peer, "the peer was gone")
 
     def _part_with(self, peer: Incoming, why: str) -> None:
-        """Close a connection that is at its end; of lines the last one need not have been ended."""
+        """Close a connection that the peer has closed; an unterminated last line counts."""
         if peer.unfinished and delimiter_of(self.codec):
             line = b"" if peer.skipping else peer.last_line()
             if line.strip():
@@ -414,7 +414,7 @@ class SocketListener:
         return over
 
     def _take(self, peer: Incoming, data: bytes, now: float) -> None:
-        """Hand on the whole frames in what came."""
+        """Pass on the complete frames in what came."""
         delimiter, limit = delimiter_of(self.codec), self.max_frame_bytes
         if delimiter:
             self._take_lines(peer.lines(data, now, limit, delimiter))
@@ -435,7 +435,7 @@ class SocketListener:
             self._refuse(greatest, "overload", f"{self._buffered} bytes of half frames are in memory")
 
     def _take_lines(self, payloads: Iterable[bytes | int]) -> None:
-        """Hand on the events in *payloads*; where one ends the others do not depend on."""
+        """Pass on the events in *payloads*; a bad one does not affect the others."""
         for payload in payloads:
             if isinstance(payload, int):
                 limit = self.max_frame_bytes
@@ -454,7 +454,7 @@ class SocketListener:
         except FrameError:
             raise
         except Exception as error:
-            # Only a codec's own words hold nothing of the payload.
+            # Only the message of a FrameError is known to contain nothing of the payload.
             msg = f"the codec raised {type(error).__name__}"
         raise FrameError(msg)
 
@@ -500,7 +500,7 @@ class SocketListener:
             self._events += 1
 
     def _sweep(self, now: float) -> None:
-        """Close the connections whose time is up."""
+        """Close the connections whose timeout has passed."""
         for peer in list(self._peers.values()):
             begun = peer.unfinished or not peer.proven
             if begun and now - peer.began > self.frame_timeout:
@@ -509,8 +509,8 @@ class SocketListener:
                 self._refuse(peer, "idle", f"nothing came for {self.idle_timeout} s")
 
     def _finish(self) -> None:
-        """Take what has come by the time of `stop`, as far as its timeout reaches."""
-        # The others are woken up no more; a connection that is not accepted yet may have sent all it has to say.
+        """Receive what has come until `stop` was called, within its timeout."""
+        # Nobody wakes the others any more. A connection that is not accepted yet may have sent everything already.
         idle = False
         while not idle and monotonic() < self._stop_deadline:
             try:
@@ -522,7 +522,7 @@ class SocketListener:
             if peer.unfinished:
                 self._part_with(peer, "stopped")
 
-    # -- letting go, counting and telling
+    # -- closing, counting and reporting
 
     def _refuse(self, peer: Incoming, reason: str, why: str) -> None:
         self._drop(peer)
@@ -531,7 +531,7 @@ class SocketListener:
     def _drop(self, peer: Incoming) -> None:
         self._buffered -= peer.counted
         peer.counted = 0
-        # Before it is closed: a forked child may hold a copy of the descriptor, which would keep it in the epoll set.
+        # Unregister it before closing: a copy of the descriptor in a forked child would keep it in the epoll set.
         if self._selector is not None:
             with contextlib.suppress(KeyError, ValueError, OSError):
                 self._selector.unregister(peer.sock)
@@ -561,14 +561,14 @@ class SocketListener:
     # -- the process's life, see outfall.sinks.core.lifecycle
 
     def hasten(self, deadline: float) -> None:
-        """Do nothing: what came was handed on at once."""
+        """Do nothing: events are passed on at once."""
 
     def drain(self, timeout: float) -> None:
-        """Stop, at exit: a thread that goes on while the interpreter ends can do harm."""
+        """Stop, at exit: a thread that runs while the interpreter ends can do harm."""
         self.stop(timeout)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: not started; the parent's sockets are closed here and not shut down."""
+        """Be stopped in a forked child; close its copies of the parent's sockets without shutting them down."""
         peers, selector, bound, wake = self._peers, self._selector, self._bound, self._wake
         self._fresh_state()
         for sock in (*list(peers), bound and bound.sock, *(wake or ())):
@@ -576,14 +576,14 @@ class SocketListener:
                 with contextlib.suppress(OSError, ValueError):
                     os.close(sock.detach())
         if selector is not None:
-            # Closing it leaves the parent's, of which it is a copy, as it is; unregistering would not.
+            # Closing the copy does not change the parent's selector; unregistering would.
             with contextlib.suppress(OSError):
                 selector.close()
 
 
 _STOP_SECONDS = 5.0
 _BACKLOG = 1024
-#: Linux limits one of a Unix socket by what it lets a socket send, which may be set to this and more.
+#: Linux limits a datagram of a Unix socket by the send buffer, which may be set to this and more.
 _GREATEST_DATAGRAM = 64 * 1024 * 1024
 _ACCEPTS_AT_ONCE = 128
 _DATAGRAMS_AT_ONCE = 256

@@ -1,4 +1,4 @@
-"""The other end of a socket: its address, its TLS, and how it is waited for."""
+"""The other end of a socket: its address, its TLS, and waiting for it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from outfall.sinks.event.units import Size, Span
 
-#: The family of Unix sockets, or -1 where there are none.
+#: The family of Unix sockets; -1 on systems without them.
 UNIX: int = getattr(socket, "AF_UNIX", -1)
 
-#: The least that an event may be shortened to.
+#: The smallest size limit of an event, in bytes.
 LEAST_FRAME_BYTES = 512
 
-#: How often one look reads, at most: a peer that floods us is none of ours.
+#: How often one check reads at most, since a peer may send without end.
 MAX_READS = 16
 
 #: Windows has no poll.
@@ -38,16 +38,16 @@ class OversizeError(PermanentDeliveryError):
     dropped_as = "oversize"
 
 
-#: Options by which the system notices within a minute that a path has died without a word: the seconds of silence
-#: before it asks, those between its questions, how many may have no answer, and the milliseconds for which what was
-#: sent may stay unacknowledged.
+#: Options by which the system notices a dead path within a minute: the seconds of silence before the first probe, the
+#: seconds between probes, how many probes may stay unanswered, and the milliseconds for which sent data may stay
+#: unacknowledged.
 KEEP_ALIVE: tuple[tuple[int, int, int], ...] = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
         (socket.IPPROTO_TCP, getattr(socket, name), value)
         for name, value in (
             ("TCP_KEEPIDLE", 20),
-            ("TCP_KEEPALIVE", 20),  # what macOS calls it
+            ("TCP_KEEPALIVE", 20),  # its name on macOS
             ("TCP_KEEPINTVL", 10),
             ("TCP_KEEPCNT", 3),
             ("TCP_USER_TIMEOUT", 50_000),
@@ -58,9 +58,9 @@ KEEP_ALIVE: tuple[tuple[int, int, int], ...] = (
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Let the system notice by itself that the peer of *sock* is gone, as far as it can."""
+    """Make the system check whether the peer of *sock* is still there, with the options that it has."""
     for level, option, value in KEEP_ALIVE:
-        # A system may know a name that its kernel does not.
+        # Python may know an option that the kernel does not have.
         with contextlib.suppress(OSError):
             sock.setsockopt(level, option, value)
 
@@ -76,7 +76,7 @@ def await_socket(sock: socket.socket, seconds: float, *, for_reading: bool) -> b
 
 
 def waits_of(tls: bool) -> tuple[type[OSError], ...]:
-    """Return what a socket that does not block raises where it would have to."""
+    """Return the exceptions of a non-blocking socket that would have to wait."""
     if not tls:
         return (BlockingIOError,)
     import ssl
@@ -85,15 +85,15 @@ def waits_of(tls: bool) -> tuple[type[OSError], ...]:
 
 
 def wants_read(wait: BaseException | None) -> bool:
-    """Return True if *wait* says that there is something to be read first, as TLS may."""
+    """Return True if *wait* says that data must be read first, as TLS may require."""
     return type(wait).__name__ == "SSLWantReadError"
 
 
 def is_refused_tls(error: BaseException) -> bool:
-    """Return True if *error* says that one end refused the other's certificate, or its TLS, and not that it is gone."""
+    """Return True if *error* means that one end refused the other's certificate or TLS, not that it closed."""
     try:
         import ssl
-    except ImportError:  # not every Python is built with it
+    except ImportError:  # a Python without ssl
         return False
     return isinstance(error, ssl.SSLError) and not isinstance(
         error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -101,17 +101,17 @@ def is_refused_tls(error: BaseException) -> bool:
 
 
 def await_verdict(sock: ssl.SSLSocket, seconds: float) -> bool:
-    """Wait until the peer has said something after a handshake of TLS 1.3; return False if it kept silent.
+    """Wait until the peer has sent something after a handshake of TLS 1.3; return False if it sends nothing in time.
 
-    With TLS 1.3 a server looks at the client's certificate after the client's handshake is over. Usually it sends
-    session tickets then, or the alert with which it refuses. What it sends is thrown away.
+    With TLS 1.3 a server checks the client's certificate after the client's handshake is over. Then it usually sends
+    session tickets, or an alert if it refuses the client. What it sends is discarded.
 
     Args:
-        sock: A connected socket, which does not wait afterwards.
-        seconds: How long to wait. There are servers that send nothing.
+        sock: A connected socket; it is non-blocking afterwards.
+        seconds: How long to wait; some servers send nothing.
 
     Raises:
-        OSError: If the peer has refused the connection, or ended it.
+        OSError: If the peer has refused or closed the connection.
     """
     sock.settimeout(0)
     if sock.version() != "TLSv1.3":
@@ -127,9 +127,9 @@ def await_verdict(sock: ssl.SSLSocket, seconds: float) -> bool:
 
 
 def heard_refusal(sock: socket.socket) -> OSError | None:
-    """Return the alert with which the peer ended a TLS connection, if it can be read now without waiting.
+    """Return the alert by which the peer closed a TLS connection, if it can be read without waiting.
 
-    Sending to a connection that is closed already fails before the alert has been read: see `await_verdict`.
+    A send over a closed connection fails before the alert is read: see `await_verdict`.
     """
     try:
         sock.settimeout(0)
@@ -178,10 +178,10 @@ def is_host(text: str) -> bool:
 
 
 def host_and_port(text: str) -> tuple[str, int] | None:
-    """Return the two if *text* is ``host:port``, as people write it; None for a name, an address, or a path."""
+    """Return host and port if *text* is ``host:port``; None for a name, an address or a path."""
     host, colon, port = text.rpartition(":")
     written = bool(colon and host) and port.isdecimal() and "/" not in host and "\0" not in host
-    # An IPv6 address has colons of its own, and brackets if a port follows.
+    # An IPv6 address contains colons; it is in brackets if a port follows.
     if not written or (":" in host and not host.endswith("]")):
         return None
     return host.strip("[]"), int(port)
@@ -191,7 +191,7 @@ def checked_port(port: int | None) -> int | None:
     """Return *port*, 1 to 65535, or None for a Unix socket.
 
     Raises:
-        ValueError: If it is neither, or there are no Unix sockets.
+        ValueError: If it is neither, or the system has no Unix sockets.
     """
     if port is None:
         if UNIX == -1:
@@ -205,10 +205,10 @@ def checked_port(port: int | None) -> int | None:
 
 
 def checked_limit(limit: Size, argument: str, least: int = LEAST_FRAME_BYTES) -> int:
-    """Return *limit*, a size that an event can be shortened to, as a number of bytes.
+    """Return *limit*, the size to which events are shortened, in bytes.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not such a size.
     """
     size = checked_size(limit, argument)
     if not least <= size < 1 << 32:
@@ -218,10 +218,10 @@ def checked_limit(limit: Size, argument: str, least: int = LEAST_FRAME_BYTES) ->
 
 
 def checked_age(age: Span | None) -> float | None:
-    """Return *age*, which a connection may reach, in seconds; None for no limit.
+    """Return *age*, the greatest age of a connection, in seconds; None for no limit.
 
     Raises:
-        ValueError: If it is no length of time, or none at all.
+        ValueError: If it is not a duration, or zero.
     """
     seconds = None if age is None else checked_seconds(age, "max_connection_age")
     if seconds == 0:
@@ -231,7 +231,7 @@ def checked_age(age: Span | None) -> float | None:
 
 
 def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) -> ssl.SSLContext | None:
-    """Return the context to encrypt with, or None.
+    """Return the TLS context; None for no encryption.
 
     Raises:
         ValueError: If there is a context for a Unix socket.
@@ -253,7 +253,7 @@ def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) ->
 
 
 def identity_of(sock: socket.socket | None) -> tuple[int, int] | None:
-    """Return what the system knows *sock* by; None if it is closed, or there is none."""
+    """Return device and inode of *sock*; None if it is closed or None."""
     try:
         status = os.fstat(-1 if sock is None else sock.fileno())
     except OSError:
@@ -262,10 +262,10 @@ def identity_of(sock: socket.socket | None) -> tuple[int, int] | None:
 
 
 def checked_factor(factor: float) -> float:
-    """Return *factor*, by which waits grow.
+    """Return *factor*, by which failures multiply the wait.
 
     Raises:
-        ValueError: If it is no number from 1 up.
+        ValueError: If it is not a number of at least 1.
     """
     if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not 1 <= factor < float("inf"):
         msg = f"retry_factor={factor!r} is not a number from 1 up"

@@ -1,4 +1,4 @@
-"""Events sent in frames over a connection: `SocketSink`."""
+"""Events in frames over a connection: `SocketSink`."""
 
 # WriteLock reads `holding` from the frame; `type(renderer) is OrjsonRenderer` does not narrow a callable for pyright.
 # pyright: reportFunctionMemberAccess=false, reportUnusedVariable=false
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.event.units import Size, Span
 
-#: What of a batch goes by one ``send``: a slow peer takes that much within any timeout that makes sense.
+#: The bytes of a batch that go by one ``send``; a slow peer takes them within any sensible timeout.
 _CHUNK_BYTES = 65_536
 
 
-#: Makes the frame of a plain event, given the sink, the event and its line of JSON. Raises where the pipeline has to.
+#: Returns the frame of a plain event, given the sink, the event and its JSON. It raises if the pipeline has to do it.
 MakeFrame = Callable[[Any, Any, bytes], bytes]
 
 
@@ -69,7 +69,7 @@ def _line(sink: Any, event: Any, line: bytes) -> bytes:
     return line + b"\n"
 
 
-#: Codecs whose payload is the data of an item, as an `OrjsonRenderer` makes it.
+#: Codecs whose payload is the item's data as `OrjsonRenderer` renders it.
 PLAIN_CODECS = (JSONFrames, JSONLines)
 
 
@@ -79,25 +79,25 @@ class SocketSink(ConnectedSink):
     Args:
         host: Name or address, IPv4 or IPv6; the path of a Unix socket when *port* is None.
         port: TCP port, 1 to 65535, or None.
-        codec: How an event becomes a frame. Default ``JSONFrames()``, which a `SocketListener` takes. `JSONLines` for
-            Logstash, Vector, syslog-ng and whatever reads lines, `PickleFrames` for the standard library's receivers,
-            `SignedFrames` for who must be sure of the sender.
+        codec: The form of a frame. Default ``JSONFrames()``, which `SocketListener` receives by default. `JSONLines` is
+            for Logstash, Vector, syslog-ng and other readers of lines, `PickleFrames` for the standard library's
+            receivers, `SignedFrames` for receivers that must verify the sender.
         max_frame_bytes: Size of a frame or line, without its length or line feed, above which the longest text fields
             are shortened and the event gets ``"truncated": true``; if that is not enough, the largest fields are left
-            out. Default 1 MiB, which is what `SocketListener` takes by default; at least 512. Settable.
-        tls: An `ssl.SSLContext` to encrypt with, which may hold a client certificate, or True for
-            ``ssl.create_default_context()``. Default None: no encryption. The server's certificate has to name *host*,
-            unless the context says otherwise.
-        nodelay: Send each frame at once (TCP_NODELAY). Default False: while the peer has not yet acknowledged what was
-            sent, small frames wait for one another (Nagle's algorithm), which takes half the time in the system.
-        timeout: Seconds, a timedelta or text such as ``"2s"``, that one connecting (to each address of the name) or one
-            sending may take. Default 1.0. The system's resolver of names keeps times of its own.
+            out. Default 1 MiB, the default limit of `SocketListener`; at least 512. Settable.
+        tls: An `ssl.SSLContext`, which may contain a client certificate, or True for
+            ``ssl.create_default_context()``. Default None: no encryption. The server's certificate must name *host*
+            unless the context disables that check.
+        nodelay: Send each frame at once (TCP_NODELAY). Default False: small frames are sent together
+            while the peer has not acknowledged earlier ones (Nagle's algorithm), which halves the system's time.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that one attempt to connect (to each address of the
+            name) or one send may take. Default 1.0. The system's name resolver has timeouts of its own.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
         retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
         retry_max: The longest wait in seconds. Default 30.0.
-        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a connection is replaced by a
-            new one, so that a changed address of the name, or a new backend of a balancer, is found. The old one is
-            ended in order, and stays where no new one can be had. Default None: it lasts as long as it works.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a new connection replaces the
+            old one. It follows a changed address of the name, or a new backend of a balancer. If no new connection can
+            be made, the old one stays in use. Default None: a connection lasts as long as it works.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. A listener
             with `JSONFrames` takes JSON objects only.
@@ -114,37 +114,37 @@ class SocketSink(ConnectedSink):
             comes without a port.
         TypeError: If *host*, *codec* or *tls* is of another type.
 
-    It connects at the first event. When `handle` returns, the operating system has the whole frame; whether the peer
-    has read it cannot be known, since nothing is acknowledged: what was on its way when a connection breaks is lost
-    and counted as delivered. Where that matters put a spool and HTTP in its place.
+    It connects at the first event. When `handle` returns, the operating system has the whole frame. The peer
+    acknowledges nothing: frames that are in transit when a connection breaks are lost, and counted as delivered. If
+    that matters, use a spool and HTTP instead.
 
-    With TLS 1.3 a server refuses a client's certificate after the handshake is over. So the first event waits for the
-    server's first word after it, for a tenth of a second and three times the handshake's time at most. Where the
-    refusal comes even later, the events sent before it are counted as ``dropped["error"]`` after all, and reported;
-    those that a wrapper has counted as delivered are reported.
+    With TLS 1.3 a server refuses a client's certificate after the handshake is over. So the first event waits until
+    the server sends something, for at most a tenth of a second and three times the duration of the handshake. If the
+    refusal comes later, the events sent before it are counted as ``dropped["error"]`` after all, and reported; those
+    that a wrapper has counted as delivered are only reported.
 
-    A connection that the peer has closed in the meantime is noticed before the next event is sent, and made anew. An
-    event whose sending fails is sent once more after connecting again; a frame sent in part makes a connection
-    unusable, and it is closed. If no connection can be had, the event is counted as ``dropped["error"]``; those that
-    come until the next attempt, which the application does not have to wait for, as ``dropped["backoff"]``.
-    ``on_error`` is told of each failed attempt, with the number of events lost since the last one that was told, and
-    not of each event. A peer that keeps closing new connections is treated like one that cannot be reached.
+    The sink notices before the next event that the peer has closed the connection, and makes a new one. An event whose
+    send fails is sent once more over a new connection. A connection is closed if a frame was sent in part. If no
+    connection can be made, the event is counted as ``dropped["error"]``. Events until the next attempt are counted as
+    ``dropped["backoff"]``, and the application does not wait for them. ``on_error`` is called for each failed attempt
+    with the number of events lost since the last call, not for each event. A peer that keeps closing new connections
+    is treated like an unreachable one.
 
-    So `handle` takes three timeouts at most: to send, connect, and send again; a peer that does not read is the only
-    reason for as much.
+    So `handle` takes three timeouts at most: to send, to connect, and to send again. Only a peer that does not read
+    makes it take that long.
 
     Safe from any thread; an event from a signal handler that interrupts a send is sent right after it. A forked child
-    opens its own connection, and leaves the parent's alone. ``close`` waits for a send in progress, and with TLS until
-    the peer has read everything and ended the connection too, both within its timeout. Without TLS what the operating
-    system has is still transmitted afterwards, and the peer sees an orderly end.
+    opens its own connection and leaves the parent's alone. ``close`` waits for a send in progress, and with TLS until
+    the peer has read everything and closed the connection too, both within its timeout. Without TLS the operating
+    system transmits afterwards what it has, and the peer sees an orderly end.
 
     Source: `logging.handlers.SocketHandler`, whose ``make_socket``, ``create_socket``, ``make_frame`` (``makePickle``)
     and ``send`` may be overridden as there; CPython bpo-10252 on what is lost when the receiver restarts.
     """
 
-    #: The attribute that limits the size of an event.
+    #: The name of the attribute that limits the size of an event.
     _limited_by: ClassVar[str] = "max_frame_bytes"
-    #: The class for whose methods the short cut stands in, and these methods: one that is overridden turns it off.
+    #: The short cut of `handle` replaces these methods of this class; a subclass that overrides one turns it off.
     _hot_class: ClassVar[type[SocketSink]]
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "send", "make_frame", "_put")
 
@@ -195,10 +195,10 @@ class SocketSink(ConnectedSink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: Events dropped while backing off that have not been reported yet.
+        #: How many events were dropped while backing off and are not reported yet.
         self._untold = 0
         self._sending = False
-        #: What a signal handler has sent during a send of the same thread, and by what.
+        #: What a signal handler has sent during a send of the same thread: the function that sends it, and the data.
         self._interrupting: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._given_up = self._aftermath = False
 
@@ -209,8 +209,8 @@ class SocketSink(ConnectedSink):
 
         When it returns, the operating system has the event, or it has been counted as dropped.
         """
-        # What the pipeline does, written out for the usual event over a healthy connection; the turn is taken by hand,
-        # see WriteLock. All else, and every failure before something has gone, starts anew in the pipeline.
+        # The short cut: the pipeline's steps for a plain event over a healthy connection. It takes the turn by hand:
+        # see WriteLock. In all other cases, and after a failure before anything was sent, the pipeline starts over.
         make = self._make_usual
         given: Any = event
         if make is not None:
@@ -220,7 +220,7 @@ class SocketSink(ConnectedSink):
                 if not (
                     given.__class__ is not dict
                     or "exc_info" in given
-                    or "exception" in given  # whose parts go with it
+                    or "exception" in given  # its parts are sent too
                     or "_record" in given
                     or "_logger" in given
                     or "_name" in given
@@ -256,13 +256,13 @@ class SocketSink(ConnectedSink):
                             if failure is None:
                                 ledger.delivered += 1
                         except ConnectionRefusedError as error:
-                            # The system says once that a datagram was refused: the pipeline would not hear of it.
+                            # The system reports a refused datagram only once: the pipeline would not see it.
                             self._give_up_on(error)
                             raise
                         except Exception:
                             raise
                         except BaseException:
-                            # How much the system had taken is not known.
+                            # Nobody knows how much was sent.
                             self._disconnect()
                             raise
                         finally:
@@ -289,7 +289,7 @@ class SocketSink(ConnectedSink):
         try:
             self.deliver(event)
         except ReentrantEventError:
-            pass  # counted; a report could be what feeds the loop
+            pass  # it is counted; a report could cause the loop
         except Exception as error:
             self._apply_policy(error, event, self._events_lost_to(error))
         else:
@@ -297,7 +297,7 @@ class SocketSink(ConnectedSink):
                 self._settle()
 
     def _apply_policy(self, error: Exception, event: object, events: int) -> None:
-        """Report *error*, and the events lost before it, unless it is one more event lost while backing off."""
+        """Report *error* and the events lost before it; count an event that was lost while backing off."""
         if isinstance(error, BackoffError) and self.on_error != "raise":
             with self._ledger.lock:
                 self._untold += events
@@ -307,7 +307,7 @@ class SocketSink(ConnectedSink):
             self._fail(error, event, events=events + untold, suppressed=untold)
 
     def _settle(self, *, raising: bool = True) -> None:
-        """Send what signal handlers have logged meanwhile, and report what was dropped or refused before."""
+        """Send what signal handlers have logged meanwhile, and report events that were dropped or refused before."""
         if self._interrupting:
             with self._lock:
                 if not (self._sending or self._lock._borrowed):
@@ -343,7 +343,7 @@ class SocketSink(ConnectedSink):
             and self._tls is None
             and not (self._terminator or self._processors or self._closed or self._reporting)
         )
-        #: Makes the frame of a plain event; None if that is not all there is to do.
+        #: Returns the frame of a plain event for the short cut; None turns it off.
         self._make_usual = self._usual_frame() if usual else None
 
     def _usual_frame(self) -> MakeFrame | None:
@@ -351,7 +351,7 @@ class SocketSink(ConnectedSink):
 
     @property
     def codec(self) -> Codec:
-        """How an event becomes a frame; settable."""
+        """The form of a frame; settable."""
         return self._codec
 
     @codec.setter
@@ -362,8 +362,8 @@ class SocketSink(ConnectedSink):
     def close(self, timeout: float | None = None) -> bool:
         """Close the connection; idempotent. Return False if a send in progress had to be given up.
 
-        It is False too if the peer has refused the connection after events had been sent. Events that come later are
-        counted as ``dropped["closed"]``.
+        It is also False if the peer has refused the connection after events were sent. Later events are counted as
+        ``dropped["closed"]``.
 
         Args:
             timeout: Seconds to wait for a send in progress. None stands for `drain_timeout`, 5 s.
@@ -375,7 +375,7 @@ class SocketSink(ConnectedSink):
         return closed and not refused
 
     def drain(self, timeout: float) -> None:
-        """End an encrypted connection in order, at exit; the sink stays open, and a later event makes a new one."""
+        """Close an encrypted connection in order, at exit; the sink stays open, and a later event makes a new one."""
         if self._tls is not None and not self._closed and self._lock.acquire(timeout):
             try:
                 self._deadline = now() + timeout
@@ -393,13 +393,13 @@ class SocketSink(ConnectedSink):
     # -- frames
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
-        """Return the bytes to send for *event*: its length in four bytes, big-endian, and what the codec makes of it.
+        """Return the bytes to send for *event*: the length in four bytes, big-endian, and the codec's payload.
 
-        With a codec that has a delimiter, such as `JSONLines`, that ends it, and no length stands before it. An event
-        that is too large is shortened. Called outside the sink's lock.
+        If the codec has a delimiter, as `JSONLines` has, the delimiter ends the payload, and no length precedes it. An
+        event that is too large is shortened. Called outside the sink's lock.
 
         Raises:
-            PermanentDeliveryError: If it cannot be made small enough.
+            PermanentDeliveryError: If it cannot be shortened enough.
         """
         data = self._frame(self.codec.encode(event, self.render))
         return data if len(data) <= self._limit else self._shortened(event)
@@ -423,7 +423,7 @@ class SocketSink(ConnectedSink):
             raise OversizeError(msg)
         return data
 
-    # -- the way out
+    # -- sending
 
     def emit(self, event: dict[str, Any]) -> None:
         """Send one event."""
@@ -434,7 +434,7 @@ class SocketSink(ConnectedSink):
         self._send_undivided(self.send, data)
 
     def _send_undivided(self, send: Callable[[Any], None], data: Any) -> None:
-        """Send *data* by *send*; if a signal handler logs while its thread sends a frame, send it right after."""
+        """Call ``send(data)``; if its thread is sending a frame already, in a signal handler, do so right after."""
         if self._sending or self._lock._borrowed:
             self._interrupting.append((send, data))
             self._aftermath = True
@@ -457,7 +457,7 @@ class SocketSink(ConnectedSink):
             try:
                 send(data)
             except Exception as error:
-                # It was counted as delivered when it came.
+                # The event was counted as delivered when it came.
                 self._ledger.delivered -= 1
                 self._ledger.drop(reason_of(error))
                 self._untold += 1
@@ -478,12 +478,12 @@ class SocketSink(ConnectedSink):
                 self._ledger.delivered += 1
                 delivered = True
         except BaseException:
-            if delivered:  # interrupted at the way out, and counted as that
+            if delivered:  # an interrupt on leaving, which is counted instead
                 self._ledger.delivered -= 1
             raise
 
     def _await_turn(self, data: bytes) -> Exception | None:
-        """Wait for the turn and send *data*, which is complete as it is; return the error if that fails."""
+        """Wait for the turn and send *data*, a complete frame; return the error if that fails."""
         try:
             self._put_frame(lambda frame: self._send_undivided(self._send_made, frame), data)
         except Exception as error:
@@ -502,7 +502,7 @@ class SocketSink(ConnectedSink):
     # -- batches
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as the renderer makes it, as a batch item; text that somebody else rendered as JSON."""
+        """Return *event*, rendered, as a batch item; already rendered text becomes JSON."""
         if isinstance(event, TextEvent):
             return self._encoded(event, as_json(event, self.render))
         return super().encode(event)
@@ -511,19 +511,19 @@ class SocketSink(ConnectedSink):
 
     @property
     def needs_moment(self) -> bool:
-        """See `Forwarding.needs_moment`: a frame or line of JSON is the item's data."""
+        """See `Forwarding.needs_moment`: False if a frame is the item's data."""
         return super().needs_moment or type(self._codec) not in PLAIN_CODECS
 
     @property
     def takes_any_number(self) -> bool:
-        """See `Forwarding.takes_any_number`: on a stream frames are sent together."""
+        """See `Forwarding.takes_any_number`: True for a stream, whose frames are sent together."""
         return super().takes_any_number and self._ends and type(self._codec) in PLAIN_CODECS
 
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Send each item in a frame of its own; what comes after one that could not be sent is left for a retry.
+        """Send each item in a frame of its own; after a failure leave the rest for a retry.
 
-        On a stream many frames go by one ``send``. What the system has taken of them before a connection broke is not
+        On a stream many frames go by one ``send``. Frames that the system took whole before a connection broke are not
         sent again.
         """
         own = type(self)
@@ -534,16 +534,16 @@ class SocketSink(ConnectedSink):
         else:
             result = self._emit_together(frames)
         if self._aftermath:
-            # What is raised from a batch would say that none of it was taken.
+            # An exception would say that nothing of the batch was taken.
             self._settle(raising=False)
         return result
 
     def _frames_together(self, batch: Sequence[Encoded]) -> Frames | None:
-        """Return the frames of *batch*; None if they have to be made and sent one by one."""
+        """Return the frames of *batch*; None if each has to be made and sent by itself."""
         payloads, kind = data_of(batch), type(self._codec)
         if kind is JSONFrames:
             frames = Frames(payloads, heads=None if self._ends else b"")
-        # What somebody's renderer made, or a disk has kept for another sink, may have line breaks.
+        # The output of another renderer, or a spooled item of another sink, may contain line breaks.
         elif kind is JSONLines and not has_line_breaks(b"".join(payloads)):
             frames = Frames(payloads, end=b"\n")
         else:
@@ -551,7 +551,7 @@ class SocketSink(ConnectedSink):
         return frames if frames.longest <= self._limit else None
 
     def _emit_together(self, frames: Frames) -> BatchResult | None:
-        """Send *frames* in chunks, each with the whole timeout."""
+        """Send *frames* in chunks, each within the whole timeout."""
         rejected: dict[int, str] = {}
         done = 0
         with self._lock:
@@ -576,7 +576,7 @@ class SocketSink(ConnectedSink):
         return BatchResult(rejected=rejected) if rejected else None
 
     def _give_up(self) -> None:
-        # The thread that is sending closes the connection when it is done.
+        # The sending thread closes the connection when it has finished.
         self._given_up = self._aftermath = True
 
 
