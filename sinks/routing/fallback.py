@@ -1,4 +1,4 @@
-"""One event to the first of several sinks that takes it: `FallbackSink`."""
+"""Each event goes to the first of several sinks that takes it: `FallbackSink`."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 
 class FallbackSink(Router):
-    """Hand each event to *primary*; if that fails, to the next sink, until one takes it.
+    """Pass each event to *primary*; if that fails, to the next sink, until one takes it.
 
-    For a local file beside a network target, or a second collector. Each event is tried with *primary* first, so what
-    fails should fail fast.
+    Use it for a local file as a substitute for a network target, or for a second collector. Each event is tried with
+    *primary* first, so a sink that fails should fail fast.
 
-    A sink that filters an event, by its level or a processor, has taken it: filters say what belongs where, and not
-    that something is wrong. A sink that raises has not; its own ``on_error`` is told if it was given one, and this
-    sink's too, as of a failure that cost nothing. If all fail, their errors are raised as one, and the event is lost.
+    A sink that filters an event, by its level or a processor, counts as having taken it: a filter is not a failure. A
+    sink that raises has not taken the event. Its own ``on_error`` is called if it has one, and this sink's
+    ``on_error`` too, with no event lost. If all sinks fail, one error is raised for all, and the event is lost.
 
-    Behind a `BackgroundSink` or a `SpoolSink` the children's levels and processors run in the thread that logs. What
-    no child takes and one of them may take later is tried again, with *primary* first.
+    Behind a `BackgroundSink` or a `SpoolSink` the children's levels and processors run in the thread that logs. An
+    event that no child takes is tried again, with *primary* first, if one of them may take it later.
 
     Args:
-        primary: The sink that should have the events.
-        *others: The sinks to try in its place, in this order. All are owned: `close` closes them.
+        primary: The sink for all events.
+        *others: The substitutes, in this order. All sinks are owned: `close` closes them.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -49,9 +49,9 @@ class FallbackSink(Router):
         TypeError: If one of the sinks is no `Sink`.
         ValueError: If one comes twice.
 
-    Each child keeps its own account in ``stats().targets``: what *primary* could not take is dropped there and
-    delivered here. Holds no lock, and so waits for no other thread. `flush` and `close` share their timeout among the
-    children.
+    Each child has its own ledger in ``stats().targets``: an event that *primary* did not take is dropped in its ledger
+    and delivered in this one. It holds no lock, so it never waits for other threads. `flush` and `close` divide their
+    timeout among the children.
     """
 
     _kind = "fallback"
@@ -69,11 +69,11 @@ class FallbackSink(Router):
 
     @property
     def behind(self) -> tuple[Sink, ...]:
-        """See `Forwarding.behind`: what the others hold back is told when they are closed."""
+        """See `Forwarding.behind`: the others report what they held back when they are closed."""
         return self.sinks[:1]
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Hand *event* to the first child that takes it; raise if none does."""
+        """Pass *event* to the first child that takes it; raise if none does."""
         failures: list[tuple[Sink, Exception]] = []
         for sink in self.sinks:
             try:
@@ -81,9 +81,9 @@ class FallbackSink(Router):
             except Exception as error:
                 lost = sink._events_lost_to(error)
                 failures.append((sink, error))
-                if not isinstance(error, ReentrantEventError):  # telling could be what feeds the loop
+                if not isinstance(error, ReentrantEventError):  # a report could cause the loop
                     tell_owner(sink, error, lost, event)
-                if not lost:  # it has been put out nevertheless
+                if not lost:  # it was emitted nevertheless
                     break
             else:
                 break
@@ -105,7 +105,7 @@ class FallbackSink(Router):
         raise TemporaryDeliveryError(str(error), min(waits) if waits else None)
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Give each item's part to the first child that takes it.
+        """Pass each item's part to the first child that takes it.
 
         Raises:
             TemporaryDeliveryError: If no child could take anything.
@@ -139,11 +139,11 @@ class FallbackSink(Router):
         return seen.result(retry, rejected, min)
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as each child wants it, past the child's level and processors, as one batch item.
+        """Return one batch item of *event* with a part for each child, after the child's level and processors.
 
         Raises:
             DropEvent: If the first child that does not fail filters it.
-            Exception: What the children raise, if all fail.
+            Exception: The error of the children, if all fail.
         """
         parts: list[Encoded | None] = []
         refused: dict[int, str] = {}
@@ -170,7 +170,7 @@ class FallbackSink(Router):
         return routed(self._kind, parts, refused, self._encoded(event, b""))
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
-        # No lock: each child has its own, and this sink has nothing to guard but the count.
+        # No lock is needed: each child has its own, and this sink only counts.
         self.emit(event)
         with self._ledger.lock:
             self._ledger.delivered += 1

@@ -1,4 +1,4 @@
-"""One event to each of several sinks: `FanoutSink`."""
+"""Each event goes to all of several sinks: `FanoutSink`."""
 
 # WriteLock reads `holding` from the frame.
 # pyright: reportUnusedVariable=false
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 
 class FanoutSink(Router):
-    """Hand each event to several sinks; all are tried, whatever one does.
+    """Pass each event to several sinks; all are tried, even if one fails.
 
-    Each child applies its own level, processors and renderer, and keeps its own account in ``stats().targets``. Here
-    an event counts as delivered once it was handed to every child. A child that fails has counted the loss; its own
-    ``on_error`` is told if it was given one, and the failure is raised when all children have been tried, so that this
-    sink's ``on_error`` (or a router around it) is told as well.
+    Each child applies its own level, processors and renderer, and has its own ledger in ``stats().targets``. In this
+    sink's ledger an event is delivered once it was passed to every child. A child that fails counts the loss, and its
+    own ``on_error`` is called if it has one. The failure is raised after all children have been tried, so that this
+    sink's ``on_error`` (or a router around it) is called too.
 
-    Behind a `BackgroundSink` or a `SpoolSink` the children's levels and processors run in the thread that logs, and a
-    child that fails temporarily is given the events again without the others seeing them twice. An event that one child
-    refuses for good counts there as refused, though the others have it.
+    Behind a `BackgroundSink` or a `SpoolSink` the children's levels and processors run in the thread that logs. A child
+    that fails temporarily gets the events again; the others do not get them twice. An event that one child refuses for
+    good counts as rejected, even if the others have taken it.
 
     Args:
-        *sinks: The children, one at least. They are owned: `close` closes them.
+        *sinks: The children, at least one. They are owned: `close` closes them.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -52,18 +52,19 @@ class FanoutSink(Router):
         TypeError: If one of *sinks* is no `Sink`.
         ValueError: If there is none, or one comes twice.
 
-    Where all children are files that take events as they are, an event is encoded once, and one thread at a time writes
-    to all of them; otherwise no lock is held. `flush` and `close` share their timeout among the children.
+    If all children are files without processors, levels and renderers of their own, an event is encoded once, and one
+    thread at a time writes to all of them; otherwise no lock is held. `flush` and `close` divide their timeout among
+    the children.
     """
 
     _kind = "fanout"
 
-    #: The children and what puts a line out there, if all can do that at once; None: each event is handed on.
+    #: The children and the functions that append a line to them; None if a child has no such function.
     _appenders: tuple[tuple[Sink, Callable[[Any, bytes], None]], ...] | None = None
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``."""
-        # For children that append lines: one line is made for all, and one turn taken over all.
+        # If all children append lines, one line is made for all, under one turn.
         appenders = self._appenders
         done = 0
         if appenders is not None:
@@ -99,7 +100,7 @@ class FanoutSink(Router):
             except Exception:
                 pass
             except BaseException:
-                # The child that it came in at has counted it there.
+                # The interrupted child has counted it in its own ledger.
                 self._count_dropped("interrupted")
                 raise
         if not done:
@@ -121,13 +122,13 @@ class FanoutSink(Router):
         self._appenders = tuple(appenders) if usual and not busy and len(appenders) == len(found) else None
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Hand *event* to every child; raise what failed when all have been tried."""
+        """Pass *event* to every child; raise the failures after all have been tried."""
         failure = self._hand(event)
         if failure is not None:
             raise failure
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Give every child its part of each item that it has not settled yet.
+        """Pass to every child its part of each item that the child has not settled yet.
 
         Raises:
             TemporaryDeliveryError: If no child could take anything.
@@ -167,8 +168,8 @@ class FanoutSink(Router):
         return seen.result(sorted(waiting), rejected, max)
 
     def _emit_shared(self, batch: Batch) -> BatchResult | None:
-        """Give every child the same items, encoded once, and remember who has which only when one has failed."""
-        mixed = Routed in batch.kinds()  # an event that was not plain has a part for each
+        """Pass the same items to every child; note who has taken which only after one has failed."""
+        mixed = Routed in batch.kinds()  # an event that is not plain has a part for each child
         notes: dict[int, Note | Routed] = batch.notes.get(self, {})
         waiting: set[int] = set()
         seen = Answers()
@@ -213,38 +214,38 @@ class FanoutSink(Router):
 
     @property
     def plain(self) -> bool:
-        """See `Forwarding.plain`: if it is true of all children, they share what is encoded once."""
+        """See `Forwarding.plain`: True if it is true of all children, which then share one encoding."""
         own = type(self)
         usual = own.encode is FanoutSink.encode and own.make_item is Sink.make_item and not self._processors
         return usual and all(sink.plain and not sink.level for sink in self.sinks)
 
     @property
     def keeps_types(self) -> bool:
-        """See `Forwarding.keeps_types`: if one of the children does."""
+        """See `Forwarding.keeps_types`: True if a child does."""
         return any(sink.keeps_types for sink in self.sinks)
 
     @property
     def needs_moment(self) -> bool:
-        """See `Forwarding.needs_moment`: if one of the children does."""
+        """See `Forwarding.needs_moment`: True if a child does."""
         return any(sink.needs_moment for sink in self.sinks)
 
     @property
     def takes_any_number(self) -> bool:
-        """See `Forwarding.takes_any_number`: if all children do."""
+        """See `Forwarding.takes_any_number`: True if all children do."""
         return all(sink.takes_any_number for sink in self.sinks)
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return what each child wants of an item that a disk has kept; see `Forwarding.restore_item`."""
-        # What all share was kept as it is.
+        """Return a spooled item with a part for each child; see `Forwarding.restore_item`."""
+        # An item that all children share was stored as it is.
         shared = self.plain and not data.startswith(_ROUTED)
         return Encoded(data, level, time) if shared else self._split(data, level, time)
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as each child wants it, past the child's level and processors, as one batch item.
+        """Return one batch item of *event* with a part for each child, after the child's level and processors.
 
         Raises:
             DropEvent: If all children filter it.
-            Exception: What a child raises, if no other one takes it.
+            Exception: The error of a child, if no other child takes the event.
         """
         line = _plain_line(event) if self.plain else None
         if line is not None and not (self.keeps_types and b"null" in line):
@@ -270,7 +271,7 @@ class FanoutSink(Router):
         return routed(self._kind, parts, {}, self._encoded(event, b""))
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
-        # No lock: each child has its own, and this sink has nothing to guard but the count.
+        # No lock is needed: each child has its own, and this sink only counts.
         failure = self._hand(event)
         with self._ledger.lock:
             self._ledger.delivered += 1
@@ -282,7 +283,7 @@ class FanoutSink(Router):
             try:
                 sink.deliver(event)
             except ReentrantEventError:
-                pass  # counted by the child; telling could be what feeds the loop
+                pass  # the child has counted it; a report could cause the loop
             except Exception as error:
                 failures.append((sink, error))
         for sink, failure in failures:
@@ -294,7 +295,7 @@ class FanoutSink(Router):
 
 HAND_TAKEN.add(FanoutSink.handle.__code__)
 
-#: How the data of an item begins that holds a part for each child of a fanout.
+#: The beginning of an item's data that has a part for each child of a fanout.
 _ROUTED = b'{"fanout":['
 
 
@@ -306,5 +307,5 @@ def _plain_line(event: dict[str, Any]) -> bytes | None:
 
 
 def _part_of(item: Any, number: int) -> Any:
-    """Return what the child of this *number* is given of *item*, as it waits: a part, or what all share."""
+    """Return what the child with this *number* gets of *item*, as it waits: its part, or the shared item."""
     return item.parts[number] if isinstance(item, Routed) else item

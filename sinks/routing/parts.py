@@ -1,4 +1,4 @@
-"""An event on its way to several sinks: what each of them wants of it, and who has it already."""
+"""An event for several sinks: the part of each sink, and which sinks have taken it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import BatchResult
     from outfall.sinks.core.sink import Sink
 
-#: orjson makes floats of integers beyond 64 bits.
+#: orjson turns integers beyond 64 bits into floats.
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 @dataclass(frozen=True, slots=True)
 class Routed(Encoded):
-    """A batch item that holds an item for each sink of a router.
+    """A batch item that contains an item for each sink of a router.
 
     Its ``data`` is one JSON object, for example ``{"fanout":[{"level":20,"time":1.5,"event":{…}},null]}``: for each
-    sink an object, null where the sink filtered the event, or a text that says why it failed. The object has ``event``
-    for data that is a JSON object, ``text`` for other text and ``base64`` for all else.
+    sink an object, null if the sink filtered the event, or a text that says why it failed. The object has ``event`` for
+    data that is a JSON object, ``text`` for other text and ``base64`` for other bytes.
 
     Args:
-        parts: What each sink wants, in the order of the sinks; None where it wants nothing.
-        done: The places of the sinks that need not be given it again.
-        refused: Why a sink does not take it, by the sink's place.
+        parts: The item of each sink, in the order of the sinks; None if the sink filtered the event.
+        done: The indexes of the sinks that do not need it again.
+        refused: Why a sink does not take it, by the sink's index.
     """
 
     parts: tuple[Encoded | None, ...] = ()
@@ -46,7 +46,7 @@ class Routed(Encoded):
 
     @property
     def event(self) -> dict[str, Any]:
-        """The event as the first of the sinks that want it sees it."""
+        """The event as the first sink that does not filter it sees it."""
         for part in self.parts:
             if part is not None:
                 return part.event
@@ -54,7 +54,7 @@ class Routed(Encoded):
 
 
 def routed(kind: str, parts: Sequence[Encoded | None], refused: dict[int, str], whole: Encoded) -> Routed:
-    """Return the item for *parts*, with the level and time of *whole*."""
+    """Return the item of *parts*, with the level and time of *whole*."""
     written = [refused.get(place) if part is None else _written(part) for place, part in enumerate(parts)]
     data = orjson.dumps({kind: written})
     return Routed(data, whole.level, whole.time, tuple(parts), set(), dict(refused))
@@ -79,7 +79,7 @@ def _written(part: Encoded) -> dict[str, Any]:
 
 
 def restored(kind: str, data: bytes, level: float, time: float, sinks: Sequence[Sink]) -> Routed | None:
-    """Return again what `routed` made; None if *data* was made of something else, or for other sinks."""
+    """Return what `routed` returned for *data*; None if *data* is of another kind, or for other sinks."""
     try:
         written: Any = orjson.loads(data)[kind]
         if not isinstance(written, list) or len(written) != len(sinks):
@@ -109,14 +109,14 @@ def _part(content: dict[str, Any], sink: Sink) -> Encoded:
 
 @dataclass(slots=True)
 class Answer:
-    """What a sink made of some items.
+    """A sink's answer to some items.
 
     Args:
-        waiting: Which should be tried again.
+        waiting: The indexes of the items to try again.
         refused: Why the sink refuses an item for good, by index.
-        unknown: How many more it refused without saying which.
-        error: What it raised at the last, where something waits.
-        retry_after: Seconds to wait before the next attempt, or None when it did not say.
+        unknown: How many more items it refused without saying which.
+        error: The error because of which items wait; None if none does.
+        retry_after: Seconds to wait before the next attempt; None if the sink did not say.
     """
 
     waiting: list[int] = field(default_factory=list[int])
@@ -128,11 +128,11 @@ class Answer:
 
 @dataclass(slots=True)
 class Note:
-    """What a router remembers about an item that all of its sinks share, once one of them has failed.
+    """What a router notes about an item that its sinks share, after one of them has failed.
 
     Args:
-        done: The places of the sinks that need not be given it again.
-        refused: Why a sink does not take it, by the sink's place.
+        done: The indexes of the sinks that do not need it again.
+        refused: Why a sink does not take it, by the sink's index.
     """
 
     done: set[int] = field(default_factory=set[int])
@@ -140,7 +140,7 @@ class Note:
 
 
 def offer(sink: Sink, items: Batch) -> Answer:
-    """Give *items* to *sink* once, in smaller parts where it refuses a part for one of them."""
+    """Pass *items* to *sink* once; divide a part that the sink refuses because of one item."""
     answer = Answer()
     whole = items
     left: deque[Sequence[int]] = deque([range(len(items))] if len(items) else [])
@@ -182,7 +182,7 @@ def _reason(error: Exception, item: Encoded) -> str:
 
 
 def key_for(batch: Sequence[Encoded], indexes: Sequence[int], place: int) -> str:
-    """Return the key under which the sink at *place* gets the items at *indexes*: the same for the same items."""
+    """Return the batch key for the sink at *place* and the items at *indexes*: the same for the same items."""
     if not isinstance(batch, Batch):
         return Batch(()).key
     keys = batch.item_keys

@@ -1,4 +1,4 @@
-"""What the sinks that hand events to other sinks have in common."""
+"""The common part of sinks that pass events to other sinks: `Router`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Router(Sink):
-    """What `FanoutSink` and `FallbackSink` have in common."""
+    """The common part of `FanoutSink` and `FallbackSink`."""
 
     shows_people = True
 
-    #: The key under which a batch item's data holds what the sinks want.
+    #: The key in a batch item's data that has the sinks' parts.
     _kind: ClassVar[str]
 
     def __init__(
@@ -57,14 +57,14 @@ class Router(Sink):
         self._changed()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Flush every child within one timeout; True if all said so."""
+        """Flush every child within one timeout; return True if each returned True."""
         deadline = now() + self._seconds(timeout)
         self._put_remainders(deadline)
         flushed = [sink.flush(max(0.0, deadline - now())) for sink in self.sinks]
         return all(flushed)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Close every child within one timeout; True if none had to give something up."""
+        """Close every child within one timeout; return True if none gave anything up."""
         deadline = now() + self._seconds(timeout)
         super().close(timeout)
         closed = [sink.close(max(0.0, deadline - now())) for sink in self.sinks]
@@ -76,14 +76,14 @@ class Router(Sink):
         return self.sinks
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return what each sink wants of an item that a disk has kept; see `Forwarding.restore_item`."""
+        """Return a spooled item with a part for each sink; see `Forwarding.restore_item`."""
         return self._split(data, level, time)
 
     def _split(self, data: bytes, level: float, time: float) -> Routed:
         made = restored(self._kind, data, level, time, self.sinks)
         if made is not None:
             return made
-        # It was kept for another sink, or for other children.
+        # It was stored for another sink, or for other children.
         event = Encoded(data, level, time).event
         parts = [_encoded(sink, event) for sink in self.sinks]
         return Routed(data, level, time, tuple(parts))
@@ -93,7 +93,7 @@ class Router(Sink):
             return [
                 item if isinstance(item, Routed) else self._split(item.data, item.level, item.time) for item in batch
             ]
-        # The same objects at each retry: they know who has the event already.
+        # A retry uses the same objects: they know which sinks have taken the event.
         notes = batch.notes.setdefault(self, {})
         items: list[Routed] = []
         for place, item in zip(batch.places, batch, strict=True):
@@ -103,7 +103,7 @@ class Router(Sink):
         return items
 
     def _account(self, sink: Sink, items: int, answer: Answer) -> None:
-        """Count what a child made of so many items, and tell its own on_error of what it refused or raised."""
+        """Count a child's *answer* to *items* items, and call its own on_error for what it refused or raised."""
         refused = len(answer.refused) + answer.unknown
         if not sink.counts_batches:
             delivered = items - len(answer.waiting) - refused
@@ -140,7 +140,7 @@ class Router(Sink):
 
 
 def prepared(sink: Sink, event: dict[str, Any]) -> tuple[Encoded | None, Exception | None]:
-    """Return what *sink* wants of *event*, None if it filters it; or what it raised."""
+    """Return the item of *event* for *sink*, None if the sink filters it, and the error that it raised."""
     try:
         return sink.make_item(event), None
     except DropEvent:
@@ -157,18 +157,18 @@ def _encoded(sink: Sink, event: dict[str, Any]) -> Encoded | None:
 
 
 class Answers:
-    """What the sinks of a router said to one batch."""
+    """The answers of a router's sinks to one batch."""
 
     def __init__(self) -> None:
-        #: Why something waits, one for each sink.
+        #: The errors because of which items wait, one for each sink.
         self.errors: list[Exception] = []
-        #: These, and why something was refused.
+        #: These, and the reasons of refusals.
         self.problems: list[Exception] = []
         self._waits: list[float] = []
         self._unknown = 0
 
     def add(self, answer: Answer) -> Answer:
-        """Remember *answer*, of one more sink, and return it."""
+        """Store *answer*, of one more sink, and return it."""
         self._unknown += answer.unknown
         if answer.refused:
             self.problems.append(PermanentDeliveryError(next(iter(answer.refused.values()))))
@@ -180,18 +180,18 @@ class Answers:
         return answer
 
     def gentlest(self) -> Exception:
-        """Return the error to raise for all: a pause only if all want one."""
+        """Return the error to raise for all; a `PausedDeliveryError` only if all are."""
         return next((error for error in self.errors if not isinstance(error, PausedDeliveryError)), self.errors[0])
 
     def result(
         self, retry: list[int], rejected: dict[int, str], choose: Callable[[list[float]], float]
     ) -> BatchResult | None:
-        """Return what became of the batch; None if all of it was taken.
+        """Return the result of the batch; None if all of it was taken.
 
         Args:
-            retry: The places of the items that wait.
-            rejected: Why an item was refused, by its place.
-            choose: Which of several waits counts, ``min`` or ``max``.
+            retry: The indexes of the items that wait.
+            rejected: Why an item was refused, by index.
+            choose: Selects one of several waits, ``min`` or ``max``.
         """
         if not (retry or rejected or self._unknown):
             return None
@@ -199,7 +199,7 @@ class Answers:
 
 
 def tell_owner(sink: Sink, error: Exception, events: int, event: object = None) -> None:
-    """Tell the on_error that a child was given of its own; what it was not given, the router's is for."""
+    """Call the on_error of a child that has one of its own; otherwise the router's is called."""
     if sink.on_error is not report and sink.on_error != "raise":
         sink._fail(error, event, events=events)
     else:
