@@ -38,8 +38,8 @@ class RedisSink(BrokerSink):
         username: The user, if it is not in the URL. Default None.
         password: The password, if it is not in the URL. Default None.
         sentinel: The name that sentinels know the master by. Default None: *url* names servers.
-        timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take, that sending a batch may take,
-            and that the server may leave unanswered. Default 5.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that a batch and its answers may take, connecting
+            included. Default 5.
         verify: With TLS, True to trust the certificate authorities that Python trusts (default), or the path of a file
             of others; False to trust anybody.
         cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key. Default
@@ -166,6 +166,7 @@ class RedisSink(BrokerSink):
                     command(*head, data, *more, *(() if time is None else ("time", repr(time))))
         if self._replicas:
             command("WAIT", self._replicas, max(1, int(self._timeout * _SHARE_OF_WAIT * 1000)))
+        client.exchange.begin()
         try:
             answers: list[Any] = pipe.execute(raise_on_error=False)
         except Exception as error:

@@ -72,8 +72,8 @@ class RedisListener(BrokerListener):
         username: The user, if it is not in the URL. Default None.
         password: The password, if it is not in the URL. Default None.
         sentinel: The name that sentinels know the master by. Default None.
-        timeout: Seconds, a timedelta or text, that connecting may take, and that the server may leave unanswered.
-            Default 5.
+        timeout: Seconds, a timedelta or text, that an exchange with the server may take, connecting included. Default
+            5.
         verify: With TLS, True to trust the certificate authorities that Python trusts (default), or the path of a file
             of others; False to trust anybody.
         cert: The client's certificate: the path of a file with the key in it, or paths of certificate and key. Default

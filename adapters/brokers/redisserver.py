@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from outfall.adapters.brokers.client import package
 from outfall.sinks.core.arguments import MAX_PORT
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.reporting import place_of
 from outfall.sinks.errors import DeliveryError, PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError
 
@@ -32,7 +33,7 @@ class RedisServer:
         sentinel: The name of the master to ask sentinels for.
         verify: True to trust the authorities that Python trusts, or a file of others; False to trust anybody.
         cert: The client's certificate.
-        timeout: Seconds that connecting may take, and each answer.
+        timeout: Seconds that an exchange may take, connecting included.
 
     Raises:
         ValueError: If *url* is not usable.
@@ -82,6 +83,7 @@ class RedisServer:
             **tls,
         }
         self._login = {"username": username, "password": password, "db": int(database or 0)}
+        self.timeout: float = timeout
         self.sentinel = sentinel
         self.places: list[tuple[str, int]] = [
             _place(each, _PORT if sentinel is None else _SENTINEL_PORT) for each in places.split(",")
@@ -92,14 +94,23 @@ class RedisServer:
     def __repr__(self) -> str:
         return f"<RedisServer {self.peer}>"
 
-    def client(self, place: tuple[str, int]) -> Any:
-        """Return a client for the server at *place*, or the one that sentinels name. It connects when it is used."""
+    def client(self, place: tuple[str, int], exchange: Exchange) -> Any:
+        """Return a client for the server at *place*, or the one that sentinels name. It connects when it is used.
+
+        Its connections take no longer than *exchange* may.
+        """
+        usual = {name: value for name, value in self._usual.items() if name != "ssl"}
+        tls = "SSL" if "ssl" in self._usual else ""
         if self.sentinel is None:
-            return self.redis.Redis(host=place[0], port=place[1], **self._login, **self._usual)
-        sentinels = package("redis.sentinel", "redis").Sentinel(
-            self.places, sentinel_kwargs=self._usual, **self._login, **self._usual
-        )
-        return sentinels.master_for(self.sentinel)
+            kind = getattr(self.redis, f"{tls}Connection")
+            pool = self.redis.ConnectionPool(
+                connection_class=_timed(kind, exchange), host=place[0], port=place[1], **self._login, **usual
+            )
+            return self.redis.Redis(connection_pool=pool)
+        module = package("redis.sentinel", "redis")
+        sentinels = module.Sentinel(self.places, sentinel_kwargs=self._usual, **self._login, **usual)
+        kind = getattr(module, f"SentinelManaged{tls}Connection")
+        return sentinels.master_for(self.sentinel, connection_class=_timed(kind, exchange))
 
     def failure(self, error: Exception) -> DeliveryError:
         """Return what *error*, raised or answered by redis-py, means, without what it may repeat of an event."""
@@ -171,6 +182,69 @@ def _moved(error: Exception) -> tuple[str, int] | None:
     return None if found is None else (found[1], int(found[2]))
 
 
+class Exchange:
+    """What is sent to a server, and its answers: how long that may take, and until when.
+
+    Args:
+        seconds: How long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline = float("inf")
+
+    def begin(self) -> None:
+        """Begin another."""
+        self._deadline = now() + self._seconds
+
+    def left(self) -> float:
+        """Return how many seconds are left.
+
+        Raises:
+            TimeoutError: If none are.
+        """
+        left = self._deadline - now()
+        if left <= 0:
+            msg = "the exchange is not over in time"
+            raise TimeoutError(msg)
+        return min(left, self._seconds)
+
+
+class _TimedSocket:
+    """A socket of redis-py's, whose own time-out begins anew with each piece that comes, however small."""
+
+    def __init__(self, sock: Any, exchange: Exchange) -> None:
+        self._sock, self._exchange = sock, exchange
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def _hurry(self) -> Any:
+        if self._sock.gettimeout() != 0:  # else it is only asked what has come
+            self._sock.settimeout(self._exchange.left())
+        return self._sock
+
+    def sendall(self, *arguments: Any) -> None:
+        self._hurry().sendall(*arguments)
+
+    def recv(self, *arguments: Any) -> Any:
+        return self._hurry().recv(*arguments)
+
+    def recv_into(self, *arguments: Any) -> Any:
+        return self._hurry().recv_into(*arguments)
+
+
+def _timed(kind: Any, exchange: Exchange) -> Any:
+    """Return *kind*, a class of redis-py's connections, with sockets that keep to *exchange*."""
+
+    class Timed(kind):  # type: ignore[misc]
+        def _connect(self) -> Any:
+            self.socket_connect_timeout = exchange.left()
+            return _TimedSocket(super()._connect(), exchange)
+
+    return Timed
+
+
 class RedisLink:
     """The client of one sink or listener: of one server after the other, where they fail or name another.
 
@@ -183,8 +257,9 @@ class RedisLink:
         self.redis: Any = server.redis
         self._next = 0
         self._place = server.places[0]
+        self.exchange: Exchange = Exchange(server.timeout)
         #: redis-py's client.
-        self.client: Any = server.client(self._place)
+        self.client: Any = server.client(self._place, self.exchange)
 
     def failed(self, error: Any) -> bool:
         """Choose another server if *error* is a reason for that; return True if to try again at once may help."""
@@ -207,6 +282,7 @@ class RedisLink:
 
     def call(self, *command: Any, **options: Any) -> Any:
         """Return the answer to *command*, of the member of a cluster that it is for; *options* are redis-py's."""
+        self.exchange.begin()
         try:
             return self.client.execute_command(*command, **options)
         except self.redis.ResponseError as error:
@@ -224,6 +300,7 @@ class RedisLink:
         pipe = self.client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)
+        self.exchange.begin()
         answers: list[Any] = pipe.execute(raise_on_error=False)
         for answer in answers:
             if isinstance(answer, Exception):
@@ -233,7 +310,7 @@ class RedisLink:
     def _use(self, place: tuple[str, int]) -> None:
         self.close()
         self._place = place
-        self.client = self._server.client(place)
+        self.client = self._server.client(place, self.exchange)
 
     def close(self) -> None:
         """Close the connection; the client makes another when it is used again."""

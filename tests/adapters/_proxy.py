@@ -19,6 +19,7 @@ class Proxy:
         self._open = threading.Event()
         self._open.set()
         self._ended = False
+        self._end, self._pause = threading.Event(), 0.0
         self._sockets = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
@@ -33,23 +34,31 @@ class Proxy:
             except OSError:
                 return
             self._sockets += [near, far]
-            for source, target in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._pass_on, args=(source, target), daemon=True)
+            for source, target, answers in ((near, far, False), (far, near, True)):
+                thread = threading.Thread(target=self._pass_on, args=(source, target, answers), daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
-    def _pass_on(self, source, target):
+    def _pass_on(self, source, target, answers):
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
                 self._open.wait()
                 if self._ended:
                     return
-                target.sendall(data)
+                pause = self._pause if answers else 0.0
+                for place in range(0, len(data), 1 if pause else len(data)):
+                    target.sendall(data[place : place + 1] if pause else data)
+                    if pause and self._end.wait(pause):
+                        return
             target.shutdown(socket.SHUT_WR)
 
     def hang(self):
         """Pass nothing on from now on."""
         self._open.clear()
+
+    def drip(self, seconds):
+        """Pass on answers byte by byte, with a pause of so many seconds after each."""
+        self._pause = seconds
 
     def go_on(self):
         """Pass on what waits, and what comes."""
@@ -60,6 +69,7 @@ class Proxy:
 
     def __exit__(self, *_):
         self._ended = True
+        self._end.set()
         self._open.set()
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)

@@ -11,7 +11,7 @@ import time
 import pytest
 import trustme
 
-from outfall import BackgroundSink, MissingDependencyError, RetryPolicy, SpoolSink
+from outfall import BackgroundSink, MissingDependencyError, RetryPolicy, SpoolSink, TemporaryDeliveryError
 from outfall.adapters.brokers.redis import RedisSink
 from outfall.sinks.core.item import Batch
 from outfall.sinks.testing import SinkContract
@@ -194,6 +194,26 @@ def test_alone_it_tries_once_and_no_longer_than_its_timeout(server):
         sink.handle({"event": "a"})
         assert time.monotonic() - begin < 10
     assert type(told[0].error).__name__ == "TemporaryDeliveryError"
+
+
+def test_a_batch_is_given_up_in_time_however_slowly_its_answers_come(server):
+    """Each byte of them would begin redis-py's own time-out anew."""
+    with Proxy(server.port) as proxy:
+        sink = RedisSink(f"redis://127.0.0.1:{proxy.port}", "dripping", timeout=1)
+        until(lambda: _taken(sink, [sink.encode({"event": "a"})]))
+        proxy.drip(PATIENCE_SECONDS / 100)
+        begin = time.monotonic()
+        with pytest.raises(TemporaryDeliveryError):
+            sink.emit_batch([sink.encode({"event": "a"}) for _ in range(10)])
+        assert time.monotonic() - begin < PATIENCE_SECONDS
+        sink.close()
+
+
+def _taken(sink, batch):
+    try:
+        return sink.emit_batch(batch) is None
+    except TemporaryDeliveryError:
+        return False
 
 
 def test_nothing_is_lost_when_the_server_is_killed_in_a_burst_behind_a_spool(program, tmp_path):
