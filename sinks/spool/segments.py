@@ -53,7 +53,7 @@ class Appender:
     It lives longer than one segment, so that a hot path can hold on to it: `Store.roll` exchanges the file.
     """
 
-    __slots__ = ("before", "descriptor", "end", "events", "limit", "unsure")
+    __slots__ = ("before", "descriptor", "end", "events", "found", "limit", "unsure")
 
     def __init__(self) -> None:
         self.descriptor: int = _NOT_OPEN
@@ -66,6 +66,8 @@ class Appender:
         self.limit: int = -1
         #: Whether an interrupt may have come between a write and its being counted.
         self.unsure: bool = False
+        #: How many events `amend` has counted since the interrupted thread last asked.
+        self.found: int = 0
 
     @staticmethod
     def create(path: str) -> int:
@@ -114,15 +116,12 @@ class Appender:
             self._cut(self.end)
             raise
 
-    def amend(self) -> int:
-        """Count the events that an interrupt has left uncounted, and return how many they are.
-
-        Half a line is taken back.
-        """
+    def amend(self) -> None:
+        """Count the events that an interrupt has left uncounted; half a line is taken back."""
         size = os.fstat(self.descriptor).st_size if self.descriptor != _NOT_OPEN else self.end
         if size <= self.end:
             self.unsure = False
-            return 0
+            return
         found = os.pread(self.descriptor, size - self.end, self.end)
         whole = found.rfind(b"\n") + 1
         if whole < len(found):
@@ -130,9 +129,9 @@ class Appender:
         events = found.count(b"\n")
         # Together: an interrupt could come at a call.
         self.events += events
+        self.found += events
         self.end += whole
         self.unsure = False
-        return events
 
     def _cut(self, end: int) -> None:
         """Cut off what stands beyond *end*; if that fails, close the file: nothing may be appended to half a line."""

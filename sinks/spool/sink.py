@@ -388,6 +388,7 @@ class SpoolSink(DeferredSink):
                     stored = depot.append(line)
                 except BaseException:
                     stored = depot.count() > before
+                    self._out.found = 0
                     raise
                 if worker.thread is None and self._lock.nested:
                     # Whoever starts the thread must not have the lock: a signal handler leaves it to the next event.
@@ -409,7 +410,10 @@ class SpoolSink(DeferredSink):
     def _interrupted(self) -> None:
         """Count an event whose storing a KeyboardInterrupt may have cut short."""
         with self._lock:
-            found = self._out.amend() if self._out.unsure else 0
+            if self._out.unsure:
+                self._out.amend()
+            # By another thread, if that had the lock first.
+            found, self._out.found = self._out.found, 0
             self._depot.set_limit()
         if not found:
             self._count_dropped("interrupted")

@@ -1359,9 +1359,13 @@ def test_without_a_thread_flush_delivers_itself(spool, monkeypatch):
 # -- interrupts and signal handlers
 
 
-def test_an_interrupt_after_the_write_counts_the_event_once(spool, monkeypatch):
-    """It is on disk, so it is accepted and delivered, and not counted as interrupted."""
+@pytest.mark.parametrize("looked_after", [False, True])
+def test_an_interrupt_after_the_write_counts_the_event_once(spool, monkeypatch, looked_after):
+    """It is on disk, so it is accepted and delivered, and not counted as interrupted, whichever thread finds it."""
     sink = spool(linger=60)
+    interrupted = sink._interrupted
+    if looked_after:
+        monkeypatch.setattr(sink, "_interrupted", lambda: (sink._depot.check(), interrupted()))
     sink.handle(event(0))
     real = os.write
 
