@@ -148,6 +148,9 @@ class RotatingFileSink(BaseRotatingFileSink):
     def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
         return super()._line_writer() or RotatingFileSink._write_counted
 
+    def _rolls_by_size_alone(self) -> bool:
+        return self._rolls() and not self.multiprocess
+
     def _write_counted(self, data: bytes) -> bool:
         """Write *data*, a line, if the file has room for it; return False if the pipeline has to see to it."""
         if monotonic() >= self._verify_at:

@@ -154,7 +154,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         self._start: float | None = None
         #: The ages of files that are older than their names say, since the clock was set back.
         self._overtaken: set[tuple[float, int]] = set()
-        self._trusted_at = 0.0
+        self._trusted_from = self._trusted_until = 0.0
         #: When the file rolls over, in epoch seconds; settable.
         self.rollover_at: float = 0.0
         super().__init__(
@@ -222,7 +222,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Write *data*, a line, if the file need not roll over; return False if the pipeline has to write it."""
         size = len(data)
         now = time.time()
-        if now >= self.rollover_at or not 0 <= now - self._trusted_at < VERIFY_SECONDS:
+        if now >= self.rollover_at or not self._trusted_from <= now < self._trusted_until:
             return False
         # From here to the write there is no call, and so no place for a signal handler that counts as well.
         file = self._shared_file
@@ -240,7 +240,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def _trust_descriptor(self) -> None:
         super()._trust_descriptor()
         # By the clock that the short cut reads anyway. When that clock is set, events take the pipeline for a second.
-        self._trusted_at = time.time()
+        self._trusted_from = time.time()
+        self._trusted_until = self._trusted_from + VERIFY_SECONDS
 
     def _write_shared(self, data: bytes) -> bool:
         return time.time() < self.rollover_at and super()._write_shared(data)

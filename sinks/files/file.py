@@ -238,8 +238,16 @@ class FileSink(Output):
                     try:
                         if monotonic() >= self._verify_at:
                             raise LookupError
+                        size = len(data)
+                        if self._counts_here:
+                            # No call from here to the write, so no signal handler counts in between.
+                            own: Any = self
+                            file = self._shared_file
+                            if file.size is None or file.size + size > own.max_bytes:
+                                raise LookupError
+                            file.size += size
                         written = _os_write(self._fd, data)
-                        if written != len(data):
+                        if written != size:
                             self._finish(data, written)
                         self._ledger.delivered += 1
                     except Exception:
@@ -302,8 +310,10 @@ class FileSink(Output):
         self._append: Callable[[Any, bytes], None] | None = None
         #: Renders the line, called with the sink and the event. None: `handle` does.
         self._make_line: Callable[[Any, Any], bytes | None] | None = None
-        #: The turn to take if writing the line is one system call and nothing else. None: call `_append`.
+        #: The turn to take if `handle` itself can write the line: by one system call. None: call `_append`.
         self._turn_to_write: list[None] | None = None
+        #: Whether it then counts the size of the file, up to `max_bytes`.
+        self._counts_here = self._sealer is None and self._rolls_by_size_alone()
         #: Writes the line if that takes more than one system call; False: the pipeline has to. None: one write does.
         self._write_line: Callable[[Any, bytes], bool] | None = self._line_writer()
         if self._sealer is not None:
@@ -314,13 +324,18 @@ class FileSink(Output):
                 self._append = append_to_buffer
         elif usual:
             self._append = append_line
-            self._turn_to_write = self._turn if self._write_line is None else None
+            if self._write_line is None or self._counts_here:
+                self._turn_to_write = self._turn
             self._make_line = None if plain else line_by_screen if by_screen else line_by_chain
 
     @property
     def line_appender(self) -> Callable[[Any, bytes], None] | None:
         """See `Forwarding.line_appender`: of a file without a buffer, a level and processors of its own."""
         return self._append if self._make_line is None and self._passing_levels is None else None
+
+    def _rolls_by_size_alone(self) -> bool:
+        """Return True if a line may be written to the file unless that exceeds `max_bytes`."""
+        return False
 
     def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
         """Return the function that writes a line if that takes more than one system call, or None."""

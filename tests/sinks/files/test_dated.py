@@ -37,7 +37,7 @@ def opened(directory, name=NAME, **options):
     options = {"when": "midnight", "utc": True, "on_error": "raise", **options}
     # The short cut looks at most once a second whether the clock was put back.
     sink = TimedRotatingFileSink(directory / name, **options)
-    sink._verify_at = sink._trusted_at = 0.0
+    sink._verify_at = sink._trusted_until = 0.0
     return sink
 
 
@@ -85,7 +85,7 @@ def test_a_clock_that_is_put_back_leads_back(tmp_path, clock):
         clock.move_to(dt.datetime(2036, 1, 1, tzinfo=UTC))
         sink.handle({"event": "ahead", "level": "info"})
         clock.move_to(dt.datetime(2026, 11, 27, 14, tzinfo=UTC))
-        sink._verify_at = sink._trusted_at = 0.0  # a second later
+        sink._verify_at = sink._trusted_until = 0.0  # a second later
         sink.handle({"event": "back", "level": "info"})
     assert days(tmp_path) == {"app-2026-11-27.jsonl": ["back"], "app-2036-01-01.jsonl": ["ahead"]}
 
