@@ -1,7 +1,7 @@
-"""Collectors: a format for the body of each one's requests, and a factory that makes the whole sink in one line.
+"""Collectors: for each a body format, and a factory that makes the complete sink in one line.
 
-A factory gives an `HTTPSink` with the collector's format, in a `BackgroundSink` that batches and retries. Where more is
-to be different, put them together yourself: ``BackgroundSink(HTTPSink(url, body=LokiStreams(…)))``.
+A factory returns an `HTTPSink` with the collector's format, in a `BackgroundSink` that makes batches and retries. To
+change more than its arguments, combine them yourself: ``BackgroundSink(HTTPSink(url, body=LokiStreams(…)))``.
 """
 
 from outfall.adapters.collectors.datadog import DatadogLogs, datadog_sink

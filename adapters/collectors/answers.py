@@ -1,4 +1,4 @@
-"""What the collectors' answers have in common: a page of HTML is none of any collector's."""
+"""Checks of responses that the collectors share: no collector responds with a page of HTML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class CollectorFormat(BodyFormat):
-    """A format whose collector answers in its own way: a login page, say, with status 200 is no success."""
+    """A format that checks that a response of 2xx is the collector's, and not a login page, for example."""
 
     def read(
         self,
@@ -26,7 +26,7 @@ class CollectorFormat(BodyFormat):
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Make sure that the answer is no page of HTML.
+        """Check that the response is not a page of HTML.
 
         Raises:
             PausedDeliveryError: If it is one.
@@ -37,14 +37,14 @@ class CollectorFormat(BodyFormat):
 
 
 def not_the_collector(status: int, title: str = "") -> PausedDeliveryError:
-    """Return the failure that an answer of 2xx is which the collector does not give."""
+    """Return the error for a response that is not the collector's."""
     what = f"a page, “{title}”" if title else "something else"
     msg = f"the answer, {status}, is not the collector's but {what}: look at the address, and what stands before it"
     return PausedDeliveryError(msg)
 
 
 def parsed(body: bytes) -> Any:
-    """Return *body*, parsed, or None if it is no JSON."""
+    """Parse *body*; return None if it is not JSON."""
     try:
         return orjson.loads(body)
     except ValueError:

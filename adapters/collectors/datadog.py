@@ -1,4 +1,4 @@
-"""Datadog: logs for its intake, version 2."""
+"""Datadog: `DatadogLogs`, the format of its logs API, version 2, and `datadog_sink`."""
 
 from __future__ import annotations
 
@@ -34,46 +34,46 @@ if TYPE_CHECKING:
     from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.spool.sink import SpoolSink
 
-#: What the intake takes in one request.
+#: The largest number of logs in a request.
 MAX_ITEMS = 1_000
-#: The same in bytes, before compression.
+#: The largest body of a request in bytes, before compression.
 MAX_BODY_BYTES = 5_000_000
-#: What it takes of one log; it would cut the JSON of a longer one in two.
+#: The largest log in bytes. Datadog would truncate the JSON of a larger one.
 MAX_ITEM_BYTES = 1_000_000
 
-#: Attributes that Datadog reserves and that an event may have itself.
+#: Attributes that Datadog reserves and that an event may set.
 _OWN = ("service", "hostname", "ddsource", "ddtags")
 
 _SPAN_IDS = 2**64
 
 
 class DatadogLogs(CollectorFormat):
-    """Events as logs of Datadog's API, version 2: an array of objects.
+    """Encode events as logs for Datadog's API, version 2: an array of objects.
 
     ==========================  =====================================================================================
-    ``event``                   ``message``; an event without it may have a ``message``
+    ``event``                   ``message``; an event without ``event`` may have its own ``message``
     level                       ``status``
     ``timestamp``               ``timestamp``, as UTC text
     ``logger``                  ``logger.name``
     ``trace_id``, ``span_id``   ``dd.trace_id`` and ``dd.span_id``, as decimal numbers of 64 bits, if they are such ids;
                                 the fields stay too
     ``exception``               ``error.stack``, ``error.kind``, ``error.message``
-    all others                  attributes of the same name, with ``_`` at the end of one that is taken by these, or is
-                                a level of another
+    all others                  attributes of the same name; ``_`` is added to a name that is one of these, or that has
+                                other names below it
     ==========================  =====================================================================================
 
     Args:
-        service: The name of the service. Default none.
-        source: What the logs come from, which chooses the pipeline (``ddsource``). Default ``"python"``.
-        hostname: Where they come from. Default none.
-        tags: ``{"env": "prod"}`` or ``["env:prod"]`` (``ddtags``). Default none. An event's own ``service``,
-            ``ddsource``, ``hostname`` or ``ddtags`` wins over each of these.
+        service: The name of the service. Default: none.
+        source: The kind of source (``ddsource``), by which Datadog chooses the pipeline. Default ``"python"``.
+        hostname: The name of the host. Default: none.
+        tags: Tags (``ddtags``), ``{"env": "prod"}`` or ``["env:prod"]``. Default: none. An event's own ``service``,
+            ``ddsource``, ``hostname`` or ``ddtags`` overrides these arguments.
 
     Raises:
-        TypeError: If *tags* is one text.
+        TypeError: If *tags* is a single text.
 
-    A batch of more than 1000 is halved. An event of more than 1 MB is shortened, so that it stays JSON, and marked
-    ``"truncated": true``; the intake takes requests of 5 MB before compression.
+    A batch of more than 1000 events is halved. An event of more than 1 MB is shortened, so that it stays valid JSON,
+    and marked ``"truncated": true``. A request may have 5 MB before compression.
 
     Source: https://docs.datadoghq.com/api/latest/logs/#send-logs and
     https://docs.datadoghq.com/logs/log_configuration/attributes_naming_convention/
@@ -91,7 +91,7 @@ class DatadogLogs(CollectorFormat):
     ) -> None:
         super().__init__()
         if isinstance(tags, str):
-            msg = f"tags={tags!r} is one text: give a mapping or a sequence"
+            msg = f"tags={tags!r} is a single text: pass a mapping or a sequence"
             raise TypeError(msg)
         pairs = [f"{name}:{value}" for name, value in tags.items()] if isinstance(tags, Mapping) else list(tags)
         given = {"ddsource": source, "ddtags": ",".join(pairs), "hostname": hostname, "service": service}
@@ -122,7 +122,7 @@ class DatadogLogs(CollectorFormat):
         message = event.pop(message_key(event), None)
         if message is not None:
             made["message"] = text_of(message)
-        elif "message" in event:  # which the intake wants to be text
+        elif "message" in event:  # None, but Datadog requires text
             del event["message"]
         made["timestamp"] = take_utc_text(item, event)
         made["status"] = take_level(item, event) or "notice"
@@ -130,8 +130,8 @@ class DatadogLogs(CollectorFormat):
         if logger is not None:
             made["logger"] = {"name": text_of(logger)}
         if "exception" in event and (failure := take_failure(event)) is not None:
-            told = {"stack": failure.stack, "kind": failure.kind, "message": failure.message}
-            made["error"] = {name: text for name, text in told.items() if text is not None}
+            parts = {"stack": failure.stack, "kind": failure.kind, "message": failure.message}
+            made["error"] = {name: text for name, text in parts.items() if text is not None}
         ids = {
             name: str(int(identity, 16) % _SPAN_IDS)
             for name, digits in (("trace_id", TRACE_DIGITS), ("span_id", SPAN_DIGITS))
@@ -142,7 +142,7 @@ class DatadogLogs(CollectorFormat):
         return dump(_placement.beside(made, event))
 
 
-#: A name with dots is as many levels to Datadog too. Those below these have more of them in other logs.
+#: Datadog too takes dots in names for nesting. The names here have others below them.
 _placement = Placement(objects=("error", "logger", "dd"))
 
 
@@ -190,18 +190,18 @@ def datadog_sink(
         api_key: The API key. Default: that of ``DD_API_KEY``.
         site: Such as ``"datadoghq.eu"``. Default: that of ``DD_SITE``, or ``"datadoghq.com"``.
         service: The name of the service. Default: that of ``DD_SERVICE``.
-        source: What the logs come from, which chooses the pipeline. Default ``"python"``.
-        hostname: Where they come from. Default: this machine's name.
-        tags: ``{"env": "prod"}`` or ``["env:prod"]``. Default: ``env`` and ``version``, of ``DD_ENV`` and
+        source: The kind of source, by which Datadog chooses the pipeline. Default ``"python"``.
+        hostname: The name of the host. Default None: this machine's name.
+        tags: Tags, ``{"env": "prod"}`` or ``["env:prod"]``. Default None: ``env`` and ``version``, from ``DD_ENV`` and
             ``DD_VERSION``.
-        url: Where to, instead of *site*: a proxy's, for one. ``/api/v2/logs`` is added unless it is there.
+        url: A URL to use instead of *site*, such as that of a proxy. ``/api/v2/logs`` is added unless it is there.
             Default None.
         spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
         options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
 
     Raises:
-        ValueError: If there is no API key, ``batch_size`` is above 1000, or what the sinks refuse.
-        TypeError: What the sinks refuse.
+        ValueError: If there is no API key, ``batch_size`` is above 1000, or a sink refuses an argument.
+        TypeError: If an argument is unknown or has the wrong type.
 
     Source: https://docs.datadoghq.com/api/latest/logs/#send-logs and
     https://docs.datadoghq.com/getting_started/tagging/unified_service_tagging/

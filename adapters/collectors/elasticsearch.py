@@ -1,4 +1,4 @@
-"""Elasticsearch and OpenSearch: documents for the bulk API."""
+"""Elasticsearch and OpenSearch: `ElasticsearchBulk`, the format of the bulk API, and the factories of sinks."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 _ECS_VERSION = "8.11.0"
 _CREATED, _REFUSED, _CONFLICT, _TOO_MANY, _SERVER_ERROR = range(200, 300), 400, 409, 429, 500
 
-#: What a document is refused with for its own sake: it is malformed, or too large. All other statuses (403 of a full
-#: disk, 404 of a missing index, 429 …) speak of the cluster.
+#: Statuses that are about the document: it is malformed, or too large. All other statuses (403 of a full disk, 404 of a
+#: missing index, 429 …) are about the cluster.
 _OF_A_DOCUMENT = frozenset({_REFUSED, 413})
 
-#: Types of errors that speak of the cluster whatever the status.
+#: Types of errors that are about the cluster, whatever the status.
 _OF_THE_CLUSTER = frozenset(
     {
         "cluster_block_exception",
@@ -62,7 +62,7 @@ _OF_THE_CLUSTER = frozenset(
     }
 )
 
-#: Types that may speak of the document or of the index: its number of fields is used up, its pipeline is not there.
+#: Types of errors that may be about the document or the index (too many fields, a missing pipeline).
 _DOUBTFUL = frozenset({"illegal_argument_exception"})
 
 _HINTS: dict[int | str, str] = {
@@ -76,7 +76,7 @@ _HINTS: dict[int | str, str] = {
     404: "the index is not there, and is not made by itself",
 }
 
-#: Names that the server has for itself: a document with one is refused.
+#: Names that the server reserves: it refuses a document with one of them.
 _OWN_NAMES = frozenset(
     f"_{name}"
     for name in (
@@ -97,31 +97,31 @@ _OWN_NAMES = frozenset(
     )
 )
 
-#: Names of the Elastic Common Schema that have others below them.
+#: Names of the Elastic Common Schema that have other names below them.
 _OBJECTS = ("ecs", "error", "log", "span", "trace")
 
-#: Numbers with a fraction are of 32 bits where nobody has said otherwise.
+#: By default floats are stored in 32 bits.
 _LARGEST_FLOAT = 3.4e38
 
-#: A date as the server takes it by default, with a zone.
+#: A date in the server's default format, with a zone.
 _STRICT_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
-#: A number is one too, if it is of milliseconds: here from the year 2001 to 2286.
+#: A number in milliseconds is a date too; this range is from the year 2001 to 2286.
 _MILLISECONDS = range(10**12, 10**13)
 
-#: What the names of indexes and data streams cannot have.
+#: Characters that names of indexes and data streams must not have.
 _NOT_IN_A_NAME = frozenset('\\/*?"<>|,#: \t\n\r')
 _MAX_NAME_BYTES = 255
 
 
 class ElasticsearchBulk(CollectorFormat):
-    """Events as documents of Elasticsearch's and OpenSearch's bulk API: a line with the action, a line with the event.
+    """Encode events as documents for the bulk API of Elasticsearch and OpenSearch: two lines, the action and the event.
 
-    The action is ``create``, the one that data streams take. The index or data stream stands in the URL,
+    The action is ``create``, the only one that data streams accept. The index or data stream is in the URL,
     ``…/logs-shop-default/_bulk``.
 
     ==========================  =====================================================================================
-    ``event``                   ``message``; an event without it may have a ``message``
+    ``event``                   ``message``; an event without ``event`` may have its own ``message``
     level                       ``log.level``
     ``timestamp``               ``@timestamp``, as UTC text
     ``logger``                  ``log.logger``
@@ -132,22 +132,21 @@ class ElasticsearchBulk(CollectorFormat):
     ==========================  =====================================================================================
 
     Args:
-        ecs: True (default) for names of the Elastic Common Schema, as in the table. Other fields keep their names, with
-            ``_`` at the end of one that is taken by these, or is a level of one (``error``, ``log``, ``trace`` …).
-            False leaves the event as it is. Either way ``@timestamp`` is the event's time, in UTC, unless the event has
-            a field of that name that is a date.
-        document_ids: True (default) to give each document an id that is the same at every retry, so that a batch that
-            is sent again, since the answer was lost, is in the index once. False lets the server choose, which costs it
-            less.
+        ecs: True (default) for names of the Elastic Common Schema, as in the table. Other fields keep their names;
+            ``_`` is added to a name that is one of these, or a part of one (``error``, ``log``, ``trace`` …). False
+            leaves the event unchanged. In both cases ``@timestamp`` is the event's time in UTC, unless the event has a
+            field of that name that is a date.
+        document_ids: True (default) to give each document an id that is the same at every retry: a batch that is sent
+            again after a lost response is in the index once. False lets the server choose ids, which is cheaper for it.
 
-    A name with dots is as many levels to the server, which refuses a document for any that it cannot take. So a field
-    whose name is a level of another's gets ``_`` at its end, an empty part of a name is ``_``, a name of the server's
-    own (``_id``, ``_source`` …) gets ``_`` at its end, integers beyond 64 bits and what is nested deeper than 20 levels
-    are text, and so are lists of mappings and other values together. No value is lost.
+    The server takes dots in names for nesting, and refuses a document with names or values that contradict its mapping.
+    So the names are changed as follows: ``_`` is added to a name that has other names below it and to a name that the
+    server reserves (``_id``, ``_source`` …), and an empty part of a name becomes ``_``. Integers beyond 64 bits, values
+    nested deeper than 20 levels, and lists that mix mappings with other values become text. No value is lost.
 
-    Each document has an answer of its own. 400 and 413 speak of the document, which is rejected; a type of error that
-    speaks of the cluster, such as ``index_closed_exception``, and all other statuses (403 of a full disk, 404 of a
-    missing index, 429, 5xx …) do not, and it is tried again. An id that is there already (409) was delivered before.
+    Each document has its own status in the response. After 400 and 413 it is rejected. After an error about the
+    cluster, such as ``index_closed_exception``, and after any other status (403 of a full disk, 404 of a missing index,
+    429, 5xx …) it is tried again. A document whose id exists already (409) was delivered before.
 
     Source: https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bulk,
     https://docs.opensearch.org/latest/api-reference/document-apis/bulk/ and
@@ -156,7 +155,7 @@ class ElasticsearchBulk(CollectorFormat):
 
     content_type = "application/x-ndjson"
 
-    #: Some hundred bytes for each document that was refused.
+    #: The response has some hundred bytes for each refused document.
     max_response_bytes = 16 * 2**20
 
     def __init__(self, *, ecs: bool = True, document_ids: bool = True) -> None:
@@ -166,7 +165,7 @@ class ElasticsearchBulk(CollectorFormat):
         self._placement = Placement(own=_OWN_NAMES, objects=_OBJECTS if ecs else (), largest=_LARGEST_FLOAT)
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
-        """Return *batch* as NDJSON, which ends in a line break as it must."""
+        """Return *batch* as NDJSON, which ends with the required line break."""
         lines: list[bytes] = []
         keys = batch.item_keys if self._document_ids and isinstance(batch, Batch) else None
         for index, item in enumerate(batch):
@@ -196,12 +195,12 @@ class ElasticsearchBulk(CollectorFormat):
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Return which documents are to be tried again, and which were refused.
+        """Return the documents to try again, and the refused ones.
 
         Raises:
-            PausedDeliveryError: If all documents are refused for a reason that is none of theirs, or the answer is none
-                of the bulk API.
-            TemporaryDeliveryError: If all are to be tried again.
+            PausedDeliveryError: If all documents are refused because of the cluster, or the response is not one of the
+                bulk API.
+            TemporaryDeliveryError: If all documents have to be tried again.
         """
         super().read(response_status, response_headers, response_body, batch)
         answer = parsed(response_body)
@@ -212,11 +211,11 @@ class ElasticsearchBulk(CollectorFormat):
         except (ValueError, TypeError, KeyError, AttributeError):
             known = False
         if not known:
-            # It is not known which documents are in the index.
+            # Unknown which documents are in the index.
             raise not_the_collector(response_status)
         retry: list[int] = []
         rejected: dict[int, str] = {}
-        # A reason that every document meets is none of theirs, if it may be either.
+        # A doubtful error is about the index if every document gets it.
         common = len(batch) > 1 and set(statuses) <= {(_REFUSED, kind) for kind in _DOUBTFUL}
         for index, (status, kind) in enumerate(statuses[: len(batch)]):
             if status in _CREATED or status == _CONFLICT:
@@ -224,7 +223,7 @@ class ElasticsearchBulk(CollectorFormat):
             if common or status not in _OF_A_DOCUMENT or kind in _OF_THE_CLUSTER:
                 retry.append(index)
             else:
-                # The reason that comes with it has values of the event in it.
+                # Without the server's reason, which repeats values of the event.
                 rejected[index] = f"the server refused the document: {status} {kind}".rstrip()
         if len(retry) == len(batch):
             raise _of_all(*statuses[0])
@@ -236,7 +235,7 @@ class ElasticsearchBulk(CollectorFormat):
         response_headers: Mapping[str, str],
         response_body: bytes,
     ) -> DeliveryError | None:
-        """Return a pause for a request that is refused as a whole for a reason that is none of an event's."""
+        """Return the error for a request that was refused as a whole because of the cluster or the index."""
         if response_status != _REFUSED:
             return None
         try:
@@ -254,16 +253,16 @@ def _status(item: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def _of_all(status: int, kind: str) -> TemporaryDeliveryError:
-    """Return the failure of a request of which no document was taken."""
-    told = f"the server takes no document at present: {status} {kind}".rstrip()
+    """Return the error for a request if no document was taken."""
+    message = f"the server takes no document at present: {status} {kind}".rstrip()
     if (status == _TOO_MANY or status >= _SERVER_ERROR) and kind not in _OF_THE_CLUSTER:
-        return TemporaryDeliveryError(told)
+        return TemporaryDeliveryError(message)
     hint = _HINTS.get(kind) or _HINTS.get(status, "look at the index, and what the credentials allow")
-    return PausedDeliveryError(f"{told}; {hint}")
+    return PausedDeliveryError(f"{message}; {hint}")
 
 
 def _date(event: dict[str, Any]) -> str | int | None:
-    """Take the event's own ``@timestamp`` out of it, if it is a date that the server takes; else leave it there."""
+    """Remove the event's own ``@timestamp`` and return it, if the server accepts it as a date; else return None."""
     own = event.get("@timestamp")
     if own is None:
         event.pop("@timestamp", None)
@@ -278,7 +277,7 @@ def _date(event: dict[str, Any]) -> str | int | None:
 
 
 def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
-    """Take out of *event* what has a name of its own in the Elastic Common Schema, and return it by that name."""
+    """Remove the fields of *event* that the Elastic Common Schema has names for; return them by these names."""
     made: dict[str, Any] = {}
     level = take_level(item, event)
     if level is not None:
@@ -291,8 +290,8 @@ def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
     if logger is not None:
         made["log.logger"] = text_of(logger)
     if "exception" in event and (failure := take_failure(event)) is not None:
-        told = {"error.type": failure.kind, "error.message": failure.message, "error.stack_trace": failure.stack}
-        made.update((name, text) for name, text in told.items() if text is not None)
+        parts = {"error.type": failure.kind, "error.message": failure.message, "error.stack_trace": failure.stack}
+        made.update((name, text) for name, text in parts.items() if text is not None)
     for field, name, digits in _IDS:
         if field in event and (identity := take_id(event, field, digits)) is not None:
             made[name] = identity
@@ -337,17 +336,17 @@ def elasticsearch_sink(
     """Return a sink that sends events to Elasticsearch in the background.
 
     Args:
-        url: The cluster's, such as ``"https://es.example.org:9200"``; user name and password in it, or as ``auth=``,
-            are sent as such.
+        url: The cluster's URL, such as ``"https://es.example.org:9200"``. It may contain user name and password, which
+            can also be given as ``auth=``.
         index: The data stream or index, such as ``"logs-shop-default"``.
-        api_key: An API key as Elasticsearch gives it ("encoded"), or a callable that returns one. Default None.
-        ecs: True (default) to name fields as the Elastic Common Schema does; False leaves them as they are.
-        document_ids: True (default) for an id that is the same at every retry; False lets the server choose.
+        api_key: An API key in Elasticsearch's form "encoded", or a callable that returns one. Default None.
+        ecs: True (default) for field names of the Elastic Common Schema; False leaves the names unchanged.
+        document_ids: True (default) for an id that is the same at every retry; False lets the server choose ids.
         spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
         options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
     Raises:
-        ValueError: If *index* is empty, *api_key* comes with a ``token``, or what the sinks refuse.
+        ValueError: If *index* is not a valid name, *api_key* is given with a ``token``, or a sink refuses an argument.
 
     Source: https://www.elastic.co/docs/deploy-manage/api-keys/elasticsearch-api-keys
     """
@@ -393,19 +392,20 @@ def opensearch_sink(
 ) -> BackgroundSink | SpoolSink:
     """Return a sink that sends events to OpenSearch in the background.
 
-    As `elasticsearch_sink`, but without API keys, which OpenSearch does not have: ``auth=(user, password)``, a
-    ``token=`` for JSON web tokens, or an object that signs requests, such as requests-aws4auth's.
+    It is like `elasticsearch_sink`, but without API keys, which OpenSearch does not have. Use
+    ``auth=(user, password)``, ``token=`` for JSON web tokens, or as ``auth=`` an object that signs requests, such as
+    that of requests-aws4auth.
 
     Args:
-        url: The cluster's.
+        url: The cluster's URL.
         index: The data stream or index.
-        ecs: True (default) to name fields as the Elastic Common Schema does; False leaves them as they are.
-        document_ids: True (default) for an id that is the same at every retry; False lets the server choose.
+        ecs: True (default) for field names of the Elastic Common Schema; False leaves the names unchanged.
+        document_ids: True (default) for an id that is the same at every retry; False lets the server choose ids.
         spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
         options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
     Raises:
-        ValueError: If *index* is empty, or what the sinks refuse.
+        ValueError: If *index* is not a valid name, or a sink refuses an argument.
     """
     options.setdefault("name", "opensearch")
     body = ElasticsearchBulk(ecs=ecs, document_ids=document_ids)
@@ -426,15 +426,15 @@ def _bulk_url(url: str, index: str) -> str:
             msg = f"url: it has the path of the bulk API for another index than index={index!r}; leave the path out"
             raise ValueError(msg)
         url = urlunsplit(urlsplit(url)._replace(path=before))
-    # Without the reason of an error, which has values of the event in it.
+    # The filter leaves out the reason of an error, which repeats values of the event.
     return with_query(with_path(url, path), "filter_path=errors,items.*.status,items.*.error.type")
 
 
 def _check_index(index: Any) -> None:
-    """Refuse the name of an index or a data stream that no cluster takes; it resolves ``<…{now/d}>`` by itself."""
+    """Raise a ValueError if *index* is not a valid name; names such as ``<…{now/d}>`` are left to the cluster."""
     wrong = None
     if not isinstance(index, str) or not index.strip():
-        wrong = "it is empty" if isinstance(index, str) else "it is no text"
+        wrong = "it is empty" if isinstance(index, str) else "it is not text"
     elif index.startswith("<") and index.endswith(">"):
         pass
     elif index != index.lower():

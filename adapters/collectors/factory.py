@@ -1,4 +1,4 @@
-"""What the factories of collectors have in common: the sinks around a format, and URLs."""
+"""Code that the factories of collectors share: it makes the sinks around a format, and completes URLs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 
 class SinkOptions(TypedDict, total=False):
-    """Options that every factory of a collector's sink passes on.
+    """Options of every factory of a collector's sink.
 
-    To `HTTPSink`: ``fields``, ``headers``, ``auth``, ``timeout``, ``verify``, ``cert``, ``ssl_context``, ``proxies``,
-    ``compression``, ``max_body_bytes``, ``session``, ``allow_insecure``, ``naive_timestamps``,
-    ``max_connection_age``. All others to the sink around it: `BackgroundSink`, or `SpoolSink` with ``spool``.
+    These are arguments of `HTTPSink`: ``fields``, ``headers``, ``auth``, ``timeout``, ``verify``, ``cert``,
+    ``ssl_context``, ``proxies``, ``compression``, ``max_body_bytes``, ``session``, ``allow_insecure``,
+    ``naive_timestamps``, ``max_connection_age``. All others are arguments of the wrapper: `BackgroundSink`, or
+    `SpoolSink` with ``spool``.
     """
 
     fields: Fields | Projection | None
@@ -76,7 +77,7 @@ class TokenOptions(SinkOptions, total=False):
     token: str | Callable[[], str] | None
 
 
-#: What both take is the outer sink's.
+#: Arguments that both sinks have are for the wrapper.
 _OUTER = frozenset({"level", "processors", "on_error", "name"})
 
 
@@ -90,19 +91,19 @@ def shipped(
     headers: Mapping[str, str] | None = None,
     token_scheme: str = "Bearer",
 ) -> BackgroundSink | SpoolSink:
-    """Return an `HTTPSink` for *url* in a `BackgroundSink`, or in a `SpoolSink` if *spool* names a directory.
+    """Make an `HTTPSink` for *url* in a `BackgroundSink`, or in a `SpoolSink` if *spool* names a directory.
 
     Args:
-        factory: The function that was called, for what is said about its arguments.
-        url: Where to.
+        factory: The factory that was called, for error messages.
+        url: The URL.
         body: The format.
-        options: `SinkOptions`, divided between the two.
+        options: `SinkOptions`, for both sinks.
         spool: The directory, or None.
-        headers: The collector's; those in *options* win.
-        token_scheme: What stands before a token.
+        headers: Headers that the collector needs; those in *options* override them.
+        token_scheme: The word before a token.
 
     Raises:
-        TypeError: If none of the sinks has an option of a name in *options*.
+        TypeError: If *options* has an unknown option.
     """
     outer_class = BackgroundSink if spool is None else SpoolSink
     _refuse_unknown(factory, outer_class, options)
@@ -117,7 +118,7 @@ _INNER = frozenset(HTTPSink.__init__.__kwdefaults__ or ()) - _OUTER
 
 
 def _refuse_unknown(factory: Callable[..., Sink], outer: type[Sink], options: Mapping[str, Any]) -> None:
-    """Refuse an option that nobody has, and name the nearest that somebody has."""
+    """Raise a TypeError for an unknown option, with the nearest known one."""
     own = {name for name, each in inspect.signature(factory).parameters.items() if each.kind is not each.VAR_KEYWORD}
     known = own | (_INNER - {"method", "body", "token_scheme", "clock"}) | _options_of(outer)
     for name in options:
@@ -132,7 +133,7 @@ def _refuse_unknown(factory: Callable[..., Sink], outer: type[Sink], options: Ma
             import difflib
 
             near = difflib.get_close_matches(name, sorted(known), 1)
-            msg += f"; do you mean {near[0]!r}?" if near else ""
+            msg += f"; did you mean {near[0]!r}?" if near else ""
         raise TypeError(msg)
 
 
@@ -143,17 +144,17 @@ def _options_of(sink: type[Sink]) -> set[str]:
 def with_path(
     url: str, path: str, *, also: tuple[str, ...] = (), others: tuple[str, ...] = (), only_without: bool = False
 ) -> str:
-    """Return *url* with the path that the collector takes events at; what is no URL is left as it is.
+    """Return *url* with the collector's path for events; a text that is not a URL is returned unchanged.
 
-    It is added to the URL's own, unless that ends in it, or in one of *also*; a part of it that is there is completed.
-    A slash at the end goes.
+    *path* is appended to the path of the URL, unless that ends with it or with one of *also*. If the URL has only the
+    beginning of *path*, the rest is added. A trailing slash is removed.
 
     Args:
         url: The URL.
-        path: With a slash before it.
-        also: Other paths of the collector that take the same.
-        others: Paths of the collector that take something else.
-        only_without: True to leave a URL that has any other path alone.
+        path: The path, with a leading slash.
+        also: Other paths of the collector that accept the same.
+        others: Paths of the collector that accept something else.
+        only_without: True to leave a URL with any other path unchanged.
 
     Raises:
         ValueError: If the URL's path is one of *others*.
@@ -162,17 +163,17 @@ def with_path(
         url = with_socket_as_host(url)
         parts = urlsplit(url)
     except (ValueError, AttributeError):
-        return url  # HTTPSink says so, without repeating a secret in it
+        return url  # HTTPSink raises the error, without repeating a secret
     own = parts.path.rstrip("/")
     for other in others:
         if own.endswith(other):
-            msg = f"url: its path, …{other}, is not the one that takes events, …{path}; leave it out"
+            msg = f"url: its path, …{other}, is not the one for events, …{path}; leave it out"
             raise ValueError(msg)
     if not own.endswith((path, *also)):
         if own and only_without:
             return url
         segments = path.split("/")
-        # One segment alone may be the prefix of somebody's gateway.
+        # A single segment may be the prefix of a gateway.
         begun = ["/".join(segments[:count]) for count in range(len(segments) - 1, 2, -1)]
         found = next((each for each in begun if own.endswith(each)), "")
         own = own.removesuffix(found) + path

@@ -1,4 +1,4 @@
-"""What formats of collectors read from an event: its exact time, its trace, its exception. Pure functions."""
+"""Reads fields of events for the formats of collectors: exact time, trace, level. Pure functions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from outfall.sinks.event.levels import level_name
 if TYPE_CHECKING:
     from outfall.sinks.core.item import Encoded
 
-#: Digits of the ids of traces and spans.
+#: The number of digits of the ids of traces and spans.
 TRACE_DIGITS, SPAN_DIGITS = 32, 16
 
-#: Nanoseconds go up to here: what 64 bits with a sign hold, in the year 2262.
+#: The latest time in nanoseconds, the largest signed integer of 64 bits: in the year 2262.
 LATEST = 2**63 - 1
 
-#: A time of day with a fraction of a second, and what is around it.
+#: A time with a fraction of a second.
 _FRACTION = re.compile(r"(.*\d\d:\d\d:\d\d)[.,](\d+)(.*)")
 _LARGEST_SECONDS = 1e12
 _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - to be taken from another without a zone
@@ -35,9 +35,9 @@ _HEX = frozenset("0123456789abcdef")
 
 
 def exact_time(event: Mapping[str, Any]) -> int | None:
-    """Return the event's ``timestamp`` in nanoseconds since the epoch, from 0 to `LATEST`; None if it tells no time.
+    """Return the event's ``timestamp`` in nanoseconds since the epoch, from 0 to `LATEST`; None if it is not a time.
 
-    All its digits count, which a float has not: text with nine digits of a second, numbers as they are written.
+    All digits count, more than a float has: text may have nine digits after the second, numbers any.
     """
     stamp = event.get("timestamp")
     if isinstance(stamp, str):
@@ -56,7 +56,7 @@ def exact_time(event: Mapping[str, Any]) -> int | None:
 
 
 def _usual_time(stamp: str) -> dt.datetime | None:
-    """Return the time of a text as structlog's ``TimeStamper(fmt="iso")`` makes it, None for any other."""
+    """Parse a text of structlog's ``TimeStamper(fmt="iso")``; return None for any other text."""
     if len(stamp) == 27 and stamp[26] == "Z" and stamp[10] == "T":
         try:
             return dt.datetime.fromisoformat(stamp[:26])
@@ -66,18 +66,18 @@ def _usual_time(stamp: str) -> dt.datetime | None:
 
 
 def nanoseconds(item: Encoded, event: Mapping[str, Any]) -> int:
-    """Return when *event* happened, by `exact_time`, or else by *item*."""
+    """Return the time of *event* in nanoseconds: its `exact_time`, else the time of *item*."""
     exact = exact_time(event)
     return item_nanoseconds(item) if exact is None else exact
 
 
 def item_nanoseconds(item: Encoded) -> int:
-    """Return the time of *item* in nanoseconds since the epoch, from 0 to `LATEST`; 0 if it is no number."""
+    """Return the time of *item* in nanoseconds since the epoch, from 0 to `LATEST`; 0 if it is not finite."""
     return _within(_of_seconds(item.time)) if math.isfinite(item.time) else 0
 
 
 def take_time(item: Encoded, event: dict[str, Any]) -> int:
-    """Return `nanoseconds`, and take the ``timestamp`` out of *event* if it is what told them."""
+    """Return `nanoseconds`, and remove the ``timestamp`` from *event* if the time comes from it."""
     exact = exact_time(event)
     if exact is None:
         return nanoseconds(item, {})
@@ -86,18 +86,18 @@ def take_time(item: Encoded, event: dict[str, Any]) -> int:
 
 
 def take_level(item: Encoded, event: dict[str, Any]) -> str | None:
-    """Return the level's name as *event* has it, or its number's, and take it out; None if it has no name."""
+    """Remove the level from *event*; return its name there, else the name of its number, or None if it is unknown."""
     event.pop("level_number", None)
     if isinstance(event.get("level"), str):
         return str(event.pop("level"))
-    if item.level == math.inf:  # something that is no level
+    if item.level == math.inf:  # the level is unknown: leave the field as it is
         return None
     event.pop("level", None)
     return level_name(item.level)
 
 
 def take_id(event: dict[str, Any], field: str, digits: int) -> str | None:
-    """Return the `hex_id` in *field*, and take it out; None if it has none."""
+    """Return the `hex_id` in *field*, and remove the field; None if it does not hold one."""
     identity = hex_id(event.get(field), digits)
     if identity is not None:
         del event[field]
@@ -105,7 +105,7 @@ def take_id(event: dict[str, Any], field: str, digits: int) -> str | None:
 
 
 def take_utc_text(item: Encoded, event: dict[str, Any]) -> str:
-    """Return `take_time` as `utc_text`."""
+    """Return the result of `take_time` as text, by `utc_text`."""
     stamp = event.get("timestamp")
     if isinstance(stamp, str) and stamp > "1970" and _usual_time(stamp) is not None:
         del event["timestamp"]
@@ -118,22 +118,22 @@ def _within(when: int) -> int:
 
 
 def _of_seconds(seconds: float) -> int:
-    # A float has microseconds in this century and not much more; what is beyond them is noise.
+    # In this century a float is exact to microseconds; further digits are noise.
     return round(seconds * 1_000_000) * 1_000
 
 
 def utc_text(when: int) -> str:
-    """Return *when*, in nanoseconds since the epoch, as ISO 8601 text: with microseconds, or nanoseconds if it has."""
+    """Return *when*, in nanoseconds since the epoch, as ISO 8601 text with microseconds, or nanoseconds if needed."""
     seconds, rest = divmod(when, 1_000_000_000)
     fraction = f"{rest:09}" if rest % 1_000 else f"{rest // 1_000:06}"
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction}Z"
 
 
 def hex_id(value: object, digits: int) -> str | None:
-    """Return the id of a trace (32 *digits*) or a span (16) in lower-case hexadecimal, or None if *value* is none.
+    """Return the id of a trace (32 *digits*) or a span (16) in lower-case hexadecimal; None if *value* is not an id.
 
-    Taken are text of so many digits, with or without ``0x``, and numbers. An id of zeros is none, as W3C's Trace
-    Context has it.
+    *value* may be text with this number of digits, with or without ``0x``, or a number. An id of zeros is invalid
+    (W3C Trace Context).
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:0{digits}x}" if 0 < value < 16**digits else None
@@ -145,12 +145,12 @@ def hex_id(value: object, digits: int) -> str | None:
 
 
 def text_of(value: object) -> str:
-    """Return *value* as text: text as it is, anything else as JSON."""
+    """Return *value* as text: text unchanged, any other value as JSON."""
     return value if isinstance(value, str) else dump(value).decode()
 
 
 def dump(value: object) -> bytes:
-    """Return *value*, which was JSON before, as JSON; bytes that it may have in it as text."""
+    """Return *value*, decoded from JSON, as JSON again; bytes in it become text."""
     try:
         if not too_deep(value):
             return orjson.dumps(value, plain)
@@ -166,7 +166,7 @@ _SEVERITIES = ((50, 2), (40, 3), (30, 4), (25, 5), (20, 6))
 def syslog_severity(level: float) -> int:
     """Return the number of the syslog severity, 7 (debug) to 2 (critical), for a level number.
 
-    A level that nobody knows is a notice, so that no filter hides it.
+    An unknown level becomes a notice, so that no filter hides it.
     """
     if level == math.inf:
         return 5
@@ -174,7 +174,7 @@ def syslog_severity(level: float) -> int:
 
 
 def found_at(event: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """Return what *path* leads to, or None; a field whose name has the dots itself comes first."""
+    """Return the value at *path*, or None; a field whose name contains the dots takes precedence."""
     if len(path) > 1 and (whole := event.get(".".join(path))) is not None:
         return whole
     found: Any = event
@@ -186,7 +186,7 @@ def found_at(event: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def paths_of(fields: Mapping[str, str] | Iterable[str], argument: str) -> dict[str, tuple[str, ...]]:
-    """Return the path of each field by the name it is to have; dots lead into nested fields."""
+    """Return the path of each field by its new name; dots in *fields* lead to nested fields."""
     if isinstance(fields, str) or not isinstance(fields, Iterable):
         msg = f"{argument}={fields!r} is neither a sequence of fields nor a mapping to them"
         raise TypeError(msg)

@@ -1,4 +1,4 @@
-"""Graylog: messages of its Extended Log Format, GELF."""
+"""Graylog: `GELFMessage`, the Graylog Extended Log Format over HTTP, and `gelf_sink`."""
 
 from __future__ import annotations
 
@@ -35,25 +35,26 @@ _LARGEST = 2**63
 
 
 class GELFMessage(CollectorFormat):
-    """An event as a message of the Graylog Extended Log Format, version 1.1; one event a request.
+    """Encode an event as a message of the Graylog Extended Log Format, version 1.1; by default one in each request.
 
     ==========================  =====================================================================================
     ``event``                   ``short_message``
-    ``exception``               ``full_message``, below the message; ``stack`` likewise
+    ``exception``, ``stack``    ``full_message``, after the message
     level                       ``level``, as the number of a syslog severity, and ``_level_name``
     ``timestamp``               ``timestamp``, seconds with microseconds
-    all others                  additional fields: the name with ``_`` before it. Text and numbers stay, all else is
-                                JSON as text
+    all others                  additional fields: the name with ``_`` before it. Text and numbers are unchanged, other
+                                values are JSON as text
     ==========================  =====================================================================================
 
-    Characters that a name cannot have are ``_``, and so is an empty part of one with dots. ``id`` is sent as ``_id_``,
-    since ``_id`` is not allowed, and likewise ``host``, ``source``, ``message`` and others that Graylog would leave out
-    because a message has them already. A name that is taken, or is a level of another, gets ``_`` at its end.
+    Invalid characters in a name become ``_``, and so does an empty part of a name with dots. ``id`` is sent as
+    ``_id_``, since ``_id`` is not allowed. The same holds for ``host``, ``source``, ``message`` and other names that a
+    message has already, which Graylog would drop. A name that is taken, or that has other names below it, gets ``_`` at
+    its end.
 
     Args:
-        host: The name of what sends. Default the machine's.
-        bulk: True to send many messages in a request, with line breaks between: for an input that has "Enable Bulk
-            Receiving" set. Default False.
+        host: The name of the sender. Default None: this machine's name.
+        bulk: True to send many messages in a request, separated by line breaks; the input needs the setting "Enable
+            Bulk Receiving". Default False.
 
     Source: https://go2docs.graylog.org/current/getting_in_log_data/gelf_format.html and
     https://go2docs.graylog.org/current/getting_in_log_data/gelf_inputs.html
@@ -68,7 +69,7 @@ class GELFMessage(CollectorFormat):
         self.single = not bulk
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
-        """Return the messages, each in a line."""
+        """Return the messages, one a line."""
         return b"\n".join(map(self._message, batch))
 
     def _message(self, item: Encoded) -> bytes:
@@ -79,15 +80,15 @@ class GELFMessage(CollectorFormat):
         made: dict[str, Any] = {
             "version": "1.1",
             "host": self._host,
-            "short_message": short if short.strip() else "-",  # Graylog refuses a message without
+            "short_message": short if short.strip() else "-",  # Graylog refuses an empty one
             "timestamp": when // 1_000 / 1_000_000,
             "level": syslog_severity(item.level),
         }
         failure = take_failure(event)
         parts = [] if failure is None else [failure.stack]
         if failure is not None:
-            told = ((TYPE, failure.kind), (MESSAGE, failure.message))
-            event.update((name, text) for name, text in told if text is not None)
+            kind_and_message = ((TYPE, failure.kind), (MESSAGE, failure.message))
+            event.update((name, text) for name, text in kind_and_message if text is not None)
         if isinstance(event.get("stack"), str):
             parts.append(event.pop("stack"))
         if parts:
@@ -104,8 +105,8 @@ class GELFMessage(CollectorFormat):
         return dump(made)
 
 
-#: Graylog keeps its fields where a dot in a name is a level. ``_id`` it refuses; a field whose name, without its ``_``,
-#: is one that a message has already, it leaves out without a word.
+#: Graylog's storage takes dots in names for nesting. Graylog refuses ``_id``, and drops fields whose name without ``_``
+#: is one that a message has already.
 _placement = Placement(
     own=("id", "version", "host", "source", "short_message", "message", "full_message", "timestamp", "level", "streams")
 )
@@ -148,15 +149,15 @@ def gelf_sink(
     """Return a sink that sends events to a GELF HTTP input of Graylog in the background.
 
     Args:
-        url: The input's, such as ``"http://graylog.example.org:12201"``; ``/gelf`` is added to one without a path.
-        host: What the messages say they come from. Default None: this machine's name.
-        bulk: True to send many messages in a request, if the input takes them. Default False.
+        url: The input's URL, such as ``"http://graylog.example.org:12201"``; ``/gelf`` is added to one without a path.
+        host: The name of the sender. Default None: this machine's name.
+        bulk: True to send many messages in a request, if the input accepts them. Default False.
         spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
         options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
     Raises:
-        ValueError: What the sinks refuse.
-        TypeError: The same.
+        ValueError: If a sink refuses an argument.
+        TypeError: If an argument is unknown or has the wrong type.
     """
     options.setdefault("name", "graylog")
     return shipped(

@@ -1,4 +1,4 @@
-"""Graylog over sockets: GELF by UDP in chunks, and by TCP and TLS."""
+"""Graylog over sockets: GELF over UDP in chunks, and over TCP and TLS."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
     from outfall.sinks.event.levels import Level
     from outfall.sinks.event.units import Size, Span
 
-#: Bytes before the part of a message in each chunk: two that say what it is, an id of eight, its number and how many.
+#: The size of a chunk's header: two magic bytes, an id of eight bytes, the chunk's number, the number of chunks.
 _HEAD_BYTES = 12
 _MOST_CHUNKS = 128
 _LARGEST_CHUNK_BYTES = 8192
 _LEAST_CHUNK_BYTES = 128
-#: For severities, by number.
+#: Level names by syslog severity.
 _LEVELS = ("emerg", "alert", "critical", "error", "warning", "notice", "info", "debug")
 
 
 class GELFFrames:
-    """Events as GELF messages for a `SocketSink`: over TCP and TLS each ends with a NUL byte, which no message has.
+    """Encode events as GELF messages for a `SocketSink`; over TCP and TLS each message ends with a NUL byte.
 
     For a GELF TCP input of Graylog: ``SocketSink("graylog.example.org", 12201, codec=GELFFrames())``, with ``tls=True``
-    if the input has TLS. What the messages are `GELFMessage` says. Over UDP use `GELFDatagramSink`, which sends large
-    messages in chunks. A `SocketListener` takes such messages too.
+    if the input uses TLS. `GELFMessage` documents the messages. For UDP use `GELFDatagramSink`, which sends large
+    messages in chunks. A `SocketListener` accepts such messages too.
 
     Args:
-        host: The name of what sends. Default None: the machine's.
+        host: The name of the sender. Default None: this machine's name.
 
-    Graylog does not answer: what it has not read when it goes away is lost, and counted as delivered. Safe from any
-    thread.
+    Graylog sends no response. Messages that it has not read when it stops are lost, but count as delivered. Safe from
+    any thread.
 
     Source: https://go2docs.graylog.org/current/getting_in_log_data/gelf_format.html
     """
@@ -67,17 +67,17 @@ class GELFFrames:
         return self._message.encode((item,))
 
     def decode(self, payload: bytes) -> dict[str, Any]:
-        """Return the event in *payload*: additional fields without their ``_``, and the message's own as an event's.
+        """Return the event in the message *payload*; additional fields lose their ``_``.
 
         Raises:
-            FrameError: If it is no JSON object with a ``short_message``.
+            FrameError: If *payload* is not a JSON object with a ``short_message``.
         """
         try:
             made: Any = loads(payload)
         except (ValueError, RecursionError):
             made = None
         if type(made) is not dict or not isinstance(made.get("short_message"), str):
-            msg = f"a message of {len(payload)} bytes is no GELF"
+            msg = f"a message of {len(payload)} bytes is not GELF"
             raise FrameError(msg)
         event: dict[str, Any] = {"event": made["short_message"]}
         severity = made.get("level", 6)
@@ -96,26 +96,26 @@ class GELFFrames:
 
 
 class GELFDatagramSink(DatagramSink):
-    """Send each event as a GELF message by UDP to *host*:*port*, compressed, and in chunks where it is large.
+    """Send each event as a GELF message over UDP to *host*:*port*, compressed, and in chunks if it is large.
 
-    For a GELF UDP input of Graylog. What the messages are `GELFMessage` says. By TCP and TLS use a `SocketSink` with
-    `GELFFrames`, by HTTP `gelf_sink`, which alone hears whether a message was taken.
+    For a GELF UDP input of Graylog. `GELFMessage` documents the messages. For TCP and TLS use a `SocketSink` with
+    `GELFFrames`. For HTTP use `gelf_sink`: only there Graylog says whether it has taken a message.
 
     Args:
         host: Name or address, IPv4 or IPv6.
         port: UDP port, 1 to 65535. Default 12201.
-        sender: The name of what sends, ``host`` in the messages. Default None: the machine's.
-        chunk_bytes: Size of a datagram; a larger message goes in several. Default 1 420, which passes through most
-            networks whole; 8 192 at most, for networks with larger packets.
+        sender: The name of the sender, ``host`` in the messages. Default None: this machine's name.
+        chunk_bytes: The largest size of a datagram; a larger message is sent in several. Default 1 420, which most
+            networks do not fragment; at most 8 192, for networks with larger packets.
         timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for room in the system's buffers. Default 1.0.
         compression: ``"zlib"`` (default), ``"gzip"`` or None.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the name could not be resolved.
             Default 1.0.
         retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
         retry_max: The longest wait in seconds. Default 30.0.
-        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the name is resolved again, so
-            that a changed address is found. Default 60.0. None: after a failed send alone. No message waits for a name
-            otherwise.
+        max_connection_age: The time after which the name is resolved again, so that a changed address is found, in
+            seconds, as a timedelta or as text such as ``"10m"``. Default 60.0. None: only after a failed send. At other
+            times no message waits for the resolution of the name.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
@@ -124,15 +124,15 @@ class GELFDatagramSink(DatagramSink):
         name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *chunk_bytes* is not 128 to 8 192, *compression* is not known, or *port*, *timeout*, an age or a
+        ValueError: If *chunk_bytes* is not 128 to 8 192, *compression* is unknown, or *port*, *timeout*, an age or a
             retry argument is out of range.
-        TypeError: If *host* is of another type.
+        TypeError: If *host* has the wrong type.
 
-    A message is 128 chunks at most. In one that would be more the longest text fields are shortened, and it gets
-    ``_truncated``: true; if that is not enough, the largest fields are left out. One chunk that is lost costs its
-    message, and nobody says so.
+    A message has at most 128 chunks. In a longer one the longest text fields are shortened, and it gets ``_truncated``:
+    true; if that is not enough, the largest fields are left out. If one chunk is lost, its message is lost, without an
+    error.
 
-    Safe from any thread. A forked child opens its own socket. ``close`` has nothing to wait for.
+    Safe from any thread. A forked child opens its own socket. ``close`` does not wait.
 
     Source: https://go2docs.graylog.org/current/getting_in_log_data/gelf_format.html
     """
@@ -164,7 +164,7 @@ class GELFDatagramSink(DatagramSink):
             raise ValueError(msg)
         if compression is not None:
             checked_choice(compression, "compression", ("zlib", "gzip"))
-        #: How messages are compressed; settable.
+        #: The compression of messages; settable.
         self.compression: Literal["zlib", "gzip"] | None = compression
         super().__init__(
             host,
@@ -185,7 +185,7 @@ class GELFDatagramSink(DatagramSink):
     def _frame(self, payload: bytes) -> bytes:
         if self.compression is None:
             return payload
-        # 16 more than zlib's window makes gzip's header and check sum.
+        # Adding 16 to zlib's window size selects the gzip format.
         made = zlib.compressobj(wbits=zlib.MAX_WBITS + (16 if self.compression == "gzip" else 0))
         return made.compress(payload) + made.flush()
 
@@ -198,7 +198,7 @@ class GELFDatagramSink(DatagramSink):
             super()._push(data)
             return
         size = self.chunk_bytes - _HEAD_BYTES
-        # A message that is sent again has another id, so that no receiver puts parts of both together.
+        # A repeated message gets another id, so that no receiver mixes chunks of both.
         head = b"\x1e\x0f" + os.urandom(8)
         number = -(-len(data) // size)
         for place in range(number):

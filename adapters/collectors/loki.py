@@ -1,4 +1,4 @@
-"""Grafana Loki: streams of lines for its push API."""
+"""Grafana Loki: `LokiStreams`, the format of its push API, and `loki_sink`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.spool.sink import SpoolSink
 
-#: A time that has more digits than an item's, or is a number.
+#: A timestamp with more digits than an item's time has, or a number.
 _EXACT_TIME = re.compile(rb'"timestamp":(?:"[^"]*[.,][0-9]{7}|[-0-9])')
 
 _USUAL_TIME = re.compile(rb'"timestamp":"....-..-..T..:..:..\.......Z"')
@@ -35,38 +35,39 @@ _PLAIN = re.compile(r"[\w.\- ]+", re.ASCII)
 
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _UNFIT = re.compile(r"[^a-zA-Z0-9_]")
-#: Loki's own limit, as it is set where nobody changed it.
+#: Loki's default limit.
 _MAX_LABEL_BYTES = 2048
-#: Another path that takes the same, and such as take something else.
+#: Another path that accepts the same, and paths that accept something else.
 _PATHS = ("/api/prom/push",)
 _OTHER_PATHS = tuple(f"/loki/api/v1/{each}" for each in ("query", "query_range", "labels", "series", "tail", "delete"))
-#: With this status Loki refuses everything for a while, though it looks like success.
+#: A status of 2xx by which Loki refuses everything for a time.
 _BLOCKED = 260
 
 
 class LokiStreams(CollectorFormat):
-    """Events as lines of Loki's streams: each line is the event as JSON.
+    """Encode events as lines of Loki's streams; each line is the event as JSON.
 
-    A stream is what has the same labels. Loki keeps an index of streams, so labels are for what has few values, and
-    which ones there are is your choice. Lines of a stream stay in their order.
+    A stream consists of the lines with the same labels. Loki indexes streams, so use labels only for fields with few
+    different values. Lines of a stream keep their order.
 
     Args:
-        labels: Labels that are the same for all events, such as ``{"service_name": "shop"}``. Default none.
-        label_fields: Fields whose values are labels: their names, or a mapping of label names to fields. A dot leads
-            into a nested one: ``{"shop": "order.shop"}``. ``level`` is the level's name, whatever the event has. An
-            event without the field has no such label. Default ``("level",)``.
-        structured_metadata: Fields that are sent beside the line, where they can be searched without being labels; as
-            *label_fields*. Default ``("trace_id", "span_id")``. Loki before 3.0 may not take them: then ``()``.
+        labels: Labels that are the same for all events, such as ``{"service_name": "shop"}``. Default: none.
+        label_fields: Fields whose values become labels: their names, or a mapping of label names to fields. A dot leads
+            to a nested field: ``{"shop": "order.shop"}``. ``level`` is the name of the event's level, even if the event
+            has no such field. An event without a field does not get its label. Default ``("level",)``.
+        structured_metadata: Fields that are sent next to the line, where they can be searched without being labels;
+            given as *label_fields*. Default ``("trace_id", "span_id")``. Use ``()`` for Loki before 3.0, which may not
+            accept them.
 
     Raises:
-        ValueError: If the name of a label is none, or the same label is in *labels* and *label_fields*.
-        TypeError: If *labels* is no mapping of texts, or fields are given as one text.
+        ValueError: If the name of a label is invalid, or a label is in both *labels* and *label_fields*.
+        TypeError: If *labels* is not a mapping of texts, or fields are given as a single text.
 
-    Values that are no text are sent as JSON; those of labels are cut to 2048 bytes. An event that has no label at all
-    gets ``service_name="unknown_service"``, since Loki takes none without. Times have nanoseconds.
+    Values that are not text are sent as JSON. Values of labels are truncated to 2048 bytes. An event without any label
+    gets ``service_name="unknown_service"``, since Loki requires one. Times have nanoseconds.
 
-    When Loki refuses some lines of a batch (400) it may have taken the others. They are sent again in smaller batches:
-    lines of a stream with the same time and text are one to Loki.
+    When Loki refuses some lines of a batch (400), it may have taken the others. All are sent again in smaller batches:
+    Loki stores lines of a stream with the same time and text once.
 
     Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs and
     https://grafana.com/docs/loki/latest/get-started/labels/structured-metadata/
@@ -97,20 +98,20 @@ class LokiStreams(CollectorFormat):
         self._metadata: dict[str, tuple[str, ...]] = {}
         for name, path in paths.items():
             free = _UNFIT.sub("_", name)
-            if not _LABEL.fullmatch(free):  # empty, begun with a digit, or Loki's own
+            if not _LABEL.fullmatch(free):  # empty, begins with a digit, or reserved by Loki
                 free = "_" + free.lstrip("_")
             while free in self._metadata:
                 free += "_"
             self._metadata[free] = path
         needed = {*self._metadata.values(), *(path for path in self._label_fields.values() if path != ("level",))}
-        #: What is in the data of an event that has one of the fields; empty for a name that JSON may write in two ways.
+        #: Bytes that occur in the data of every event with one of the fields; empty for names that JSON may escape.
         self._names = {b'"%b' % path[0].encode() if _PLAIN.fullmatch(path[0]) else b"" for path in needed}
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
-        """Return *batch* as the body of a push, its streams in the order in which they begin."""
+        """Return *batch* as the body of a push request, with streams in the order of their first events."""
         streams: dict[tuple[tuple[str, str], ...], list[list[object]]] = {}
         by_level: dict[float, list[list[object]]] = {}
-        # Of usual events one look at all of them is enough.
+        # Usually one check of all events together is enough.
         usual = not self._needs_event(b"\n".join(data_of(batch)))
         for item in batch:
             data = item.data
@@ -141,11 +142,11 @@ class LokiStreams(CollectorFormat):
         )
 
     def _needs_event(self, data: bytes) -> bool:
-        """Return True if it takes more than the level and the time of an item to send it, or one of several."""
+        """Return True if *data*, of one or more events, has to be decoded: the items' level and time do not suffice."""
         for name in self._names:
             if name in data:
                 return True
-        # To count what is usual is cheaper than to look for what is not.
+        # Counting usual timestamps is cheaper than searching for unusual ones.
         return data.count(b'"timestamp":') != len(_USUAL_TIME.findall(data)) and _EXACT_TIME.search(data) is not None
 
     def _labels_of(self, item: Encoded, event: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
@@ -163,10 +164,10 @@ class LokiStreams(CollectorFormat):
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Find out whether Loki is told to take nothing at present.
+        """Check whether Loki is configured to refuse everything at present.
 
         Raises:
-            PausedDeliveryError: If it is (``block_ingestion_until``), or the answer is a page of HTML.
+            PausedDeliveryError: If so (``block_ingestion_until``), or if the response is a page of HTML.
         """
         if response_status == _BLOCKED:
             msg = f"Loki takes nothing at present (status {_BLOCKED}, block_ingestion_until)"
@@ -231,18 +232,18 @@ def loki_sink(
     """Return a sink that sends events to Grafana Loki in the background.
 
     Args:
-        url: Loki's, such as ``"http://localhost:3100"``; ``/loki/api/v1/push`` is added unless it is there.
-        labels: Labels that are the same for all events, such as ``{"app": "shop"}``. Default none.
-        label_fields: Fields whose values are labels, or a mapping of labels to fields. Default ``("level",)``.
-        structured_metadata: Fields that are sent beside the line, to search by. Default ``("trace_id", "span_id")``.
-        tenant: For a Loki with several tenants (``X-Scope-OrgID``). Default None.
+        url: Loki's URL, such as ``"http://localhost:3100"``; ``/loki/api/v1/push`` is added unless it is there.
+        labels: Labels that are the same for all events, such as ``{"app": "shop"}``. Default: none.
+        label_fields: Fields whose values become labels, or a mapping of labels to fields. Default ``("level",)``.
+        structured_metadata: Fields that are sent next to the line, for searches. Default ``("trace_id", "span_id")``.
+        tenant: The tenant (``X-Scope-OrgID``), for a Loki with several. Default None.
         spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
         options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`. Grafana Cloud
             requires ``auth=(user, token)``.
 
     Raises:
-        ValueError: What `LokiStreams` and the sinks refuse.
-        TypeError: The same.
+        ValueError: If `LokiStreams` or a sink refuses an argument.
+        TypeError: If an argument is unknown or has the wrong type.
 
     Source: https://grafana.com/docs/loki/latest/operations/multi-tenancy/
     """

@@ -1,4 +1,4 @@
-"""OpenTelemetry: log records for OTLP over HTTP, as JSON or Protocol Buffers."""
+"""OpenTelemetry: `OTLPLogs`, log records over OTLP/HTTP as JSON or Protocol Buffers, and `otlp_sink`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.spool.sink import SpoolSink
 
-#: How log records are sent.
+#: The encodings of log records.
 Encoding = Literal["json", "protobuf"]
 
 _DEFAULT_ENDPOINT, _PATH = "http://localhost:4318", "/v1/logs"
@@ -50,18 +50,18 @@ _OTHER_PATHS = ("/v1/traces", "/v1/metrics", "/v1development/profiles")
 _CONNECT_SECONDS = 3.05
 
 _MAX_FLAGS = 2**32 - 1
-#: Values deeper than this are sent as JSON text. Each level of an event is three of messages, of which parsers of
-#: Protocol Buffers take 100.
+#: Deeper values are sent as JSON text. Each level of an event makes three levels of messages, and parsers of Protocol
+#: Buffers accept 100.
 _MAX_DEPTH = 16
 
-#: SeverityNumber by the tens of a level number: DEBUG, INFO, WARN, ERROR, FATAL. What lies between is one more.
+#: SeverityNumber by the tens of a level number: DEBUG, INFO, WARN, ERROR, FATAL. Levels between two get one more.
 _SEVERITIES = {1: 5, 2: 9, 3: 13, 4: 17, 5: 21}
 _TRACE, _FATAL2 = 1, 22
 
-#: As the JSON of Protocol Buffers has them.
+#: Infinities in the JSON format of Protocol Buffers.
 _NOT_FINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
-#: Attributes for fields that structlog's CallsiteParameterAdder makes, and the type these have.
+#: The attributes for fields of structlog's CallsiteParameterAdder, with the types of their values.
 _CALLSITE: dict[str, tuple[str, type]] = {
     "pathname": ("code.file.path", str),
     "func_name": ("code.function.name", str),
@@ -72,11 +72,11 @@ _CALLSITE: dict[str, tuple[str, type]] = {
 
 
 class OTLPLogs(CollectorFormat):
-    """Events as log records of the OpenTelemetry protocol, OTLP/HTTP with JSON or Protocol Buffers.
+    """Encode events as log records of the OpenTelemetry protocol, OTLP/HTTP with JSON or Protocol Buffers.
 
     ==========================  =====================================================================================
     ``event``                   ``body``
-    level                       ``severityNumber``, and ``severityText`` as it is written in the event
+    level                       ``severityNumber``, and ``severityText`` as in the event
     ``timestamp``               ``timeUnixNano``, with all its digits; ``observedTimeUnixNano``
     ``logger``                  the name of the scope; records are grouped by it
     ``trace_id``, ``span_id``   ``traceId``, ``spanId``, if they are such ids, as hexadecimal text or numbers
@@ -84,26 +84,26 @@ class OTLPLogs(CollectorFormat):
     ``exception``               the attributes ``exception.type``, ``exception.message``, ``exception.stacktrace``
     call-site fields            ``code.file.path``, ``code.function.name``, ``code.line.number``, ``thread.id``,
                                 ``thread.name``
-    all others                  attributes of their own type; one whose name is taken, or is a level of another's name,
-                                has ``_`` at the end of it, and an empty name is ``_``
+    all others                  attributes of their own type; ``_`` is added to a name that is taken, or that has other
+                                names below it, and an empty name is ``_``
     ==========================  =====================================================================================
 
-    Integers beyond 64 bits are attributes of text, and so is, as JSON, what is nested deeper than 16. Bytes, NaN and
-    the infinities are what they are, as long as an event waits in memory; a `SpoolSink` keeps JSON, and makes text and
-    null of them.
+    Integers beyond 64 bits become text, and values nested deeper than 16 levels become JSON as text. Bytes, NaN and the
+    infinities keep their types while an event waits in memory; in a `SpoolSink`, which stores JSON, they become text
+    and null.
 
     Args:
-        resource: Attributes of what logs, such as ``{"service.name": "shop"}``: text, numbers, booleans, bytes, and
-            lists and mappings of them. Default none.
-        encoding: ``"json"`` (default), or ``"protobuf"``, which needs the extra ``otel``. Both say the same.
+        resource: Attributes of the resource, such as ``{"service.name": "shop"}``: text, numbers, booleans, bytes, and
+            lists and mappings of these. Default None: none.
+        encoding: ``"json"`` (default), or ``"protobuf"``, which needs the extra ``otel``. Both have the same contents.
 
     Raises:
-        TypeError: If *resource* is no mapping, or a name in it is no text.
+        TypeError: If *resource* is not a mapping, or a name in it is not text.
         ValueError: If *encoding* is neither.
         MissingDependencyError: For ``encoding="protobuf"`` without opentelemetry-proto.
 
-    A collector that takes a part of a batch (``partialSuccess``) says how many it refused and not which: they are
-    counted as refused, and nothing is sent again.
+    A collector that takes a part of a batch (``partialSuccess``) says how many records it refused, but not which. They
+    count as refused, and nothing is sent again.
 
     Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp,
     https://opentelemetry.io/docs/specs/otel/logs/data-model/ and
@@ -154,14 +154,14 @@ class OTLPLogs(CollectorFormat):
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Return how many records the collector refused, if it did.
+        """Return the number of records that the collector refused; None if it refused none.
 
         Raises:
-            PausedDeliveryError: If the answer is a page of HTML.
+            PausedDeliveryError: If the response is a page of HTML.
         """
         super().read(response_status, response_headers, response_body, batch)
         rejected = 0
-        # As the server has it: some answer in JSON whatever they were sent.
+        # By the response's own type: some servers respond in JSON whatever they get.
         if "protobuf" in (header(response_headers, "content-type") or "").lower():
             rejected = 0 if self._messages is None else self._messages.rejected(response_body)
         else:
@@ -170,7 +170,7 @@ class OTLPLogs(CollectorFormat):
         if rejected <= 0:
             return None
         if rejected >= len(batch):
-            # Then it is known which.
+            # All were refused, so the indexes are known.
             return BatchResult(rejected=dict.fromkeys(range(len(batch)), "the collector refused the whole batch"))
         return BatchResult(rejected_unknown=rejected)
 
@@ -227,7 +227,7 @@ def _record(item: Encoded, event: dict[str, Any], *, usual: bool, protobuf: bool
 
 
 def _written(fields: Mapping[str, Any]) -> orjson.Fragment:
-    """Return `_key_values` as JSON, of usual fields in which nothing has to be escaped: at half the cost."""
+    """Return the JSON of `_key_values`, at half the cost, for usual fields that need no escapes."""
     made = [
         f'{{"key":"{name}","value":{{"stringValue":"{value}"}}}}'
         if type(value) is str
@@ -247,13 +247,13 @@ def _written_value(value: float | bool | None) -> str:
 
 _IDS = (("trace_id", "traceId", TRACE_DIGITS), ("span_id", "spanId", SPAN_DIGITS))
 
-#: Names of attributes are unique and not empty, and backends take a dot in one for a level.
+#: Names of attributes have to be unique and not empty, and backends take dots in them for nesting.
 _placement = Placement(objects=("exception",), deepest=10**6)
 
 
 @lru_cache(maxsize=256)
 def severity_number(level: float) -> int:
-    """Return the SeverityNumber of a level number; 0, unspecified, for a level that nobody knows."""
+    """Return the SeverityNumber of a level number; 0 (unspecified) for an unknown level."""
     if level == math.inf:
         return 0
     tens = int(level // 10)
@@ -274,14 +274,14 @@ def _flags(value: object) -> int | None:
 
 
 def any_value(value: object, depth: int = _MAX_DEPTH) -> dict[str, Any]:
-    """Return *value* as an ``AnyValue``, in which its type is said. None is one without a value."""
+    """Return *value* as an ``AnyValue``, which has the value under its type; None gives an empty one."""
     made: dict[str, Any]
     if isinstance(value, str):
         made = {"stringValue": value}
     elif isinstance(value, bool):
         made = {"boolValue": value}
     elif isinstance(value, int):
-        # 64 bits go as text, since readers of JSON take numbers for floats.
+        # Integers are sent as text, since many JSON parsers read numbers as floats.
         made = {"intValue" if -(2**63) <= value < 2**63 else "stringValue": str(value)}
     elif isinstance(value, float):
         made = {"doubleValue": value if math.isfinite(value) else _NOT_FINITE.get(value, "NaN")}
@@ -333,16 +333,16 @@ def otlp_sink(
     spool: str | os.PathLike[str] | None = None,
     **options: Unpack[TokenOptions],
 ) -> BackgroundSink | SpoolSink:
-    """Return a sink that sends events to an OpenTelemetry collector in the background, by OTLP/HTTP.
+    """Return a sink that sends events to an OpenTelemetry collector in the background, over OTLP/HTTP.
 
-    What is not given here is taken from the environment variables that OpenTelemetry defines; of two, that with
-    ``_LOGS_`` counts.
+    Missing arguments are taken from the environment variables that OpenTelemetry defines. A variable with ``_LOGS_``
+    takes precedence over the general one.
 
     ==========================================  =======================================================================
     ``OTEL_EXPORTER_OTLP_ENDPOINT``             *endpoint*; ``/v1/logs`` is added
-    ``OTEL_EXPORTER_OTLP_LOGS_ENDPOINT``        *endpoint* as it is
-    ``OTEL_EXPORTER_OTLP[_LOGS]_HEADERS``       ``headers``, as ``name=value,…`` with percent-encoding; those given
-                                                here win
+    ``OTEL_EXPORTER_OTLP_LOGS_ENDPOINT``        *endpoint*, unchanged
+    ``OTEL_EXPORTER_OTLP[_LOGS]_HEADERS``       ``headers``, as ``name=value,…`` with percent-encoding; the argument
+                                                overrides them
     ``OTEL_EXPORTER_OTLP[_LOGS]_TIMEOUT``       ``timeout``, in milliseconds
     ``OTEL_EXPORTER_OTLP[_LOGS]_COMPRESSION``   ``compression``, ``gzip`` or ``none``
     ``OTEL_EXPORTER_OTLP[_LOGS]_PROTOCOL``      *encoding*, ``http/json`` or ``http/protobuf``
@@ -353,22 +353,22 @@ def otlp_sink(
     ==========================================  =======================================================================
 
     Args:
-        endpoint: The collector's, such as ``"http://localhost:4318"``, which is the default; ``/v1/logs`` is added
-            unless it is there.
-        resource: Attributes of what logs. ``service.name`` is ``"unknown_service:"`` and the program's name where
-            nobody says it. Default none but that.
-        encoding: ``"json"``, or ``"protobuf"``, which needs the extra ``otel``. Default None: as the environment has
-            it, else JSON.
+        endpoint: The collector's URL; ``/v1/logs`` is added unless it is there. Default None: that of the environment,
+            else ``"http://localhost:4318"``.
+        resource: Attributes of the resource. Without a ``service.name`` it gets ``"unknown_service:"`` and the
+            program's name. Default None: those of the environment.
+        encoding: ``"json"``, or ``"protobuf"``, which needs the extra ``otel``. Default None: that of the environment,
+            else JSON.
         spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
         options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `TokenOptions`.
 
     Raises:
-        ValueError: If a variable has a value that is none, or the endpoint that the environment names is for gRPC
-            (``OTEL_EXPORTER_OTLP_PROTOCOL``); or what the sinks refuse.
-        TypeError: What `OTLPLogs` and the sinks refuse.
+        ValueError: If a variable has an invalid value, the environment's endpoint is for gRPC
+            (``OTEL_EXPORTER_OTLP_PROTOCOL``), or a sink refuses an argument.
+        TypeError: If an argument is unknown or has the wrong type.
         MissingDependencyError: For Protocol Buffers without opentelemetry-proto.
 
-    OpenTelemetry's SDK for Python takes the timeout's variable for seconds; here it is what the specification says.
+    The timeout's variable is in milliseconds, as specified; OpenTelemetry's SDK for Python takes it for seconds.
 
     Source: https://opentelemetry.io/docs/specs/otel/protocol/exporter/,
     https://opentelemetry.io/docs/languages/sdk-configuration/otlp-exporter/ and
@@ -384,7 +384,7 @@ def otlp_sink(
 
 
 def _environment(name: str) -> tuple[str, str | None]:
-    """Return the variable that counts, of the one for logs and the one for all, and its value; empty is unset."""
+    """Return the effective variable, that for logs or the general one, and its value; an empty one counts as unset."""
     own, general = f"OTEL_EXPORTER_OTLP_LOGS_{name}", f"OTEL_EXPORTER_OTLP_{name}"
     value = os.environ.get(own)
     return (own, value) if value else (general, os.environ.get(general) or None)
@@ -394,16 +394,16 @@ def _endpoint_of_environment() -> str:
     variable, url = _environment("ENDPOINT")
     if url is None:
         return _DEFAULT_ENDPOINT + _PATH
-    told, protocol = _environment("PROTOCOL")
+    protocol_variable, protocol = _environment("PROTOCOL")
     if protocol == "grpc":
-        msg = f"{told}='grpc': {variable} is an endpoint for gRPC; give one for HTTP, as endpoint="
+        msg = f"{protocol_variable}='grpc': {variable} is an endpoint for gRPC; give one for HTTP, as endpoint="
         raise ValueError(msg)
     return url if "_LOGS_" in variable else with_path(url, _PATH)
 
 
 def _encoding_of_environment() -> Encoding:
     variable, protocol = _environment("PROTOCOL")
-    # An endpoint given as an argument is one for HTTP, whatever the environment's is for.
+    # "grpc" is accepted here: the endpoint is given as an argument, and is for HTTP.
     encodings: dict[str | None, Encoding] = {
         None: "json",
         "grpc": "json",

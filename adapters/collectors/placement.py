@@ -1,4 +1,4 @@
-"""Where an event's fields go in formats that take a dot in a name for a level of nesting: pure functions."""
+"""Names fields for formats in which a dot in a name means nesting: `Placement`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from outfall.adapters.collectors.fields import dump
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: Integers of 64 bits with a sign; others are text.
+#: The range of signed integers of 64 bits; others become text.
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
-#: So many names are remembered to be usual ones.
+#: The number of usual names to remember.
 _MOST_NAMES = 1_000
 
-#: Names by level: None stands for a value, a mapping for what is below the name.
+#: Names by level: None stands for a value, a mapping for the names below.
 Tree = dict[str, Any]
 
 
 class Placement:
-    """Finds a place for each field of an event, such that no name is a value and has others below it.
+    """Find a name for each field of an event, so that no name has both a value and names below it.
 
     Args:
-        own: Names that the collector has for itself at the top; a field of that name gets ``_`` at its end.
-        objects: Names that have others below them in other events, so that a value gets ``_`` at the end of its name.
-        deepest: So many levels of names there may be; what is below is JSON as text.
+        own: Names at the top that the collector reserves; a field of that name gets ``_`` at its end.
+        objects: Names with other names below them in other events; a value of that name gets ``_`` at its end.
+        deepest: The number of levels of names; deeper values become JSON as text.
         largest: The largest float.
     """
 
@@ -43,13 +43,13 @@ class Placement:
         self._objects = tuple(objects)
         self._deepest = deepest
         self._largest = largest
-        #: Beyond this a float may be an integer that has lost its digits.
+        #: A larger float may be an integer that has lost digits.
         self._usual_float = min(largest, float(_MOST))
-        #: Names that were seen to be usual ones.
+        #: A cache: names that need no change.
         self._usual: set[str] = set()
 
     def usual(self, data: bytes) -> dict[str, Any] | None:
-        """Return the event in *data* if each field goes where it is, beside fields of other names; else None."""
+        """Return the event in *data* if no field needs another name or value; else None."""
         try:
             event = orjson.loads(data)
         except ValueError:
@@ -86,7 +86,7 @@ class Placement:
         return made
 
     def _fill(self, target: dict[str, Any], tree: Tree, fields: Mapping[str, Any], level: int) -> None:
-        """Put *fields* into *target*, whose names stand in *tree*."""
+        """Put *fields* into *target*; *tree* has the names that *target* uses."""
         for name, value in fields.items():
             *above, last = (part if part.strip() else "_" for part in name.split("."))
             node = tree
@@ -112,7 +112,7 @@ class Placement:
                 self._fill(inner, node.setdefault(free, {}), nested, level + len(above) + 1)
 
     def _value(self, value: Any, level: int) -> Any:
-        """Return *value*, which is no mapping that is to be filled, as one that goes anywhere."""
+        """Return *value* in a form that may be a value at any name."""
         kind = type(value)
         if kind is int:
             return value if _LEAST <= value <= _MOST else str(value)
@@ -125,7 +125,7 @@ class Placement:
         return value
 
     def _list(self, values: list[Any], level: int) -> list[Any]:
-        """Return a list in which all that has names below it has the same ones; else each of these is JSON as text."""
+        """Return a list whose mappings agree in which names have values; if they cannot, they become JSON as text."""
         if not any(type(value) in (dict, list) for value in values):
             return [self._value(value, level) for value in values]
         if level < self._deepest and all(type(value) is dict for value in values):
@@ -145,7 +145,7 @@ class Placement:
 
 
 def _mark(tree: Tree, made: Mapping[str, Any]) -> None:
-    """Note in *tree* where the values of *made* are."""
+    """Record the names of *made* in *tree*."""
     for name, value in made.items():
         *above, last = name.split(".")
         node = tree
@@ -158,7 +158,7 @@ def _mark(tree: Tree, made: Mapping[str, Any]) -> None:
 
 
 def _agree(known: Tree, tree: Tree) -> bool:
-    """Add *tree* to *known*; return False if a name is a value in one of them and has others below it in the other."""
+    """Add *tree* to *known*; return False if a name has a value in one of them and names below it in the other."""
     for name, below in tree.items():
         other = known.setdefault(name, below)
         if other is None or below is None:

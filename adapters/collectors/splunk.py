@@ -1,4 +1,4 @@
-"""Splunk: events for the HTTP Event Collector."""
+"""Splunk: `SplunkEvents`, the format of the HTTP Event Collector, and `splunk_sink`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _BAD_REQUEST = 400
 
-#: Other paths that take the same, and such as take something else.
+#: Other paths that accept the same, and paths that accept something else.
 _PATHS = ("/services/collector", "/services/collector/event/1.0")
 _OTHER_PATHS = tuple(
     f"/services/collector/{each}"
@@ -34,7 +34,7 @@ _OTHER_PATHS = tuple(
 
 _SUCCESS = 0
 
-#: The codes of answers that speak of an event.
+#: Codes that are about an event.
 _OF_AN_EVENT = {
     6: "invalid data format",
     12: "the event field is required",
@@ -42,7 +42,7 @@ _OF_AN_EVENT = {
     15: "the indexed fields cannot be taken",
 }
 
-#: The codes that speak of the index, the channel or the token: every event would meet them.
+#: Codes that are about the index, the channel or the token, and so concern every event.
 _OF_THE_SET_UP = {
     1: "token disabled",
     2: "token is required",
@@ -56,31 +56,31 @@ _OF_THE_SET_UP = {
     16: "query string authorization is not enabled",
 }
 
-#: The codes of a state that passes.
+#: Codes of a temporary state.
 _OF_A_MOMENT = {8: "internal server error", 9: "server is busy", 23: "server is shutting down"}
 
 
 class SplunkEvents(CollectorFormat):
-    """Events for Splunk's HTTP Event Collector (HEC): ``time``, ``event``, ``fields`` and where they come from.
+    """Encode events for Splunk's HTTP Event Collector (HEC): ``time``, ``event``, ``fields``, ``host`` and so on.
 
-    ``event`` is the event as JSON; ``time`` has its time in seconds, with microseconds.
+    ``event`` is the event as JSON; ``time`` is its time in seconds, with microseconds.
 
     Args:
-        host: Default none: Splunk says who connected.
-        source: Default none: that of the token.
-        sourcetype: Default ``"_json"``, whose fields Splunk finds by itself.
-        index: Default none: that of the token.
-        indexed_fields: Fields that are indexed too (``fields``): their names, which are the same there. A dot leads
-            into a nested one. Default ``("trace_id", "span_id")``.
-        channel: A GUID for ``X-Splunk-Request-Channel``, which tokens with indexer acknowledgement want.
-            Acknowledgements are not asked for. Default none.
+        host: The host of the events. Default None: Splunk uses the address of the connection.
+        source: The source of the events. Default None: that of the token.
+        sourcetype: The source type. Default ``"_json"``, whose fields Splunk finds by itself.
+        index: The index. Default None: that of the token.
+        indexed_fields: The names of fields that are indexed too (``fields``), under the same names. A dot leads to a
+            nested field. Default ``("trace_id", "span_id")``.
+        channel: A GUID for ``X-Splunk-Request-Channel``, which tokens with indexer acknowledgement require.
+            Acknowledgements are not requested. Default None.
 
     Raises:
-        TypeError: If *indexed_fields* is one text.
+        TypeError: If *indexed_fields* is a single text.
 
-    Success is code 0. Codes that say that an event is wrong (6, 12, 13, 15) refuse it, once it is found; the number of
-    the first is told, but not what became of those before it, so that these may come twice. All others, and 400 without
-    a code, pause the delivery and keep the events, whatever the status; so does 2xx without code 0.
+    Code 0 means success. Codes for an invalid event (6, 12, 13, 15) refuse the event, which is found by dividing the
+    batch. Splunk does not say whether it has taken the events before that one, so these may arrive twice. All other
+    codes, 400 without a code, and 2xx without code 0 pause the delivery and keep the events.
 
     Source: https://help.splunk.com/splunk-enterprise/get-data-in/collect-http-event-data/format-events-for-http-event-collector
     and https://docs.splunk.com/Documentation/Splunk/9.1.1/Data/TroubleshootHTTPEventCollector
@@ -103,11 +103,11 @@ class SplunkEvents(CollectorFormat):
         self.headers: Mapping[str, str] = {} if channel is None else {"X-Splunk-Request-Channel": channel}
         given = {"host": host, "source": source, "sourcetype": sourcetype, "index": index}
         constants = {name: value for name, value in given.items() if value is not None}
-        #: The members of each event that are the same for all, with their commas.
+        #: The constant members of each event, with their commas.
         self._constants = b"," + dump(constants)[1:-1] if constants else b""
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
-        """Return *batch* as objects of JSON, each in a line."""
+        """Return *batch* as JSON objects, one a line."""
         return b"\n".join(map(self._event, batch))
 
     def _event(self, item: Encoded) -> bytes:
@@ -116,7 +116,7 @@ class SplunkEvents(CollectorFormat):
         fields = {
             name: text_of(found) for name, path in self._indexed.items() if (found := found_at(event, path)) is not None
         }
-        data = dump(event) if event else b'"{}"'  # HEC takes no empty one
+        data = dump(event) if event else b'"{}"'  # HEC refuses an empty event
         made = b'{"time":%d.%06d,"event":%b%b' % (seconds, rest, data, self._constants)
         return made + (b',"fields":%b}' % dump(fields) if fields else b"}")
 
@@ -127,10 +127,10 @@ class SplunkEvents(CollectorFormat):
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Make sure that the answer has code 0.
+        """Check that the response has code 0.
 
         Raises:
-            DeliveryError: If it has not: what its code says.
+            DeliveryError: The error for another code.
         """
         super().read(response_status, response_headers, response_body, batch)
         code = _code(response_body)
@@ -144,7 +144,7 @@ class SplunkEvents(CollectorFormat):
         response_headers: Mapping[str, str],
         response_body: bytes,
     ) -> DeliveryError | None:
-        """Return what the code of an answer with 400 says; None for all others, whose status says enough."""
+        """Return the error for the code of a response with status 400; None for any other status."""
         if response_status != _BAD_REQUEST:
             return None
         code = _code(response_body)
@@ -158,12 +158,12 @@ def _code(body: bytes) -> int | None:
 
 
 def _failure(code: int) -> DeliveryError:
-    told = f"Splunk's event collector: {{}} (code {code})"
+    message = f"Splunk's event collector: {{}} (code {code})"
     if code in _OF_AN_EVENT:
-        return PermanentDeliveryError(told.format(_OF_AN_EVENT[code]))
+        return PermanentDeliveryError(message.format(_OF_AN_EVENT[code]))
     if code in _OF_A_MOMENT:
-        return TemporaryDeliveryError(told.format(_OF_A_MOMENT[code]))
-    return PausedDeliveryError(told.format(_OF_THE_SET_UP.get(code, "it takes nothing")))
+        return TemporaryDeliveryError(message.format(_OF_A_MOMENT[code]))
+    return PausedDeliveryError(message.format(_OF_THE_SET_UP.get(code, "it takes nothing")))
 
 
 @overload
@@ -210,21 +210,21 @@ def splunk_sink(
     """Return a sink that sends events to Splunk's HTTP Event Collector in the background.
 
     Args:
-        url: The collector's, such as ``"https://splunk.example.org:8088"``; ``/services/collector/event`` is added
+        url: The collector's URL, such as ``"https://splunk.example.org:8088"``; ``/services/collector/event`` is added
             unless it is there.
         token: The collector's token, or a callable that returns it.
-        host: What the events come from. Default None: this machine's name.
-        source: Which program or file they come from. Default None: that of the token.
-        sourcetype: Of what kind they are. Default ``"_json"``, whose fields Splunk finds by itself.
-        index: The index that they go to. Default None: that of the token.
-        indexed_fields: Fields that are indexed too; a dot leads into a nested one. Default ``("trace_id", "span_id")``.
+        host: The host of the events. Default None: this machine's name.
+        source: The program or file that the events come from. Default None: that of the token.
+        sourcetype: The source type. Default ``"_json"``, whose fields Splunk finds by itself.
+        index: The index. Default None: that of the token.
+        indexed_fields: Fields that are indexed too; a dot leads to a nested field. Default ``("trace_id", "span_id")``.
         channel: A GUID, for tokens with indexer acknowledgement. Default None.
         spool: The directory of a `SpoolSink`, where events wait. Default None: a `BackgroundSink`, in memory.
         options: Arguments of `HTTPSink`, and of `BackgroundSink` or `SpoolSink`; see `SinkOptions`.
 
     Raises:
-        ValueError: What the sinks refuse.
-        TypeError: The same, and what `SplunkEvents` refuses.
+        ValueError: If a sink refuses an argument.
+        TypeError: If an argument is unknown or has the wrong type.
     """
     body = SplunkEvents(
         host=host or socket.gethostname() or None,
