@@ -1336,15 +1336,15 @@ def test_forks_among_logging_threads_do_not_deadlock(spool, tmp_path):
             thread.join()
 
 
+def _cannot_start(_thread):
+    raise RuntimeError("can't start new thread")
+
+
 def test_without_a_thread_flush_delivers_itself(spool, monkeypatch):
-    """Where none can be started any more, events are stored and delivered by who flushes."""
-
-    def fail(_thread):
-        raise RuntimeError("can't start new thread")
-
+    """Where none can be started any more, events are stored and delivered by the thread that flushes."""
     sink = spool()
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", fail)
+        patch.setattr(threading.Thread, "start", _cannot_start)
         for number in range(3):
             sink.handle(event(number))
         assert sink.target.attempts == []
@@ -1354,6 +1354,48 @@ def test_without_a_thread_flush_delivers_itself(spool, monkeypatch):
     sink.handle(event(4))
     until(lambda: sink.stats().delivered == 5)
     assert sink.target.numbers == [0, 1, 2, 3, 4]
+
+
+def test_without_a_thread_flush_gives_up_in_time(spool, monkeypatch):
+    """What the target does not take stays on disk, and the next flush delivers it."""
+    sink = spool(Target(default=TemporaryDeliveryError("away")), on_error=lambda _failure: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _cannot_start)
+        sink.handle(event(0))
+        assert sink.flush(0.05) is False
+        assert (sink.stats().spooled, bool(sink.target.attempts)) == (1, True)
+        sink.target.default = None
+        assert sink.flush(PATIENCE_SECONDS)
+    assert sink.target.numbers == [0]
+
+
+def test_without_a_thread_an_interrupt_of_flush_comes_through(spool, monkeypatch):
+    """The batch that the target was given is put back, and delivered by the next flush."""
+    sink = spool(Target(KeyboardInterrupt()))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _cannot_start)
+        sink.handle(event(0))
+        with pytest.raises(KeyboardInterrupt):
+            sink.flush(PATIENCE_SECONDS)
+        assert sink.flush(PATIENCE_SECONDS)
+    assert sink.target.numbers == [0]
+    assert len({key for key, _ in sink.target.attempts}) == 1
+
+
+def test_a_thread_that_cannot_be_started_to_sync_is_told_of(spool, monkeypatch):
+    """Events are delivered nevertheless; that they are not synced is no secret."""
+    failures = []
+    sink = spool(fsync="interval", on_error=failures.append)
+    start = threading.Thread.start
+    monkeypatch.setattr(
+        threading.Thread,
+        "start",
+        lambda thread: _cannot_start(thread) if thread.name.endswith("fsync") else start(thread),
+    )
+    sink.handle(event(0))
+    assert sink.flush(PATIENCE_SECONDS)
+    assert [str(failure.error) for failure in failures] == ["can't start new thread"]
+    assert sink.target.numbers == [0]
 
 
 # -- interrupts and signal handlers
