@@ -1,28 +1,31 @@
-"""Brokers that speak Kafka's protocol: librdkafka's own mock cluster, in this process or in one that can be stopped."""
+"""Brokers that speak Kafka's protocol: librdkafka's own mock cluster, in a process that can be stopped."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import signal
+from pathlib import Path
 
+import confluent_kafka
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from tests.sinks._processes import signalled, start
 
-#: The mock lets a group begin after 3 s, within which no session may end, then waits for the sessions of who left it:
-#: 45 s unless it is told otherwise.
-CONFIG = {"session.timeout.ms": 4000, "heartbeat.interval.ms": 200}
+#: The mock waits for the sessions of who left a group: 45 s unless it is told otherwise. A question about a partition
+#: waits behind the request for its messages.
+CONFIG = {"session.timeout.ms": 4000, "heartbeat.interval.ms": 200, "fetch.wait.max.ms": 50}
 
 LOGGER = logging.Logger("mock")
 LOGGER.addHandler(logging.NullHandler())
 
 _PROGRAM = """
-    import sys, time
+    import sys
     from tests.adapters._kafka import Mock
-    with Mock() as mock:
-        print(mock.servers, flush=True)
-        sys.stdin.read()
+    mock = Mock()
+    print(mock.servers, flush=True)
+    sys.stdin.read()
 """
 
 
@@ -30,10 +33,18 @@ class Mock:
     """One broker, whose topics have four partitions."""
 
     def __init__(self) -> None:
-        settings = {"bootstrap.servers": "127.0.0.1:1", "test.mock.num.brokers": 1}
-        self._client = Producer(settings, logger=LOGGER)
-        (broker,) = self._client.list_topics(timeout=30).brokers.values()
-        self.servers = f"{broker.host}:{broker.port}"
+        library = ctypes.CDLL(
+            str(next(Path(confluent_kafka.__file__).parents[1].glob("confluent_kafka.libs/librdkafka*")))
+        )
+        for name in ("conf_new", "new", "mock_cluster_new", "mock_cluster_bootstraps"):
+            getattr(library, f"rd_kafka_{name}").restype = ctypes.c_void_p
+        configuration = ctypes.c_void_p(library.rd_kafka_conf_new())
+        library.rd_kafka_conf_set(configuration, b"log_level", b"0", None, 0)
+        client = ctypes.c_void_p(library.rd_kafka_new(0, configuration, None, 0))
+        cluster = ctypes.c_void_p(library.rd_kafka_mock_cluster_new(client, 1))
+        # A group waits 3 s for its first members otherwise.
+        library.rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 100)
+        self.servers = ctypes.string_at(library.rd_kafka_mock_cluster_bootstraps(cluster)).decode()
 
     def produce(self, topic, bodies, partition=-1):
         """Put messages into a topic."""
@@ -69,12 +80,6 @@ class Mock:
         finally:
             consumer.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._client = None
-
 
 class MockProcess(Mock):
     """The same in a process of its own, which can be stopped."""
@@ -82,6 +87,9 @@ class MockProcess(Mock):
     def __init__(self) -> None:
         self._child = start(_PROGRAM, stdin=-1, stdout=-1)
         self.servers = self._child.stdout.readline().decode().strip()
+
+    def __enter__(self):
+        return self
 
     @contextlib.contextmanager
     def stopped(self):

@@ -280,7 +280,7 @@ def test_a_url_names_servers_topic_and_configuration():
     assert not listener.connected
 
 
-# -- the listener; a group takes three seconds to begin, so that each test has several things to show
+# -- the listener
 
 
 class _Gate(CaptureSink):
