@@ -1,4 +1,4 @@
-"""Events sent to Fluentd and Fluent Bit by the Forward protocol: `FluentSink`."""
+"""Events for Fluentd and Fluent Bit by the Forward protocol: `FluentSink`."""
 
 from __future__ import annotations
 
@@ -37,50 +37,50 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Size, Span
 
 _TIME = struct.Struct(">LL")
-#: The type of `EventTime` among msgpack's extensions.
+#: The msgpack extension type of `EventTime`.
 _EVENT_TIME = 0
 _MOST_SECONDS = (1 << 32) - 1
-#: The longest answer that makes sense.
+#: The longest sensible answer, in bytes.
 _LONGEST_ANSWER_BYTES = 65_536
-#: What a chunk has besides its entries, at most.
+#: The greatest size of a chunk without its entries, in bytes.
 _OVERHEAD_BYTES = 256
-#: How long a peer that asks for a login may take to say so.
+#: How long a peer that requires a login may take to say so, in seconds.
 _MOMENT_SECONDS = 0.25
 _LEAST_INTEGER, _MOST_INTEGER = -(1 << 63), (1 << 64) - 1
 
 
 class _Message(bytes):
-    """A message of the protocol, and the chunk that its acknowledgement names."""
+    """A message of the protocol, and the id of the chunk in its acknowledgement."""
 
     chunk: str
 
 
 class FluentSink(SocketSink):
-    """Send events to Fluentd or Fluent Bit by the Forward protocol; delivered means acknowledged.
+    """Send events to Fluentd or Fluent Bit by the Forward protocol; an event is delivered once it is acknowledged.
 
     Args:
         host: Name or address, IPv4 or IPv6; the path of a Unix socket when *port* is None.
         port: TCP port, 1 to 65535, or None. Default 24224.
-        tag: What Fluentd routes by, such as ``"shop.web"``.
-        shared_key: The key that both ends have, for an input with ``<security>``. It is in no repr, and never sent.
+        tag: The tag by which Fluentd routes, such as ``"shop.web"``.
+        shared_key: The key of both ends, for an input with ``<security>``. No repr shows it, and it is never sent.
             Default None: no login.
         username: For an input with ``user_auth``, with *shared_key*. Default None.
         password: The same. Default None.
-        packed: Send the events of a message as one value, which the peer may store without looking at it
+        packed: Send the events of a message as one value, which the peer can store without decoding it
             (PackedForward). Default True. False: as a list (Forward).
-        max_chunk_bytes: Size of a message above which a batch goes in several, and an event is shortened. Default
-            4 MiB; at least 512.
-        tls: An `ssl.SSLContext` to encrypt with, which may hold a client certificate, or True for
+        max_chunk_bytes: Size of a message above which a batch is divided, and an event is shortened. Default 4 MiB; at
+            least 512.
+        tls: An `ssl.SSLContext`, which may contain a client certificate, or True for
             ``ssl.create_default_context()``. Default None: no encryption.
-        nodelay: Send each message at once (TCP_NODELAY). Default True, since each is waited for.
+        nodelay: Send each message at once (TCP_NODELAY). Default True, since the sink waits for each acknowledgement.
         timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting, login, and sending with its
             acknowledgement may each take. Default 5.0.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after an attempt failed. Default 1.0.
         retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
         retry_max: The longest wait in seconds. Default 30.0.
-        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a connection is replaced by a
-            new one, so that a changed address of the name, or a new backend of a balancer, is found. Default None: it
-            lasts as long as it works.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a new connection replaces the
+            old one. It follows a changed address of the name, or a new backend of a balancer. Default None: a
+            connection lasts as long as it works.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
@@ -91,24 +91,24 @@ class FluentSink(SocketSink):
     Raises:
         ValueError: If *tag* is empty, *password* comes without *username* or either without *shared_key*, or a size,
             port or duration is out of range.
-        TypeError: If *tag*, *shared_key*, *username* or *password* is no text, or *host* or *tls* of another type.
-        MissingDependencyError: Without msgpack, which comes with the extra ``fluent``.
+        TypeError: If *tag*, *shared_key*, *username* or *password* is not text, or *host* or *tls* of another type.
+        MissingDependencyError: If msgpack is not installed, the extra ``fluent``.
 
-    An entry's time is the event's ``timestamp``, as EventTime, which has nanoseconds; its record has all other fields.
-    Text, numbers, lists and mappings stay what they are, and so do bytes and NaN, unless the event waits on disk;
-    integers over 64 bits are text, and everything else is what JSON makes of it.
+    An entry's time is the event's ``timestamp``, as EventTime, which has nanoseconds; its record contains all other
+    fields. Text, numbers, lists and mappings keep their types. So do bytes and NaN, unless the event waits on disk.
+    Integers over 64 bits become text, and other values what they are in JSON.
 
-    Each message names a chunk, and the peer acknowledges it. An event that a peer did not acknowledge is not
-    delivered: alone the sink counts it as ``dropped["error"]``; a `BackgroundSink` or a `SpoolSink` around it sends it
-    again, with the same chunk's name. So an event may come twice, where the answer got lost. A connection that breaks
-    before the answer is made anew once, and the message sent again; a peer that takes too long is not asked twice. Then
-    the sink backs off: what comes meanwhile is ``dropped["backoff"]`` at once, and nothing waits for the peer.
+    Each message has the id of a chunk, which the peer acknowledges. An event without an acknowledgement is not
+    delivered. A sink of its own counts it as ``dropped["error"]``; a `BackgroundSink` or a `SpoolSink` around it sends
+    it again, with the same id. So an event may arrive twice if the acknowledgement was lost. If the connection breaks
+    before the acknowledgement, the message is sent once more over a new one; after a timeout it is not. Then the sink
+    backs off: events are ``dropped["backoff"]`` at once, and nothing waits for the peer.
 
-    A login that is refused keeps the events of a wrapper and is tried seldom, and so is a peer that speaks something
-    else. The peer has to prove that it has the key too.
+    After a refused login, or if the peer speaks another protocol, a wrapper keeps its events, and attempts are rare.
+    The peer has to prove that it has the key too.
 
-    Used alone, `handle` waits for the acknowledgement of each event: put it behind a `BackgroundSink`. Safe from any
-    thread. A forked child opens its own connection.
+    Without a wrapper `handle` waits for the acknowledgement of each event: put the sink behind a `BackgroundSink`. Safe
+    from any thread. A forked child opens its own connection.
 
     Source: https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1
     """
@@ -147,7 +147,7 @@ class FluentSink(SocketSink):
             ("username", username),
             ("password", password),
         ):
-            # A secret's value is not repeated.
+            # The message must not contain the secret.
             if text is not None and not isinstance(text, str):
                 msg = f"{argument} is {type(text).__name__}, not text"
                 raise TypeError(msg)
@@ -160,16 +160,16 @@ class FluentSink(SocketSink):
         if username is not None and not shared_key:
             msg = f"username={username!r} without shared_key: the protocol has no login without a key"
             raise ValueError(msg)
-        #: What Fluentd routes by; settable.
+        #: The tag by which Fluentd routes; settable.
         self.tag: str = tag
         self._shared_key = shared_key
         self._login = None if username is None or password is None else (username, password)
-        #: Whether a message has its events as one value; settable.
+        #: Whether the events of a message are sent as one value; settable.
         self.packed: bool = bool(packed)
         self.max_chunk_bytes: int = checked_limit(max_chunk_bytes, "max_chunk_bytes")
         self._msgpack = _msgpack()
         self._answers: Any = None
-        #: Whether the peer has acknowledged anything on this connection, and whether it ended the last one without.
+        #: Whether the peer has acknowledged a message on this connection; whether it closed the last one without.
         self._answered = self._wary = False
         super().__init__(
             host,
@@ -194,10 +194,10 @@ class FluentSink(SocketSink):
     # -- messages
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
-        """Return the message for *event*, shortened if need be. Called outside the sink's lock.
+        """Return the message of *event*, shortened if necessary. Called outside the sink's lock.
 
         Raises:
-            PermanentDeliveryError: If it cannot be made small enough.
+            PermanentDeliveryError: If it cannot be shortened enough.
         """
         entry = self._entry(event, None)
         if len(entry) > self._limit:
@@ -219,23 +219,23 @@ class FluentSink(SocketSink):
         return made
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item: JSON, from which a message's entry is made, and what JSON does not carry."""
+        """Return *event* as a batch item: JSON, and the values that JSON cannot represent."""
         return typed(Sink.encode(self, event), event)
 
     @property
     def needs_moment(self) -> bool:
-        """See `Forwarding.needs_moment`: an entry has the event's time."""
+        """See `Forwarding.needs_moment`: True, since an entry contains the event's time."""
         return True
 
     @property
     def takes_any_number(self) -> bool:
-        """See `Forwarding.takes_any_number`: a message has many events."""
+        """See `Forwarding.takes_any_number`: False, since the size of a message is limited."""
         return False
 
     def _entry(self, event: dict[str, Any], when: float | None) -> bytes:
-        """Return the entry of *event*, which happened at *when* unless it says so itself."""
+        """Return the entry of *event*, whose time is *when* unless it has a timestamp."""
         stamp = timestamp_of(event)
-        # What JSON does not carry, msgpack does.
+        # msgpack can represent what JSON cannot.
         plain = typed(Encoded(_json.render(event), 0.0, 0.0), event).event
         if stamp is not None:
             plain.pop("timestamp", None)
@@ -265,10 +265,10 @@ class FluentSink(SocketSink):
         made.chunk = chunk
         return made
 
-    # -- the way out
+    # -- sending
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Send the batch in as few messages as its size allows; what comes after one that fails is left for a retry."""
+        """Send the batch in as few messages as its size allows; after a failure leave the rest for a retry."""
         rejected: dict[int, str] = {}
         entries: list[bytes] = []
         places: list[int] = []
@@ -297,7 +297,7 @@ class FluentSink(SocketSink):
         return BatchResult(rejected=rejected) if rejected else None
 
     def _emit_chunk(self, batch: Sequence[Encoded], entries: list[bytes], places: list[int]) -> Exception | None:
-        # The same at every retry, so that whoever looks can tell that it is one.
+        # The same at every retry, so that the receiver can recognize one.
         if isinstance(batch, Batch):
             keys = batch.item_keys
             told = f"{keys[places[0]]} {keys[places[-1]]} {len(places)}"
@@ -316,7 +316,7 @@ class FluentSink(SocketSink):
             self._settle(raising=False)
         if first == 0:
             raise error
-        # To raise would say that nothing was taken, and what is acknowledged would come again.
+        # Raising would say that nothing was taken, and acknowledged events would be sent again.
         left = [place for place in range(first, len(batch)) if place not in rejected]
         return BatchResult(left, rejected, retry_after=getattr(error, "retry_after", None))
 
@@ -327,8 +327,8 @@ class FluentSink(SocketSink):
             if chunk is not None:
                 self._await_acknowledgement(chunk)
         except TimeoutError:
-            # A peer that is slow now would be as slow with the second copy. The connection ends here: what it has of
-            # the message is no whole one.
+            # A slow peer would be as slow with a second copy. The connection is closed, since the peer may have only a
+            # part of the message.
             self._disconnect()
             self._back_off()
             msg = f"{self._peer} has not acknowledged within {self.timeout} s"
@@ -355,23 +355,23 @@ class FluentSink(SocketSink):
         self._refuse("asks for a login: give it shared_key" if asked else "does not speak the Forward protocol")
 
     def _refuse(self, why: str) -> NoReturn:
-        """Give the connection up, and raise an error that keeps the events and tries seldom."""
+        """Close the connection, and raise an error that makes a wrapper keep its events and try rarely."""
         self._disconnect()
         self._back_off()
         msg = f"{self._peer} {why}"
         raise PausedDeliveryError(msg, retry_after=self.retry_period)
 
     def _read(self, sock: socket.socket, answers: Any, deadline: float) -> Any:
-        """Return the next message that *sock* brings.
+        """Return the next message from *sock*.
 
         Raises:
-            OSError: If the peer has ended the connection, or nothing came until the deadline.
+            OSError: If the peer has closed the connection, or nothing came until the deadline.
         """
         while True:
             try:
                 for answer in answers:
                     return answer
-            except Exception:  # whatever msgpack finds wrong with it
+            except Exception:  # of msgpack, for invalid data
                 self._refuse("does not speak the Forward protocol")
             try:
                 data = sock.recv(_LONGEST_ANSWER_BYTES)
@@ -390,13 +390,13 @@ class FluentSink(SocketSink):
     # -- connecting
 
     def make_socket(self, timeout: float | None = None) -> socket.socket:
-        """Return a connected socket on which the login is over; called by ``create_socket``.
+        """Return a connected socket after the login; called by ``create_socket``.
 
         Args:
             timeout: Seconds for each address of the name, and for the login. None stands for the sink's *timeout*.
 
         Raises:
-            OSError: If none can be connected.
+            OSError: If no address can be connected.
             PausedDeliveryError: If the peer refuses the login.
         """
         made = super().make_socket(timeout)
@@ -413,7 +413,7 @@ class FluentSink(SocketSink):
         return made
 
     def _listen(self, sock: socket.socket) -> None:
-        """Wait a moment whether the peer asks for a login, as one may that has ended a connection without an answer."""
+        """Wait a moment for the peer to ask for a login: the last one may have closed for want of it."""
         try:
             greeting = self._read(sock, self._unpacker(), now() + _MOMENT_SECONDS)
         except TimeoutError:
@@ -421,7 +421,7 @@ class FluentSink(SocketSink):
         self._refuse_answer(greeting)
 
     def _await_verdict(self, made: ssl.SSLSocket, seconds: float) -> bool:
-        # The first answer shows that the peer has accepted the connection, and is not to be thrown away.
+        # The first answer shows that the peer has accepted the connection. It must not be discarded.
         return True
 
     def _adopt(self, made: socket.socket) -> None:
@@ -441,7 +441,7 @@ class FluentSink(SocketSink):
         if not isinstance(options, dict):
             self._refuse("does not ask for a login, though shared_key is given")
         nonce, salt, key = _raw(options.get("nonce", "")), os.urandom(16).hex(), shared_key.encode()
-        # By another name than the peer's, which refuses one like its own.
+        # The name must differ from the peer's, which refuses its own.
         host = f"outfall@{socket.gethostname()}"
         user = password = ""
         if self._login is not None:
@@ -476,18 +476,18 @@ def _digest(*parts: bytes) -> str:
 
 
 def _raw(value: object) -> bytes:
-    """Return the bytes of what the peer sent as text or as bytes."""
+    """Return as bytes what the peer sent as text or as bytes."""
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
 
 
 def _shown(reason: object) -> str:
-    """Return what a peer says as it may stand in a report."""
+    """Return a text of the peer in a form that is safe for a report."""
     text = "".join(character if character.isprintable() else " " for character in str(reason))
     return text[:200] or "it gives no reason"
 
 
 def _within(value: Any) -> Any:
-    """Return *value* with integers that msgpack has not as text, and text that UTF-8 has not, escaped."""
+    """Return *value* with integers beyond msgpack's range as text, and text that UTF-8 cannot encode escaped."""
     if isinstance(value, dict):
         return {_within(key): _within(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The event log of Windows: `NTEventLogSink`."""
+"""The Windows event log: `NTEventLogSink`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.sink import OnError
 
-#: What Windows takes in one string of an event, in UTF-16 units.
+#: The limit of one string of an event, in UTF-16 units.
 MAX_STRING_UNITS = 31_839
 
 #: ERROR_ACCESS_DENIED of Windows.
@@ -34,15 +34,15 @@ _CUT = " … (cut)"
 class NTEventLogSink(ByteSink):
     r"""Report each event to the Windows event log, under an application's name.
 
-    Needs pywin32, the extra ``windows``. Outfall's own tests run it against a stand-in for pywin32's calls: it has
-    **not been run on Windows** by CI.
+    Needs pywin32, the extra ``windows``. Outfall's tests use a double of pywin32's functions: CI does **not run it on
+    Windows**.
 
     Args:
-        appname: The source's name, as the Event Viewer shows it. A registry entry is made for it.
+        appname: The name of the source in the Event Viewer. It gets a registry entry.
         dllname: The file with the message texts, ``.dll`` or ``.exe``. Default None: pywin32's ``win32service.pyd``,
             whose message 1 is the text itself.
         logtype: ``"Application"``, ``"System"`` or ``"Security"``. Default ``"Application"``.
-        typemap: Event types by level, name or number, instead of the default ones; see `typemap`. Default None.
+        typemap: Event types by level, a name or a number, in place of the default ones; see `typemap`. Default None.
         renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
@@ -51,28 +51,28 @@ class NTEventLogSink(ByteSink):
         name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        MissingDependencyError: If pywin32 is not installed, as it cannot be but on Windows.
-        ValueError: If *appname* or *logtype* is empty, or a level of *typemap* is none.
-        Exception: What pywin32 raises when the source cannot be registered, unless access was denied.
+        MissingDependencyError: If pywin32 is not installed, which is for Windows only.
+        ValueError: If *appname* or *logtype* is empty, or a key of *typemap* is not a level.
+        Exception: The error of pywin32 if the source cannot be registered, unless access was denied.
 
-    To register a source takes an administrator's rights. Without them the sink goes on, since the source may have been
-    registered when the program was installed, and tells ``on_error`` with no event lost (`report` where that is
-    ``"raise"``): with no source in the registry, the Event Viewer shows the events with a complaint before the text.
+    Registering a source requires an administrator's rights. Without them the sink continues, since the source may have
+    been registered when the program was installed, and calls ``on_error`` with no event lost (`report` if that is
+    ``"raise"``). If the source is not registered, the Event Viewer shows the events with a warning before the text.
 
-    A string of an event has at most 31 839 UTF-16 units; longer texts are cut and marked, since Windows would refuse
-    the event. It must not have ``%1`` and the like, which the Event Viewer takes for a place to fill: in JSON the sign
-    becomes an escape, in other texts a space comes between. NUL, which would end the text, becomes ``\x00``.
+    A string of an event has at most 31 839 UTF-16 units. Longer texts are cut and marked, since Windows would refuse
+    the event. The Event Viewer replaces ``%1`` and the like: in JSON the sign is escaped, in other texts a space is
+    inserted. NUL, which would end the text, becomes ``\x00``.
 
-    When `handle` returns, the event log service has the event. Safe from any thread. Nothing is held between events,
-    and ``close`` has nothing to wait for; it leaves the source registered, because the Event Viewer needs it to show
-    what was logged.
+    When `handle` returns, the event log service has the event. Safe from any thread. The sink holds nothing between
+    events, and ``close`` has nothing to wait for. The source stays registered, because the Event Viewer needs it to
+    show the events.
 
     Source: `logging.handlers.NTEventLogHandler`; CPython gh-92007 for denied access;
     https://learn.microsoft.com/en-us/windows/win32/api/winbase/nf-winbase-reporteventw for the limits.
     """
 
-    #: Event types by level number, settable. A level that is not in it has the type of the next lower one, as a custom
-    #: level between WARNING and ERROR is a warning; below the lowest, the lowest one's.
+    #: Event types by level number, settable. Other levels have the type of the next lower one in it, so a custom level
+    #: between WARNING and ERROR is a warning; levels below the lowest have the type of the lowest.
     typemap: dict[float, int]
 
     def __init__(
@@ -91,7 +91,7 @@ class NTEventLogSink(ByteSink):
         self.appname: str = _checked_name(appname, "appname")
         self.logtype: str = _checked_name(logtype, "logtype")
         self._welu, types = _imported("win32evtlogutil"), _imported("win32evtlog")
-        #: The type of events of which nothing else is known.
+        #: The type of events if no other is known.
         self.deftype: int = types.EVENTLOG_ERROR_TYPE
         if typemap is None:
             self.typemap = {
@@ -131,14 +131,14 @@ class NTEventLogSink(ByteSink):
         if denied is not None:
             self._fail_unraised(denied, None)
 
-    # -- what may be overridden
+    # -- the hooks
 
     def get_message_id(self, event: dict[str, Any]) -> int:
-        """Return the number of the message in the file *dllname*; 1 is the text itself in pywin32's."""
+        """Return the number of the message in the file *dllname*. Default 1, pywin32's message that is the text."""
         return 1
 
     def get_event_category(self, event: dict[str, Any]) -> int:
-        """Return the category of *event*; by default 0, which is none."""
+        """Return the category of *event*. Default 0: none."""
         return 0
 
     def get_event_type(self, event: dict[str, Any]) -> int:
@@ -158,13 +158,13 @@ class NTEventLogSink(ByteSink):
         self._report(event, self.render(event), is_text=isinstance(event, TextEvent))
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Report each item; the event log takes one at a time."""
+        """Report each item; the event log accepts one at a time."""
         return self._emit_each(batch, self._report_item)
 
     def _report_item(self, item: Encoded) -> None:
         event = item.event
         if level_of(event) != item.level:
-            # The renderer's text may have left it out.
+            # The renderer may have left the level out.
             event["level_number"] = item.level
         self._report(event, item.data, is_text=not item.data.startswith(b"{"))
 
@@ -185,7 +185,7 @@ def _shortened(text: str) -> str:
     data = text.encode("utf-16-le", "surrogatepass")
     if len(data) <= 2 * MAX_STRING_UNITS:
         return text
-    # What is left of a character cut in two goes.
+    # Half of a character that was cut apart is removed.
     kept = data[: 2 * (MAX_STRING_UNITS - len(_CUT))].decode("utf-16-le", "ignore")
     return kept + _CUT
 
@@ -208,7 +208,7 @@ def _imported(module: str) -> Any:
 
 
 class _WindowsOnlyError(MissingDependencyError):
-    """There is nothing to install here: pywin32 is for Windows alone."""
+    """Nothing can be installed here: pywin32 is for Windows only."""
 
     def __str__(self) -> str:
         return f"NTEventLogSink works on Windows only, and this is {sys.platform}; SysLogSink is for other systems"

@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.event.units import Size, Span
 
-#: Fields that the journal takes in one entry.
+#: The number of fields that the journal accepts in one entry.
 _MOST_FIELDS = 1024
-#: Characters that a field's name may have.
+#: The greatest length of a field's name.
 _MOST_CHARACTERS = 64
-#: The field for what has none of its own.
+#: The field for fields without one of their own.
 _REST = "FIELDS"
-#: What the journal gives a meaning to, by what structlog's `CallsiteParameterAdder` names it.
+#: Fields with a meaning to the journal, by the names of structlog's `CallsiteParameterAdder`.
 _CALLSITE = {"pathname": "CODE_FILE", "lineno": "CODE_LINE", "func_name": "CODE_FUNC"}
-#: Names that no field of an event gets.
+#: Names that no field of an event may get.
 _OWN = ("MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "MESSAGE_ID", _REST, *_CALLSITE.values())
 _UNFIT = re.compile(r"[^A-Za-z0-9_]")
 _LENGTH = struct.Struct("<Q")
@@ -48,7 +48,7 @@ _MOST_KNOWN = 4096
 
 
 class JournaldSink(SocketSink):
-    """Send each event to systemd's journal, by its native protocol: every field of the event is one of the entry.
+    """Send each event to systemd's journal by its native protocol: each field of the event is a field of the entry.
 
     ==========================================  =======================================================================
     ``event``                                   ``MESSAGE``
@@ -58,29 +58,29 @@ class JournaldSink(SocketSink):
     all others                                  by their names in capitals: text and bytes as they are, the rest as JSON
     ==========================================  =======================================================================
 
-    Names have A to Z, 0 to 9 and ``_``, no ``_`` or digit at the beginning, and 64 characters at most: the journal
-    leaves out others without a word. So what a name may not have becomes ``_``, ``_`` at its beginning goes, a digit
-    there gets ``FIELD_`` before it, and a longer name becomes its beginning, ``_`` and 12 digits of its SHA-256. A name
-    that is taken, as those in the table are, gets a number: ``PRIORITY_2``.
+    Names consist of A to Z, 0 to 9 and ``_``, begin with a letter, and have at most 64 characters: the journal drops
+    others silently. So invalid characters become ``_``, ``_`` at the beginning is removed, a digit there gets the
+    prefix ``FIELD_``, and a longer name becomes its beginning, ``_`` and 12 digits of its SHA-256. A name that is
+    already used, such as those in the table, gets a number: ``PRIORITY_2``.
 
     Args:
         path: The journal's socket. Default ``"/run/systemd/journal/socket"``; that of a namespace is
-            ``"/run/systemd/journal.NAMESPACE/socket"``. Nothing has to be there yet.
+            ``"/run/systemd/journal.NAMESPACE/socket"``. It need not exist yet.
         identifier: ``SYSLOG_IDENTIFIER``, for ``journalctl -t``. Default None: the program's name.
-        fields: Which of the event's fields become fields of the entry. The others go as JSON into one, ``FIELDS``.
+        fields: The event's fields that become fields of the entry. The others become one field, ``FIELDS``, as JSON.
             Default None: all, up to the 1 024 that an entry may have. The journal indexes fields: with very many
-            names in all it begins new files often.
-        message_id: ``MESSAGE_ID``, which tells kinds of entries apart: a UUID as text for all, or a function that is
-            given the event and returns one, or None. What is no UUID is left out. Default None.
+            different names it begins new files often.
+        message_id: ``MESSAGE_ID``, which names the kind of entry: a UUID as text for all, or a function that gets the
+            event and returns one, or None. Other values are left out. Default None.
         max_entry_bytes: Size above which the longest text fields are shortened and the event gets ``"truncated":
             true``. Default 16 MiB; at least 512.
         timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for the journal to make room. Default 1.0.
-        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the journal was not there. Default
-            1.0.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the journal was not reachable.
+            Default 1.0.
         retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
         retry_max: The longest wait in seconds. Default 30.0.
-        clock: What tells the time for these waits. Default `time.monotonic`; for tests.
-        renderer: What makes ``MESSAGE``. Default None: the text of ``event``.
+        clock: The clock of these waits, for tests. Default `time.monotonic`.
+        renderer: The renderer of ``MESSAGE``. Default None: the text of ``event``.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -88,16 +88,16 @@ class JournaldSink(SocketSink):
         name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *path* is empty, *message_id* is no UUID, *max_entry_bytes* or a duration is
+        ValueError: If *path* is empty, *message_id* is not a UUID, *max_entry_bytes* or a duration is
             out of range, or the system has no Unix sockets.
         TypeError: If an argument is of another type.
 
-    An entry is one datagram; one that is too large for that goes in a sealed file in memory, whose descriptor is
-    passed. When `handle` returns the journal's socket has the entry. What the journal then does is not told: by default
-    it takes 10 000 entries in 30 seconds of one service, and leaves out the rest (``RateLimitBurst=``).
+    An entry is one datagram. If it is too large for that, it is written to a sealed file in memory, and the descriptor
+    is passed. When `handle` returns, the journal's socket has the entry. The journal does not report what becomes of
+    it: by default it accepts 10 000 entries in 30 seconds from one service, and drops the rest (``RateLimitBurst=``).
 
-    A journal that is not there costs the event, which is counted as ``dropped["error"]`` and told; those that come
-    until the next attempt are ``dropped["backoff"]``. One that was started again is found with the next event.
+    If the journal is not reachable, the event is counted as ``dropped["error"]`` and reported; events until the next
+    attempt are ``dropped["backoff"]``. After a restart of the journal the next event reaches it.
 
     Safe from any thread. A forked child opens its own socket. ``close`` has nothing to wait for.
 
@@ -138,7 +138,7 @@ class JournaldSink(SocketSink):
             msg = f"message_id={message_id!r} is neither a UUID as text nor a function that returns one"
             raise ValueError(msg)
         self.max_entry_bytes: int = checked_limit(max_entry_bytes, "max_entry_bytes")
-        #: Names of the entry's fields by the event's, as long as there are not too many.
+        #: A cache of the names of the entry's fields, by the event's.
         self._names: dict[str, str] = {}
         super().__init__(
             path,
@@ -161,15 +161,15 @@ class JournaldSink(SocketSink):
     # -- entries
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
-        """Return the entry for *event*, shortened if need be. Called outside the sink's lock.
+        """Return the entry of *event*, shortened if necessary. Called outside the sink's lock.
 
         Raises:
-            PermanentDeliveryError: If it cannot be made small enough.
+            PermanentDeliveryError: If it cannot be shortened enough.
         """
         return self._fitting(event, level_of(event), None)
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item: JSON, since an entry needs the fields, and what JSON does not carry."""
+        """Return *event* as a batch item: JSON, and the values that JSON cannot represent."""
         return typed(Sink.encode(self, event), event)
 
     def _frame_of(self, item: Encoded) -> bytes:
@@ -177,7 +177,7 @@ class JournaldSink(SocketSink):
 
     @property
     def needs_moment(self) -> bool:
-        """See `Forwarding.needs_moment`: an entry has the event's level, and its time."""
+        """See `Forwarding.needs_moment`: True, since an entry contains the event's level and time."""
         return True
 
     def _frames_together(self, batch: Sequence[Encoded]) -> None:
@@ -195,10 +195,10 @@ class JournaldSink(SocketSink):
         return self._shortened(event) if short is None else short
 
     def _entry(self, event: dict[str, Any], level: float, when: float | None) -> bytes:
-        """Return the fields of *event* as the protocol has them."""
+        """Return the fields of *event* in the form of the protocol."""
         text = isinstance(event, TextEvent)
         plain = {} if text else rfc5424.plain_fields(event)
-        # Plain fields for the text of the event, which may be anything; a renderer of somebody's gets what was logged.
+        # `text_of_event` gets plain fields, since the message may be any object. Other renderers get the event itself.
         message = self.render(plain if self._renderer is text_of_event and not text else event)
         parts = [
             _field("MESSAGE", message),
@@ -220,7 +220,7 @@ class JournaldSink(SocketSink):
         taken = set(_OWN)
         for key in chosen:
             value, original = plain.pop(key), event.get(key)
-            # What JSON lacks, the journal has.
+            # The journal can store what JSON cannot represent.
             if isinstance(original, (bytes, bytearray, float)):
                 value = original
             name = self._names.get(key) or self._named(key)
@@ -243,7 +243,7 @@ class JournaldSink(SocketSink):
             self._names[key] = name
         return name
 
-    # -- the way out
+    # -- sending
 
     def make_socket(self, timeout: float | None = None) -> socket.socket:
         """Return a connected socket; called by ``create_socket``.
@@ -252,10 +252,10 @@ class JournaldSink(SocketSink):
             timeout: Seconds. None stands for the sink's *timeout*.
 
         Raises:
-            OSError: If there is no journal.
+            OSError: If the journal is not reachable.
         """
         made = super().make_socket(timeout)
-        # More entries fit into one datagram then; the system gives as much as it is set to.
+        # Larger entries fit into one datagram then. The system limits the size by its own setting.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         return made
 
@@ -268,7 +268,7 @@ class JournaldSink(SocketSink):
             self._push_file(data)
 
     def _push_file(self, data: bytes) -> None:
-        """Hand *data* over in a file in memory that nobody can change any more."""
+        """Pass *data* in a sealed file in memory."""
         import fcntl
 
         sock = self.sock
@@ -295,13 +295,13 @@ class JournaldSink(SocketSink):
 
 _json = OrjsonRenderer()
 _SEND_BUFFER_BYTES = 8 * 1024 * 1024
-#: ``F_SEAL_SEAL``, ``F_SEAL_SHRINK``, ``F_SEAL_GROW`` and ``F_SEAL_WRITE`` of ``fcntl(2)``: the journal takes no file
-#: without them.
+#: ``F_SEAL_SEAL``, ``F_SEAL_SHRINK``, ``F_SEAL_GROW`` and ``F_SEAL_WRITE`` of ``fcntl(2)``: the journal requires
+#: them.
 _SEALS = 1 | 2 | 4 | 8
 
 
 def _field(name: str, value: bytes) -> bytes:
-    # With a line feed in it the value's length stands before it.
+    # The length precedes a value that contains a line feed.
     if b"\n" in value:
         return b"%s\n%s%s\n" % (name.encode(), _LENGTH.pack(len(value)), value)
     return b"%s=%s\n" % (name.encode(), value)

@@ -41,12 +41,12 @@ Facility = Literal[
 PRIORITY_NAMES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 
 
-#: The priorities of levels without a name of their own, by the least number.
+#: The priorities of levels that are not named, by the lowest number.
 _PRIORITIES = ((50, "critical"), (40, "error"), (30, "warning"), (25, "notice"), (20, "info"))
 
 
 def usual_priority(level: str) -> str:
-    """Return the name of the priority for a level that has none of its own, by its number."""
+    """Return the name of the priority of a level without an entry of its own, by its number."""
     number = level_of({"level": level})
     if number == UNKNOWN:
         return "warning"
@@ -54,13 +54,13 @@ def usual_priority(level: str) -> str:
 
 
 def number_of(value: str | int, names: Mapping[str, int], argument: str) -> int:
-    """Return the number of *value*, one of *names* or a number already.
+    """Return the number of *value*, which is one of *names* or a number.
 
     Raises:
         ValueError: If it is neither; the message names the *argument*.
     """
     known = names.get(value, names.get(value.lower())) if isinstance(value, str) else value
-    # Not by max(names.values()) alone: a bool is no number here.
+    # A bool is not a number here.
     if not isinstance(known, int) or isinstance(known, bool) or not 0 <= known <= max(names.values()):
         msg = f"{argument}={value!r} is not one of {', '.join(names)}, nor 0 to {max(names.values())}"
         raise ValueError(msg)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Size, Span
 
 
-#: As a number: a byte is looked for twenty times as fast as bytes of one are.
+#: As a number, which ``in`` finds in bytes twenty times as fast as bytes of length one.
 _DEL = 0x7F
 
 
 def _message(sink: Any, event: Any, line: bytes) -> bytes:
-    # JSON leaves as they are, and a message may not have, DEL and C1, which is no ASCII.
+    # JSON does not escape DEL and C1, which a message must not contain; C1 is not ASCII.
     if not line.isascii() or _DEL in line or "level_number" in event:
         raise LookupError
     level = event["level"]
@@ -55,40 +55,40 @@ class SysLogSink(SocketSink):
 
     Args:
         address: ``(host, port)``, IPv4 or IPv6, or the path of a Unix socket such as ``"/dev/log"``. Default
-            ``("localhost", 514)``. Nothing has to be there yet.
+            ``("localhost", 514)``. The daemon need not run yet.
         facility: One of `facility_names` or its number, 0 to 23. Default ``"user"``. Settable.
         socktype: ``socket.SOCK_DGRAM`` or ``socket.SOCK_STREAM``. Default None: UDP for an address (TCP with *tls*); at
-            a path a datagram socket, and where that does not go a stream.
-        timeout: Seconds, a timedelta or text such as ``"2s"``, that one connecting or one sending may take. Default
-            1.0.
+            a path a datagram socket, or a stream if that fails.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that one attempt to connect or one send may take.
+            Default 1.0.
         format: ``"rfc3164"`` (default): what `logging.handlers.SysLogHandler` sends, ``<PRI>``, *ident* and the
             rendered event; the daemon adds time and host. ``"rfc5424"``: a header with time, host, program and process,
             the event's fields as structured data, and its message.
-        framing: What tells messages apart in a stream: ``"octet"`` (their length before each), ``"lf"`` or ``"nul"``
-            (a byte after each). Default None: ``"octet"`` for RFC 5424 and for TLS, else ``"lf"``. A datagram is
-            always one message.
-        ident: What comes before the message in RFC 3164, such as ``"shop: "``, and the APP-NAME of RFC 5424, there
-            without a colon and spaces at its end; if empty the program's name. Default ``""``. Settable.
-        append_nul: End each message with a NUL byte. Default None: RFC 3164 in datagrams only, as old daemons expect.
-            Settable.
-        structured_data_id: Name of the element that has the fields: 32 printable ASCII characters at most, none of
-            ``= ] "`` and space; by RFC 5424 a name, ``@`` and your private enterprise number. Default None:
-            ``"outfall@32473"``, whose number is the one set aside for examples. RFC 5424 only.
-        tls: An `ssl.SSLContext` to encrypt with, or True for ``ssl.create_default_context()``. Default None. The
-            port registered for it is 6514.
+        framing: The separation of messages in a stream: ``"octet"`` (the length precedes each message), ``"lf"`` or
+            ``"nul"`` (a byte ends each message). Default None: ``"octet"`` for RFC 5424 and for TLS, else ``"lf"``. A
+            datagram is always one message.
+        ident: The text before each message of RFC 3164, such as ``"shop: "``, and the APP-NAME of RFC 5424, without a
+            colon and spaces at its end; if empty, the program's name. Default ``""``. Settable.
+        append_nul: Whether a NUL byte ends each message. Default None: only RFC 3164 in datagrams, as old daemons
+            expect. Settable.
+        structured_data_id: The name of the element that contains the fields: at most 32 printable ASCII characters
+            without ``= ] "`` and space; by RFC 5424 a name, ``@`` and your private enterprise number. Default None:
+            ``"outfall@32473"``, whose number is reserved for examples. RFC 5424 only.
+        tls: An `ssl.SSLContext`, or True for ``ssl.create_default_context()``. Default None: no encryption. The
+            registered port is 6514.
         max_message_bytes: Size above which a message is shortened; at least 480. Default None: 2 048 over UDP, which
-            RFC 5424 asks every receiver to take, else 8 096, which is what rsyslogd takes unless it is set otherwise.
-        naive_timestamps: What a ``timestamp`` of text without a zone is: ``"utc"`` (default) or ``"local"``. RFC 5424
-            only, whose header has the event's time.
+            RFC 5424 asks every receiver to accept, else 8 096, rsyslogd's default limit.
+        naive_timestamps: The zone of a ``timestamp`` of text without one: ``"utc"`` (default) or ``"local"``. RFC 5424
+            only, whose header contains the event's time.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
         retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
         retry_max: The longest wait in seconds. Default 30.0.
-        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a connection is replaced by a
-            new one, and the name resolved again, so that a changed address is found. Where no new one can be had the
-            old one stays. Default None: it lasts as long as it works.
+        max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a new connection replaces the
+            old one, and the name is resolved again, so that the sink follows a changed address. If no new connection
+            can be made, the old one stays in use. Default None: a connection lasts as long as it works.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
-        renderer: What makes the MSG part. Default None: for RFC 3164 ``OrjsonRenderer()``, for RFC 5424 the text of
-            ``event``. Text is UTF-8.
+        renderer: The renderer of the MSG part. Default None: for RFC 3164 ``OrjsonRenderer()``, for RFC 5424 the text
+            of ``event``. Text is UTF-8.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -101,42 +101,42 @@ class SysLogSink(SocketSink):
             RFC 3164.
         TypeError: If *address*, *ident*, *append_nul* or *tls* is of another type.
 
-    **No value can forge a message.** Control characters (C0, DEL and C1, line breaks among them) are written as JSON
-    writes them, ``\n`` or ``\u001b``. In octet framing over TCP and TLS, which needs no byte to tell messages apart,
-    all but NUL are sent as they are, and it is up to the daemon to escape them (rsyslog does by default). So over LF,
-    NUL, datagrams and Unix sockets a control character in a text cannot be told from its escape, except in JSON.
+    **No value can forge a message.** Control characters (C0, DEL and C1, including line breaks) are escaped as in JSON,
+    ``\n`` or ``\u001b``. Octet framing over TCP and TLS does not need a byte to separate messages: there all but NUL
+    are sent as they are, and the daemon escapes them (rsyslog does by default). So with LF and NUL framing, datagrams
+    and Unix sockets, a control character in a text looks the same as its escape, except in JSON.
 
-    **RFC 5424.** Text goes into structured data as it is, everything else as JSON; a field that is None as ``null``.
-    ``event`` is the message and ``timestamp`` the header's, in UTC with microseconds; a time that cannot be read stays
-    a field, and the header has that of now. A field's name that is no SD-NAME is percent-encoded, and one that is then
-    over 32 characters becomes its beginning, ``~`` and 12 digits of its SHA-256, with the whole name in a second
-    element, ``names@`` and the enterprise number. Names never collide. PROCID is the process's id; MSGID what
-    `get_message_id` says. There is no byte order mark before the message, although it is UTF-8: daemons keep it as a
-    part of the text.
+    **RFC 5424.** Structured data contains text as it is and other values as JSON; None is ``null``. ``event`` is the
+    message, and ``timestamp`` the time in the header, in UTC with microseconds. If it cannot be parsed, it stays a
+    field, and the header has the current time. A field name that is not an SD-NAME is percent-encoded. If it is then
+    longer than 32 characters, it becomes its beginning, ``~`` and 12 digits of its SHA-256, and a second element,
+    ``names@`` and the enterprise number, has the whole name. Names never collide. PROCID is the id of the process, and
+    MSGID the result of `get_message_id`. No byte order mark precedes the message, although it is UTF-8: daemons would
+    keep it as a part of the text.
 
-    **Too long a message** is shortened where its fields are known: the longest texts are cut, then the largest fields
-    left out, and ``truncated`` is true. So JSON and structured data stay valid. Where only text is known (another
-    renderer, text that somebody else rendered) its end is cut off. Either way between characters.
+    **A message that is too long** is shortened if its fields are known: the longest texts are cut, then the largest
+    fields are left out, and ``truncated`` is true. So JSON and structured data stay valid. If only text is known
+    (another renderer, text rendered before), its end is cut off. Characters are never cut apart.
 
-    **What can get lost.** syslog has no acknowledgement. A datagram may be lost without a sign; where the host says
-    that nobody listens, the next goes to the name's next address. Over TCP and TLS `handle` returns when the operating
-    system has the message; what it had taken when a daemon died, at most the sockets' buffers, is lost and counted as
-    delivered. From then on: a connection that the daemon has closed is noticed before the next event is sent, an event
-    whose sending fails is sent once more over a new connection, and a half sent message is never followed by another.
-    Where there is no daemon, the event is ``dropped["error"]``, those that come before the next attempt
-    ``dropped["backoff"]``, and one too large for the network ``dropped["oversize"]``. ``on_error`` is told of each
-    failed attempt with the number of events lost since the last.
+    **What can get lost.** syslog has no acknowledgements. A datagram may be lost without a sign; if the host reports
+    that nobody listens, the next datagram goes to the next address of the name. Over TCP and TLS `handle` returns when
+    the operating system has the message. If the daemon dies, messages in the buffers of the sockets are lost, and
+    counted as delivered. The sink notices before the next event that the daemon has closed the connection. An event
+    whose send fails is sent once more over a new connection, and nothing follows a message that was sent in part.
+    Without a daemon the event is ``dropped["error"]``, and events before the next attempt are ``dropped["backoff"]``;
+    an event that is too large for the network is ``dropped["oversize"]``. ``on_error`` is called for each failed
+    attempt with the number of events lost since the last call.
 
     It connects at the first event. `handle` takes three timeouts at most. Safe from any thread; an event from a signal
-    handler that interrupts a send is sent right after it. A forked child opens its own connection. ``flush`` has
-    nothing to do, ``close`` nothing to wait for but a send in progress.
+    handler that interrupts a send is sent right after it. A forked child opens its own connection. ``flush`` does
+    nothing, and ``close`` waits only for a send in progress.
 
     Source: `logging.handlers.SysLogHandler`, whose `encode_priority` (``encodePriority``), `map_priority`
     (``mapPriority``) and ``create_socket`` (``createSocket``) may be overridden as there; RFC 3164, 5424, 5425 (TLS),
     6587 (TCP).
     """
 
-    # The constants of `syslog.h`, as the handler has them.
+    # The constants of `syslog.h`, as attributes like those of the handler.
     LOG_EMERG, LOG_ALERT, LOG_CRIT, LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG = range(8)
     LOG_KERN, LOG_USER, LOG_MAIL, LOG_DAEMON, LOG_AUTH, LOG_SYSLOG, LOG_LPR, LOG_NEWS = range(8)
     LOG_UUCP, LOG_CRON, LOG_AUTHPRIV, LOG_FTP, LOG_NTP, LOG_SECURITY, LOG_CONSOLE, LOG_SOLCRON = range(8, 16)
@@ -154,8 +154,8 @@ class SysLogSink(SocketSink):
     #: Numbers of facilities by name.
     facility_names: ClassVar[Mapping[str, int]] = {name: number for number, name in enumerate(get_args(Facility))}
 
-    #: Names of priorities by lower-case name of the level; what is not here goes by the level's number. A subclass may
-    #: have its own.
+    #: Names of priorities by lower-case name of the level; other levels go by their number. A subclass may replace
+    #: it.
     priority_map: ClassVar[Mapping[str, str]] = {
         "debug": "debug",
         "info": "info",
@@ -201,7 +201,7 @@ class SysLogSink(SocketSink):
         host, port = _checked_address(address)
         #: ``"rfc3164"`` or ``"rfc5424"``.
         self.format: Literal["rfc3164", "rfc5424"] = checked_choice(format, "format", ("rfc3164", "rfc5424"))
-        #: ``socket.SOCK_DGRAM``, ``socket.SOCK_STREAM``, or None at a path until one of them has shown to be right.
+        #: ``socket.SOCK_DGRAM``, ``socket.SOCK_STREAM``, or None at a path where both are tried.
         self.socktype: int | None = _checked_socktype(socktype, port, tls)
         if framing is None:
             framing = "octet" if format == "rfc5424" or tls is not None else "lf"
@@ -214,16 +214,16 @@ class SysLogSink(SocketSink):
         self.facility = facility
         self.ident = ident
         self._append_nul: bool | None = None
-        #: What comes before messages, by level; what a setter may change is found out anew.
+        #: The prefixes of messages by level; setters clear it.
         self._prefixes: dict[str, bytes] = {}
-        #: Name of the element that has the fields.
+        #: The name of the element that contains the fields.
         self.structured_data_id: str = _checked_id(structured_data_id, structured=format == "rfc5424")
         if max_message_bytes is None:
             by_udp = port is not None and self.socktype == socket.SOCK_DGRAM
             max_message_bytes = _UDP_MESSAGE_BYTES if by_udp else _MESSAGE_BYTES
-        #: What a longer message is shortened to, in bytes.
+        #: The size above which a message is shortened, in bytes.
         self.max_message_bytes: int = checked_limit(max_message_bytes, "max_message_bytes", _LEAST_MESSAGE_BYTES)
-        #: What a ``timestamp`` of text without a zone is.
+        #: The zone of a ``timestamp`` of text without one.
         self.naive_timestamps: NaiveTimestamps = checked_naive(naive_timestamps)
         self._use(socket.SOCK_DGRAM if self.socktype is None else self.socktype)
         if renderer is None and format == "rfc5424":
@@ -256,7 +256,7 @@ class SysLogSink(SocketSink):
 
     @property
     def facility(self) -> int:
-        """The facility's number; set it to a name or a number at any time."""
+        """The number of the facility; may be set to a name or a number at any time."""
         return self._facility
 
     @facility.setter
@@ -267,7 +267,7 @@ class SysLogSink(SocketSink):
 
     @property
     def ident(self) -> str:
-        """What comes before each message; settable."""
+        """The text before each message; settable."""
         return self._ident
 
     @ident.setter
@@ -283,7 +283,7 @@ class SysLogSink(SocketSink):
 
     @property
     def append_nul(self) -> bool | None:
-        """Whether a NUL byte ends each message, or None, where that is usual. Settable."""
+        """Whether a NUL byte ends each message, or None, which ends it where that is usual. Settable."""
         return self._append_nul
 
     @append_nul.setter
@@ -299,16 +299,16 @@ class SysLogSink(SocketSink):
 
     def _refresh(self) -> None:
         super()._refresh()
-        #: What ends a message that `_message` makes.
+        #: The end of a message that `_message` returns.
         self._end = self._on_wire(b"")
         self._prefixes = {}
 
     def _adopt(self, made: socket.socket) -> None:
         super()._adopt(made)
-        self._refresh()  # at a path it is not known before what is connected
+        self._refresh()  # only now the kind of a socket at a path is known
 
     def _prefix_of(self, level: str) -> bytes:
-        """Return what comes before the message of an event with *level*."""
+        """Return the prefix of a message whose event has *level*."""
         number = self._priority(level)
         made = b"<%d>%s" % (number, self._ident_bytes)
         if level in self._numbers:
@@ -316,7 +316,7 @@ class SysLogSink(SocketSink):
         return made
 
     def _priority(self, level: str) -> int:
-        """Return the number for PRI, kept where no override has a say and the level's name none but one meaning."""
+        """Return the number for PRI; cache it if no method is overridden and the level's name has one meaning."""
         known = self._numbers.get(level)
         if known is None:
             numbers = self._numbers
@@ -334,14 +334,14 @@ class SysLogSink(SocketSink):
     # -- the hooks
 
     def encode_priority(self, facility: str | int, priority: str | int) -> int:
-        """Return the number of *facility* and *priority* in one, 0 to 191.
+        """Return *facility* and *priority* combined in one number, 0 to 191.
 
         Args:
             facility: One of `facility_names`, or 0 to 23.
             priority: One of `priority_names`, or 0 to 7.
 
         Raises:
-            ValueError: If one of them is not known.
+            ValueError: If one of them is unknown.
         """
         return number_of(facility, self.facility_names, "facility") << 3 | number_of(
             priority, self.priority_names, "priority"
@@ -352,8 +352,8 @@ class SysLogSink(SocketSink):
 
         The default looks in `priority_map` for the lower-case name. A level that is not there goes by its number (one
         registered with `logging.addLevelName`, ``"level 35"``): ``"debug"`` below 20, ``"info"`` from there,
-        ``"notice"`` from 25, ``"warning"`` from 30, ``"error"`` from 40, ``"critical"`` from 50. One that nobody knows
-        is a ``"warning"``.
+        ``"notice"`` from 25, ``"warning"`` from 30, ``"error"`` from 40, ``"critical"`` from 50. An unknown
+        level is a ``"warning"``.
         """
         known = self.priority_map.get(level) or self.priority_map.get(level.lower())
         if known is not None:
@@ -361,7 +361,7 @@ class SysLogSink(SocketSink):
         return usual_priority(level)
 
     def get_message_id(self, event: Mapping[str, Any]) -> str:
-        """Return the MSGID of RFC 5424, which tells kinds of events apart; by default there is none."""
+        """Return the MSGID of RFC 5424, which names the kind of event. Default: none."""
         return rfc5424.NIL
 
     def make_socket(self, timeout: float | None = None) -> socket.socket:
@@ -385,7 +385,7 @@ class SysLogSink(SocketSink):
     # -- messages
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
-        """Return the message for *event*; what frames it in a stream is added when it is sent.
+        """Return the message of *event*; its framing in a stream is added when it is sent.
 
         Called outside the sink's lock.
         """
@@ -397,7 +397,7 @@ class SysLogSink(SocketSink):
         return self._traditional(self.render(event), level, None if isinstance(event, TextEvent) else event)
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item: JSON for RFC 5424, which needs the fields, else what the renderer made."""
+        """Return *event* as a batch item: JSON for RFC 5424, which needs the fields, else as rendered."""
         return Sink.encode(self, event) if self.format == "rfc5424" else ByteSink.encode(self, event)
 
     def _frame_of(self, item: Encoded) -> bytes:
@@ -410,12 +410,12 @@ class SysLogSink(SocketSink):
 
     @property
     def needs_moment(self) -> bool:
-        """See `Forwarding.needs_moment`: a message has the event's level, and its time."""
+        """See `Forwarding.needs_moment`: True, since a message contains the event's level and time."""
         return True
 
     @property
     def plain(self) -> bool:
-        """See `Forwarding.plain`: of a sink with the usual hooks, whose item is the event's JSON."""
+        """See `Forwarding.plain`: True without overridden hooks, if the item is the event's JSON."""
         own = type(self)
         renderer: Any = self._renderer
         return (
@@ -436,7 +436,7 @@ class SysLogSink(SocketSink):
     def _frames_together(self, batch: Sequence[Encoded]) -> Frames | None:
         by_octets = self._counts_octets
         if self.framing == "octet" and self.socktype is None:
-            return None  # whether a length is needed is not known before it is connected
+            return None  # whether it needs a length is known only after connecting
         frames = None
         if isinstance(batch, Batch) and self.format == "rfc3164" and type(self._renderer) is OrjsonRenderer:
             frames = self._usual_frames(batch, by_octets=by_octets)
@@ -446,7 +446,7 @@ class SysLogSink(SocketSink):
         return frames
 
     def _usual_frames(self, batch: Batch, *, by_octets: bool) -> Frames | None:
-        """Return the frames of items whose data are shown as they are; None if those of one are not."""
+        """Return the frames of items whose data needs no change; None if one needs one."""
         data, levels = batch.data, batch.levels
         prefixes = {level: self._prefix_of(level_name(level)) for level in set(levels)}
         heads = list(map(prefixes.__getitem__, levels)) if len(prefixes) > 1 else next(iter(prefixes.values()), b"")
@@ -454,7 +454,7 @@ class SysLogSink(SocketSink):
         if frames.longest > self._limit:
             return None
         for first in range(0, len(data), _CHECKED_AT_ONCE):
-            # Text that came in the place of an event is no JSON, and may have any control character.
+            # Text that was passed instead of an event is not JSON, and may contain any control character.
             part = b"".join(data[first : first + _CHECKED_AT_ONCE])
             if rfc5424.without_controls(part) is not part:
                 return None
@@ -462,11 +462,11 @@ class SysLogSink(SocketSink):
 
     def _push_together(self, frames: Frames) -> None:
         if not self._counts_octets:
-            frames.end = self._on_wire(b"")  # by the socket that there is now
+            frames.end = self._on_wire(b"")  # for the kind of the current socket
         super()._push_together(frames)
 
     def _traditional(self, data: bytes, level: str, source: dict[str, Any] | Encoded | None) -> bytes:
-        """Return the message of RFC 3164 with *data*, rendered from *source*, which is None for text."""
+        """Return the message of RFC 3164 with *data*, which *source* was rendered to; None for text."""
         prefix = self._prefix_of(level)
         message = prefix + self._shown(data)
         limit = self._limit
@@ -478,7 +478,7 @@ class SysLogSink(SocketSink):
         return message
 
     def _structured(self, event: dict[str, Any], level: str, item: Encoded | None) -> bytes:
-        """Return the message of RFC 5424 for *event*, which may have come in *item*."""
+        """Return the message of RFC 5424 of *event*; *item* is its batch item, or None."""
         when = timestamp_of(event, self.naive_timestamps)
         head = rfc5424.header(
             self._priority(level),
@@ -497,14 +497,14 @@ class SysLogSink(SocketSink):
             )
             try:
                 start = f"{head} {data}".encode()
-            except UnicodeEncodeError:  # a lone surrogate, which the slower way makes something else of
+            except UnicodeEncodeError:  # a lone surrogate, which the slower way replaces
                 return made(rfc5424.rendered_fields(fields), message)
             return b"%s %s" % (start, message) if message else start
 
         if isinstance(event, TextEvent):
             return rfc5424.cut(made({}, self._shown(self.render(event))), self._limit)
         plain = rfc5424.plain_fields(event)
-        # Plain fields for the text of the event, which may be anything; a renderer of somebody's gets what was logged.
+        # `text_of_event` gets plain fields, since the message may be any object. Other renderers get the event itself.
         message = self._message_of(plain if self._renderer is text_of_event else event)
         whole = made(plain, message)
         limit = self._limit
@@ -520,13 +520,13 @@ class SysLogSink(SocketSink):
         return self._shown(self.render(event))
 
     def _shown(self, rendered: bytes) -> bytes:
-        """Return *rendered* as it may stand in a message."""
+        """Return *rendered* with the characters escaped that a message must not contain."""
         rendered = rendered.rstrip(b"\r\n")
         return rfc5424.without_controls(rendered, controls=not self._counts_octets)
 
     @property
     def _counts_octets(self) -> bool:
-        # Before it is connected to a path it is not known what will be sent over.
+        # The kind of a socket at a path is unknown before connecting.
         return self.framing == "octet" and self.socktype == socket.SOCK_STREAM
 
     @property
@@ -537,16 +537,16 @@ class SysLogSink(SocketSink):
         append = self._append_nul
         return (datagram and self.format == "rfc3164") if append is None else append
 
-    # -- the way out
+    # -- sending
 
     def _use(self, kind: int) -> None:
         """Send over sockets of *kind* from now on."""
-        # By the instance, where its base has it by the class.
+        # Attributes of the instance, which are attributes of the class in its base.
         self._kind = socket.SocketKind(kind)  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
         self._ends = kind == socket.SOCK_STREAM  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
 
     def send(self, data: bytes) -> None:
-        """Send *data*, a message without its framing, connecting first if need be, and once more if that fails.
+        """Send *data*, an unframed message; connect first if necessary, and try once more after a failure.
 
         Called under the sink's lock.
 
@@ -570,24 +570,24 @@ class SysLogSink(SocketSink):
 
 SysLogSink._hot_class = SysLogSink
 
-#: How many items are looked through for control characters at once: few enough for the processor's cache.
+#: How many items are checked for control characters at once, few enough for the processor's cache.
 _CHECKED_AT_ONCE = 256
 
-#: What every receiver has to take and should take, by RFC 5424, section 6.1.
+#: The sizes that every receiver must accept and should accept, by RFC 5424, section 6.1.
 _LEAST_MESSAGE_BYTES, _UDP_MESSAGE_BYTES = 480, 2048
 
-#: rsyslogd's ``maxMessageSize`` is 8 KiB by default; a message gets this much of it.
+#: The part for the message of rsyslogd's ``maxMessageSize``, by default 8 KiB.
 _MESSAGE_BYTES = 8096
 
 
 def text_of_event(logger: object, name: str, event: Mapping[str, Any]) -> str:
-    """Render the message alone, for who has the fields already."""
+    """Return the text of the message alone; the fields are elsewhere."""
     message = event.get(message_key(event), "")
     return message if isinstance(message, str) else rfc5424.value_text(message)
 
 
 def program_name() -> str:
-    """Return the name of the program that runs; empty if it has none."""
+    """Return the name of the running program; empty if it has none."""
     path = PurePath(sys.argv[0] if sys.argv else "")
     # python -m package
     name = path.parent.name if path.name == "__main__.py" else path.name
@@ -606,7 +606,7 @@ def _checked_address(address: Sequence[Any] | str | os.PathLike[str]) -> tuple[s
             msg = f"address={address!r} is not the path of a socket{meant}"
             raise ValueError(msg)
         return address, None
-    # Lists are what a configuration file has for pairs.
+    # Configuration files have lists for pairs.
     if not isinstance(address, (tuple, list)) or len(address) != 2 or not isinstance(address[0], str):
         msg = f"address={address!r} is neither (host, port) nor a path"
         raise TypeError(msg)
