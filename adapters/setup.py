@@ -21,6 +21,7 @@ from structlog.processors import StackInfoRenderer
 
 from outfall.adapters.stdlib.sinkhandler import SinkHandler
 from outfall.adapters.structlog import SinkLoggerFactory, calling_module
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.lifecycle import participants
 from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import SinkClosedError
@@ -206,13 +207,13 @@ class Setup:
 
     def _close_sinks(self, seconds: float) -> bool:
         """Wait for events in flight, close the owned sinks and flush the others; return False if events were lost."""
-        deadline = time.monotonic() + seconds
-        while self._active and time.monotonic() < deadline:
+        deadline = now() + seconds
+        while self._active and now() < deadline:
             time.sleep(0.001)
         done = True
         for sink in self._root.sinks:
             end = sink.close if sink in self._owned else sink.flush
-            done = end(max(0.0, deadline - time.monotonic())) and done
+            done = end(max(0.0, deadline - now())) and done
         return done
 
     def __enter__(self) -> Self:
@@ -377,8 +378,8 @@ def close_all(timeout: float | None = None) -> bool:
     Args:
         timeout: The time limit in seconds, for all sinks together. Default None: 5.
     """
-    deadline = time.monotonic() + (REPLACE_SECONDS if timeout is None else timeout)
-    done = [sink.close(max(0.0, deadline - time.monotonic())) for sink in open_sinks()]
+    deadline = now() + (REPLACE_SECONDS if timeout is None else timeout)
+    done = [sink.close(max(0.0, deadline - now())) for sink in open_sinks()]
     return all(done)
 
 

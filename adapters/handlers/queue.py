@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.adapters.handlers.base import Account, Transient, Twin, account_of, is_not_overridden
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.delivery.queues import renew
 from outfall.sinks.errors import DeliveryError
@@ -143,14 +144,14 @@ class _Exit(Transient):
         listener = self._listener()
         if listener is None:
             return True
-        deadline = time.monotonic() + timeout
+        deadline = now() + timeout
         looks = 0
         while looks < _LOOKS:
             thread = listener._thread
             if thread is None or not thread.is_alive():
                 return True
             looks = looks + 1 if _is_idle(listener) else 0
-            if time.monotonic() >= deadline:
+            if now() >= deadline:
                 return False
             time.sleep(_LOOK_SECONDS)
         return True

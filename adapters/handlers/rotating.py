@@ -8,12 +8,12 @@ import logging.handlers
 import os
 from os import SEEK_END as _SEEK_END
 from os import lseek as _lseek
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers import file as files
 from outfall.adapters.handlers.base import account_of, count_failure, is_not_overridden
 from outfall.adapters.handlers.file import FileHandler
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import SinkError
 from outfall.sinks.files.sharing import place_of

@@ -9,11 +9,11 @@ import socket
 import struct
 import sys
 import time
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.handlers.base import Transient, TransientTuple, Twin, account_of, count_failure
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.network.peer import await_socket, waits_of
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ import copy
 import logging
 import logging.handlers
 import socket
-from time import monotonic
 from typing import Any
 
 from outfall.adapters.handlers.base import Twin, account_of, count_failure
 from outfall.adapters.handlers.socket import end_connection, is_usable, limit_sending, remember_process, resolved
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.system.rfc5424 import without_controls
 
 _SysLogHandler = logging.handlers.SysLogHandler

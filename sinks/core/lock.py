@@ -8,6 +8,7 @@ from _thread import get_ident
 from typing import TYPE_CHECKING
 
 from outfall.sinks.core import lifecycle
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.logginglock import held, released
 
 if TYPE_CHECKING:
@@ -140,8 +141,7 @@ class WriteLock:
         turn = self.turn
         pauses = 0
         lends = held()
-        # The pauses are added up too: tests, and some debuggers, let the clock stand still.
-        began, paused = time.monotonic(), 0.0
+        began = now()
         try:
             while True:
                 try:
@@ -161,7 +161,7 @@ class WriteLock:
                         continue
                     self._depth += 1
                     return True
-                waited = max(time.monotonic() - began, paused)
+                waited = now() - began
                 late = seconds is not None and waited >= seconds
                 # A look at the stack costs more than two yields, and mostly the turn is back by then.
                 if (late or pauses == _YIELDS) and self._taken_by_hand(frame):
@@ -182,7 +182,6 @@ class WriteLock:
                     released(time.sleep, pause)
                 else:
                     time.sleep(pause)
-                paused += pause
         finally:
             if reservation is not None and self._reserved is reservation:
                 self._reserved = None

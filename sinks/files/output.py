@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks.core.arguments import checked_seconds
 from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.clock import now
 from outfall.sinks.errors import SinkClosedError, SinkError
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.files.listing import open_listed
@@ -219,7 +220,7 @@ class Output(ByteSink):
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         deadline = self._deadline
-        left = (0.0 if self._stalled else self._timeout) if deadline is None else max(0.0, deadline - monotonic())
+        left = (0.0 if self._stalled else self._timeout) if deadline is None else max(0.0, deadline - now())
         if not poll.poll(1000 * left):
             self._stalled = True
             raise NotInTimeError(errno.ETIMEDOUT, "nobody reads it", self.base_filename)

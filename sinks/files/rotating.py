@@ -7,11 +7,11 @@ import os
 import stat
 import time
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core import flock
 from outfall.sinks.core.arguments import checked_seconds, checked_size
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.reporting import describe, report
 from outfall.sinks.errors import SinkError
 from outfall.sinks.event.levels import NOTSET, Level

@@ -8,12 +8,12 @@ import socket
 import ssl
 import sys
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3.exceptions
 
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.errors import LOST_ATTEMPTS, DeliveryError, PausedDeliveryError, TemporaryDeliveryError
 from outfall.sinks.http.deadlines import Adapter, Exchange, abandon_pools, keep_body, read_body
 

@@ -20,7 +20,6 @@ import struct
 import sys
 import weakref
 from collections import deque
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -32,6 +31,7 @@ import urllib3.response
 import urllib3.util.connection
 import urllib3.util.wait
 
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.network.peer import keep_alive
 
 if TYPE_CHECKING:

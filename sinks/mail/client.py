@@ -29,9 +29,9 @@ import re
 import smtplib
 import socket
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import (
     DeliveryError,

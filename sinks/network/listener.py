@@ -11,11 +11,11 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from outfall.sinks.core import lifecycle, threads
 from outfall.sinks.core.arguments import checked_choice, checked_count, checked_seconds
+from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reporting import REPORT_INTERVAL_SECONDS, SinkFailure, cleaned, report
 from outfall.sinks.core.sink import Sink, checked_sink

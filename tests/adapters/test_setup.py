@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ import structlog
 
 import outfall
 from outfall.sinks.core import lifecycle
-from tests.sinks._processes import check
+from tests.sinks._processes import PATIENCE_SECONDS, check
 
 pytestmark = pytest.mark.usefixtures("own_logging")
 
@@ -394,6 +395,30 @@ def test_open_sinks_and_close_all(tmp_path):
     assert sink.closed
     assert outfall.open_sinks() == ()
     assert read(tmp_path / "a.jsonl") == [{"event": "x"}]
+
+
+def test_the_ends_of_set_ups_keep_their_time_where_the_clock_stands_still(monkeypatch):
+    """Tests freeze time: one deadline for all sinks, whatever each of them waits by."""
+    opened = threading.Event()
+
+    class Stuck(outfall.Sink):
+        def emit(self, event):
+            opened.wait(PATIENCE_SECONDS)
+
+    sinks = [outfall.BackgroundSink(Stuck(), on_error=lambda _: None) for _ in range(40)]
+    setup = outfall.configure(*sinks, console=False)
+    outfall.get_logger().info("x")
+    instant, real = time.monotonic(), time.perf_counter
+    for module in [module for name, module in sys.modules.items() if name.startswith("outfall")]:
+        if hasattr(module, "monotonic"):
+            monkeypatch.setattr(module, "monotonic", lambda: instant)
+    monkeypatch.setattr(time, "monotonic", lambda: instant)
+    begin = real()
+    assert not setup.close(0.5)
+    assert not outfall.close_all(0.5)
+    # Each sink by itself would take 20 seconds and more.
+    assert real() - begin < 15
+    opened.set()
 
 
 def test_a_forked_child_logs_on(tmp_path):
