@@ -1,4 +1,4 @@
-"""Events delivered by a thread of the sink's own: `BackgroundSink`."""
+"""`BackgroundSink`: delivers events in a thread of its own."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ if TYPE_CHECKING:
     from outfall.sinks.core.sink import OnError, Sink
     from outfall.sinks.delivery.delivery import RetryPolicy
 
-#: What an event in the queue takes besides its data: the tuple, the numbers in it, the head of the bytes.
+#: The memory of a waiting event besides its data: the tuple, its numbers, the header of the bytes object.
 _OVERHEAD_BYTES = 160
 
-#: How much a target that writes all at once is given in one batch.
+#: The size of a batch for a target that writes all items at once.
 _WRITE_BYTES = 4 * 2**20
 
-#: How many seconds lie between two reports of events dropped for want of room.
+#: Seconds between two reports of overflow.
 _TELL_SECONDS = 1.0
 
-#: The short cut rests on the interpreter's lock: where there is none, each event takes the pipeline.
+#: The shortcut needs the interpreter's global lock; without that each event takes the pipeline.
 _ONE_AT_A_TIME: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class _Buffer(Worker):
-    """Holds events in memory, and the thread that delivers them.
+    """The events in memory, and the thread that delivers them.
 
-    `BackgroundSink.handle` appends by itself while `put` is below `limit` and `room` is enough; see `Worker`.
+    `BackgroundSink.handle` appends events itself while `put` is below `limit` and `room` suffices; see `Worker`.
 
     Args:
-        sink: The sink, for its settings; not kept.
+        sink: The sink, for its settings; only a weak reference is kept.
     """
 
     def __init__(self, sink: BackgroundSink) -> None:
-        #: What waits, oldest first.
+        #: The waiting events, oldest first.
         self.items: list[Raw | Encoded] = []
         self.capacity = sink._capacity
         self.capacity_bytes = self.room = sink._capacity_bytes
         self.overflow = sink._overflow
         self.keep_level = sink._keep_level
         self.block_seconds = sink._block_seconds
-        #: True once somebody has waited for room in vain, until there is some.
+        #: True after a wait for room has timed out, until there is room.
         self.impatient = False
-        #: True once something waits that is more than its data.
+        #: True once an item has been stored that is not only its data.
         self.mixed = False
-        #: So many events at the front are at or above keep_level.
+        #: The number of events at the front that are at or above keep_level.
         self.kept = 0
         super().__init__(
             weakref.ref(sink),
@@ -82,22 +82,23 @@ class _Buffer(Worker):
         self.set_limit()
 
     def set_limit(self) -> None:
-        """Compute `limit`: for the event of that number there is no room, or it has to wake the thread."""
+        """Compute `limit`: the first event number that has no room, or has to wake the thread."""
         closed = self.closed or self.inline
         self.limit = -1 if closed else min(self.wake_at, self.settled + self.capacity)
 
     def waiting(self) -> int:
-        """Return how many events wait."""
+        """Return the number of waiting events."""
         return len(self.items)
 
     def take(self) -> tuple[Batch, int]:
-        """Take a batch; a target that writes all at once is given all there is, up to `_WRITE_BYTES`."""
+        """Take a batch; for a target that writes all items at once, take all events up to `_WRITE_BYTES`."""
         number = len(self.items) + 1 if self.target.takes_any_number else self.batch_size
         used = self.capacity_bytes - self.room
         if number > self.batch_size and used > _WRITE_BYTES:
             number = max(1, number * _WRITE_BYTES // used)
         if number > len(self.items):
-            # No call within this line, so no event comes between. Nothing is under way: what is used, these use.
+            # No call within this line, so that no event comes between. No other batch is in progress, so the used room
+            # is that of these events.
             taken, self.items, used = self.items, [], self.capacity_bytes - self.room
         else:
             taken = self.items[:number]
@@ -108,35 +109,35 @@ class _Buffer(Worker):
         return batch, used or sum(map(len, batch.data)) + _OVERHEAD_BYTES * len(taken)
 
     def finish(self, batch: Batch, token: int) -> None:
-        """Give back the room that a batch took."""
+        """Release the room of a batch."""
         self.room += token
 
     def settle(self, outcome: Outcome) -> None:
-        """Count what became of some events, which makes room."""
+        """Count the outcome of some events, which makes room."""
         self.impatient = self.impatient and not outcome.events
         super().settle(outcome)
 
     def discard(self) -> None:
-        """Forget what waits."""
+        """Discard the waiting events."""
         self.items.clear()
 
     def should_ring(self) -> bool:
-        """Return True if a quarter of the room is free, or somebody flushes."""
-        # Not for each batch: waiting threads would take turns with the worker, which costs both.
+        """Return True if a quarter of the room is free, or a flush is waiting."""
+        # Not after each batch: waking threads for little room costs them and the worker many context switches.
         return bool(self._marks) or self.put - self.settled <= self.capacity * 3 // 4
 
     # -- in the thread that logs
 
     def has_room(self, size: int) -> bool:
-        """Return True if an event of so many bytes may come."""
+        """Return True if there is room for an event of *size* bytes."""
         return self.put - self.settled < self.capacity and self.room >= size
 
     def append(self, waiting: Raw | Encoded, level: float) -> int:
-        """Store an event, making room for it as the policy says; return how many others had to go for it.
+        """Store an event, after making room for it by the overflow policy; return the number of evicted events.
 
         Raises:
             FullError: If there is no room.
-            SinkClosedError: If nothing is taken any more.
+            SinkClosedError: If the sink is closed.
         """
         size = len(data_in(waiting)) + _OVERHEAD_BYTES
         self.mixed = self.mixed or not isinstance(waiting, bytes)
@@ -144,7 +145,7 @@ class _Buffer(Worker):
             msg = f"{self.name}: an event of {size} bytes is more than capacity_bytes={self.capacity_bytes}"
             raise FullError(msg)
         deadline = now() + self.block_seconds
-        # A signal handler's event must not wait if the frame below has the lock: the thread needs it to make room.
+        # An event of a signal handler must not wait if the interrupted frame holds the lock, which the worker needs.
         cannot_wait = self.overflow == "block" and self.lock._is_owned()
         evicted = 0
         while True:
@@ -186,7 +187,7 @@ class _Buffer(Worker):
         return evicted
 
     def _evict(self, level: float) -> bool:
-        """Drop what has to make room for an event of this *level*; return False if there is nothing."""
+        """Drop an event to make room for one of *level*; return False if none may be dropped."""
         if self.overflow == "block":
             return False
         keep = level >= self.keep_level
@@ -201,7 +202,7 @@ class _Buffer(Worker):
         if place == len(items):
             if not keep or self.overflow == "drop_newest" or not items:
                 return False
-            # All have to be kept, so the oldest goes, as the policy says.
+            # All are to be kept, so drop the oldest.
             place = 0
             self.kept -= 1
         self.evicted(place, len(items))
@@ -216,57 +217,56 @@ def _level_in(waiting: Raw | Encoded) -> float:
 
 
 class BackgroundSink(DeferredSink):
-    """Take events into memory, and have a thread deliver them to *target* in batches.
+    """Store events in memory; a thread delivers them to *target* in batches.
 
-    The way to a target that may be slow or away: `handle` encodes the event and returns. It does not wait for the
-    target, unless what waits has reached the sink's capacity and *overflow* is ``"block"``.
+    Use it for a target that may be slow or unreachable. `handle` encodes the event and returns. It waits for the target
+    only if the sink is full and *overflow* is ``"block"``.
 
-    Level, processors and rendering, this sink's own and then the target's, run in the thread that logs, before the
-    event is stored. What waits is bytes: changing the event afterwards changes nothing, and what a processor has
-    removed is nowhere in memory.
+    Level, processors and rendering, first this sink's and then the target's, run in the thread that logs, before the
+    event is stored. Waiting events are bytes: later changes of the event have no effect, and data that a processor has
+    removed is not in memory.
 
     Args:
-        target: Where the events go. It is owned: `close` closes it.
-        capacity: How many events may be in memory, those being delivered included. Default 10 000.
-        capacity_bytes: How many bytes they may take up together, 160 each on top of their encoded length. Default
+        target: The sink that gets the events. It is owned: `close` closes it.
+        capacity: The largest number of events in memory, including those being delivered. Default 10 000.
+        capacity_bytes: The largest size of these events in bytes: their encoded length, and 160 for each. Default
             64 MiB.
-        overflow: What happens to an event when there is no room. ``"block"`` (default): `handle` waits for room, for
-            *block_timeout*, and drops the event then; after that every event is dropped at once until there is room
-            again, so that an outage holds up nobody more than once. ``"drop_newest"``: it is dropped.
-            ``"drop_oldest"``: what has waited longest is dropped for it. All are counted as ``dropped["overflow"]``.
-        block_timeout: Seconds, or a timedelta. Default 1.0.
-        batch_size: How many events the target is given at a time. Default 2000. A target that writes all at once, such
-            as a file, is given all that waits, up to 4 MiB.
-        linger: How long the first event of a batch waits for more, in seconds, or a timedelta. Default 0.2.
-        keep_level: With one of the two policies that drop, an event at or above this level takes the place of the
-            oldest one below it, and is dropped only if there is none. Default ``"error"``.
-        retry: When a batch is tried again. Default ``RetryPolicy()``: for as long as it takes.
-        dead_letter: A sink that gets the events that the target refuses for good. Not owned. Default None: they are
-            counted as ``dropped["rejected"]``.
+        overflow: What happens to an event without room. ``"block"`` (default): `handle` waits for room, at most
+            *block_timeout*, and then drops the event; the next events are dropped at once until there is room again, so
+            that an outage delays the application only once. ``"drop_newest"``: the event is dropped.
+            ``"drop_oldest"``: the oldest waiting event is dropped. All count as ``dropped["overflow"]``.
+        block_timeout: How long an event waits for room, in seconds or as a timedelta. Default 1.0.
+        batch_size: The number of events in a batch. Default 2000. A target that writes all items at once, such as a
+            file, gets all waiting events, up to 4 MiB.
+        linger: How long the first event of a batch waits for more events, in seconds or as a timedelta. Default 0.2.
+        keep_level: With ``"drop_newest"`` and ``"drop_oldest"``, an event at or above this level replaces the oldest
+            one below it, and is dropped only if there is none. Default ``"error"``.
+        retry: The policy for retries. Default ``RetryPolicy()``: retry until the target takes the batch.
+        dead_letter: A sink that gets the events that the target refuses for good. It is not owned. Default None: they
+            count as ``dropped["rejected"]``.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
-            stderr. With ``"raise"``, what the caller's thread can know is raised (full, closed); what the delivering
-            thread meets is reported.
+            stderr. With ``"raise"``, errors in the caller's thread are raised (full, closed), and errors in the
+            delivering thread are reported.
         name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *capacity*, *capacity_bytes*, *overflow*, *block_timeout*, *batch_size*, *linger* or
             *keep_level* is not usable.
-        TypeError: If *target* or *dead_letter* is no sink, or *retry* no `RetryPolicy`.
+        TypeError: If *target* or *dead_letter* is not a sink, or *retry* is not a `RetryPolicy`.
 
-    Temporary failures are retried in order, so nothing overtakes; a batch that is refused for good is halved until the
-    one event is found that is to blame. ``flush`` and ``close`` make the next attempt at once. ``close`` gives the
-    target what waits until its timeout has passed; then the events of an attempt that is still running are counted as
-    ``dropped["unconfirmed"]``, the others as ``dropped["closed"]``, and whatever the target answers later changes
-    nothing.
+    Batches are retried in order after temporary failures, so that no event overtakes another. A batch that is refused
+    for good is halved until the event at fault is found. ``flush`` and ``close`` make the next attempt at once.
+    ``close`` delivers until its timeout. Then the events of an attempt in progress count as ``dropped["unconfirmed"]``,
+    all others as ``dropped["closed"]``, and a later response of the target is ignored.
 
-    Safe from any thread and from signal handlers. The thread starts with the first event; it is a daemon. A forked
-    child, whoever forked it, begins with an empty queue and a thread of its own; what was waiting is the parent's. At
-    exit what waits is delivered, within the deadline all sinks share; an event that comes later still is delivered in
-    the thread that logs it. What the target's delivery itself logs is dropped as ``reentrant``. A sink that nobody
-    refers to any more, and that was not closed, warns by a ResourceWarning; what waits is delivered within 5 s, and the
-    thread ends.
+    Safe from any thread and from signal handlers. The thread is a daemon, and starts with the first event. A forked
+    child, also one forked by C code, begins with an empty queue and its own thread; the parent delivers what waited. At
+    exit the waiting events are delivered within the deadline that all sinks share; later events are delivered in the
+    thread that logs them. Events that the target's delivery itself logs are dropped as ``reentrant``. A sink that is
+    garbage collected without `close` emits a ResourceWarning; its thread delivers the waiting events within 5 s, and
+    ends.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class BackgroundSink(DeferredSink):
         self._capacity_bytes = checked_count(capacity_bytes, "capacity_bytes", "bytes")
         self._overflow = checked_choice(overflow, "overflow", ON_FULL)
         self._keep_level = parse_level(keep_level, "keep_level")
-        #: Whether the usual event takes the short cut, from which level on, and whether its level and time are taken.
+        #: Whether plain events take the shortcut, their lowest level, and whether level and time are stored.
         self._plain = self._typed = False
         self._floor = 0.0
         self._with_moment = True
@@ -311,26 +311,26 @@ class BackgroundSink(DeferredSink):
     def _fresh_state(self) -> None:
         super()._fresh_state()
         self._worker: _Buffer = _Buffer(self)
-        #: Events dropped for want of room that are not reported yet, and when the last report was made.
+        #: The number of unreported overflows, and the time of the last report.
         self._untold = 0
         self._told_at = -float("inf")
 
-    # -- what applications call
+    # -- methods for applications
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
-        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+        """Take one event; failures go to ``on_error``. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event is in memory, or it has been counted as dropped.
         """
-        # What the pipeline does, for the usual event while there is room; everything else starts anew there. What
-        # `plain_line` does is written out: the call would cost a twentieth of what it takes.
+        # A shortcut for plain events while there is room; all others take the pipeline. `plain_line` is inlined, since
+        # the call would cost five per cent.
         if self._plain:
             given: Any = event
             try:
                 if not (
                     given.__class__ is not dict
                     or "exc_info" in given
-                    or "exception" in given  # whose parts go with it
+                    or "exception" in given  # its type and message may have to be added
                     or "_record" in given
                     or "_logger" in given
                     or "_name" in given
@@ -341,14 +341,13 @@ class BackgroundSink(DeferredSink):
                 ):
                     floor, with_moment, number = self._floor, self._with_moment, 0.0
                     if floor or with_moment:
-                        if "level_number" in given:  # it wins over the level, and may be anything
+                        if "level_number" in given:  # it wins over the level, and may have any type
                             raise LookupError
                         number = NUMBERS[given["level"]]
                         if number < floor:
                             self._ledger.filter()
                             return
-                    # orjson's bytes keep the buffer they were made in, ten times as large at worst; cut from it they
-                    # are as large as they look.
+                    # The slice copies: orjson's bytes keep their whole buffer, which may be ten times as large.
                     data = dumps(given, None, LINE)[:-1]
                     if self._typed and b"null" in data:
                         raise LookupError
@@ -359,7 +358,7 @@ class BackgroundSink(DeferredSink):
                         waiting = (data,)
                     buffer = self._worker
                     if buffer.put < buffer.limit and buffer.room >= size:
-                        # No call from the comparison on, so neither a thread nor a signal handler comes between.
+                        # No call since the comparison, so that neither a thread nor a signal handler comes between.
                         buffer.items += waiting
                         buffer.put += 1
                         buffer.room -= size
@@ -376,7 +375,7 @@ class BackgroundSink(DeferredSink):
         try:
             self.deliver(event)
         except ReentrantEventError:
-            return  # counted; a report could be what feeds the loop
+            return  # counted; a report could be logged, and continue the loop
         except FullError:
             if self.on_error == "raise":
                 raise
@@ -389,10 +388,10 @@ class BackgroundSink(DeferredSink):
         try:
             self._fail(caught, event)
         finally:
-            del caught  # with its traceback, which holds this frame
+            del caught  # its traceback refers to this frame: without this they form a cycle
 
     def close(self, timeout: float | None = None) -> bool:
-        """Deliver what waits, then close the target; idempotent. Return False if something had to be given up.
+        """Deliver the waiting events, then close the target; return False if events had to be given up.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
@@ -413,7 +412,7 @@ class BackgroundSink(DeferredSink):
         return self._close_result
 
     def drain(self, timeout: float) -> None:
-        """Deliver what waits, at exit; afterwards events are delivered in the thread that logs them."""
+        """Deliver the waiting events at exit; later events are delivered in the thread that logs them."""
         if self._closed:
             return
         deadline = now() + timeout
@@ -422,25 +421,25 @@ class BackgroundSink(DeferredSink):
         buffer.inline = True
         buffer.set_limit()
         if not buffer.settle_all(deadline):
-            told = DeliveryError(f"the process ends before {self._target.name} has taken everything")
-            self._told(told, buffer.put - buffer.settled)
+            error = DeliveryError(f"the process ends before {self._target.name} has taken everything")
+            self._told(error, buffer.put - buffer.settled)
 
     def __del__(self) -> None:
-        """Let the thread deliver what waits, and end."""
+        """Let the thread deliver the waiting events, and end."""
         try:
             buffer = self._worker
             if self._closed or buffer.thread is None or not here[0] or lifecycle.exiting():
                 return
             buffer.abandon(self.on_error)
-        except Exception:  # a sink that was made half, or the end of the interpreter
+        except Exception:  # the constructor has not finished, or the interpreter is shutting down
             return
         warnings.warn(f"unclosed sink {self!r}", ResourceWarning, source=self, stacklevel=2)
 
-    # -- what the pipeline and a sink around this one call
+    # -- methods for the pipeline and for wrappers
 
     @property
     def keeps_in_memory(self) -> bool:
-        """Whether it does. True, since what waits here is lost with the process."""
+        """True: waiting events are lost if the process is killed."""
         return True
 
     @property
@@ -456,7 +455,7 @@ class BackgroundSink(DeferredSink):
             self._check_open()
             buffer.deliver_here(Batch([item]))
             return
-        # A kind of its own stays as it is; of the usual item its three parts wait, or its data alone.
+        # An item of another class is stored as it is; of an `Encoded` its three parts, or its data alone.
         waiting: Raw | Encoded = item
         if type(item) is Encoded:
             waiting = (item.data, item.level, item.time, False) if self._with_moment else item.data
@@ -479,10 +478,10 @@ class BackgroundSink(DeferredSink):
         self._typed = self._target.keeps_types
         self._plain = _ONE_AT_A_TIME and usual and not busy and self._target.plain
 
-    # -- counting and telling
+    # -- counting and reporting
 
     def _tell_of_overflow(self, events: int) -> None:
-        """Tell of events dropped for want of room: at once, then once a second, and not of each."""
+        """Report dropped events: the first at once, then those of each second together."""
         moment = now()
         with self._ledger.lock:
             self._untold += events

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class _Buffer(deque[dict[str, Any]]):
-    """A deque that compares and slices like a list. Removing its first item does not move the others."""
+    """A deque that compares and slices like a list. Unlike a list it removes its first item in constant time."""
 
     __slots__ = ()
 
@@ -53,7 +53,7 @@ class _Buffer(deque[dict[str, Any]]):
 
 
 class _SettledError(Exception):
-    """Carries an error of a flush past the code that would blame it on the event that caused the flush."""
+    """Wraps the error of a flush: the event that triggered the flush is in the buffer, and not lost."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -61,14 +61,14 @@ class _SettledError(Exception):
 
 
 class BufferingSink(Sink):
-    """Keep events in `buffer`, and flush it when it holds *capacity* of them: for subclasses that do more.
+    """Buffer events in memory, and flush the buffer when it holds *capacity* of them: a base class.
 
-    Flushing empties the buffer; a subclass overrides `flush` to put the events somewhere before. `should_flush` may be
-    overridden too: it is asked after each event. What is in the buffer is a snapshot: what the caller later changes in
-    a nested dict or list is not seen, and ``exc_info=True`` has become the exception.
+    `flush` empties the buffer; a subclass overrides it to put the events somewhere first. `should_flush` may be
+    overridden too, and is called after each event. The buffer holds snapshots: later changes of nested dicts and lists
+    have no effect on them, and ``exc_info=True`` is replaced by the exception.
 
     Args:
-        capacity: How many events the buffer holds when `should_flush` says that it is time.
+        capacity: The number of buffered events that triggers a flush.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -78,11 +78,11 @@ class BufferingSink(Sink):
     Raises:
         ValueError: If *capacity* is not a whole number from 0 up. With 0 each event is flushed.
 
-    In the ledger, what is in the buffer is pending. What `flush` throws away is ``dropped["discarded"]``; what a
-    subclass takes out of the buffer counts as delivered.
+    In the ledger, buffered events are pending. Events that `flush` discards are ``dropped["discarded"]``; events that a
+    subclass takes out of the buffer count as delivered.
 
-    Safe from any thread; the buffer is locked only while it is touched. A forked child begins with an empty one. At the
-    exit of the process it is flushed, and from then on each event is. `close` flushes it.
+    Safe from any thread; the lock of the buffer is held only for a moment. A forked child begins with an empty buffer.
+    The exit of the process flushes the buffer, and each later event. `close` flushes it too.
 
     Source: `logging.handlers.BufferingHandler`.
     """
@@ -90,7 +90,7 @@ class BufferingSink(Sink):
     locks_emit = False
     counts_batches = True
 
-    #: What `close` and the exit of the process do; False leaves the buffer unflushed.
+    #: Whether `close` and the exit of the process flush the buffer.
     flush_on_close: bool = True
 
     def __init__(
@@ -102,25 +102,26 @@ class BufferingSink(Sink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        #: Settable.
+        #: The number of buffered events that triggers a flush; settable.
         self.capacity: int = checked_size(capacity, "capacity", "events")
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: Around the buffer too. The bells are rung when something leaves it.
+        #: The lock of the ledger, which guards the buffer too.
         self._left = self._ledger.lock
+        #: Rung when an event leaves the buffer.
         self._bells = Bells()
         self._buffer = _Buffer()
-        #: How many events have come into the buffer, and how many have left it as dropped.
+        #: The number of events ever buffered, and the number of those dropped later.
         self._taken = 0
         self._lost_from_buffer = 0
-        #: Stands for the event that is being given to the target and has left the buffer.
-        self._in_hand: object | None = None
+        #: A token for the event that has left the buffer and is being given to the target.
+        self._in_flight: object | None = None
 
     @property
     def buffer(self) -> deque[dict[str, Any]]:
-        """The events that wait, oldest first. May be changed, and set to other events."""
+        """The buffered events, oldest first. It may be changed, and other events may be assigned."""
         return self._buffer
 
     @buffer.setter
@@ -131,14 +132,14 @@ class BufferingSink(Sink):
             self._bells.ring()
 
     def should_flush(self, event: dict[str, Any]) -> bool:
-        """Return True if the buffer is up to capacity. Called when *event* is in it."""
+        """Return True if the buffer holds *capacity* events. Called after *event* was added to it."""
         return len(self._buffer) >= self.capacity
 
     def emit(self, event: dict[str, Any]) -> None:
         """Append a snapshot of *event* to the buffer, and flush it if `should_flush` says so."""
         kept = snapshot(event)
         with self._left:
-            # Asked under the lock: close() may have emptied the buffer meanwhile.
+            # Checked under the lock: close() may have emptied the buffer meanwhile.
             self._check_open()
             self._buffer.append(kept)
             self._taken += 1
@@ -168,19 +169,19 @@ class BufferingSink(Sink):
         self._fail_unraised(failure, item.event)  # the event itself is taken
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Empty the buffer; what was in it is counted as ``dropped["discarded"]``. Return True.
+        """Empty the buffer; its events are counted as ``dropped["discarded"]``. Return True.
 
         Args:
-            timeout: Seconds, or None; for subclasses.
+            timeout: The time limit in seconds, for subclasses.
         """
         self._put_remainders(now() + self._seconds(timeout))
         self._discard("discarded")
         return True
 
     def close(self, timeout: float | None = None) -> bool:
-        """Flush the buffer, unless `flush_on_close` is False; idempotent. Return False if events had to be given up.
+        """Flush the buffer, unless `flush_on_close` is False; return False if events had to be given up.
 
-        What is in the buffer afterwards is thrown away, and counted.
+        Events that are in the buffer afterwards are discarded and counted. Further calls return the same result.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
@@ -202,29 +203,29 @@ class BufferingSink(Sink):
         return self._close_result
 
     def drain(self, timeout: float) -> None:
-        """Flush at exit, as `close` would; the sink stays open, and later events are flushed at once."""
+        """Flush at exit, unless `flush_on_close` is False; the sink stays open, and flushes later events at once."""
         if not self._closed and self.flush_on_close:
             self.flush(timeout)
 
-    # -- for subclasses here
+    # -- hooks for the subclass below
 
     def _flush_buffer(self) -> None:
-        """Flush because an event has come."""
+        """Flush after an event, if `should_flush` has returned True."""
         self.flush()
 
     def _trim(self) -> None:
-        """Drop what there is no room for."""
+        """Drop events beyond the capacity."""
 
     def _end(self) -> int:
-        """Drop what is left at the end of `close`; return how many events were given up."""
+        """Drop the remaining events at the end of `close`; return the number of events given up."""
         left = self._discard("closed" if self.flush_on_close else "discarded")
         return left if self.flush_on_close else 0
 
     def _discard(self, reason: str, keep: int = 0) -> int:
-        """Drop the oldest events in the buffer until so many are left; return how many those were."""
+        """Drop the oldest events in the buffer until *keep* are left; return the number of dropped ones."""
         with self._left:
             excess = 0
-            with contextlib.suppress(IndexError):  # a signal handler was here as well
+            with contextlib.suppress(IndexError):  # a signal handler may have emptied the buffer
                 while True:  # no condition here: from Python 3.12 on an interrupt at its jump back leaves the lock held
                     if len(self._buffer) <= keep:
                         break
@@ -247,8 +248,8 @@ class BufferingSink(Sink):
 
     def _stats(self) -> SinkStats:
         stats = super()._stats()
-        pending = len(self._buffer) + (self._in_hand is not None)
-        # Whoever took an event out of the buffer, and did not count it as lost, has delivered it.
+        pending = len(self._buffer) + (self._in_flight is not None)
+        # An event that has left the buffer without being counted as lost was delivered.
         delivered = self._taken - pending - self._lost_from_buffer
         return replace(
             stats,
@@ -259,7 +260,7 @@ class BufferingSink(Sink):
 
     @property
     def keeps_in_memory(self) -> bool:
-        """Whether it does. True, as for what is in the buffer."""
+        """True, for the events in the buffer."""
         return True
 
     def _describe(self) -> str:
@@ -270,21 +271,21 @@ class BufferingSink(Sink):
 
 
 class MemorySink(BufferingSink):
-    """Keep events in memory, and hand them on to *target* when there are many, or one is important.
+    """Buffer events in memory, and flush them to *target* when there are many, or when an important one comes.
 
     Args:
-        capacity: How many events make it flush, and how many the buffer holds at most: with more, while the target
-            cannot be given them, the oldest are dropped.
-        flush_level: An event at this level or above makes it flush. Default ``"error"``. Settable, by `flush_level`.
-        target: The sink that events are handed on to, by `Sink.deliver`, so that its level and processors apply. It is
-            not owned: close it after this one. Default None: the buffer is kept until there is one, see `set_target`.
-        flush_on_close: Whether `close` and the exit of the process flush. Default True; with False what is in the
-            buffer then is thrown away.
-        ring: With True only an event at *flush_level* makes it flush, and the buffer holds the newest *capacity* events
-            until then: what led to an error is logged, what led to none is not. Default False.
-        block_timeout: Seconds, or a timedelta, that an event waits for room while another thread hands on. When they
-            have passed, the oldest event is dropped, and so at once with those that follow until there is room: a
-            target that hangs holds up nobody more than once. Default 1.0.
+        capacity: The number of buffered events that triggers a flush. It is also the size of the buffer: while the
+            target cannot take events, the oldest ones beyond it are dropped.
+        flush_level: An event at this level or above triggers a flush. Default ``"error"``. Settable, by `flush_level`.
+        target: The sink that gets the events, by `Sink.deliver`, so that its level and processors apply. It is not
+            owned: close it after this one. Default None: events are buffered until there is one, see `set_target`.
+        flush_on_close: Whether `close` and the exit of the process flush. Default True. With False the buffered events
+            are discarded.
+        ring: With True only an event at *flush_level* triggers a flush, and the buffer holds the newest *capacity*
+            events until then. So the events that led to an error are logged, and all others are not. Default False.
+        block_timeout: How long an event waits for room while another thread flushes, in seconds or as a timedelta.
+            After a wait that timed out, the oldest event is dropped; the next events drop the oldest at once until
+            there is room, so that a target that hangs delays the application only once. Default 1.0.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -292,25 +293,23 @@ class MemorySink(BufferingSink):
         name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *capacity* is not a whole number from 0 up, *flush_level* is no level, or *block_timeout* is no
-            number of seconds from 0 up.
-        TypeError: If *target* is no sink.
+        ValueError: If *capacity* is not a whole number from 0 up, *flush_level* is not a level, or *block_timeout* is
+            not a number of seconds from 0 up.
+        TypeError: If *target* is not a sink.
 
-    An event leaves the buffer when the target has taken or refused it, one after the other, so a target that fails
-    midway is given none twice that it took. What it refuses is lost, counted and told; the others are handed on. If it
-    raises a `TemporaryDeliveryError` that event and those behind it stay until the next flush.
+    Events are flushed one by one, and each leaves the buffer when the target has taken or refused it. So a target that
+    fails gets no event twice that it took. An event that it refuses is lost, counted and reported; the others are still
+    flushed. After a `TemporaryDeliveryError` that event and the later ones stay in the buffer until the next flush.
 
-    In the ledger what is handed on is delivered. Dropped are: what there was no room for (``overflow``; ``discarded``
-    with *ring*, where that is as meant), and what `close` could not hand on in time (``closed``, and ``unconfirmed``
-    the one the target was being given), or had not to (``discarded``).
+    In the ledger flushed events are delivered. Dropped events are: those without room (``overflow``; with *ring*
+    ``discarded``), those that `close` could not flush in time (``closed``; ``unconfirmed`` for the one that was being
+    delivered), and those that `close` did not have to flush (``discarded``).
 
-    Safe from any thread and from signal handlers. One thread at a time hands on, in order, and no lock is held
-    meanwhile: what other threads log is buffered, as long as there is room. What the thread that hands on logs itself
-    meanwhile is buffered as well, until the next flush. A forked child begins with an empty buffer. ``close`` sets
-    `target` to None.
+    Safe from any thread and from signal handlers. One thread at a time flushes, in order, and holds no lock meanwhile.
+    Events of other threads are buffered as long as there is room. Events that the flushing thread itself logs are
+    buffered until the next flush. A forked child begins with an empty buffer. ``close`` sets `target` to None.
 
-    Source: `logging.handlers.MemoryHandler`; CPython's loses its place when the target raises, and gives it the whole
-    buffer again.
+    Source: `logging.handlers.MemoryHandler`. If its target raises, it gives the target the whole buffer again.
     """
 
     def __init__(
@@ -329,26 +328,27 @@ class MemorySink(BufferingSink):
     ) -> None:
         self._flush_level = parse_level(flush_level, "flush_level")
         self._target = _checked_target(target)
-        #: Both settable.
+        #: Whether `close` and the exit of the process flush the buffer; settable.
         self.flush_on_close: bool = bool(flush_on_close)
+        #: Whether only an event at the flush level triggers a flush; settable.
         self.ring: bool = bool(ring)
-        #: Seconds; settable.
+        #: Seconds that an event waits for room; settable.
         self.block_timeout: float = checked_seconds(block_timeout, "block_timeout")
         super().__init__(capacity, level=level, processors=processors, on_error=on_error, name=name)
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: The thread that hands on, and up to which event, counted from the first, somebody wants that.
-        self._handing: int | None = None
+        #: The thread that flushes, and the number of events, counted from the first ever, that it has to flush.
+        self._flushing: int | None = None
         self._wanted = 0
-        #: When, by the monotonic clock, the target wants to be asked again.
+        #: When the target may be tried again, by the monotonic clock.
         self._resume_at = 0.0
-        #: True once an event has waited for room in vain, until there is some.
+        #: True after a wait for room has timed out, until there is room.
         self._impatient = False
 
     @property
     def flush_level(self) -> float:
-        """The level number from which on an event makes it flush; set it to a name or a number at any time."""
+        """The lowest level number that triggers a flush; set it to a name or a number at any time."""
         return self._flush_level
 
     @flush_level.setter
@@ -357,7 +357,7 @@ class MemorySink(BufferingSink):
 
     @property
     def target(self) -> Sink | None:
-        """The sink that events are handed on to, or None; settable."""
+        """The sink that gets the events, or None; settable."""
         return self._target
 
     @target.setter
@@ -365,23 +365,23 @@ class MemorySink(BufferingSink):
         self.set_target(target)
 
     def set_target(self, target: Sink | None) -> None:
-        """Hand on to *target* from now on; what waits in the buffer goes to it with the next flush.
+        """Flush to *target* from now on; it gets the buffered events with the next flush.
 
         Raises:
-            TypeError: If it is no sink.
+            TypeError: If *target* is not a sink.
         """
         self._target = _checked_target(target)
 
     def should_flush(self, event: dict[str, Any]) -> bool:
-        """Return True if the buffer is up to capacity (not with *ring*), or *event* at the flush level or above."""
+        """Return True if *event* has the flush level, or the buffer holds *capacity* events (not with *ring*)."""
         if level_of(event) >= self._flush_level:
             return True
         return not self.ring and len(self._buffer) >= self.capacity
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Hand on all that is in the buffer; return True when it is empty and the target has failed at nothing.
+        """Give the buffered events to the target; return True if it took all.
 
-        Without a target nothing happens. Failures go to ``on_error``.
+        Without a target the events stay. Failures go to ``on_error``.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s. After that time the flush continues
@@ -390,23 +390,23 @@ class MemorySink(BufferingSink):
         seconds = self._seconds(timeout)
         self._put_remainders(now() + seconds)
         with self._left:
-            if not self._buffer and self._in_hand is None:
+            if not self._buffer and self._in_flight is None:
                 return True
-            if self._target is None or self._handing == get_ident():
+            if self._target is None or self._flushing == get_ident():
                 return False
             mine = self._taken
         failures: list[BaseException] = []
-        # In another thread, since only that can be left to itself when the time is up.
+        # In another thread, which can continue when the time is up.
         work = threading.Thread(
             target=contextvars.copy_context().run,
-            args=(self._take_turn, mine, now() + seconds, failures),
+            args=(self._flush_in_turn, mine, now() + seconds, failures),
             name=f"outfall {self.name}",
             daemon=True,
         )
         try:
             work.start()
-        except RuntimeError:  # the interpreter is going down
-            self._take_turn(mine, now() + seconds, failures)
+        except RuntimeError:  # the interpreter is shutting down
+            self._flush_in_turn(mine, now() + seconds, failures)
         else:
             released(work.join, seconds)
         failed = list(failures)
@@ -414,17 +414,17 @@ class MemorySink(BufferingSink):
             for failure in failed:
                 raise failure
         with self._left:
-            handed_on = self._taken - len(self._buffer) - (self._in_hand is not None)
-            return handed_on >= mine and not failed
+            flushed = self._taken - len(self._buffer) - (self._in_flight is not None)
+            return flushed >= mine and not failed
 
-    def _take_turn(self, wanted: int, deadline: float, failures: list[BaseException]) -> None:
-        """Hand on so many of the events that have come, after the thread that does so now."""
+    def _flush_in_turn(self, wanted: int, deadline: float, failures: list[BaseException]) -> None:
+        """Flush the first *wanted* events ever buffered, after the thread that is flushing now."""
         try:
             in_time = True
             while True:  # a condition here, or at the loop's end, would jump back outside the try from Python 3.12 on
-                if not in_time or self._hand_on(wanted, failures):
+                if not in_time or self._flush_to_target(wanted, failures):
                     break
-                in_time = self._bells.wait(deadline - now(), lambda: self._handing is None)
+                in_time = self._bells.wait(deadline - now(), lambda: self._flushing is None)
         except BaseException as error:
             self._count_dropped("interrupted")
             failures.append(error)
@@ -434,89 +434,89 @@ class MemorySink(BufferingSink):
             self.flush()
             return
         with self._left:
-            if self._handing == get_ident() or now() < self._resume_at:
-                # The event was logged by the target itself, which would never finish then, or by a signal handler.
+            if self._flushing == get_ident() or now() < self._resume_at:
+                # The target itself has logged the event, and would never finish; or a signal handler has.
                 return
             wanted = self._wanted = self._taken
         failures: list[BaseException] = []
-        self._hand_on(wanted, failures)  # or the thread that is doing so already
+        self._flush_to_target(wanted, failures)  # or the thread that is flushing already does it
         for failure in failures:
             raise failure
 
-    def _hand_on(self, wanted: int, failures: list[BaseException]) -> bool:
-        """Give the target what is in the buffer, as far as that is wanted; return False if another thread does."""
+    def _flush_to_target(self, wanted: int, failures: list[BaseException]) -> bool:
+        """Flush the first *wanted* events ever buffered; return False if another thread is flushing."""
         mine = False
         try:
             with self._left:
-                if self._handing is not None:
+                if self._flushing is not None:
                     return False
                 me = get_ident()
-                # No call from here on to the next line, so that no interrupt comes between.
-                self._handing, mine = me, True
+                # No call until after the next line, so that no interrupt comes between.
+                self._flushing, mine = me, True
                 self._wanted = max(self._wanted, wanted)
-            goes_on = True
-            while True:  # see _take_turn
-                next_one = self._next() if goes_on else None
+            proceed = True
+            while True:  # see _flush_in_turn
+                next_one = self._next() if proceed else None
                 if next_one is None:
                     break
-                target, event, hand = next_one
+                target, event, token = next_one
                 try:
                     target.deliver(event)
                 except Exception as error:
-                    goes_on = self._keeps(target, error, event, hand, failures)
+                    proceed = self._settle_failed(target, error, event, token, failures)
                 else:
-                    self._settle(hand)
+                    self._settle(token)
         except BaseException:
             with self._left:
-                if self._in_hand is not None:
-                    self._in_hand = None
+                if self._in_flight is not None:
+                    self._in_flight = None
                     self._lost_from_buffer += 1
             raise
         finally:
             with self._left:
-                if mine and self._handing == get_ident():
-                    self._handing = None
+                if mine and self._flushing == get_ident():
+                    self._flushing = None
                     self._bells.ring()
         return True
 
     def _next(self) -> tuple[Sink, dict[str, Any], object] | None:
-        """Take the oldest event out of the buffer, with what stands for it, if it is to be handed on now."""
+        """Take the oldest event out of the buffer, with a token for it, if it has to be flushed now."""
         with self._left:
             target = self._target
             if target is None or not self._buffer or self._taken - len(self._buffer) >= self._wanted:
-                # Under the same lock: a thread that asks for more from now on hands it on by itself.
-                self._handing = None
+                # Under the same lock: a thread that wants more flushed from now on does it itself.
+                self._flushing = None
                 self._bells.ring()
                 return None
-            hand = self._in_hand = object()
-            return target, self._buffer.popleft(), hand
+            token = self._in_flight = object()
+            return target, self._buffer.popleft(), token
 
-    def _settle(self, hand: object, dropped_as: str | None = None) -> None:
+    def _settle(self, token: object, dropped_as: str | None = None) -> None:
         with self._left:
-            if self._in_hand is hand:  # else close() has counted it
-                self._in_hand = None
+            if self._in_flight is token:  # else close() has counted it
+                self._in_flight = None
                 if dropped_as is not None:
                     self._lost_from_buffer += 1
                     self._ledger.dropped[dropped_as] += 1
                 self._bells.ring()
 
-    def _keeps(
-        self, target: Sink, error: Exception, event: dict[str, Any], hand: object, failures: list[BaseException]
+    def _settle_failed(
+        self, target: Sink, error: Exception, event: dict[str, Any], token: object, failures: list[BaseException]
     ) -> bool:
-        """Account for what *target* raised, and tell of it; return False if this is no time to go on."""
+        """Count and report an event for which *target* raised *error*; return False if the flush has to stop."""
         lost = target._events_lost_to(error)
         later = bool(lost) and isinstance(error, (TemporaryDeliveryError, ReentrantEventError))
         if later:
             with self._left:
-                if self._in_hand is hand:
-                    self._in_hand = None
+                if self._in_flight is token:
+                    self._in_flight = None
                     self._buffer.appendleft(event)
                     self._wanted = 0
                     self._resume_at = now() + (getattr(error, "retry_after", None) or 0.0)
         else:
-            self._settle(hand, reason_of(error) if lost else None)
+            self._settle(token, reason_of(error) if lost else None)
         if isinstance(error, ReentrantEventError):
-            return False  # telling could be what feeds the loop
+            return False  # without a report, which could be logged and continue the loop
         events = 0 if later else lost
         if target.on_error is not report and target.on_error != "raise":
             target._fail(error, event, events=events)
@@ -531,8 +531,8 @@ class MemorySink(BufferingSink):
             self._impatient = False
             return
         if self._left._is_owned():
-            return  # a signal handler's event: the interrupted one makes room
-        if self._handing == get_ident() or self._await_room():
+            return  # an event of a signal handler: the interrupted event makes room
+        if self._flushing == get_ident() or self._await_room():
             return
         dropped = self._discard("discarded" if self.ring else "overflow", keep=self.capacity)
         if dropped and not self.ring:
@@ -541,26 +541,26 @@ class MemorySink(BufferingSink):
             self._fail(DeliveryError(msg), None, events=dropped)
 
     def _await_room(self) -> bool:
-        """Wait while another thread hands on; return False if there is still no room."""
+        """Wait while another thread flushes; return False if there is still no room."""
         deadline = now() + self.block_timeout
         while True:
             with self._left:
                 if len(self._buffer) <= self.capacity:
                     return True
-                if self._handing is None or self._impatient:
+                if self._flushing is None or self._impatient:
                     return False
             left = deadline - now()
-            # In vain once is enough, until there has been room again.
+            # After one wait that timed out, no event waits until there was room again.
             self._impatient = left <= 0 or not self._bells.wait(
-                left, lambda: len(self._buffer) <= self.capacity or self._handing is None
+                left, lambda: len(self._buffer) <= self.capacity or self._flushing is None
             )
 
     def _end(self) -> int:
         with self._left:
             target, self._target = self._target, None
             given_up = 0
-            if self._in_hand is not None:
-                self._in_hand = None
+            if self._in_flight is not None:
+                self._in_flight = None
                 self._lost_from_buffer += 1
                 self._ledger.dropped["unconfirmed"] += 1
                 given_up = 1
@@ -574,7 +574,7 @@ class MemorySink(BufferingSink):
     def _put(self, event: dict[str, Any]) -> Exception | None:
         target = self._target
         if thread.delivering and target is not None and target.delivers_through_loggers:
-            # The target would refuse it now; later it would take it, deliver it, and log anew.
+            # The target would drop the event now, but deliver it later, and that would log another one.
             msg = f"{self.name}: the event was logged while delivering another"
             raise ReentrantEventError(msg)
         return super()._put(event)
@@ -604,7 +604,7 @@ def _checked_target(target: Sink | None) -> Sink | None:
 class CaptureSink(Sink):
     """Keep events in `events`, for tests.
 
-    Each is a snapshot: what the caller later changes in a nested dict or list is not seen. Metadata keys are left out.
+    Each is a snapshot: later changes of nested dicts and lists have no effect on it. Metadata keys are left out.
 
     Args:
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
@@ -613,7 +613,7 @@ class CaptureSink(Sink):
             stderr.
         name: The name of the sink in reports and stats. Default: the name of its class.
 
-    Safe from any thread. A forked child begins with none. `close` keeps them.
+    Safe from any thread. A forked child begins without events. `close` keeps the events.
     """
 
     shows_people = True
@@ -646,6 +646,6 @@ class CaptureSink(Sink):
         return ""
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child, with no events."""
+        """Reset the sink in a forked child, without events."""
         super().after_fork()
         self.events = []

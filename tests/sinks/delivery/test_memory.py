@@ -921,7 +921,7 @@ def test_flush_and_close_keep_their_timeout_with_a_target_that_hangs() -> None:
     assert [failure.events for failure in failures] == [3]
     assert_balanced(sink.stats())
     target.release()
-    until(lambda: sink._handing is None)
+    until(lambda: sink._flushing is None)
     assert sink.stats().dropped == expected
     assert _numbers(target.events) == [1]
     assert_balanced(sink.stats())
@@ -942,7 +942,7 @@ def test_an_answer_that_is_a_failure_changes_nothing_after_close_either(error) -
     assert sink.close(0) is False
     assert target.stuck.wait(60)
     target.release()
-    until(lambda: sink._handing is None)
+    until(lambda: sink._flushing is None)
     assert (sink.buffer, sink.stats().dropped) == ([], {"unconfirmed": 1})
     assert_balanced(sink.stats())
 
@@ -1136,7 +1136,7 @@ def test_a_child_forked_while_the_target_is_called_hands_on_itself() -> None:
     assert target.stuck.wait(60)
     target.release()
     thread.join(30)
-    sink._handing = -1
+    sink._flushing = -1
 
     def child() -> None:
         _log(sink, 2)
