@@ -151,8 +151,10 @@ class Output(ByteSink):
         self._mid_line = self._may_block or self._sealing
         try:
             self._write_or_reopen(data, ends)
-        except BaseException:
+        except BaseException as error:
             self._shared_file.size = None
+            if self._may_block and not (self._prefix or isinstance(error, Exception)):
+                self._end_unknown_line()
             raise
         finally:
             self._mid_line = self._sealing
@@ -209,11 +211,15 @@ class Output(ByteSink):
             if isinstance(error, NotInTimeError):
                 self._torn = written - keep
             elif self._may_block and not isinstance(error, Exception):
-                # Interrupted as the system call returned: how much it has written is unknown.
-                self._install(self._fd, self._terminator_bytes or b"\n")
+                self._end_unknown_line()
             else:
                 self._take_back(data[keep:written])
             raise
+
+    def _end_unknown_line(self) -> None:
+        """Begin the next event on a new line: after an interrupt, how much a pipe has of the last one is unknown."""
+        if self._fd != NOT_OPEN:
+            self._install(self._fd, self._terminator_bytes or b"\n")
 
     def _await_room(self) -> None:
         """Wait until the pipe is read: for `_timeout`, or until the deadline of `flush` or `close`."""

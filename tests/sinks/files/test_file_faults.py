@@ -727,6 +727,30 @@ def test_an_interrupt_before_a_stuck_pipe_passes_through(fifo):
     reader.close()
 
 
+def test_an_interrupt_as_the_first_write_into_a_pipe_returns(fifo, monkeypatch):
+    """It comes before the count of the bytes that are written, and the next event begins on a line of its own."""
+    reader = _Reader(fifo)
+    sink = FileSink(fifo)
+    real = output._os_write
+
+    def write(descriptor, data):
+        real(descriptor, data)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "_os_write", write)
+        with pytest.raises(KeyboardInterrupt):
+            sink.handle({"event": "x" * (3 * _capacity(reader))})
+    thread = threading.Thread(target=sink.handle, args=({"n": 2},))
+    thread.start()
+    half, whole = reader.read(2)
+    thread.join(PATIENCE_SECONDS)
+    assert half.startswith(b'{"event":"x')
+    assert whole == b'{"n":2}'
+    assert _account(sink) == (2, 1, {"interrupted": 1}, 0)
+    reader.close()
+
+
 # -- signals
 
 

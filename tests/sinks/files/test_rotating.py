@@ -356,6 +356,7 @@ def test_a_batch_that_fails_in_its_second_file_tells_what_was_kept(path, monkeyp
 
 def test_the_size_is_counted_and_not_asked_for(path, monkeypatch):
     """Thousands of events cost no stat and no fstat until the file seems full."""
+    monkeypatch.setattr("outfall.sinks.files.output.VERIFY_SECONDS", 3600)
     calls = []
     sink = RotatingFileSink(path, max_bytes=100_000, backup_count=2)
     _write(sink, 0)
@@ -378,6 +379,7 @@ def test_the_size_is_counted_and_not_asked_for(path, monkeypatch):
 
 def test_the_size_is_counted_on_the_long_way_too(path, monkeypatch):
     """A renderer of one's own does not make the sink ask either."""
+    monkeypatch.setattr("outfall.sinks.files.output.VERIFY_SECONDS", 3600)
     sink = RotatingFileSink(path, max_bytes=100_000, backup_count=2, renderer=_text)
     sink.handle({"event": "first"})
     calls = []
