@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,31 @@ def test_links_lead_to_pages(page):
     text = page.read_text(encoding="utf-8")
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     assert [link for link in links if link and not (page.parent / link).is_file()] == []
+
+
+#: What comes with Outfall, and the extra by which something else does.
+WITH_OUTFALL = {"outfall", "structlog", "orjson", "requests"}
+EXTRAS = {"prometheus_client": "outfall[prometheus]"}
+
+
+def _imports(code: str) -> set[str]:
+    """Return the packages that *code* imports."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _has_code(page)], ids=_name)
+def test_a_page_says_what_to_install(page):
+    """Before the first block that imports what does not come with Outfall, there is the command that installs it."""
+    code = [block for block in blocks(page) if block.language == "python"]
+    known = WITH_OUTFALL | set(sys.stdlib_module_names) | {Path(block.caption or "").stem for block in code}
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for block in code:
+        commands = " ".join(re.findall(r"pip install (.*)", "\n".join(lines[: block.line])))
+        missing = [name for name in _imports(block.body) - known if EXTRAS.get(name, name) not in commands]
+        assert missing == [], f"{page.name}:{block.line}"
 
 
 def _calls(page: Path) -> list[ast.Call]:
