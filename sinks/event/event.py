@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -293,8 +294,20 @@ def timestamp_of(event: Mapping[str, Any], naive: NaiveTimestamps = "utc") -> fl
 
 
 def _datetime_of(text: str) -> dt.datetime:
-    # Before Python 3.11 fromisoformat does not parse "Z".
-    return dt.datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "Zz" else text)
+    if text[-1:] in "Zz":
+        text = text[:-1] + "+00:00"
+    if sys.version_info < (3, 11):
+        # Before that fromisoformat reads only what isoformat writes: six digits, or three, and a colon in the zone.
+        found = _CLOCK.search(text)
+        if found is not None:
+            fraction = f".{found[2][:6]:0<6}" if found[2] else ""
+            zone = f"{found[3]}:{found[4] or '00'}" if found[3] else ""
+            text = text[: found.start()] + found[1] + fraction + zone
+    return dt.datetime.fromisoformat(text)
+
+
+#: A time's seconds, with a fraction and a zone, at the end of a time stamp.
+_CLOCK = re.compile(r"(:[0-9]{2})(?:[.,]([0-9]+))?(?:([+-][0-9]{2})(?::?([0-9]{2}))?)?\Z")
 
 
 def zoned(event: dict[str, Any], naive: NaiveTimestamps) -> dict[str, Any]:
