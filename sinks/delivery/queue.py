@@ -1,4 +1,4 @@
-"""Events through a queue, to another thread or process: `QueueSink`, and `QueueListener` at the other end."""
+"""`QueueSink`: puts events into a queue for another thread or process, where a `QueueListener` reads it."""
 
 # `event.__class__ is dict` does not narrow a type for pyright.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -53,15 +53,15 @@ class _ShutDownError(PermanentDeliveryError):
 class QueueSink(Sink):
     """Put each event into a queue, as JSON, for another thread or another process.
 
-    Level and processors apply before; what is in the queue is bytes, one JSON object each, that any process can read,
-    in any version of Python: changing the event afterwards changes nothing. A `QueueListener` takes it out. Whoever
-    reads the queue on his own finds ``None`` in it where a listener is to stop.
+    Level and processors apply before. The items are bytes, one JSON object each, which any process can read, with any
+    version of Python; later changes of the event have no effect. A `QueueListener` reads the queue. If your own code
+    reads it, ``None`` in the queue tells a listener to stop.
 
     Args:
-        queue: The queue: `queue.SimpleQueue`, which costs least and is the one that a signal handler may use at any
-            time; `queue.Queue`; one of `multiprocessing`, or of a manager; or anything that has ``put_nowait``.
-        listener: The listener of the same queue, if it is in this process: `flush` and `close` then wait until it has
-            handed on what was enqueued. It is not owned, so it is neither started nor stopped. Default None. Settable.
+        queue: The queue: a `queue.SimpleQueue`, which is the fastest, and the only one that signal handlers may use at
+            any time; a `queue.Queue`; a queue of `multiprocessing` or of a manager; or any object with ``put_nowait``.
+        listener: The listener of the same queue, if it runs in this process: `flush` and `close` then wait until it has
+            delivered the enqueued events. It is not owned: it is neither started nor stopped. Default None. Settable.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -71,15 +71,15 @@ class QueueSink(Sink):
     Raises:
         TypeError: If *queue* has no ``put_nowait``, unless `enqueue` is overridden.
 
-    Delivered means: in the queue. If there is no room in it the event is dropped at once, counted as
-    ``dropped["full"]``, and ``on_error`` is told; if it was shut down, as ``dropped["closed"]``. A level that came with
-    the call and is no field of the event (a structlog chain without ``add_log_level``) is put into the JSON as
-    ``level``. ``exc_info`` becomes ``exception``, as text.
+    An event counts as delivered when it is in the queue. If the queue is full, the event is dropped at once and
+    reported, and counted as ``dropped["full"]``; if the queue was shut down, as ``dropped["closed"]``. A level that is
+    not a field of the event (of a structlog chain without ``add_log_level``) is added to the JSON as ``level``.
+    ``exc_info`` becomes ``exception``, as text.
 
-    The queue is not closed by `close`. What a listener's or a background sink's delivery logs is dropped as
-    ``reentrant``. Safe from any thread, and from signal handlers. After a fork, a queue that belongs to threads is
-    empty in the child, since what was in it is the parent's; one of `multiprocessing` is shared, as ever. At exit an
-    event is handed on before ``handle`` returns, if the listener runs in this process.
+    `close` does not close the queue. Events that the delivery of a listener or a background sink logs are dropped as
+    ``reentrant``. Safe from any thread, and from signal handlers. In a forked child a queue for threads is empty, since
+    the parent delivers its items; a queue of `multiprocessing` is shared. At exit, if the listener runs in this
+    process, ``handle`` returns after it has delivered the event.
 
     Source: `logging.handlers.QueueHandler`, whose `prepare` and `enqueue` may be overridden as there; CPython bpo-14976
     on queues and signal handlers.
@@ -102,7 +102,7 @@ class QueueSink(Sink):
         self._queue = self._checked_queue(queue)
         #: The listener of the same queue, or None; settable.
         self.listener: QueueListener | None = listener
-        #: The queue's own put, where the short cut may be taken.
+        #: The queue's own put if the shortcut may be taken, else None.
         self._put_item: Callable[[bytes], object] | None = None
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
         self._changed()
@@ -116,11 +116,11 @@ class QueueSink(Sink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: The threads that are putting something into a queue that cannot be entered twice, and the events of signal
-        #: handlers that interrupted them.
+        #: The threads that are putting an item into a queue with a lock that is not re-entrant, and the events of
+        #: signal handlers that interrupted them.
         self._putting: set[int] = set()
         self._interrupting: deque[Any] = deque()
-        #: True once the listener did not hand on in time at exit.
+        #: True once the listener has not delivered in time at exit.
         self._listener_gone = False
 
     @property
@@ -134,11 +134,11 @@ class QueueSink(Sink):
         self._changed()
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
-        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+        """Take one event; failures go to ``on_error``. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event is in the queue, or it has been counted as dropped.
         """
-        # What the pipeline does, in one function, for the usual event: see FileSink.handle.
+        # A shortcut for plain events; all others take the pipeline.
         put = self._put_item
         if put is not None and event.__class__ is dict:
             try:
@@ -155,12 +155,12 @@ class QueueSink(Sink):
                 ):
                     if self._level:
                         if "level_number" in event:
-                            raise LookupError  # it wins over the level, and may be anything
+                            raise LookupError  # it wins over the level, and may have any type
                         if NUMBERS[event["level"]] < self._level:
                             self._ledger.filter()
                             return
                     put(dumps(event, None, OPTIONS))
-                    # Without a lock: there is no call from reading it to writing it, see WriteLock.
+                    # Without a lock, since an addition without a call in it is atomic: see WriteLock.
                     self._ledger.delivered += 1
                     return
             except Exception:
@@ -173,7 +173,7 @@ class QueueSink(Sink):
     # -- the hooks of logging.handlers.QueueHandler
 
     def prepare(self, event: dict[str, Any]) -> Any:
-        """Return what to put into the queue for *event*: bytes, one JSON object. Nothing in it is alive."""
+        """Return the item for *event*: bytes, one JSON object."""
         data = line_to_send(event)
         carried = event.carried_level if isinstance(event, LevelledEvent) else None
         if carried is None or "level" in event or "level_number" in event:
@@ -185,8 +185,8 @@ class QueueSink(Sink):
         """Put *item* into the queue, without waiting.
 
         Raises:
-            TemporaryDeliveryError: If it is full.
-            PermanentDeliveryError: If it was shut down.
+            TemporaryDeliveryError: If the queue is full.
+            PermanentDeliveryError: If the queue was shut down.
         """
         # Raised outside of the handler, so that the queue's own error does not become its context.
         failure: Exception | None = None
@@ -203,7 +203,7 @@ class QueueSink(Sink):
         if not isinstance(self._queue, queue_module.Queue):
             put_nowait(self._queue, item)
             return
-        # Its lock is no RLock: a signal handler or __del__ that logs while this thread has it would wait for ever.
+        # Its lock is not re-entrant: a signal handler or __del__ that logs while this thread holds it would deadlock.
         me = get_ident()
         if me in self._putting:
             self._interrupting.append(item)
@@ -217,45 +217,45 @@ class QueueSink(Sink):
                 self._put_interrupting()
 
     def _put_interrupting(self) -> None:
-        with contextlib.suppress(IndexError):  # another thread was here
+        with contextlib.suppress(IndexError):  # another thread was faster
             item = self._interrupting.popleft()
             try:
                 self._put_now(item)
             except _REFUSED:
-                # It was counted as delivered when it came.
+                # Each was counted as delivered when it was put aside.
                 with self._ledger.lock:
                     self._ledger.delivered -= 1
                     self._ledger.dropped["full"] += 1
 
-    # -- the way out
+    # -- the sink
 
     def emit(self, event: dict[str, Any]) -> None:
         """Put one event into the queue."""
         self.enqueue(self.prepare(event))
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Put each item's data into the queue; what there is no room for is left for a retry."""
+        """Put each item's data into the queue; items without room are left for a retry."""
         return self._emit_each(batch, lambda item: self.enqueue(item.data))
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return what `prepare` makes of *event*, as a batch item."""
+        """Return an item with the result of `prepare`."""
         data = self.prepare(event)
         return self._encoded(event, data if isinstance(data, bytes) else line_to_send(event))
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
         super()._put(event)
         if lifecycle.exiting():
-            self._see_it_off()
+            self._await_listener()
         return None
 
-    def _see_it_off(self) -> None:
-        """Wait until the listener has handed on what is in the queue, at exit: nothing else waits for it then."""
+    def _await_listener(self) -> None:
+        """Wait until the listener has delivered the queue; at exit no later call may do so."""
         listener = self.listener if self.listener is not None else listener_of(self._queue)
         if listener is not None and listener.running and not (self._listener_gone or listener.delivers_in_this_thread):
             self._listener_gone = not listener.flush(lifecycle.patience(self.drain_timeout))
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until `listener` has handed on what was enqueued; without one there is nothing to wait for.
+        """Wait until `listener` has delivered the enqueued events; without a listener return True at once.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
@@ -265,7 +265,7 @@ class QueueSink(Sink):
         return True if self.listener is None else self.listener.flush(seconds)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Take no more events; idempotent. Return False if `listener` has not handed on all in time.
+        """Take no more events; return False if `listener` has not delivered all in time.
 
         The queue stays open.
 
@@ -296,24 +296,24 @@ class QueueSink(Sink):
 
     @property
     def plain(self) -> bool:
-        """See `Forwarding.plain`: of a sink whose `prepare` is the usual one."""
+        """True if `prepare` is not overridden and there are no processors; see `Forwarding.plain`."""
         own = type(self)
         return own.prepare is QueueSink.prepare and own.encode is QueueSink.encode and not self._processors
 
     @property
     def keeps_in_memory(self) -> bool:
-        """Whether it does. True, since whoever reads the queue has yet to put the events out."""
+        """True: events in the queue are not yet delivered by its reader."""
         return True
 
     def _describe(self) -> str:
         return f"into a {type(self._queue).__name__}"
 
     def drain(self, timeout: float) -> None:
-        """Wait for the listener, at exit; later events are handed on before ``handle`` returns."""
+        """Wait for the listener at exit; from then on ``handle`` waits until each event is delivered."""
         self._changed()
         super().drain(timeout)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: a queue that belongs to threads is empty."""
+        """Reset the sink in a forked child: a queue for threads is empty."""
         renew(self._queue)
         super().after_fork()

@@ -1,4 +1,4 @@
-"""The reading end of a queue: `QueueListener`."""
+"""`QueueListener`: reads a queue and delivers its events to sinks."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 
 class _Mark:
-    """A place in the queue up to which `QueueListener.flush` waits."""
+    """A marker in the queue, for which `QueueListener.flush` waits."""
 
     def __init__(self) -> None:
-        #: Set once the reader has come to it.
+        #: Set once the reader has reached it.
         self.reached: Flag = Flag()
-        #: How many events each lane had been given by then.
+        #: The number of events that each lane had got by then.
         self.numbers: list[int] = []
 
 
 class _Run:
-    """One start of a listener, until it is stopped."""
+    """The state of a started listener, from start to stop."""
 
     def __init__(self, lanes: list[Lane]) -> None:
         self.lanes = lanes
@@ -60,9 +60,9 @@ class _Run:
         #: True once reading has ended, and once a sentinel was read. The listener's lock protects both.
         self.ended = False
         self.told_to_stop = False
-        #: True once the listener has given it up.
+        #: True once the listener has abandoned it.
         self.abandoned = False
-        #: The item that the reader is handing on; the reader's own.
+        #: The item that the reader is passing on; only the reader uses this.
         self.ticket: Ticket | None = None
 
     @property
@@ -71,51 +71,50 @@ class _Run:
 
     @property
     def threads(self) -> list[threading.Thread]:
-        """All its threads that run, the reader first."""
+        """The running threads, the reader first."""
         return [
             thread for thread in (self.thread, *(lane.thread for lane in self.lanes)) if thread and thread.is_alive()
         ]
 
 
 class QueueListener(Telling):
-    """Take events out of a queue and hand them to *sinks*, in batches.
+    """Read events from a queue and deliver them to *sinks*, in batches.
 
     Args:
         queue: The queue that a `QueueSink` puts events into, in this process or another.
-        *sinks: Where the events go, by ``emit_batch``. They are not owned: close them after the listener.
-        respect_sink_level: Whether a sink's level applies. Default False, as in the standard library: what is in the
-            queue has passed a level already. Processors always apply.
-        batch_size: How many events a sink is given at a time. Default 500.
-        linger: Seconds, or a timedelta, for which the first event of a batch waits for more. Default 0: a batch is what
-            came while the sink was busy with the one before.
-        capacity: How many events may be in memory for each sink, those being delivered included. Default 10 000. When
-            there is no room for any sink, events stay in the queue.
-        block_timeout: Seconds, or a timedelta, for which a sink that has no room holds up the others when these have
-            nothing to do. Then the events that it has no room for are dropped for it, counted as
-            ``dropped["overflow"]``, until there is some. Default 1.0.
-        retry: When a batch that a sink could not take is tried again. Default ``RetryPolicy()``: for as long as it
-            takes.
-        dead_letter: A sink that gets the events that a sink refuses for good. Not owned. Default None: they are counted
+        *sinks: The sinks that get the events, by ``emit_batch``. They are not owned: close them after the listener.
+        respect_sink_level: Whether a sink's level applies. Default False, as in the standard library, since the events
+            in the queue have passed a level already. Processors always apply.
+        batch_size: The number of events in a batch. Default 500.
+        linger: How long the first event of a batch waits for more events, in seconds or as a timedelta. Default 0: a
+            batch has the events that came while the sink was busy with the previous one.
+        capacity: The largest number of events in memory for each sink, including those being delivered. Default 10 000.
+            While no sink has room, events stay in the queue.
+        block_timeout: How long the listener waits for a sink without room while the other sinks have nothing to do, in
+            seconds or as a timedelta. Then that sink's events without room are dropped, as ``dropped["overflow"]`` in
+            its ledger, until it has room. Default 1.0.
+        retry: The policy for retries. Default ``RetryPolicy()``: retry until the sink takes the batch.
+        dead_letter: A sink that gets the events that a sink refuses for good. It is not owned. Default None: they count
             as ``dropped["rejected"]``.
-        on_error: Called with a `SinkFailure` for lost events, failed attempts and garbage in the queue. A sink's own
-            ``on_error``, if it was given one, is called too. Default `report`.
+        on_error: Called with a `SinkFailure` for lost events, failed attempts and invalid items in the queue. A sink's
+            own ``on_error`` is called too. Default `report`.
         name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *batch_size* or *capacity* is not a whole number from 1 up, or *linger* or *block_timeout* is no
-            duration.
-        TypeError: If *queue* has no ``get`` (unless `dequeue` is overridden), one of *sinks* or *dead_letter* is no
-            sink, *retry* is no `RetryPolicy`, or *on_error* is not callable.
+        ValueError: If *batch_size* or *capacity* is not a whole number from 1 up, or *linger* or *block_timeout* is not
+            a duration.
+        TypeError: If *queue* has no ``get`` (unless `dequeue` is overridden), one of *sinks* or *dead_letter* is not a
+            sink, *retry* is not a `RetryPolicy`, or *on_error* is not callable.
 
-    One thread reads the queue, and one for each sink delivers: a sink that fails, or hangs, keeps nothing from the
-    others. Taken are bytes with one JSON object, as `QueueSink` puts them; dicts; and text, JSON or not. Anything else
-    is counted as ``dropped["garbage"]``. ``task_done`` is called once for each item, when all sinks are done with it:
-    ``queue.join()`` waits for the delivery.
+    One thread reads the queue, and one thread for each sink delivers, so that a sink that fails or hangs does not
+    affect the others. Items may be bytes with one JSON object, as `QueueSink` puts them; dicts; and text, JSON or not.
+    Other items count as ``dropped["garbage"]``. ``task_done`` is called for each item when all sinks are done with it,
+    so ``queue.join()`` waits for the delivery.
 
-    Use it as a context manager, or call `start` and `stop`; both may be called again, and do nothing where there is
-    nothing to do. ``None`` in the queue, from whomever it comes, ends the reading. Safe from any thread. A forked child
-    has a listener that is not started, and an empty queue if it is one for threads; what was in it is the parent's. At
-    the exit of the process what is in the queue is delivered, within the deadline that all sinks share.
+    Use it as a context manager, or call `start` and `stop`, which may be called repeatedly. ``None`` in the queue,
+    whoever put it there, stops the listener. Safe from any thread. In a forked child the listener is not started, and a
+    queue for threads is empty: the parent delivers its items. At the exit of the process the queue is delivered, within
+    the deadline that all sinks share.
 
     Source: `logging.handlers.QueueListener`, whose `dequeue`, `prepare`, `handle` and `enqueue_sentinel` may be
     overridden as there.
@@ -126,7 +125,7 @@ class QueueListener(Telling):
     delivers_later: ClassVar[bool] = True
     has_owner = False
 
-    #: What `stop` and `flush` take for *timeout* None, in seconds. Settable.
+    #: The timeout of `stop` and `flush` if *timeout* is None, in seconds. Settable.
     drain_timeout: float = 5.0
 
     def __init__(
@@ -146,7 +145,7 @@ class QueueListener(Telling):
         if type(self).dequeue is QueueListener.dequeue and not callable(getattr(queue, "get", None)):
             msg = f"queue={queue!r} has no get"
             raise TypeError(msg)
-        #: Settable while it is stopped.
+        #: The sinks; settable while the listener is stopped.
         self.sinks: tuple[Sink, ...] = tuple(checked_sink(sink, "sinks") for sink in sinks)
         if not callable(on_error):
             msg = f"on_error={on_error!r} is not callable"
@@ -168,38 +167,38 @@ class QueueListener(Telling):
         lifecycle.join(self)
 
     def _fresh_state(self) -> None:
-        #: Around start and stop.
+        #: Held during start and stop.
         self._life = threading.RLock()
-        #: Around the tickets and the end of the reading. A lane's lock is taken within it, never the other way round.
+        #: Guards tickets and the end of reading. A lane's lock may be taken while this one is held, not vice versa.
         self._lock = threading.RLock()
         #: Rung when there is room in a lane.
         self._bells = Bells()
         self._run: _Run | None = None
         self._ledger = Ledger()
         self._pending = 0
-        #: What is counted for each sink, by the sink's identity.
+        #: The ledger for each sink, by the sink's identity.
         self._accounts: dict[int, tuple[Sink, Ledger]] = {}
-        #: How many sentinels are in the queue that were meant for an earlier start.
+        #: The number of sentinels in the queue that were for an earlier start.
         self._stale_sentinels = 0
-        #: By what stands for them in the queue.
+        #: The markers in the queue, by their items there.
         self._marks: dict[bytes, _Mark] = {}
 
-    # -- what applications call
+    # -- methods for applications
 
     @property
     def running(self) -> bool:
-        """True between `start` and `stop`, unless a sentinel that somebody else has put into the queue ended it."""
+        """True between `start` and `stop`, unless a sentinel from elsewhere has stopped it."""
         run = self._run
         return run is not None and run.reading
 
     @property
     def delivers_in_this_thread(self) -> bool:
-        """True in the threads of the listener's own, which cannot wait for themselves."""
+        """True in the listener's own threads, which cannot wait for themselves."""
         run = self._run
         return run is not None and threading.current_thread() in run.threads
 
     def start(self) -> Self:
-        """Begin to read the queue; return the listener. Does nothing if it has been started.
+        """Start to read the queue, unless it is started already; return the listener.
 
         Raises:
             RuntimeError: If no thread can be started any more.
@@ -209,10 +208,10 @@ class QueueListener(Telling):
             if self.running:
                 return self
             lifecycle.arm()  # the queue may be one of multiprocessing
-            self.stop()  # what a sentinel of somebody else has left
+            self.stop()  # cleans up after a sentinel from elsewhere
             run = _Run([self._lane(sink) for sink in self.sinks])
             run.thread = threading.Thread(target=self._read, args=(run,), name=f"outfall {self.name}", daemon=True)
-            # Before the reader runs, which asks for it.
+            # Set before the reader runs, which reads it.
             self._run = run
             try:
                 threads.start(run.thread)
@@ -224,14 +223,14 @@ class QueueListener(Telling):
         return self
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Deliver what is in the queue, and stop reading it; idempotent.
+        """Deliver the queue, and stop; do nothing if the listener is not started.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
 
         Returns:
-            False if something had to be given up. Then the events of an attempt that is still running are counted as
-            ``dropped["unconfirmed"]``, others that were read as ``dropped["closed"]``; the rest is in the queue.
+            False if events had to be given up. Then those of an attempt in progress count as
+            ``dropped["unconfirmed"]``, others that were read as ``dropped["closed"]``; the rest stays in the queue.
         """
         seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
         deadline = now() + seconds
@@ -267,10 +266,10 @@ class QueueListener(Telling):
             return complete
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that is in the queue now is delivered, or dropped; return False if that takes too long.
+        """Wait until all items that are in the queue now are delivered or dropped; return False on a timeout.
 
-        While it is not started there is nobody to deliver: then True says that nothing it has read waits. A queue that
-        listeners in other processes read as well does not tell when they have delivered, so the answer may be False.
+        If the listener is not started, True means that no item that it has read is waiting. If listeners in other
+        processes read the same queue, the result may be False, since it cannot be known when they have delivered.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
@@ -297,10 +296,10 @@ class QueueListener(Telling):
         return all(settled) and not any(lane.gave_up for lane in run.lanes)
 
     def stats(self) -> SinkStats:
-        """Return the ledger as it stands: of what was read, with each sink's in ``targets``.
+        """Return the ledger of the items read, with a ledger for each sink in ``targets``.
 
-        Delivered here means that all sinks are done with it. A sink's ledger says what became of it there, and has the
-        sink's own among its ``targets``.
+        An item counts as delivered when all sinks are done with it. The ledger for a sink counts its outcomes there,
+        and has the sink's own ledger in its ``targets``.
         """
         run = self._run
         targets: list[SinkStats] = []

@@ -1,4 +1,4 @@
-"""Events kept on disk until they are delivered: `SpoolSink`."""
+"""`SpoolSink`: keeps events on disk until they are delivered."""
 
 # `event.__class__ is dict` does not narrow a type for pyright, and WriteLock reads `holding` from the frame.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
@@ -58,63 +58,63 @@ else:
 
 
 class SpoolSink(DeferredSink):
-    """Write each event to disk, from where a thread delivers it to *target*.
+    """Write each event to disk; a thread delivers it to *target* from there.
 
-    For events that must arrive though the target is away for hours and the process is killed meanwhile: when `handle`
-    returns, the event is in a file. Each is delivered at least once.
+    Use it for events that must arrive even if the target is unreachable for hours and the process is killed meanwhile:
+    when `handle` returns, the event is in a file. Each event is delivered at least once.
 
-    Level, processors and rendering, this sink's own and then the target's, run in the thread that logs, before the
-    event is stored: what a processor has removed is nowhere on disk.
+    Level, processors and rendering, first this sink's and then the target's, run in the thread that logs, before the
+    event is stored: data that a processor has removed is not on disk.
 
     Args:
-        target: Where the events go. It is owned: `close` closes it.
-        directory: Where the files are; made if it is missing. Its absolute path is fixed here. Any number of processes,
-            and of sinks with the same target, may share it. It has to be on a local file system.
-        max_bytes: What all segments that this process answers for may have together, those that it has adopted from
-            dead processes included. Default 1 GiB.
-        on_full: What happens to an event when there is no room, because of *max_bytes* or of a full disk.
-            ``"block"`` (default): `handle` waits for room, for *block_timeout*, and drops the event then; after that
-            every event is dropped at once until there is room again. ``"drop_newest"``: it is dropped.
-            ``"drop_oldest"``: the oldest segment that is not being delivered is given up for it. All are counted as
-            ``dropped["overflow"]``; what a full disk refuses for good, as ``dropped["error"]``.
-        block_timeout: Seconds, or a timedelta. Default 1.0.
-        fsync: When events are written to the medium and not only handed to the operating system, which a kill of the
-            process does not touch but a loss of power does. ``"never"`` (default): when the system sees fit.
-            ``"interval"``: every *fsync_interval*, by a thread. ``"always"``: before `handle` returns, the cursor
-            before a batch is sent.
-        fsync_interval: Seconds, or a timedelta. Default 1.0.
-        segment_bytes: How large a file grows before the next one is begun, unless one event alone is larger. Default
-            None: an eighth of *max_bytes*, at most 16 MiB.
-        batch_size: How many events the target is given at a time. Default 2 000.
-        linger: How long the first event of a batch waits for more, in seconds, or a timedelta. Default 0.2.
-        retry: When a batch is tried again. Default ``RetryPolicy()``: for as long as it takes.
-        dead_letter: A sink that gets the events that the target refuses for good. Not owned. Default None: they are
-            counted as ``dropped["rejected"]``.
+        target: The sink that gets the events. It is owned: `close` closes it.
+        directory: The directory of the files; it is made if it is missing. The constructor makes the path absolute. Any
+            number of processes, and of sinks with the same target, may share it. It has to be on a local file system.
+        max_bytes: The largest size of all segments of this process, including those adopted from dead processes.
+            Default 1 GiB.
+        on_full: What happens to an event without room, because of *max_bytes* or of a full disk. ``"block"`` (default):
+            `handle` waits for room, at most *block_timeout*, and then drops the event; the next events are dropped at
+            once until there is room again. ``"drop_newest"``: the event is dropped. ``"drop_oldest"``: the oldest
+            segment that is not being delivered is dropped. All count as ``dropped["overflow"]``; events that a full
+            disk refuses for good, as ``dropped["error"]``.
+        block_timeout: How long an event waits for room, in seconds or as a timedelta. Default 1.0.
+        fsync: When to flush files to the medium. Without a flush, events survive a kill of the process, but not a loss
+            of power. ``"never"`` (default): when the operating system does it. ``"interval"``: every *fsync_interval*,
+            by a thread. ``"always"``: each event before `handle` returns, and the cursor before a batch is sent.
+        fsync_interval: The interval in seconds, or a timedelta. Default 1.0.
+        segment_bytes: The size of a file after which the next one is begun; only a single event that is larger exceeds
+            it. Default None: an eighth of *max_bytes*, at most 16 MiB.
+        batch_size: The number of events in a batch. Default 2 000.
+        linger: How long the first event of a batch waits for more events, in seconds or as a timedelta. Default 0.2.
+        retry: The policy for retries. Default ``RetryPolicy()``: retry until the target takes the batch.
+        dead_letter: A sink that gets the events that the target refuses for good. It is not owned. Default None: they
+            count as ``dropped["rejected"]``.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
-            stderr. With ``"raise"``, what the caller's thread can know is raised (full, closed, disk); what the
-            delivering thread meets is reported.
+            stderr. With ``"raise"``, errors in the caller's thread are raised (full, closed, disk), and errors in the
+            delivering thread are reported.
         name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
         ValueError: If *max_bytes*, *on_full*, *block_timeout*, *fsync*, *fsync_interval*, *segment_bytes*, *batch_size*
-            or *linger* is not usable, if *target* or a sink behind it only keeps what it is given (a background, a
-            buffer, a queue, another spool), or the platform has no ``flock(2)`` (Windows).
-        TypeError: If *target* or *dead_letter* is no sink, *directory* no path, or *retry* no `RetryPolicy`.
+            or *linger* is not usable, if *target* or a sink behind it only stores events (a background, a buffer, a
+            queue, another spool), or the platform has no ``flock(2)`` (Windows).
+        TypeError: If *target* or *dead_letter* is not a sink, *directory* is not a path, or *retry* is not a
+            `RetryPolicy`.
 
-    The events of one process are delivered in order. What a dead process has left is adopted when the sink is made, at
-    each `flush`, and every minute as long as the delivering thread runs; adopted and new events take turns. A kill
-    at any instant loses nothing that `handle` returned for, and repeats at most one batch, with the same events under
-    the same key. A line that is damaged is skipped and counted as ``dropped["corrupt"]``. If the directory is deleted
-    or moved away, it is made anew from what this process has open; what is lost is counted as ``dropped["lost"]``.
+    The events of one process are delivered in order. Events of dead processes are adopted when the sink is made, at
+    each `flush`, and every minute while the delivering thread runs; adopted and new events take turns. A kill at any
+    instant loses no event for which `handle` has returned, and repeats at most one batch, with the same events under
+    the same key. A damaged line is skipped and counted as ``dropped["corrupt"]``. If the directory is deleted or moved
+    away, it is restored from the files that this process has open; lost events count as ``dropped["lost"]``.
 
-    `flush` and `close` deliver until their timeout. What is not delivered then stays on disk, counted as ``spooled``;
-    that is no loss, so `close` returns True.
+    `flush` and `close` deliver until their timeout. Events that are not delivered then stay on disk and count as
+    ``spooled``; they are not lost, so `close` returns True.
 
-    Safe from any thread and from signal handlers. The thread starts with the first event, with `start`, or with the
-    sink if there is something to adopt; it is a daemon. A forked child has files and an account of its own, which begin
-    with its first event. What the target's delivery itself logs is dropped as ``reentrant``.
+    Safe from any thread and from signal handlers. The thread is a daemon. It starts with the first event, with `start`,
+    or with the sink if there are events to adopt. A forked child has its own files and ledger, which begin with its
+    first event. Events that the target's delivery itself logs are dropped as ``reentrant``.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class SpoolSink(DeferredSink):
         if segment_bytes is None:
             segment_bytes = max(1, min(_LARGEST_SEGMENT_BYTES, self._max_bytes // 8))
         self._segment_bytes = checked_count(segment_bytes, "segment_bytes", "bytes")
-        #: orjson's options where one call of it makes an event a line; None: the whole pipeline.
+        #: orjson's options if one call of it renders a plain event as a line; None: use the pipeline.
         self._option: int | None = None
         _refuse_keepers(target)
         if os.path.isfile(self.directory):
@@ -183,7 +183,7 @@ class SpoolSink(DeferredSink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: What is on disk.
+        #: The files on disk.
         self._depot = Depot(
             self.directory,
             self._lock,
@@ -206,31 +206,31 @@ class SpoolSink(DeferredSink):
             retry=self._retry,
             dead_letter=self._dead_letter,
         )
-        #: True after an event has waited for room in vain, until there is room again.
+        #: True after a wait for room has timed out, until there is room again.
         self._impatient = False
-        #: What `publish` has written last.
+        #: The state that `publish` wrote last.
         self._published: tuple[object, ...] = ()
-        #: Events dropped before they were stored.
+        #: The number of events dropped before they were stored.
         self._refused = 0
 
-    # -- what applications call
+    # -- methods for applications
 
     @property
     def used_bytes(self) -> int:
-        """What the segments that this process answers for have on disk, those that it has adopted included."""
+        """The size of all segments of this process, including adopted ones."""
         return self._depot.size
 
     @property
     def max_bytes(self) -> int:
-        """What they may have."""
+        """The largest size of these segments."""
         return self._max_bytes
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
-        """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
+        """Take one event; failures go to ``on_error``. Never raises, unless ``on_error`` is ``"raise"``.
 
         When it returns, the event is in a file, or it has been counted as dropped.
         """
-        # What the pipeline does, in one function, for the usual event while there is room: see FileSink.handle.
+        # A shortcut for plain events while there is room; all others take the pipeline.
         option = self._option
         if option is not None and event.__class__ is dict:
             try:
@@ -246,7 +246,7 @@ class SpoolSink(DeferredSink):
                     or (active and thread.delivering)
                     or not here[0]
                 ):
-                    # A line has to tell the event's time, or it needs an envelope.
+                    # Without a valid timestamp in it, a line needs an envelope.
                     stamp = event["timestamp"]
                     if stamp.__class__ is str:
                         _read_time(stamp)
@@ -290,14 +290,14 @@ class SpoolSink(DeferredSink):
         super().handle(event)
 
     def start(self) -> None:
-        """Start delivering what dead processes have left, without waiting for an event."""
+        """Start to deliver events of dead processes, without waiting for a new event."""
         if not here[0]:
             notice_fork()
         if not self._closed:
             self._worker.wake()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Deliver what this process has stored and what dead ones have left; return True when all of it is settled.
+        """Deliver the events of this process and of dead ones; return True if all have an outcome.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
@@ -308,9 +308,9 @@ class SpoolSink(DeferredSink):
         return super().flush(max(0.0, deadline - now()))
 
     def close(self, timeout: float | None = None) -> bool:
-        """Deliver what can be delivered until the timeout, then close the target; idempotent.
+        """Deliver events until the timeout, then close the target; return False if the target gave up events itself.
 
-        What is left stays on disk. Returns True, unless the target had to give up something of its own.
+        Events that are not delivered stay on disk. Further calls return the same result.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
@@ -321,12 +321,12 @@ class SpoolSink(DeferredSink):
         stopped = self._worker.conclude(deadline)
         closed = self._target.close(max(0.0, deadline - now()))
         self._worker.tell_news()
-        # A target that is still at work for a thread that was given up has nothing that is not on disk as well.
+        # If the thread did not stop in time, the target's events are on disk as well.
         self._close_result = closed or not stopped
         return self._close_result
 
     def drain(self, timeout: float) -> None:
-        """Deliver what waits, at exit. A later event is stored, and delivered by the process that adopts it."""
+        """Deliver stored events at exit. Later events are stored; the process that adopts them delivers them."""
         if self._closed:
             return
         self._worker.leaving = True
