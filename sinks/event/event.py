@@ -282,6 +282,9 @@ def timestamp_of(event: Mapping[str, Any], naive: NaiveTimestamps = "utc") -> fl
             # Larger numbers are not in seconds. NaN fails the comparison too.
             return float(value) if abs(value) < 1e12 else _carried_time(event)
         if isinstance(value, str):
+            if value[-1:] == "Z":
+                # Without zones it takes a third of the time; text that has a zone before the Z raises.
+                return (dt.datetime.fromisoformat(value[:-1]) - _EPOCH).total_seconds()
             value = _datetime_of(value)
             if naive == "utc" and value.tzinfo is None:
                 value = value.replace(tzinfo=dt.timezone.utc)
@@ -291,6 +294,9 @@ def timestamp_of(event: Mapping[str, Any], naive: NaiveTimestamps = "utc") -> fl
     except Exception:
         pass
     return _carried_time(event)
+
+
+_EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - to be subtracted from another one without a zone
 
 
 def _datetime_of(text: str) -> dt.datetime:
