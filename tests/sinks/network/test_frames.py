@@ -1,4 +1,4 @@
-"""JSONFrames, JSONLines, PickleFrames and SignedFrames."""
+"""JSONFrames, JSONLines, PickleFrames and SignedFrames, and the frames of a batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import logging.handlers
 import pickle
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.network.frames import FrameError, JSONFrames, JSONLines, PickleFrames, SignedFrames
+from outfall.sinks.network.frames import FrameError, Frames, JSONFrames, JSONLines, PickleFrames, SignedFrames
 
 KEY = b"0123456789abcdef"
 render = OrjsonRenderer().render
@@ -260,3 +262,49 @@ def test_whatever_a_renderer_makes_is_one_line(rendered, line):
 def test_a_line_of_text_is_an_object():
     """Text that somebody rendered becomes an event's, unless it is an object already."""
     assert JSONLines().encode(TextEvent("two\nlines"), _text_of) == (b'{"event":"two\\nlines"}')
+
+
+# -- the frames of a batch
+
+_DATA = st.lists(st.binary(max_size=40), max_size=20)
+
+
+@settings(max_examples=100)
+@given(data=_DATA, end=st.sampled_from([b"", b"\n"]), heads=st.sampled_from(["none", "one", "each", "length"]))
+def test_frames_of_a_batch_are_the_same_one_by_one_and_together(data, end, heads):
+    """However their heads are given, whole or in chunks, none of which is larger than it may be or empty."""
+    expected = {
+        "none": [each + end for each in data],
+        "one": [b"<14>" + each + end for each in data],
+        "each": [b"%d " % number + each + end for number, each in enumerate(data)],
+        "length": [len(each).to_bytes(4, "big") + each + end for each in data],
+    }[heads]
+    given_heads = {"none": b"", "one": b"<14>", "each": [b"%d " % number for number in range(len(data))]}.get(heads)
+    frames = Frames(data, end, given_heads)
+    assert list(frames.each()) == expected
+    assert frames.joined() == b"".join(expected)
+    assert max(map(len, expected), default=0) <= frames.longest
+    chunks = list(frames.chunks(50))
+    assert [frame for chunk in chunks for frame in chunk.each()] == expected
+    at = 0
+    for chunk in chunks:
+        assert len(chunk)
+        assert len(chunk) == 1 or sum(map(len, data[at : at + len(chunk)])) <= 50
+        at += len(chunk)
+
+
+@settings(max_examples=100)
+@given(data=_DATA, sent=st.integers(0, 1000), lengths=st.booleans())
+def test_of_frames_sent_in_part_those_remain_that_were_not_sent_whole(data, sent, lengths):
+    """So that each is sent again that the peer has no whole copy of, and no other."""
+    frames = Frames(data, b"" if lengths else b"\n", None if lengths else b"<14>")
+    whole = frames.joined()
+    frames.drop_bytes(min(sent, len(whole)))
+    left = frames.joined()
+    assert whole.endswith(left)
+    assert len(whole) - len(left) <= sent
+    if len(frames):
+        frames.drop(1)
+        assert len(whole) - len(frames.joined()) > sent
+    else:
+        assert sent >= len(whole)
