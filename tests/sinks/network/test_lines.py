@@ -173,9 +173,13 @@ def test_a_line_too_long_costs_itself_alone(pieces):
 
 def test_a_line_that_never_ends_is_bounded_in_memory_and_time():
     """The connection is closed when its time is up, though bytes keep coming."""
-    with _listening(max_frame_bytes=512, frame_timeout=0.05) as (listener, _):
+    with _listening(max_frame_bytes=512) as (listener, _):
         with socket.create_connection(listener.address, 10) as client, contextlib.suppress(ConnectionError):
             client.sendall(b"x" * 1000)
+            until(lambda: listener.stats().rejected == {"oversize": 1})
+            listener.frame_timeout = 0.05
+            listener._sweep_due = 0.0
+            listener._wake_up()
             assert client.recv(1) == b""
         until(lambda: listener.stats().rejected == {"oversize": 1, "timeout": 1})
 

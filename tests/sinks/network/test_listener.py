@@ -305,9 +305,13 @@ def test_a_frame_too_large_costs_itself_alone(codec, pieces):
 
 def test_a_frame_too_large_has_to_come_in_time():
     """As any other; and one that is given up is counted."""
-    with Listening(max_frame_bytes=1000, frame_timeout=0.05) as here:
+    with Listening(max_frame_bytes=1000) as here:
         made = here.connect()
         made.sendall(_good(1) + struct.pack(">L", 5000) + b"x")
+        here.rejected(oversize=1)
+        here.listener.frame_timeout = 0.05
+        here.listener._sweep_due = 0.0
+        here.listener._wake_up()
         assert _ended(made)
         here.rejected(oversize=1, timeout=1)
         until(lambda: len(here.sink.events) == 1)
@@ -399,6 +403,7 @@ def test_a_slow_loris_is_closed():
         until(lambda: here.sink.events)
         here.listener.frame_timeout = 0.15
         here.listener._sweep_due = 0.0
+        here.listener._wake_up()
         silent, dripping = here.connect(), here.connect()
         gone = threading.Event()
 
@@ -467,13 +472,18 @@ def test_an_idle_connection_is_closed():
         until(lambda: here.sink.events)
         [peer] = here.listener._peers.values()
         peer.heard -= 2 * PATIENCE_SECONDS
+        here.listener._sweep_due = 0.0
+        here.listener._wake_up()
         here.rejected(idle=1)
         until(sink._has_ended)
         sink.handle({"event": 2})
         until(lambda: len(here.sink.events) == 2)
-    with Listening(idle_timeout=None, frame_timeout=0.05) as here:
+    with Listening(idle_timeout=None) as here:
         here.connect().sendall(_good())
         until(lambda: here.sink.events)
+        here.listener.frame_timeout = 0.05
+        here.listener._sweep_due = 0.0
+        here.listener._wake_up()
         time.sleep(0.12)
         assert here.listener.stats().connections == 1
 

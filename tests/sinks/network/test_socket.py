@@ -831,10 +831,11 @@ def test_a_peer_that_never_reads_costs_the_timeout_and_not_more():
     """The frame that does not fit is sent over a new connection; the torn one is closed, so no frame follows it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        options = {"timeout": 0.1, "max_frame_bytes": LARGE, "on_error": lambda failure: None}
+        options = {"timeout": PATIENCE_SECONDS, "max_frame_bytes": LARGE, "on_error": lambda failure: None}
         with SocketSink(*server.getsockname(), **options) as sink:
             sink.handle({"event": 0})
             first, _ = server.accept()
+            sink.timeout = 0.1
             sink.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             began = time.monotonic()
             sink.handle({"event": "x" * 30_000_000})
