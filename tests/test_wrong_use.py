@@ -178,6 +178,33 @@ def test_a_value_that_may_be_a_secret_is_in_no_message():
     assert "hunter2" not in str(refused.value)
 
 
+def test_a_default_of_a_wrong_processor_is_in_no_message():
+    """It may be a secret."""
+
+    def sign(event, key="hunter2"):
+        return event
+
+    with pytest.raises(TypeError, match=r"sign\(event, key\) does not take") as refused:
+        NullSink(processors=[sign, redact])
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_callable_that_shows_no_signature_is_taken():
+    """There are some that are not written in Python."""
+
+    class Hidden:
+        __signature__ = "none"
+
+        def __call__(self, *call):
+            return call[2]
+
+        __call__.__signature__ = "none"
+
+    sink = CaptureSink(processors=[Hidden()])
+    sink.handle({"event": "x"})
+    assert sink.events == [{"event": "x"}]
+
+
 def test_a_password_in_a_url_is_in_no_message():
     """A URL where a sink is wanted is not repeated."""
     with pytest.raises(TypeError, match=r"target: a URL is not a Sink; write open_sink\(url\)") as refused:

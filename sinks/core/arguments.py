@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import inspect
 from collections.abc import Iterable
@@ -90,14 +89,17 @@ def checked_function(function: Any, argument: str, what: str) -> Any:
     if not callable(function):
         msg = f"{argument}={function!r} is not callable; {what} is needed"
         raise TypeError(msg)
-    # A callable of C may have no signature that could be read.
-    with contextlib.suppress(ValueError):
+    try:
         signature = inspect.signature(function if inspect.isroutine(function) else function.__call__)
-        try:
-            signature.bind(None, "", {})
-        except TypeError:
-            msg = f"{argument}={_shown(function)}{signature} does not take (logger, method_name, event_dict)"
-            raise TypeError(msg) from None
+    except (TypeError, ValueError):  # of a callable that is not written in Python
+        return function
+    try:
+        signature.bind(None, "", {})
+    except TypeError:
+        # Without the defaults, which may be secrets.
+        takes = ", ".join(signature.parameters)
+        msg = f"{argument}={_shown(function)}({takes}) does not take (logger, method_name, event_dict)"
+        raise TypeError(msg) from None
     return function
 
 
