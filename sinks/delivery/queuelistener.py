@@ -330,21 +330,21 @@ class QueueListener(Telling):
     # -- the hooks of logging.handlers.QueueListener
 
     def dequeue(self, block: bool) -> Any:
-        """Return the next item of the queue, waiting for one if *block* is true.
+        """Return the next item of the queue; wait for one if *block* is true.
 
         Raises:
-            queue.Empty: If there is none, and *block* is false.
+            queue.Empty: If there is none and *block* is false.
         """
         if hasattr(self.queue, "put_nowait"):
             return self.queue.get(block)
         return self.queue.get()  # multiprocessing.SimpleQueue
 
     def prepare(self, item: Any) -> dict[str, Any]:
-        """Return the event that *item* stands for.
+        """Convert *item* to an event.
 
         Raises:
-            ValueError: If it is bytes but no JSON object.
-            TypeError: If it is nothing that an event can be.
+            ValueError: If it is bytes but not a JSON object.
+            TypeError: If it is of a type that cannot be an event.
         """
         if isinstance(item, (bytes, bytearray, memoryview)):
             return _json_objects.decode(bytes(item))
@@ -356,16 +356,16 @@ class QueueListener(Telling):
         return as_event(item)
 
     def handle(self, item: Any) -> None:
-        """Hand *item* on: `prepare` it, and give it to each sink.
+        """Convert *item* by `prepare`, and give the event to each sink.
 
-        Called by the reading thread. Called by another while the listener is not started, it delivers at once.
+        The reading thread calls this. In another thread, while the listener is not started, it delivers at once.
 
         Raises:
-            Exception: What `prepare` raises.
+            Exception: The exceptions of `prepare`.
         """
         event = as_event(self.prepare(item))
         if "timestamp" not in event and not isinstance(event, LevelledEvent):
-            # What waits here because a sink is away keeps the time at which it came.
+            # The event may have to wait for a sink: it carries the time at which it was read.
             event = LevelledEvent(event, None, time.time())
         run = self._run
         reading = run is not None and threading.current_thread() is run.thread
@@ -378,7 +378,7 @@ class QueueListener(Telling):
                 self._deliver_here(event, ticket)
         finally:
             if not reading:
-                # What _release does, without a call in which an interrupt could come.
+                # The code of _release, inlined: an interrupt could come in the call.
                 with self._lock:
                     ticket.holders -= 1
                     events = 0 if ticket.holders else ticket.events
@@ -386,7 +386,7 @@ class QueueListener(Telling):
                     self._ledger.delivered += events
 
     def enqueue_sentinel(self) -> None:
-        """Put what ends the reading into the queue."""
+        """Put the sentinel into the queue, which stops the reading thread."""
         put_nowait(self.queue, self._sentinel)
 
     # -- the reading thread
@@ -397,7 +397,7 @@ class QueueListener(Telling):
             while now() < run.deadline and not run.abandoned:
                 try:
                     item = self.dequeue(True)
-                except Empty:  # of an override that does not wait for ever
+                except Empty:  # an override may time out
                     continue
                 except SHUT_DOWN:
                     break
@@ -412,7 +412,7 @@ class QueueListener(Telling):
                     if self._is_stale(run):
                         continue
                     break
-                if run.abandoned:  # stop() could not reach this thread in time: the item is the next start's
+                if run.abandoned:  # stop() has timed out: leave the item to the next start
                     self._return(item)
                     break
                 self._take(run, item)
@@ -432,10 +432,10 @@ class QueueListener(Telling):
             return not run.abandoned
 
     def _failed_to_dequeue(self, error: Exception, run: _Run, failures: int) -> bool:
-        """Tell of *error* and wait a little; return True if there is no use in trying again."""
+        """Report *error* and wait a little; return True if reading has to stop."""
         if is_closed(self.queue):
             return True
-        # An item that was there and cannot be unpickled; else it is the queue that is closed or gone.
+        # Either an item cannot be unpickled, or the queue itself is closed or broken.
         garbage = not isinstance(error, (OSError, EOFError, ValueError)) and failures <= _GARBAGE_IN_A_ROW
         if garbage:
             self._ledger.drop("garbage")
@@ -449,14 +449,14 @@ class QueueListener(Telling):
         if isinstance(item, bytes) and item.startswith(_MARK):
             task_done(self.queue)
             mark = self._marks.get(item)
-            if mark is not None:  # else it is of another listener, or of a flush that has given up waiting
+            if mark is not None:  # else it belongs to another listener, or to a flush that has timed out
                 mark.numbers = [lane.put for lane in run.lanes]
                 mark.reached.set()
             return
         ticket = run.ticket = Ticket(queued=True)
         try:
             self.handle(item)
-            if not ticket.events:  # an override that has hands of its own
+            if not ticket.events:  # an overridden `handle` has delivered the item itself
                 with self._lock:
                     self._pending += 1
                     ticket.events = 1
@@ -478,7 +478,7 @@ class QueueListener(Telling):
             self._tell(error, item, 1)
 
     def _release(self, tickets: list[Ticket]) -> None:
-        """Release *tickets*; count the items that are finished by that."""
+        """Release *tickets*; count the items that are finished now."""
         done = events = 0
         with self._lock:
             for ticket in tickets:
@@ -492,7 +492,7 @@ class QueueListener(Telling):
             task_done(self.queue)
 
     def _distribute(self, run: _Run, event: dict[str, Any], ticket: Ticket) -> bool:
-        """Put *event* into the lanes, waiting for room; return False if they take no more."""
+        """Put *event* into the lanes, waiting for room; return False if reading has ended."""
         with self._lock:
             if run.ended:
                 return False
@@ -516,7 +516,7 @@ class QueueListener(Telling):
         return True
 
     def _await_room(self, run: _Run, full: list[Lane], deadline: float) -> list[Lane]:
-        """Wait a little for room in one of the lanes that are *full*; return those for which the event still waits."""
+        """Wait a little for room in one of the *full* lanes; return those that the event still waits for."""
         moment = now()
         if run.abandoned or run.ended or moment >= run.deadline:
             for lane in full:
@@ -545,7 +545,7 @@ class QueueListener(Telling):
         return full
 
     def _deliver_here(self, event: dict[str, Any], ticket: Ticket) -> None:
-        """Give *event* to each sink, once."""
+        """Deliver *event* to each sink in this thread, without retries."""
         for sink in self.sinks:
             lane = self._lane(sink)
             self._add((lane,), event, ticket)
@@ -554,7 +554,7 @@ class QueueListener(Telling):
             finally:
                 self._give_up(lane, f"{sink.name} did not take it")
 
-    # -- counting and telling
+    # -- counting and reporting
 
     def _lane(self, sink: Sink) -> Lane:
         return Lane(
@@ -573,7 +573,7 @@ class QueueListener(Telling):
         )
 
     def _give_up(self, lane: Lane, why: str) -> int:
-        """End *lane*, count what it has left as lost, and tell of it; return how many events that is."""
+        """End *lane*, count and report its remaining events as lost, and return their number."""
         unconfirmed, others = lane.end()
         for reason, events in (("unconfirmed", unconfirmed), ("closed", others)):
             if events:
@@ -585,7 +585,7 @@ class QueueListener(Telling):
         return lost
 
     def _enqueue(self, put: Callable[[], object], run: _Run, deadline: float) -> bool:
-        """Call *put*, again and again while the queue is full; return False if that is in vain."""
+        """Call *put*, repeatedly while the queue is full; return False if it fails until *deadline*."""
         while True:
             try:
                 put()
@@ -602,26 +602,26 @@ class QueueListener(Telling):
                 return True
 
     def _tell(self, error: Exception, item: object, events: int) -> None:
-        told = cleaned(error, item)
-        self._ledger.last_error = describe(told)
-        self._call_on_error(SinkFailure(self.name, told, events, time.time()))
+        shown = cleaned(error, item)
+        self._ledger.last_error = describe(shown)
+        self._call_on_error(SinkFailure(self.name, shown, events, time.time()))
 
-    # -- the process's life, see outfall.sinks.core.lifecycle
+    # -- fork and exit, see outfall.sinks.core.lifecycle
 
     def hasten(self, deadline: float) -> None:
-        """Stop the threads from lingering, at exit; `drain` waits for them until *deadline*."""
+        """Tell the threads to deliver at once what waits; called at exit, before `drain`, with its deadline."""
         run = self._run
         if run is not None:
             for lane in run.lanes:
                 lane.hasten(deadline)
 
     def drain(self, timeout: float) -> None:
-        """Deliver what is in the queue, at exit; it goes on, since other exit hooks still log."""
+        """Deliver the queue at exit; the listener continues, since other exit hooks still log."""
         if self.running and not self.flush(timeout):
             self._tell(DeliveryError("the process ends before all that is in the queue was delivered"), None, 0)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: not started, an empty ledger, and a queue for threads is empty."""
+        """Reset the listener in a forked child: it is not started, and its ledger and a queue for threads are empty."""
         renew(self.queue)
         _listeners.pop(id(self.queue), None)
         self._fresh_state()
@@ -629,20 +629,20 @@ class QueueListener(Telling):
 
 _json_objects = JSONFrames()
 
-#: A mark in the queue begins with this. No JSON does.
+#: The beginning of a marker in the queue. No JSON begins like this.
 _MARK = b"\x00outfall mark "
 
-#: After so many failures in a row the queue itself is taken for broken.
+#: The number of failures in a row after which the queue itself counts as broken.
 _GARBAGE_IN_A_ROW = 100
 
-#: How many seconds lie between two looks for changes that wake no thread.
+#: Seconds between two checks for changes that wake no thread.
 _LOOK_SECONDS = 0.01
 
-#: The listeners that run, by the identity of their queue.
+#: The running listeners, by the identity of their queue.
 _listeners: weakref.WeakValueDictionary[int, QueueListener] = weakref.WeakValueDictionary()
 
 
 def listener_of(queue: object) -> QueueListener | None:
-    """Return the listener of *queue* that runs in this process, or None."""
+    """Return the listener that reads *queue* in this process, or None."""
     listener = _listeners.get(id(queue))
     return listener if listener is not None and listener.queue is queue else None

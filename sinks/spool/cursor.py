@@ -1,4 +1,4 @@
-"""How far a spool has been delivered: `Cursor`, and the file it is kept in."""
+"""The position up to which a store is delivered: `Cursor`, and its file."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import orjson
 
 from outfall.sinks.errors import SinkError
 
-#: The version of the format of a spool's files; a later one is left alone.
+#: The version of the format of a spool's files; files of a later version are not touched.
 FORMAT = 1
 
 FILE_NAME = "cursor.json"
 
-#: A cursor has two places of this size in its file, filled with spaces, and is written to them in turn: a torn one
-#: leaves the other.
+#: The file of a cursor has two places of this size, padded with spaces, which are written alternately: if a write is
+#: torn, the other place is valid.
 _PLACE_BYTES = 512
 
 
 class NewerFormatError(SinkError):
-    """Files in a spool were written by a later version of Outfall. They are left as they are."""
+    """Files in a spool were written by a later version of Outfall. They are not touched."""
 
 
 class CursorError(SinkError):
-    """A cursor cannot be read or trusted. The store that it belongs to is delivered from its beginning again."""
+    """A cursor cannot be read or is corrupt. Its store is delivered from the beginning again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in a store of segments, and the batch that is on its way from there.
+    """A position in a store of segments, and the batch in flight from there.
 
     Args:
         segment: The number of the segment.
-        offset: In bytes. All that is before is settled, earlier segments included.
-        end: Where the batch in flight ends, in the same segment; None if there is none.
+        offset: The position in bytes. All events before it, also in earlier segments, have an outcome.
+        end: The end of the batch in flight, in the same segment; None if there is none.
         key: The idempotency key of that batch.
     """
 
@@ -49,11 +49,11 @@ class Cursor:
 
 
 def encode(cursor: Cursor, turn: int) -> bytes:
-    """Return *cursor* as one place of its file: a JSON object with a check sum, in one line.
+    """Return *cursor* as the content of a place in the file: one line, a JSON object with a checksum.
 
     Args:
         cursor: The cursor.
-        turn: How many were written before it. Of two places, the one with the higher turn is the current one.
+        turn: The number of cursors written before. The place with the higher turn is the current one.
     """
     flight = None if cursor.end is None else {"end": cursor.end, "key": cursor.key}
     fields: dict[str, Any] = {"format": FORMAT, "turn": turn, "segment": cursor.segment, "offset": cursor.offset}
@@ -67,7 +67,7 @@ def decode(data: bytes) -> tuple[int, Cursor]:
 
     Raises:
         NewerFormatError: If it was written by a later version.
-        CursorError: If it is not what `encode` made.
+        CursorError: If it is corrupt.
     """
     try:
         fields: dict[str, Any] = orjson.loads(data)
@@ -134,10 +134,10 @@ def _newest(descriptor: int) -> tuple[int, Cursor]:
 
 
 class CursorFile:
-    """The file that a store's cursor is kept in; it stays open, so that a new cursor is one write of the system.
+    """The file of a store's cursor; it stays open, so that storing a cursor is one system call.
 
     Args:
-        directory: Where the file is.
+        directory: The directory of the store.
 
     For one thread at a time.
     """
@@ -148,14 +148,14 @@ class CursorFile:
         self._turn = 0
 
     def write(self, cursor: Cursor, *, sync: bool = False) -> None:
-        """Put *cursor* in the place of the one before it. The first takes the room for all others.
+        """Store *cursor*. The first call allocates the room for all later ones.
 
         Args:
-            cursor: The new one.
-            sync: Whether it has to be on the medium, and not only with the operating system, before this returns.
+            cursor: The new cursor.
+            sync: Whether to flush it to the medium before this returns.
 
         Raises:
-            OSError: If that fails. Then the one before it counts.
+            OSError: If that fails. The previous cursor stays valid.
         """
         data, made = encode(cursor, self._turn + 1), False
         if self._descriptor == -1:
@@ -176,7 +176,7 @@ class CursorFile:
                 sync_path(self._directory)
 
     def _open(self) -> bool:
-        """Open the file, and return True if it was made by that."""
+        """Open the file; return True if it is new."""
         path = os.path.join(self._directory, FILE_NAME)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         made = not os.fstat(self._descriptor).st_size
@@ -186,7 +186,7 @@ class CursorFile:
         return made
 
     def is_there(self) -> bool:
-        """Return True unless somebody has removed the file, or put another in its place."""
+        """Return True unless the file was removed or replaced."""
         if self._descriptor == -1:
             return True
         try:
@@ -195,14 +195,14 @@ class CursorFile:
             return False
 
     def close(self) -> None:
-        """Close the file. The next `write` opens it again, by its path."""
+        """Close the file; the next `write` opens it again by its path."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor != -1:
             os.close(descriptor)
 
 
 def sync_path(path: str) -> None:
-    """Write the file or directory at *path* to the medium."""
+    """Flush the file or directory at *path* to the medium."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

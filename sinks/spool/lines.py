@@ -1,4 +1,4 @@
-"""Events as lines of a spool's files: the event's own JSON where that says it all, else an envelope around it."""
+"""Lines of a spool's files: the event's own JSON if it has level and time, else an envelope around it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from outfall.sinks.core.item import Raw
 
-#: The key of an envelope, and its first: an event that has it is never written without one.
+#: The first key of an envelope. An event with this key is always written in an envelope.
 KEY = "$outfall"
 
 _START = b'{"$outfall":1,'
@@ -26,11 +26,11 @@ _OPEN, _CLOSE = b"{}"
 
 
 def line_of(data: bytes, level: float, time: float) -> bytes:
-    """Return an item's *data* as one line, with its end, from which `raw_of` makes the same item again.
+    """Return an item's *data* as one line, with a line break; `raw_of` restores the item from it.
 
-    Data that is one JSON object is the line, if the level and the time can be had from it too. Everything else is put
-    into an envelope ``{"$outfall":1,"time":…,"level":…,"event":{…}}``, with ``"text"`` or ``"base64"`` in the place of
-    ``"event"`` for data that is no JSON object. A level nobody knows is null.
+    Data that is a JSON object from which level and time can be read is the line itself. Other data is put into an
+    envelope ``{"$outfall":1,"time":…,"level":…,"event":{…}}``; data that is not a JSON object is under ``"text"`` or
+    ``"base64"`` instead of ``"event"``. An unknown level is null.
     """
     event = _object(data) if b"\n" not in data else None
     if event is not None:
@@ -46,13 +46,13 @@ def line_of(data: bytes, level: float, time: float) -> bytes:
 
 
 def raw_of(line: bytes) -> Raw | None:
-    """Return what *line*, without its end, says, as an item of a `Batch`; None if it is no event."""
+    """Return the item in *line*, which has no line break, for a `Batch`; None if there is no event in it."""
     event = _object(line)
     if event is None:
         return None
     if KEY not in event:
         return line
-    # Another envelope than ours is not an event that somebody logged.
+    # An envelope of another version cannot be read as an event.
     if event[KEY] != 1:
         return None
     try:
@@ -63,19 +63,19 @@ def raw_of(line: bytes) -> Raw | None:
 
 
 def own_raws_of(lines: list[bytes]) -> tuple[list[Raw], int]:
-    """Do what `raws_of` does with lines that this process has written itself: JSON is not parsed again."""
+    """Return the same as `raws_of`, for lines that this process has written itself: JSON is not parsed again."""
     if [1 for line in lines if not line or line[0] != _OPEN or line[-1] != _CLOSE or line.startswith(_START)]:
-        return raws_of(lines)  # an envelope, or what somebody else has written
+        return raws_of(lines)  # an envelope, or a line of another writer
     return list(lines), 0
 
 
 def raws_of(lines: Iterable[bytes]) -> tuple[list[Raw], int]:
-    """Return what *lines* say, and how many of them, or parts of them, are no events."""
+    """Return the items in *lines*, and the number of corrupt lines."""
     raws: list[Raw] = []
     corrupt = 0
     for line in lines:
         try:
-            # A short cut past `raw_of` for the usual line, since this is done for each event.
+            # A shortcut for usual lines, without a call of `raw_of`: this runs for each event.
             event: Any = loads(line)
             if event.__class__ is dict and KEY not in event and line[:1] == b"{":
                 raws.append(line)
@@ -86,7 +86,7 @@ def raws_of(lines: Iterable[bytes]) -> tuple[list[Raw], int]:
         if raw is not None:
             raws.append(raw)
         else:
-            # Where a loss of power has left zeros, there may be an event before or after them.
+            # A loss of power may leave zeros in a file; there may be events before and after them.
             parts = [raw_of(part) for part in line.split(b"\0") if part] if b"\0" in line else []
             raws += [part for part in parts if part is not None]
             corrupt += None in parts or not parts
@@ -101,7 +101,7 @@ def _content(line: bytes, envelope: dict[str, Any]) -> bytes:
     event: object = envelope["event"]
     if not isinstance(event, dict):
         raise TypeError
-    # Cut out of the line, not rendered again, so that numbers keep their digits. Only numbers stand before it.
+    # Slice the event out of the line: rendering it again could lose digits. Only numbers come before it.
     place = line.find(_BEFORE_EVENT)
     whole = place > 0 and line.startswith(_START) and next(reversed(envelope)) == "event"
     return line[place + len(_BEFORE_EVENT) : -1] if whole else dumps(cut(event))

@@ -332,7 +332,7 @@ class SpoolSink(DeferredSink):
         self._worker.leaving = True
         self.flush(timeout)
 
-    # -- what the pipeline calls
+    # -- methods for the pipeline
 
     def _take(self, item: Encoded) -> None:
         if self._worker.thread is None:
@@ -341,15 +341,15 @@ class SpoolSink(DeferredSink):
 
     @property
     def plain(self) -> bool:
-        """Whether it is. False, since the line that is stored has to tell the event's time."""
+        """False, since a stored line needs the event's time."""
         return False
 
     def _keep(self, line: bytes) -> None:
-        """Store *line*, making room for it as the policy says.
+        """Store *line*; without room for it, apply the policy *on_full*.
 
         Raises:
-            FullError: If there is none.
-            OSError: If it cannot be written.
+            FullError: If there is no room.
+            OSError: If the line cannot be written.
         """
         if len(line) > self._max_bytes:
             msg = f"{self.name}: an event of {len(line)} bytes is more than max_bytes={self._max_bytes}"
@@ -371,7 +371,7 @@ class SpoolSink(DeferredSink):
             if self._on_full != "block" or self._impatient or left <= 0:
                 self._impatient = True
                 raise failure
-            # In small steps too: room on a disk is made by others.
+            # In small steps, since other programs may free room on the disk.
             self._worker.bells.wait(min(left, 0.1), partial(self._has_settled_more, seen))
 
     def _has_settled_more(self, than: int) -> bool:
@@ -391,16 +391,17 @@ class SpoolSink(DeferredSink):
                     self._out.found = 0
                     raise
                 if worker.thread is None and self._lock.nested:
-                    # Whoever starts the thread must not have the lock: a signal handler leaves it to the next event.
+                    # A signal handler that interrupted the holder of the lock leaves the start to the next event: the
+                    # thread must not be started with the lock held.
                     return stored
                 if not depot.awake:
-                    # In this order: an interrupt must not leave the thread asleep.
+                    # In this order, so that an interrupt cannot leave the thread asleep.
                     worker.wakeups.put(None)
                     depot.set_awake(True)
             if worker.thread is None:
                 worker.wake()
         except BaseException:
-            if stored:  # it will be counted as interrupted, but it is on disk
+            if stored:  # the caller counts it as interrupted, but it is on disk
                 self._count_dropped("interrupted", -1)
             raise
         finally:
@@ -408,11 +409,11 @@ class SpoolSink(DeferredSink):
         return stored
 
     def _interrupted(self) -> None:
-        """Count an event whose storing a KeyboardInterrupt may have cut short."""
+        """Count an event after a KeyboardInterrupt while it was being stored."""
         with self._lock:
             if self._out.unsure:
                 self._out.amend()
-            # By another thread, if that had the lock first.
+            # Another thread may have found the event, if it got the lock first.
             found, self._out.found = self._out.found, 0
             self._depot.set_limit()
         if not found:
@@ -422,10 +423,10 @@ class SpoolSink(DeferredSink):
         """Write the ledger to a file for `SpoolStatus`, if it has changed."""
         with self._ledger.lock:
             stats = self._stats()
-        told = (stats.accepted, stats.adopted, stats.spooled, stats.retried, stats.last_error)
-        if told == self._published:
+        state = (stats.accepted, stats.adopted, stats.spooled, stats.retried, stats.last_error)
+        if state == self._published:
             return
-        self._published = told
+        self._published = state
         fields = {
             "time": time(),
             "accepted": stats.accepted,
@@ -440,7 +441,7 @@ class SpoolSink(DeferredSink):
         }
         self._depot.publish(dumps(fields, None, orjson.OPT_APPEND_NEWLINE))
 
-    # -- counting and telling
+    # -- counting and reporting
 
     def _count_dropped(self, reason: str, events: int = 1) -> None:
         with self._ledger.lock:
@@ -448,7 +449,7 @@ class SpoolSink(DeferredSink):
             self._refused += events
 
     def stats(self) -> SinkStats:
-        """Return the ledger as it stands."""
+        """Return the current ledger."""
         if not here[0]:
             notice_fork()
         with self._lock:
@@ -479,7 +480,7 @@ class SpoolSink(DeferredSink):
         return f"{self.directory!r} to {self._where_of(self._target)}"
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: what is on disk, and its lock, are the parent's."""
+        """Reset the sink in a forked child: the files on disk, and their locks, are the parent's."""
         self._depot.forget()
         super().after_fork()
 
@@ -488,7 +489,11 @@ HAND_TAKEN.add(SpoolSink.handle.__code__)
 
 
 def _refuse_keepers(target: Sink) -> None:
-    """Raise if *target* only keeps what it is given, or a sink behind it does: the spool would forget it too early."""
+    """Raise if *target* or a sink behind it only stores events: the spool would delete them too early.
+
+    Raises:
+        ValueError: If so.
+    """
     inner = getattr(target, "target", None)
     for sink in (*getattr(target, "sinks", ()), *([inner] if isinstance(inner, Sink) else [])):
         _refuse_keepers(sink)
@@ -508,5 +513,5 @@ def _refuse_keepers(target: Sink) -> None:
     raise ValueError(msg)
 
 
-#: What counts as seconds in a timestamp.
+#: A timestamp that is a number below this is in seconds.
 _SECONDS = 1e12
