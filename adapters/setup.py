@@ -308,6 +308,8 @@ def configure(
 
     given = [destination for destination in destinations if isinstance(destination, Sink)]
     shown = console is True or (console == "auto" and not any(_writes_to_console(sink) for sink in given))
+    if console == "auto" and destinations and sys.stderr is None:  # a Windows program without a console
+        shown = False
     if not shown and not destinations:
         msg = "no sink is given, and console=False: events would go nowhere"
         raise ValueError(msg)

@@ -262,6 +262,15 @@ def test_the_console_shows_what_fits_it(environment, options, expected, tmp_path
     assert shown.startswith("{") == (expected == "json")
 
 
+def test_no_console_where_there_is_none(tmp_path, monkeypatch):
+    """A program of Windows without a window for text has no sys.stderr."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with outfall.configure(tmp_path / "app.jsonl") as setup:
+        outfall.get_logger().info("x")
+        assert len(setup.sinks) == 1
+    assert len(read(tmp_path / "app.jsonl")) == 1
+
+
 def test_no_console_beside_a_sink_that_writes_there(capsys):
     """Nothing is shown twice, whatever is around that sink."""
     with outfall.configure("stderr:"):
