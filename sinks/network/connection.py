@@ -135,6 +135,9 @@ class ConnectedSink(ByteSink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
+        #: True if there is something to do after an event has been sent. No attribute of the class has this name: the
+        #: interpreter would look for it much longer.
+        self._aftermath = False
         #: Failures of events that were counted as delivered: the error, and the number of events.
         self._refused: deque[tuple[Exception, int]] = deque()
 
@@ -469,9 +472,6 @@ class ConnectedSink(ByteSink):
         self._refused.append((PausedDeliveryError(msg), self._sent_unproven))
         self._sent_unproven = 0
         self._aftermath = True
-
-    #: True if there is something to do after an event has been sent.
-    _aftermath = False
 
     # -- closing
 

@@ -200,7 +200,7 @@ class SocketSink(ConnectedSink):
         self._sending = False
         #: What a signal handler has sent during a send of the same thread: the function that sends it, and the data.
         self._interrupting: deque[tuple[Callable[[Any], None], Any]] = deque()
-        self._given_up = self._aftermath = False
+        self._given_up = False
 
     # -- what applications call
 

@@ -25,7 +25,7 @@ from outfall.sinks.routing.parts import Note, Routed, key_for, offer, routed
 from outfall.sinks.routing.router import Answers, Router, prepared, tell_owner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class FanoutSink(Router):
@@ -58,9 +58,6 @@ class FanoutSink(Router):
     """
 
     _kind = "fanout"
-
-    #: The children and the functions that append a line to them; None if a child has no such function.
-    _appenders: tuple[tuple[Sink, Callable[[Any, bytes], None]], ...] | None = None
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``."""
@@ -119,6 +116,7 @@ class FanoutSink(Router):
         found = [(child, child.line_appender) for child in self.sinks]
         appenders = [(child, append) for child, append in found if append is not None]
         busy = self._processors or self._closed or self._reporting
+        #: The children and the functions that append a line to them; None if a child has no such function.
         self._appenders = tuple(appenders) if usual and not busy and len(appenders) == len(found) else None
 
     def emit(self, event: dict[str, Any]) -> None:
