@@ -2,22 +2,22 @@
 
 | metric (Prometheus) | instrument (OpenTelemetry) | what it counts |
 | --- | --- | --- |
-| ``outfall_events_accepted_total`` | ``outfall.events.accepted`` | events that came and passed level and processors |
+| ``outfall_events_accepted_total`` | ``outfall.events.accepted`` | events that passed level and processors |
 | ``outfall_events_adopted_total`` | ``outfall.events.adopted`` | events taken over from a dead process's spool |
-| ``outfall_events_filtered_total`` | ``outfall.events.filtered`` | events that level or processors kept out |
-| ``outfall_events_delivered_total`` | ``outfall.events.delivered`` | events that the target has |
-| ``outfall_events_dropped_total`` | ``outfall.events.dropped`` | events lost, by ``reason`` |
-| ``outfall_events_dead_lettered_total`` | ``outfall.events.dead_lettered`` | refused, and with dead letters |
-| ``outfall_retries_total`` | ``outfall.retries`` | attempts made again |
-| ``outfall_events_pending`` | ``outfall.events.pending`` | events in memory that are not settled |
+| ``outfall_events_filtered_total`` | ``outfall.events.filtered`` | events that level or processors rejected |
+| ``outfall_events_delivered_total`` | ``outfall.events.delivered`` | events that the target took |
+| ``outfall_events_dropped_total`` | ``outfall.events.dropped`` | lost events, by ``reason`` |
+| ``outfall_events_dead_lettered_total`` | ``outfall.events.dead_lettered`` | refused events in dead letters |
+| ``outfall_retries_total`` | ``outfall.retries`` | repeated attempts |
+| ``outfall_events_pending`` | ``outfall.events.pending`` | events in memory without an outcome yet |
 | ``outfall_events_spooled`` | ``outfall.events.spooled`` | events on disk that are not delivered |
-| ``outfall_spool_used_bytes`` | ``outfall.spool.used`` | what a spool has on disk |
-| ``outfall_spool_max_bytes`` | ``outfall.spool.max`` | what it may have |
+| ``outfall_spool_used_bytes`` | ``outfall.spool.used`` | the size of a spool on disk |
+| ``outfall_spool_max_bytes`` | ``outfall.spool.max`` | its largest size |
 | ``outfall_last_delivery_timestamp_seconds`` | ``outfall.last_delivery`` | when events were last seen to be delivered |
 
-Each has the labels ``sink``, its name (behind a router or a listener, its owner's and its own), and ``where``, what
-tells it from others of that name: a path, a host. Two sinks that have both in common are added up. Nothing is counted
-for it in the sinks: the ledgers are read when somebody asks.
+Each metric has the labels ``sink``, the name of the sink (of a sink behind a router or listener: that of the owner and
+its own), and ``where``, its target: a path, a host. The numbers of sinks with the same labels are added. The ledgers
+are read when metrics are collected; sinks do no extra counting.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 
 class _Series(NamedTuple):
-    """One metric.
+    """A metric.
 
     Args:
-        prometheus: Its name there, without ``_total``.
-        otel: Its name there.
-        unit: Its unit there.
-        about: What it counts.
-        counts: Whether it is a counter; else a gauge.
+        prometheus: The name in Prometheus, without ``_total``.
+        otel: The name in OpenTelemetry.
+        unit: The unit in OpenTelemetry.
+        about: The description.
+        counts: True for a counter, False for a gauge.
     """
 
     prometheus: str
@@ -61,7 +61,7 @@ _SERIES = {
         "outfall_events_accepted",
         "outfall.events.accepted",
         "{event}",
-        "Events that came and passed level and processors",
+        "Events that passed level and processors",
         True,
     ),
     "adopted": _Series(
@@ -75,29 +75,29 @@ _SERIES = {
         "outfall_events_filtered",
         "outfall.events.filtered",
         "{event}",
-        "Events that level or processors kept out",
+        "Events that level or processors rejected",
         True,
     ),
     "delivered": _Series(
-        "outfall_events_delivered", "outfall.events.delivered", "{event}", "Events that the target has", True
+        "outfall_events_delivered", "outfall.events.delivered", "{event}", "Events that the target took", True
     ),
-    "dropped": _Series("outfall_events_dropped", "outfall.events.dropped", "{event}", "Events lost, by reason", True),
+    "dropped": _Series("outfall_events_dropped", "outfall.events.dropped", "{event}", "Lost events, by reason", True),
     "dead_lettered": _Series(
         "outfall_events_dead_lettered",
         "outfall.events.dead_lettered",
         "{event}",
-        "Events refused for good that a dead letter sink has",
+        "Refused events that a dead letter sink took",
         True,
     ),
-    "retried": _Series("outfall_retries", "outfall.retries", "{attempt}", "Attempts made again", True),
+    "retried": _Series("outfall_retries", "outfall.retries", "{attempt}", "Repeated attempts", True),
     "pending": _Series(
-        "outfall_events_pending", "outfall.events.pending", "{event}", "Events in memory that are not settled", False
+        "outfall_events_pending", "outfall.events.pending", "{event}", "Events in memory without an outcome yet", False
     ),
     "spooled": _Series(
         "outfall_events_spooled", "outfall.events.spooled", "{event}", "Events on disk that are not delivered", False
     ),
-    "used": _Series("outfall_spool_used_bytes", "outfall.spool.used", "By", "What a spool has on disk", False),
-    "max": _Series("outfall_spool_max_bytes", "outfall.spool.max", "By", "What a spool may have on disk", False),
+    "used": _Series("outfall_spool_used_bytes", "outfall.spool.used", "By", "The size of a spool on disk", False),
+    "max": _Series("outfall_spool_max_bytes", "outfall.spool.max", "By", "The largest size of a spool on disk", False),
     "last": _Series(
         "outfall_last_delivery_timestamp_seconds",
         "outfall.last_delivery",
@@ -107,28 +107,28 @@ _SERIES = {
     ),
 }
 
-#: What of a ledger is a number, by its name there.
+#: The fields of a ledger that are numbers.
 _NUMBERS = ("accepted", "adopted", "filtered", "delivered", "dead_lettered", "retried", "pending", "spooled")
 
-#: The labels' values: sink, where, and the reason of what was dropped.
+#: The values of the labels: sink, where, and the reason of drops.
 _Labels = tuple[str, str, str]
 
 
 class SinkMetrics:
-    """The ledgers of all open sinks and listeners of this process, read when somebody asks; a collector for Prometheus.
+    """Read the ledgers of all open sinks and listeners of this process as metrics; a collector for Prometheus.
 
-    ``outfall_last_delivery_timestamp_seconds`` is found out by comparing: it is when events were delivered that had not
-    been at the reading before, so it is as exact as there are readings.
+    ``outfall_last_delivery_timestamp_seconds`` is the time of the last reading at which more events were delivered than
+    at the one before. So it is as exact as readings are frequent.
 
-    A forked child has sinks of its own, and so numbers of its own. Safe from any thread.
+    A forked child has its own numbers, since its ledgers start empty. Safe from any thread.
     """
 
     def __init__(self) -> None:
-        #: How many a sink had delivered at the last reading, and when more had been seen.
+        #: For each sink the number of delivered events at the last reading, and when it was last seen to grow.
         self._seen: dict[_Labels, tuple[float, float]] = {}
 
     def read(self) -> dict[str, dict[tuple[str, str, str], float]]:
-        """Return the numbers: by the ledger's name for them, then by sink, where, and reason (empty but for drops)."""
+        """Return the numbers: by the ledger's name for them, then by sink, where, and reason ("" except for drops)."""
         found: dict[str, dict[_Labels, float]] = {name: defaultdict(float) for name in _SERIES}
         for sink in open_sinks():
             self._add(found, sink.stats(), sink._where())
@@ -149,7 +149,7 @@ class SinkMetrics:
         for reason, events in stats.dropped.items():
             found["dropped"][name, where, reason] += events
         for target in stats.targets:
-            # What is behind a wrapper is counted by the wrapper.
+            # Events of a sink behind a wrapper are counted by the wrapper.
             if target.accepted or target.targets:
                 self._add(found, target, where, name)
 
@@ -164,7 +164,7 @@ class SinkMetrics:
                 found["last"][place] = when
 
     def collect(self) -> Iterator[Any]:
-        """Yield the metrics for ``prometheus_client``, as its registries ask for them."""
+        """Yield the metrics; ``prometheus_client`` calls this at each scrape."""
         core = _package("prometheus_client.core", "prometheus")
         found = self.read()
         for name, series in _SERIES.items():
@@ -176,12 +176,12 @@ class SinkMetrics:
             yield family
 
     def describe(self) -> Iterable[Any]:
-        """Return nothing, so that registering asks no sink."""
+        """Return nothing, so that registering does not read the ledgers."""
         return ()
 
 
 def register(registry: Any = None) -> SinkMetrics:
-    """Have the metrics in *registry* of ``prometheus_client``, and return what it asks for them.
+    """Register the metrics with *registry* of ``prometheus_client``, and return the collector.
 
     Args:
         registry: A ``prometheus_client.CollectorRegistry``. Default None: the client's own.
@@ -196,10 +196,10 @@ def register(registry: Any = None) -> SinkMetrics:
 
 
 def observe(meter_provider: Any = None) -> SinkMetrics:
-    """Have the metrics observed by OpenTelemetry, and return what is read for them.
+    """Register the metrics as observable instruments of OpenTelemetry, and return the object that reads them.
 
     Args:
-        meter_provider: A ``MeterProvider``. Default None: the one that is set for the process.
+        meter_provider: A ``MeterProvider``. Default None: that of the process.
 
     Raises:
         MissingDependencyError: Without opentelemetry-api; it comes with the extra ``otel``.
@@ -230,7 +230,7 @@ def _package(name: str, extra: str) -> Any:
 
 
 def _spools(sink: Sink) -> Iterator[Any]:
-    """Yield *sink* and those behind it that are spools."""
+    """Yield the spools among *sink* and the sinks behind it."""
     if hasattr(sink, "used_bytes"):
         yield sink
     for behind in (getattr(sink, "target", None), *getattr(sink, "sinks", ())):
@@ -239,7 +239,7 @@ def _spools(sink: Sink) -> Iterator[Any]:
 
 
 def _listeners() -> Iterator[Any]:
-    """Yield the listeners that run and have a ledger."""
+    """Yield the running listeners that have a ledger."""
     for each in participants():
         if not isinstance(each, Sink) and getattr(each, "running", False):
             stats = getattr(each, "stats", None)

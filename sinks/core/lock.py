@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-#: What is put back on a `WriteLock.turn`; a tuple, so that ``turn += TURN`` is one step of the interpreter.
+#: Added to a `WriteLock.turn` to release it; a tuple, so that ``turn += TURN`` is one step of the interpreter.
 TURN = (None,)
 
-#: The code of functions that take and give a turn by hand, holding it while their local ``holding`` is true.
+#: The code objects of functions that take a turn inline. Such a function holds it while its local ``holding`` is true.
 HAND_TAKEN: set[CodeType] = set()
 
-#: Without it threads may come in between any two steps of the interpreter.
+#: Without the global lock, other threads may run between any two steps of the interpreter.
 HAS_GLOBAL_LOCK: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class _Turn(list[None]):
-    """The right to go on: its one item."""
+    """A list whose one item is the right to hold the lock."""
 
     __slots__ = ()
 
 
 class _ReservedTurn(_Turn):
-    """The same while one thread alone may take it: all others find none."""
+    """A turn that a waiter has reserved: other threads cannot delete the item."""
 
     __slots__ = ()
 
@@ -43,14 +43,14 @@ class _ReservedTurn(_Turn):
 
 
 class WriteLock:
-    """A re-entrant mutex that a hot path can take and give without calling anything.
+    """A re-entrant mutex that a hot path can acquire and release without a call.
 
-    `threading.RLock` costs a quarter of a microsecond a use, more than all the rest that `FileSink.handle` adds to the
-    bare system call. Here the right to go on is the one item of the list `turn`, and the hot path takes and gives it in
-    single interpreter steps, between which neither another thread nor a signal handler can come::
+    `threading.RLock` costs a quarter of a microsecond for each use, more than everything else that `FileSink.handle`
+    adds to the bare system call. Here the one item of the list `turn` is the right to hold the lock. The hot path takes
+    it and puts it back in single steps of the interpreter, in which neither another thread nor a signal handler runs::
 
         turn = self._lock.turn
-        del turn[0]            # IndexError: somebody else has it
+        del turn[0]            # IndexError: another thread has it
         holding = True
         try:
             ...
@@ -62,10 +62,10 @@ class WriteLock:
                 pass
 
     There is no call between taking it and the ``try``, so a KeyboardInterrupt cannot lose it. The inner ``try`` is for
-    Python 3.10, which looks for signals where a handler begins, unless it begins with a ``try``.
+    Python 3.10, which checks for signals at the beginning of a handler, unless that begins with a ``try``.
 
-    A function that does this adds its code object to `HAND_TAKEN`: a signal handler or ``__del__`` that logs while its
-    own thread holds the turn that way finds the frame on its stack and goes on, as with an RLock.
+    A function that does this adds its code object to `HAND_TAKEN`. If a signal handler or ``__del__`` logs while its
+    own thread holds the turn that way, the lock finds the frame on the stack, and is re-entrant as an RLock is.
 
     All other code uses the lock like an RLock, with ``with`` or with `acquire` and `release` in one function. A waiter
     polls, every 50 µs to 1 ms, instead of queueing: the owner rarely holds the lock for longer than one ``write``.
@@ -84,30 +84,30 @@ class WriteLock:
 
     def __init__(self) -> None:
         self.turn: list[None] = _Turn(TURN)
-        #: The thread, and its frame, that alone may take the turn next.
+        #: The thread that has reserved the turn, with its frame; or None.
         self._reserved: tuple[int, FrameType] | None = None
         self._owner = 0
         #: The frame that acquired the lock; None while it is free.
         self._frame: FrameType | None = None
         self._depth = 0
-        #: Taken within a frame of the same thread that has the turn by hand, and gives it back.
+        #: True if an outer frame of the same thread has taken the turn inline: that frame puts it back.
         self._borrowed = False
 
-    # In what follows, a signal handler or another thread can come in at calls, at the start of a function and where a
-    # loop jumps back, and only there. Statements that must stay together are written without any of these between them.
+    # A signal handler or another thread can run only at calls, at the start of a function, and where a loop jumps back.
+    # Statements below that must be atomic have none of these between them.
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Take the lock; return False if *timeout* seconds passed first (a negative one waits for ever)."""
+        """Acquire the lock; return False if *timeout* seconds pass first (a negative one waits for ever)."""
         return self._take(sys._getframe(1), None if timeout < 0 else timeout)
 
     @property
     def nested(self) -> bool:
-        """True if the thread that holds the lock held it before: in a signal handler, for example."""
+        """True if the holding thread has acquired the lock more than once, as in a signal handler."""
         return self._borrowed or self._depth > 1
 
     @property
     def held(self) -> bool:
-        """True if this thread holds the lock, unless it has taken the turn by hand."""
+        """True if this thread holds the lock, unless it has taken the turn inline."""
         return self._owner == get_ident()
 
     def release(self) -> None:
@@ -151,7 +151,7 @@ class WriteLock:
                     pass
                 else:
                     return True
-                # By thread and not by frame: a signal handler may have come in below.
+                # Compare threads, not frames: a signal handler of the same thread may run here.
                 if self._reserved is not None and self._reserved[0] == me and turn:
                     turn *= 0
                     self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
@@ -163,7 +163,7 @@ class WriteLock:
                     return True
                 waited = now() - began
                 late = seconds is not None and waited >= seconds
-                # A look at the stack costs more than two yields, and mostly the turn is back by then.
+                # Walking the stack costs more than two yields, after which the turn is mostly back.
                 if (late or pauses == _YIELDS) and self._taken_by_hand(frame):
                     self._borrowed, self._depth, self._owner, self._frame = True, 1, me, frame
                     return True
@@ -188,7 +188,7 @@ class WriteLock:
                 turn.__class__ = _Turn
 
     def _taken_by_hand(self, frame: FrameType | None) -> bool:
-        """Return True if one of *frame* and its callers has the turn, taken by hand."""
+        """Return True if *frame* or one of its callers has taken the turn inline."""
         while frame is not None:
             if frame.f_code in HAND_TAKEN:
                 names = frame.f_locals
@@ -207,8 +207,8 @@ class WriteLock:
         owner, frame = self._owner, self._frame
         if frame is not None and not _has_ended(frame, owner):
             return False
-        # A frame that has finished will never release the lock. Only one thread gets past this comparison, since no
-        # other thread runs between it and the assignment.
+        # A finished frame will never release the lock. Only one thread passes this comparison, since no other thread
+        # runs between it and the assignment.
         if frame is not None and self._frame is frame:
             self._frame = None
             self._owner = 0
@@ -221,14 +221,14 @@ def _has_ended(frame: FrameType, thread: int) -> bool:
     """Return True if *frame*, of *thread*, has finished."""
     if thread == get_ident():
         return not _runs(frame, sys._getframe())
-    # A child that was forked in C still lists the parent's threads, whose stacks are other threads' by now: to look at
-    # them crashes Python 3.11 and 3.12.
+    # In a child that C code has forked, Python still lists the parent's threads. Reading their stacks, whose memory is
+    # reused by now, crashes Python 3.11 and 3.12.
     return not lifecycle.forked_in_c() and not _runs(frame, sys._current_frames().get(thread))
 
 
 def _runs(sought: FrameType | None, frame: FrameType | None) -> bool:
     """Return True if *sought* is *frame* or one of its callers."""
-    # A frame that ends meanwhile keeps its f_back, so a walk along a running thread's stack misses none that runs.
+    # A frame that finishes meanwhile keeps its f_back, so the walk along a running thread's stack misses no frame.
     while frame is not None:
         if frame is sought:
             return True
