@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.brokers.listener import BrokerListener, Reading
@@ -110,8 +109,11 @@ class AMQPListener(BrokerListener):
         super()._fresh_state()
         #: How many messages came that the broker had given to somebody before.
         self.redelivered: int = 0
-        #: What has come and was not read, and the numbers of what is not acknowledged, oldest first.
-        self._came: deque[tuple[Any, bytes, float | None, float | None]] = deque()
+        #: The numbers and bodies of what has come and was not read, and level and time where they came beside a body.
+        self._came: list[int] = []
+        self._bodies: list[bytes] = []
+        self._beside: dict[int, tuple[float | None, float | None]] = {}
+        #: The numbers of what is not acknowledged, oldest first.
         self._held: dict[int, None] = {}
 
     # -- the reader's, see BrokerListener
@@ -129,7 +131,7 @@ class AMQPListener(BrokerListener):
             if len(came) == before:
                 break
         if came:
-            return _reading_of([came.popleft() for _ in range(min(number, len(came)))])
+            return self._taken(number)
         if seconds or self._held:
             return None
         # Somebody wants to know. What was on its way to this listener comes before the answer.
@@ -137,6 +139,14 @@ class AMQPListener(BrokerListener):
         link.channel.queue_declare(self._queue, passive=True, callback=answers.append)
         link.run(lambda: bool(answers), now() + self._timeout)
         return None if came or answers[0].method.message_count else Reading([], [])
+
+    def _taken(self, number: int) -> Reading:
+        """Return *number* of the messages that have come at most, oldest first."""
+        tags, bodies = self._came[:number], self._bodies[:number]
+        del self._came[:number], self._bodies[:number]
+        beside = [self._beside.pop(tag, (None, None)) for tag in tags] if self._beside else []
+        levels = {place: level for place, (level, _) in enumerate(beside) if level is not None}
+        return Reading([(self._client, tags)], bodies, levels, (lambda place: beside[place][1]) if beside else None)
 
     def _opened(self) -> Link:
         from outfall.adapters.brokers.amqplink import Link
@@ -147,6 +157,8 @@ class AMQPListener(BrokerListener):
                 return link
             link.close(0)
         self._came.clear()
+        self._bodies.clear()
+        self._beside.clear()
         self._held.clear()
         deadline = now() + self._timeout
         complete = False
@@ -183,12 +195,15 @@ class AMQPListener(BrokerListener):
             level = level_of({"level": name}) if name is not None else None
             with contextlib.suppress(TypeError, ValueError):
                 time = float(headers.get("time"))
-        self._came.append(((self._client, tag), body, level, time))
+        self._came.append(tag)
+        self._bodies.append(body)
+        if level is not None or time is not None:
+            self._beside[tag] = level, time
 
     def _acknowledge(self, tokens: list[Any]) -> None:
         link = self._client
         # What came over another connection the broker has given to somebody already.
-        tags = [tag for of, tag in tokens if of is link and self._held.pop(tag, self) is None]
+        tags = [tag for of, tags in tokens if of is link for tag in tags if self._held.pop(tag, self) is None]
         if link is None or not tags:
             return
         last = max(tags)
@@ -206,12 +221,12 @@ class AMQPListener(BrokerListener):
                 self._client.step(0)
 
     def _bury(self, tokens: list[Any], place: int) -> bool:
-        of, tag = tokens[place]
+        of, tags = tokens[0]
         link = self._client
         if not self._reject or link is None or of is not link:
             return False
-        self._held.pop(tag, None)
-        link.channel.basic_reject(tag, requeue=False)
+        self._held.pop(tags[place], None)
+        link.channel.basic_reject(tags[place], requeue=False)
         return True
 
     def _disconnect(self, seconds: float) -> None:
@@ -230,9 +245,3 @@ class AMQPListener(BrokerListener):
 
     def _describe(self) -> str:
         return f"{self._queue!r} at {self._addresses!r}"
-
-
-def _reading_of(messages: list[tuple[Any, bytes, float | None, float | None]]) -> Reading:
-    levels = {place: level for place, (_, _, level, _) in enumerate(messages) if level is not None}
-    tokens, bodies = [token for token, *_ in messages], [body for _, body, *_ in messages]
-    return Reading(tokens, bodies, levels, lambda place: messages[place][3])
