@@ -314,6 +314,8 @@ class SharedFileSink(FileSink):
         self._look_due = 0.0
 
     def _open_file(self) -> tuple[int, bytes]:
+        if not self.multiprocess:
+            return super()._open_file()
         for _ in range(OPEN_ATTEMPTS):
             opened = self._open_current()
             if opened is not None:
@@ -335,7 +337,7 @@ class SharedFileSink(FileSink):
             identity = (state.st_dev, state.st_ino)
             # All processes that write to the file share this lock: none compresses the file until the last has closed
             # it.
-            current = not (self.multiprocess and self._regular) or (
+            current = not self._regular or (
                 flock.try_lock(descriptor, shared=True) and identity_of(self.base_filename) == identity
             )
         finally:
