@@ -75,6 +75,12 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def files_of_others(page: Path) -> dict[str, str]:
+    """Return the files of other pages that *page* uses, as it says in a comment: ``% files of collectors.md``."""
+    others = re.findall(r"^% files of (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {block.caption: block.body for name in others for block in blocks(page.parent / name) if block.caption}
+
+
 def comparable(output: str) -> str:
     """Return *output* without what differs from run to run."""
     for pattern, stand_in in VOLATILE:
@@ -97,7 +103,9 @@ def run_page(page: Path) -> int:
     namespace: dict[str, Any] = {}
     printed, looked_at = io.StringIO(), 0
     base = Path.cwd()
-    files: dict[str, str] = {}
+    files = files_of_others(page)
+    for name, body in files.items():
+        Path(name).write_text(body, encoding="utf-8")
     sys.path.insert(0, "")
     try:
         for block in blocks(page):

@@ -18,7 +18,7 @@ import pytest
 
 import outfall
 from outfall.sinks import testing
-from tests.code_blocks import blocks, run_page
+from tests.code_blocks import blocks, files_of_others, run_page
 from tests.sinks._processes import check
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -100,7 +100,8 @@ def _imports(code: str) -> set[str]:
 def test_a_page_says_what_to_install(page):
     """Before the first block that imports what does not come with Outfall, there is the command that installs it."""
     code = [block for block in blocks(page) if block.language == "python"]
-    known = WITH_OUTFALL | set(sys.stdlib_module_names) | {Path(block.caption or "").stem for block in code}
+    files = [block.caption or "" for block in code] + list(files_of_others(page))
+    known = WITH_OUTFALL | set(sys.stdlib_module_names) | {Path(name).stem for name in files}
     lines = page.read_text(encoding="utf-8").splitlines()
     for block in code:
         commands = " ".join(re.findall(r"pip install (.*)", "\n".join(lines[: block.line])))
