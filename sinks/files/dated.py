@@ -36,6 +36,8 @@ class DatedName:
         ValueError: If the date is in the name of a directory, comes twice, or has a form that cannot be read again.
     """
 
+    before: str
+
     def __init__(self, template: str, schedule: Schedule) -> None:
         self._schedule = schedule
         # Hours and smaller units are counted from midnight, so that all processes agree.

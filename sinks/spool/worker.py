@@ -57,6 +57,11 @@ class SpoolWorker(Worker):
         dead_letter: A sink for events that the target refuses for good. Default None: they are dropped.
     """
 
+    put: int
+    done: int
+    ended: bool
+    urgent_until: float
+
     def __init__(
         self,
         owner: Callable[[], Any],
