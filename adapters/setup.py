@@ -273,9 +273,9 @@ def configure(
             that Python cannot raise, as in ``__del__``. The exit status does not change. Default False.
         drain_on_sigterm: Whether SIGTERM drains all sinks of the process, for 5 s at most, before it ends the process
             as usual; the program runs on meanwhile, and a second signal ends it at once. By default Python ends at the
-            first, and what waits in memory is lost. If the program has set a handler for the signal, the sinks are
-            flushed and then the handler is called. A process that ignores the signal goes on ignoring it. Default
-            False.
+            first, and events that wait in memory are lost. If the program has set a handler for the signal, the sinks
+            are drained, and then the handler is called; from then on events are delivered in the thread that logs them.
+            A process that ignores the signal goes on ignoring it. Default False.
         env: Whether the environment variable ``OUTFALL_SINKS`` (URLs and paths, separated by blanks) adds sinks, and
             ``OUTFALL_LEVEL`` sets *level*. Default False.
 

@@ -9,7 +9,6 @@ from _thread import start_new_thread
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from outfall.sinks.core import lifecycle
-from outfall.sinks.core.clock import now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +35,9 @@ def drain_on_sigterm(in_force: Callable[[], bool]) -> Callable[[], None]:
     def on_sigterm(number: int, frame: FrameType | None) -> None:
         if callable(before):
             if in_force():
-                _flush()
+                # What failed is counted, and the interrupted code does not expect an exception.
+                with contextlib.suppress(Exception):
+                    lifecycle.drain()
             before(number, frame)
             return
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -58,18 +59,6 @@ def drain_on_sigterm(in_force: Callable[[], bool]) -> Callable[[], None]:
     _before[on_sigterm] = before
     signal.signal(signal.SIGTERM, on_sigterm)
     return restore
-
-
-def _flush() -> None:
-    """Flush all sinks, under one deadline. The process may go on: its own handler decides."""
-    deadline = now() + lifecycle.EXIT_DEADLINE_SECONDS
-    living = [each for each in lifecycle.participants() if not each.has_owner and getattr(each, "flush_on_close", True)]
-    for each in living:
-        each.hasten(deadline)
-    for each in living:
-        # What failed is counted, and the signal interrupts code that does not expect an exception.
-        with contextlib.suppress(Exception):
-            getattr(each, "flush", each.drain)(max(0.0, deadline - now()))
 
 
 def _drain_and_end() -> None:
