@@ -266,6 +266,8 @@ class KafkaListener(BrokerListener):
         self._on_lost(consumer, places)
 
     def _on_lost(self, _consumer: Any, places: list[Any]) -> None:
+        # Until the group says what this listener has now, nobody knows whether there is more for it.
+        self._joined = False
         for place in places:
             self._partitions.pop(place.partition, None)
         # If one comes back it begins with what is not committed.

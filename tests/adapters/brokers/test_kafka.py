@@ -348,7 +348,7 @@ def test_what_was_not_delivered_when_a_listener_was_killed_comes_to_another(mock
 
 
 def test_a_partition_that_is_taken_away_is_kept_until_what_was_read_is_delivered(mock):
-    """Two listeners of a group lose nothing.
+    """Two listeners of a group lose nothing; until it knows its share again, a listener does not say that it has all.
 
     What one of them gets back it reads, though it had paused when the group took it.
     """
@@ -358,8 +358,9 @@ def test_a_partition_that_is_taken_away_is_kept_until_what_was_read_is_delivered
             revoked.set()
             super()._on_revoke(consumer, places)
             left.append(len(self._run.tickets) + len(self._run.settled))
+            knows.append(self.connected or self._end_of(consumer))
 
-    revoked, left = threading.Event(), []
+    revoked, left, knows = threading.Event(), [], []
     mock.produce("shared", _bodies(*range(100)))
     one, other = _Gate(), CaptureSink()
     with Watched(mock.servers, "shared", one, config=CONFIG, batch_size=10, timeout=LONG) as first:
@@ -373,6 +374,7 @@ def test_a_partition_that_is_taken_away_is_kept_until_what_was_read_is_delivered
             mock.produce("shared", _bodies(*range(100, 200)))
             until(lambda: len({event["n"] for event in (*one.events, *other.events)}) == 200)
     assert left[0] == 0
+    assert knows[0] is None
 
 
 def test_a_listener_stops_in_time_while_brokers_are_stopped(mock):
