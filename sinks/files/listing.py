@@ -32,7 +32,7 @@ class _Listing(NamedTuple):
 
 
 #: The last listing.
-_last: _Listing | None = None
+_last: list[_Listing | None] = [None]
 
 #: The devices on which stamps were seen closer together than ticks are.
 _fine: set[int] = set()
@@ -45,7 +45,8 @@ def _stamp_of(directory: str) -> _Stamp:
 
 def _lasts(stamp: _Stamp) -> bool:
     device, inode, changed = stamp
-    if _last is not None and _last.stamp[:2] == (device, inode) and 0 < changed - _last.stamp[2] < _SHORTEST_TICK_NS:
+    last = _last[0]
+    if last is not None and last.stamp[:2] == (device, inode) and 0 < changed - last.stamp[2] < _SHORTEST_TICK_NS:
         _fine.add(device)
     return device in _fine or time.time_ns() - changed > _LONGEST_TICK_NS
 
@@ -56,22 +57,20 @@ def names_in(directory: str, prefix: str = "") -> list[str]:
     Raises:
         OSError: If the directory cannot be read.
     """
-    global _last  # noqa: PLW0603 - exchanged in one step
     stamp = _stamp_of(directory)
-    listing = _last
+    listing = _last[0]
     if listing is None or listing[:3] != (directory, stamp, True):
         with os.scandir(directory) as entries:
             names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-        listing = _last = _Listing(directory, stamp, _lasts(stamp), names)
-    begin = bisect_left(listing.names, prefix)
-    return list(takewhile(lambda name: name.startswith(prefix), islice(listing.names, begin, None)))
+        listing = _last[0] = _Listing(directory, stamp, _lasts(stamp), names)
+    names = listing.names.copy()  # another thread may be adding one
+    return list(takewhile(lambda name: name.startswith(prefix), islice(names, bisect_left(names, prefix), None)))
 
 
 def open_listed(path: str, flags: int, permissions: int | None) -> int:
     """Do as `open_file`; if that creates the file, the listing is as good as it was before."""
-    global _last  # noqa: PLW0603 - exchanged in one step
     directory, name = os.path.split(path)
-    listing = _last
+    listing = _last[0]
     if listing is None or listing.directory != directory:
         return open_file(path, flags, permissions)
     try:
@@ -85,5 +84,5 @@ def open_listed(path: str, flags: int, permissions: int | None) -> int:
             insort(listing.names, name)
         if current:
             stamp = _stamp_of(directory)
-            _last = listing._replace(stamp=stamp, lasts=_lasts(stamp))
+            _last[0] = listing._replace(stamp=stamp, lasts=_lasts(stamp))
     return descriptor

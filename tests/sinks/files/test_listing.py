@@ -75,6 +75,26 @@ def test_a_listing_is_never_older_than_the_directory(tmp_path):
     assert names_in(str(tmp_path)) == ["a", "b"]
 
 
+def test_a_file_that_another_thread_opens_meanwhile_makes_no_name_come_twice(tmp_path, monkeypatch):
+    """Retention would count that file's bytes twice, and delete another one early."""
+
+    class Name(str):
+        __slots__ = ()
+
+        def startswith(self, *args):
+            if not (tmp_path / "a.0").exists():
+                os.close(listing.open_listed(str(tmp_path / "a.0"), os.O_CREAT | os.O_WRONLY, None))
+            return super().startswith(*args)
+
+    monkeypatch.setattr(listing, "_lasts", lambda stamp: True)
+    for name in ("a.1", "a.2"):
+        (tmp_path / name).touch()
+    names_in(str(tmp_path))
+    listing._last[0].names[:] = map(Name, ("a.1", "a.2"))
+    assert names_in(str(tmp_path), "a.") == ["a.1", "a.2"]
+    assert names_in(str(tmp_path), "a.") == ["a.0", "a.1", "a.2"]
+
+
 def test_retention_at_the_start_sees_what_came_since_the_last_sink(tmp_path):
     """Though the directory has been listed for that one a moment ago."""
     for number in range(5):
