@@ -283,8 +283,11 @@ def timestamp_of(event: Mapping[str, Any], naive: NaiveTimestamps = "utc") -> fl
             return float(value) if abs(value) < 1e12 else _carried_time(event)
         if isinstance(value, str):
             if value[-1:] == "Z":
-                # Without zones it takes a third of the time; text that has a zone before the Z raises.
-                return (dt.datetime.fromisoformat(value[:-1]) - _EPOCH).total_seconds()
+                try:
+                    # Without zones it takes a third of the time; text that has a zone before the Z raises TypeError.
+                    return (dt.datetime.fromisoformat(value[:-1]) - _EPOCH).total_seconds()
+                except ValueError:
+                    pass  # of a form that Python 3.10 does not read
             value = _datetime_of(value)
             if naive == "utc" and value.tzinfo is None:
                 value = value.replace(tzinfo=dt.timezone.utc)
