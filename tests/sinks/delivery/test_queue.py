@@ -1020,9 +1020,10 @@ def test_a_sink_that_is_away_when_it_is_stopped_is_tried_until_the_time_is_up() 
 
     waiting: Any = queue.SimpleQueue()
     target = Away()
-    listener = QueueListener(waiting, target, on_error=lambda failure: None).start()
+    told: list[Any] = []
+    listener = QueueListener(waiting, target, on_error=told.append).start()
     _log(QueueSink(waiting), 1)
-    until(lambda: attempts[0] == 1)
+    until(lambda: told)
     assert listener.stop(60) is True
     assert _numbers(target.events) == [1]
     attempts[0] = -1000

@@ -1264,6 +1264,7 @@ def test_close_during_a_send_keeps_its_deadline(reads, odd):
         assert not sink.flush(0.01)
         assert not sink.close(0.02)
         assert time.monotonic() - began < PATIENCE_SECONDS / 2
+        server.close()  # so that it cannot be sent once more
         with made:
             if reads:
                 with made.makefile("rb") as stream:
