@@ -126,6 +126,7 @@ def test_a_missing_package_names_its_extra(monkeypatch):
         metrics.observe()
 
 
+@pytest.mark.slow
 @pytest.mark.service
 def test_a_real_prometheus_scrapes_them(require_service, tmp_path):
     """What it answers to a query is what the ledger says."""

@@ -321,6 +321,7 @@ def test_a_listener_takes_what_is_there_and_commits_it(mock):
     assert mock.committed("there", "outfall") == 1202
 
 
+@pytest.mark.slow
 def test_what_was_not_delivered_when_a_listener_was_killed_comes_to_another(mock):
     """Once its session is over, its group gives its partitions to who is left."""
     mock.produce("killed", _bodies(*range(100)))
@@ -347,6 +348,7 @@ def test_what_was_not_delivered_when_a_listener_was_killed_comes_to_another(mock
         until(lambda: {event["n"] for event in taken.events} == set(range(200)))
 
 
+@pytest.mark.slow
 def test_a_partition_that_is_taken_away_is_kept_until_what_was_read_is_delivered(mock):
     """Two listeners of a group lose nothing; until it knows its share again, a listener does not say that it has all.
 
