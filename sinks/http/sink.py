@@ -54,6 +54,9 @@ _MAX_BODY_BYTES = 1_048_576
 #: The number of bytes read of a response if only its status matters.
 _MAX_IGNORED_BYTES = 65_536
 
+#: Of the statuses about an event the one that a gateway does not send: the server has read the event and refuses it.
+_UNPROCESSABLE = 422
+
 
 class HTTPSink(Sink):
     """Send events to a URL, one or many in each request.
@@ -381,7 +384,10 @@ class HTTPSink(Sink):
         message = f"{failure}: {said}" if said else str(failure)
         if isinstance(failure, PausedDeliveryError):
             return PausedDeliveryError(message, failure.retry_after)
-        return RefusedDeliveryError(message, is_page=is_page(reply.headers, reply.body))
+        page = is_page(reply.headers, reply.body)
+        if reply.status == _UNPROCESSABLE and not page:
+            return PermanentDeliveryError(message)
+        return RefusedDeliveryError(message, is_page=page)
 
     def _read(self, reply: Reply, batch: Batch, token: str | None) -> BatchResult | None:
         """Return the result that the body of a successful response states.

@@ -261,7 +261,6 @@ GATEWAYS = {
     "text": Answer(400, "Client sent an HTTP request to an HTTPS server.\n"),
     "json": Answer(400, {"message": "No required SSL certificate was sent"}),
     "empty": Answer(400),
-    "422 json": Answer(422, {"detail": [{"loc": ["body"], "msg": "Input should be a valid list"}]}),
     "422": Answer(422, "<html><title>Not now</title>", {"Content-Type": "text/html"}),
     **{str(status): Answer(status) for status in (411, 421, 426, 431)},
 }
