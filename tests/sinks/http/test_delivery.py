@@ -283,6 +283,17 @@ def test_what_refuses_everything_is_no_verdict_on_events(server, told, answer, b
     assert sorted(taken) == list(range(40))
 
 
+def test_a_422_to_everything_is_a_verdict_on_each_event(judging, told):
+    """No gateway says so: the server has read the events, and all of them go to the dead letters."""
+    judging.judge = lambda request: 422
+    dead = CaptureSink()
+    with shipping(judging, told, dead_letter=dead) as sink:
+        log(sink, 4)
+        assert sink.flush(PATIENCE_SECONDS)
+        assert (sink.stats().delivered, sink.stats().dead_lettered) == (0, 4)
+    assert [event["number"] for event in dead.events] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("status", [400, 422])
 def test_one_bad_event_in_ten_thousand(judging, told, status):
     """Exactly the poisonous event is dead-lettered; all others arrive, once each and in order."""
