@@ -135,8 +135,6 @@ class Sink(Guarded, InChain, Forwarding):
         self._closed = False
         self._close_result = True
         self._reporting = 0
-        #: The kind of shortcut that a subclass takes; 0 for none.
-        self._express = 0
         self._fresh_state()
         lifecycle.join(self)
 

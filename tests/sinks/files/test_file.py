@@ -737,9 +737,10 @@ def test_close_while_threads_write_keeps_the_account(path, buffer_bytes):
 def test_a_buffered_event_that_was_on_its_way_at_close_is_counted(path):
     """A thread that has passed all checks when close() comes does not put its event into a dead buffer."""
     sink = FileSink(path, buffer_bytes=1000, on_error=lambda failure: None)
-    express = sink._express
+    append = sink._append
+    assert append is not None
     assert sink.close()
-    sink._express = express  # as a thread has read it that was put to sleep just then
+    sink._append = append  # as a thread has read it that was put to sleep just then
     sink.handle({"event": "e", "level": "info"})
     assert (sink.stats().pending, sink.stats().dropped) == (0, {"closed": 1})
 
