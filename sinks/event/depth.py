@@ -22,7 +22,17 @@ def too_deep(event: Any) -> bool:
     A dict or tuple that holds no other container does not count. No code of values is run. For a dict, call the cheaper
     ``is_tracked(event)`` first: before Python 3.14 the garbage collector does not track a dict without containers.
     """
-    layer: Any = (event,)
+    # Following all of a usual event costs less than looking for the containers in it. Other objects would lead to their
+    # classes, and from there to everything.
+    layer: Any = get_referents(*get_referents(event))
+    if _PLAIN.issuperset(map(type, layer)):
+        for _ in range(_FEW):
+            if not layer:
+                return False
+            if len(layer) > _MANY:
+                break
+            layer = get_referents(*layer)
+    layer = (event,)
     for _ in range(MAX_LEVELS):
         # An untracked object is not a container, or holds no other one.
         parts = list(filter(is_tracked, get_referents(*layer)))
@@ -37,4 +47,6 @@ def too_deep(event: Any) -> bool:
 
 _KINDS = (list, tuple, dict)
 _CONTAINERS = frozenset(_KINDS)
+_PLAIN = _CONTAINERS | {str, int, float, bool, type(None)}
 _FEW = 8
+_MANY = 64
