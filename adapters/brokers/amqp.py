@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 class AMQPSink(BrokerSink):
     """Publish events to RabbitMQ, each the JSON of one event.
 
-    Put a background sink or a spool in front: it makes batches, retries, and lets nobody wait. Alone, each event is
-    published, and its confirmation awaited, in the thread that logs.
+    Put a background sink or a spool in front of it: that makes batches, retries, and spares callers the wait. Alone,
+    the sink publishes each event in the calling thread, and waits for the confirmation.
 
     Args:
         url: Where the broker listens: ``amqp://user:password@host:5672/vhost``, with ``amqps://`` for TLS. Several
-            hosts, divided by commas, are tried in a random order. The query takes what ``pika.URLParameters`` takes,
-            such as ``heartbeat=30``. Or a sequence of such URLs.
+            hosts, separated by commas, are tried in random order. The query takes what ``pika.URLParameters`` takes,
+            such as ``heartbeat=30``. A sequence of such URLs is taken too.
         exchange: The exchange to publish to. Default ``""``, the default exchange, where *routing_key* is the name of a
             queue.
-        routing_key: The routing key. Default ``""``, for an exchange that does not look at it.
-        persistent: Whether the broker is to keep messages on disk, in queues that are durable. Default True.
-        timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take, and then the confirmation of a
-            batch. Default 10.
+        routing_key: The routing key. Default ``""``, for exchanges that ignore it.
+        persistent: Whether a durable queue keeps the messages on disk. Default True.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take, and that the confirmation of a
+            batch may take after that. Default 10.
         ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: the result of `ssl.create_default_context`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
@@ -48,17 +48,17 @@ class AMQPSink(BrokerSink):
             empty.
         MissingDependencyError: If pika is not installed; the extra ``amqp`` brings it.
 
-    Delivered means that the broker has confirmed the message, and that a queue has it: what it returns because no queue
-    is bound is kept, as a pause (`PausedDeliveryError`), and so is everything while the exchange does not exist or the
-    login is refused. What a full queue refuses (``x-overflow=reject-publish``) is tried again, event by event; so is
-    what was not confirmed when the connection broke, which may then come twice. Neither exchange nor queue is declared
-    here. A quorum queue confirms once most of its members have the message.
+    Delivered means that a queue has the message and the broker has confirmed it. These failures are a pause
+    (`PausedDeliveryError`), and the events are kept: no queue is bound, the exchange does not exist, the login is
+    refused. Messages that a full queue refuses (``x-overflow=reject-publish``) are tried again, one by one. If the
+    connection breaks, unconfirmed messages are sent again, so that some may come twice. The sink declares no exchange
+    and no queue. A quorum queue confirms once most of its members have the message.
 
-    Where the JSON has no level there is a header ``level``, the name; where it has no ``timestamp``, a header ``time``,
-    in seconds since the epoch, and the property ``timestamp``, in whole ones.
+    If the JSON has no level, the header ``level`` holds the level's name. If it has no ``timestamp``, the header
+    ``time`` holds the time in seconds since the epoch, and the property ``timestamp`` holds it in whole seconds.
 
-    A connection is kept open, with heartbeats; one that was idle is looked at before a batch, and replaced if the
-    broker has closed it or has missed heartbeats. Safe from any thread. A forked child has a connection of its own.
+    The connection stays open, with heartbeats. After a pause, the sink checks it before a batch, and replaces it if the
+    broker has closed it or heartbeats were missed. Safe from any thread. A forked child has its own connection.
     ``flush`` and ``close`` keep their timeout whatever the broker does.
 
     Source: https://www.rabbitmq.com/docs/confirms and https://www.rabbitmq.com/docs/publishers.
@@ -110,18 +110,18 @@ class AMQPSink(BrokerSink):
         return f"to {self._exchange or self._routing_key!r} at {self._addresses!r}"
 
 
-#: What becomes of a message: a broker that returns one confirms it after that.
+#: The states of a message. A broker that returns a message confirms it after that.
 _WAITING, _CONFIRMED, _REFUSED, _RETURNED, _UNROUTABLE = range(5)
 
 
 class _Publisher:
-    """Publishes batches over a link that it opens when it needs one.
+    """Publishes batches over a link, and opens the link when it is needed.
 
     Args:
         addresses: Where the broker listens.
         exchange: The exchange.
         routing_key: The routing key.
-        persistent: Whether messages are to be kept on disk.
+        persistent: Whether a durable queue keeps the messages on disk.
     """
 
     def __init__(self, addresses: Addresses, exchange: str, routing_key: str, *, persistent: bool) -> None:
@@ -137,11 +137,11 @@ class _Publisher:
         self._aborted = False
         #: The number of the batch's first message on its channel.
         self._first = 1
-        #: The batch's messages, what became of each, and how many wait.
+        #: The batch's messages, the state of each, and how many of them wait.
         self._bodies: list[bytes] = []
         self._states = bytearray()
         self._waiting = 0
-        #: The places from which on there may be one that waits, and one that may be returned.
+        #: The first places to look for a message that waits, and for one that may be returned.
         self._oldest = self._next_returned = 0
 
     def _properties(self, level: float | None, time: float | None) -> Any:
@@ -190,7 +190,7 @@ class _Publisher:
             link.abort()
 
     def _exchange_all(self, link: Link, batch: Sequence[Encoded], deadline: float) -> DeliveryError | None:
-        """Publish all of *batch*, and return why not all of it was confirmed or refused until *deadline*."""
+        """Publish all of *batch*; return the failure if not all is confirmed or refused until *deadline*, or None."""
         self._states = bytearray(len(batch))
         self._waiting = len(batch)
         self._oldest = self._next_returned = 0
@@ -248,7 +248,7 @@ class _Publisher:
             self._waiting -= 1
 
     def _on_return(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
-        # Messages come back in order; of those with the same body, any will do.
+        # Returned messages come in order. Messages with the same body are interchangeable.
         count = len(self._bodies)
         for place in (*range(self._next_returned, count), *range(self._next_returned)):
             if self._states[place] == _WAITING and self._bodies[place] == body:
@@ -257,13 +257,13 @@ class _Publisher:
                 return
 
     def close(self, seconds: float) -> None:
-        """End the connection in order within *seconds*, or else at once."""
+        """Close the connection in order within *seconds*, or drop it."""
         link, self._link = self._link, None
         if link is not None:
             link.close(seconds)
 
     def abort(self) -> None:
-        """Let what another thread waits for here fail at once."""
+        """Make the call that another thread is waiting in fail at once."""
         self._aborted = True
         link = self._link
         if link is not None:

@@ -1,4 +1,4 @@
-"""A connection to RabbitMQ, run by the thread that uses it, each step until a deadline."""
+"""A connection to RabbitMQ without a thread of its own: the calling thread runs it, each step until a deadline."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ except ImportError:
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: What a broker replies if it will not do it before somebody has changed something there: no access, no such queue or
-#: exchange, a virtual host that does not exist.
+#: Reply codes that hold until somebody changes something at the broker: no access, no such queue or exchange, no such
+#: virtual host.
 _PAUSING_REPLIES = frozenset({402, 403, 404, 530})
 
-#: What it replies to a message that is larger than it takes: 406 is told from its other meanings by the text.
+#: Part of the reply to a message that is too large. Its code, 406, has other meanings too.
 _TOO_LARGE = "message size"
 
 
 class Addresses:
-    """Where brokers listen, and how to log in.
+    """The addresses of brokers, and the login.
 
     Args:
         url: ``amqp://user:password@host1:5672,host2:5672/vhost``, or several such URLs. ``amqps://`` encrypts. The
@@ -65,7 +65,7 @@ class Addresses:
         return ",".join(f"{each.host}:{each.port}" for each in self._parameters)
 
     def choices(self, deadline: float) -> Iterator[Any]:
-        """Yield the hosts in a random order; each has its share of the time that is left until *deadline*."""
+        """Yield the hosts in random order, each with an equal share of the time left until *deadline*."""
         left = len(self._parameters)
         for each in random.sample(self._parameters, left):
             chosen = copy.copy(each)
@@ -92,7 +92,7 @@ def _parameters(url: Any, ssl_context: ssl.SSLContext | None) -> list[Any]:
             made.append(parameters)
         usable = parts.scheme == "amqps" or (parts.scheme == "amqp" and ssl_context is None)
     if not usable:
-        # The URL may hold a password, and so may what was raised for it.
+        # pika's own message may hold the password of the URL.
         msg = "url is not usable: write amqp://user:password@host:5672/vhost, or amqps://, which ssl_context is for"
         raise ValueError(msg)
     return made
@@ -103,13 +103,13 @@ class Link:
 
     Args:
         addresses: Where to connect to.
-        seconds: For how long to try.
-        watch: Called with the connection as soon as it can be broken off by `abort`.
+        seconds: How long to try.
+        watch: Called with the connection before it connects, so that another thread can `abort` it.
 
     Raises:
         DeliveryError: If it could not be opened.
 
-    For one thread at a time, `abort` apart.
+    Use it from one thread at a time; `abort` may be called from any thread.
     """
 
     def __init__(self, addresses: Addresses, seconds: float, watch: Callable[[Link], object]) -> None:
@@ -119,10 +119,10 @@ class Link:
         self._connection: Any = None
         self._channel: Any = None
         self.peer: str = repr(addresses)
-        #: Why it is not usable any more.
+        #: Why the connection is lost, or None.
         self.failure: BaseException | None = None
         self._aborted = False
-        #: Why the broker lets nobody publish, or None.
+        #: The broker's reason for blocking publishers, or None.
         self._blocked: str | None = None
         self._used = now()
         complete = False
@@ -146,11 +146,11 @@ class Link:
             failures.append(failure)
             if self._aborted:
                 break
-        # What has to be changed is told rather than what may pass.
+        # A failure that somebody has to mend says more than one that passes by itself.
         raise next((each for each in failures if isinstance(each, PausedDeliveryError)), failures[0])
 
     def _connect(self, parameters: Any, peer: str, deadline: float) -> DeliveryError | None:
-        """Connect to one host; return why that failed, or None."""
+        """Connect to one host; return the failure, or None."""
         opened: list[Any] = []
         self._connection = pika.SelectConnection(
             parameters,
@@ -193,10 +193,10 @@ class Link:
         self._blocked = None
 
     def cancel(self, why: str) -> None:
-        """Regard the connection as lost, until somebody changes something at the broker."""
+        """Mark the connection as lost until somebody changes something at the broker, with *why* as the reason."""
         self._lose(None, PausedDeliveryError(f"{self.peer}: {why}"))
 
-    # -- running it
+    # -- the event loop
 
     def run(self, done: Callable[[], bool], deadline: float) -> None:
         """Send and receive until *done* returns True.
@@ -214,7 +214,7 @@ class Link:
             raise TemporaryDeliveryError(msg)
 
     def step(self, seconds: float) -> None:
-        """Send and receive what can be, waiting *seconds* for it at most.
+        """Send and receive what is ready; wait at most *seconds* for it.
 
         Raises:
             DeliveryError: If the connection is lost.
@@ -236,7 +236,7 @@ class Link:
             raise failure_of(self.failure, self.peer)
 
     def _serve(self, done: Callable[[], bool], deadline: float) -> bool:
-        """Let the loop turn until *done*; return False if *deadline* passes first, or somebody breaks it off."""
+        """Run the event loop until *done*; return False if *deadline* passes first, or `abort` is called."""
         alarm = self._loop.call_later(max(0.0, deadline - now()), _nothing)
         try:
             while True:
@@ -254,9 +254,9 @@ class Link:
         self._used = now()
 
     def usable(self) -> bool:
-        """Take what has come since it was used last; return False if the connection is lost, or is not to be trusted.
+        """Process what has arrived since the last use; return False if the connection is lost or was idle too long.
 
-        That is one that was idle for so long that the broker has missed its heartbeats.
+        After two missed heartbeats the broker regards the connection as closed.
         """
         heartbeat = self._connection.params.heartbeat
         if heartbeat and now() - self._used > 2 * heartbeat:
@@ -267,15 +267,15 @@ class Link:
         return False
 
     def abort(self) -> None:
-        """Let what another thread waits for here fail at once."""
+        """Make the call that another thread is waiting in fail at once."""
         self._aborted = True
         with contextlib.suppress(Exception):
             self._loop.add_callback_threadsafe(_nothing)
 
-    # -- the end
+    # -- closing
 
     def close(self, seconds: float) -> None:
-        """End it in order within *seconds*, or else at once."""
+        """Close the connection in order within *seconds*, or drop it."""
         with contextlib.suppress(Exception):
             if self._connection is not None:
                 self._end(now() + seconds)
@@ -294,7 +294,7 @@ class Link:
 
 
 class _Services(SelectorIOServicesAdapter):
-    """What pika asks for, but for the resolving of names: the thread that pika starts for it holds up the exit."""
+    """pika's input and output services, with name resolution in a daemon thread: pika's own thread delays the exit."""
 
     def getaddrinfo(
         self,
@@ -306,7 +306,7 @@ class _Services(SelectorIOServicesAdapter):
         proto: int = 0,
         flags: int = 0,
     ) -> AbstractIOReference:
-        """Resolve *host* in a thread that nobody waits for, and call *on_done* in the loop."""
+        """Resolve *host* in a daemon thread, and call *on_done* in the loop."""
         request = _Resolution(self, on_done)
         try:
             found = socket.getaddrinfo(host, port, family, socktype, proto, flags | socket.AI_NUMERICHOST)
@@ -314,7 +314,7 @@ class _Services(SelectorIOServicesAdapter):
             arguments = (host, port, family, socktype, proto, flags)
             try:
                 threading.Thread(target=request.resolve, args=arguments, daemon=True).start()
-            except RuntimeError:  # the interpreter ends
+            except RuntimeError:  # the interpreter is shutting down
                 request.resolve(*arguments)
         else:
             request.finish(found)
@@ -327,15 +327,15 @@ class _Resolution(AbstractIOReference):
         self._on_done: Callable[[Any], None] | None = on_done
 
     def resolve(self, *arguments: Any) -> None:
-        """Look the name up."""
+        """Resolve the name."""
         try:
             self.finish(socket.getaddrinfo(*arguments))
         except Exception as error:
             self.finish(error)
 
     def finish(self, found: Any) -> None:
-        """Hand over what was found."""
-        with contextlib.suppress(Exception):  # of a loop that is closed
+        """Pass *found*, the addresses or the error, to the loop."""
+        with contextlib.suppress(Exception):  # the loop may be closed
             self._services.add_callback_threadsafe(lambda: self._call(found))
 
     def _call(self, found: Any) -> None:
@@ -344,13 +344,13 @@ class _Resolution(AbstractIOReference):
             on_done(found)
 
     def cancel(self) -> bool:
-        """Call nobody; return whether that was to come."""
+        """Drop the callback; return True if it was not called yet."""
         was, self._on_done = self._on_done, None
         return was is not None
 
 
 def failure_of(error: BaseException, peer: str) -> DeliveryError:
-    """Return what *error*, raised or reported by pika, means. It holds no message and no password."""
+    """Return the delivery error for *error*, raised or reported by pika. It holds no message and no password."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, DeliveryError):
@@ -374,7 +374,7 @@ def failure_of(error: BaseException, peer: str) -> DeliveryError:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error* and what it was made of."""
+    """Yield *error* and the exceptions that it holds, at most `_MOST_CAUSES`."""
     seen: list[Any] = [error]
     for each in seen:
         yield each
@@ -384,10 +384,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _nothing() -> None:
-    """Let the loop turn."""
+    """Do nothing: scheduling it wakes the loop."""
 
 
-#: How long a loop still turns to let go of a connection that is broken off.
+#: How many seconds the loop runs to close the socket of an aborted connection.
 _LAST_SECONDS = 0.05
 
 _MOST_CAUSES = 20

@@ -29,19 +29,19 @@ class AMQPListener(BrokerListener):
 
     Args:
         url: Where the broker listens, as for `AMQPSink`.
-        queue: The queue. It is not declared here.
+        queue: The queue. It has to exist.
         *sinks: Where the events go, by ``emit_batch``. They are not owned: close them after the listener.
-        prefetch: How many messages the broker may hand over that are not acknowledged. Default None: two batches.
-        reject: True to reject messages that are no events, which gives them to the queue's own dead letter exchange
-            (``x-dead-letter-exchange``); the broker drops them where the queue has none. Not together with
-            *dead_letter*. Default False.
-        respect_sink_level: Whether a sink's level applies. Default False: it has been applied where the event was
+        prefetch: How many unacknowledged messages the broker may send. Default None: two batches.
+        reject: True to reject messages that are no events. The broker gives them to the queue's dead letter exchange
+            (``x-dead-letter-exchange``), or drops them if the queue has none. Not together with *dead_letter*. Default
+            False.
+        respect_sink_level: Whether a sink's level applies. Default False: the level was applied where the event was
             logged.
         batch_size: How many messages are given to a sink at a time. Default 500.
-        retry: When a batch that a sink could not take is tried again, and when a broker that is away. Default
-            ``RetryPolicy()``: for as long as it takes.
-        dead_letter: A sink that gets the events that a sink refuses for good, and messages that are no events, as text.
-            Not owned. Default None: they are counted as ``dropped``.
+        retry: When to try again: a batch that a sink could not take, and a broker that cannot be reached. Default
+            ``RetryPolicy()``: without end.
+        dead_letter: A sink for events that a sink refuses for good, and for messages that are no events, as text. Not
+            owned. Default None: they are counted as ``dropped``.
         timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting may take. Default 10.
         ssl_context: An `ssl.SSLContext` for ``amqps://``. Default None: the result of `ssl.create_default_context`.
         on_error: Called with a `SinkFailure` for each failure. Default `report`, which writes to stderr.
@@ -52,12 +52,12 @@ class AMQPListener(BrokerListener):
         TypeError: If one of *sinks* or *dead_letter* is no sink, or *on_error* is not callable.
         MissingDependencyError: If pika is not installed; the extra ``amqp`` brings it.
 
-    A message is acknowledged once each sink has settled it. What is not acknowledged when the process dies, or the
-    connection breaks, the broker gives to another listener: nothing is lost, and what sinks had taken of it comes
-    twice; ``redelivered`` counts what the broker had given to somebody before.
+    A message is acknowledged once each sink has settled it. If the process dies or the connection breaks, the broker
+    gives all unacknowledged messages to another listener: nothing is lost, and what sinks had already taken comes
+    twice. ``redelivered`` counts the messages that the broker had given to a listener before.
 
-    Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. A forked
-    child has a listener that is not started. At exit it stops, having delivered what it has read.
+    Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. In a forked
+    child the listener is not started. At exit it delivers what it has read, and stops.
 
     Source: https://www.rabbitmq.com/docs/confirms and https://www.rabbitmq.com/docs/consumers.
     """
@@ -107,16 +107,16 @@ class AMQPListener(BrokerListener):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: How many messages came that the broker had given to somebody before.
+        #: How many messages the broker had given to a listener before.
         self.redelivered: int = 0
-        #: The numbers and bodies of what has come and was not read, and level and time where they came beside a body.
+        #: Delivery tags and bodies of messages that wait to be read; level and time, by tag, if headers gave them.
         self._came: list[int] = []
         self._bodies: list[bytes] = []
         self._beside: dict[int, tuple[float | None, float | None]] = {}
-        #: The numbers of what is not acknowledged, oldest first.
+        #: The tags of unacknowledged messages, oldest first.
         self._held: dict[int, None] = {}
 
-    # -- the reader's, see BrokerListener
+    # -- called by the reader; see BrokerListener
 
     def _read(self, number: int, seconds: float) -> Reading | None:
         link = self._opened()
@@ -134,14 +134,14 @@ class AMQPListener(BrokerListener):
             return self._taken(number)
         if seconds or self._held:
             return None
-        # Somebody wants to know. What was on its way to this listener comes before the answer.
+        # The reader asks whether the queue is empty. Messages in flight arrive before the answer.
         answers: list[Any] = []
         link.channel.queue_declare(self._queue, passive=True, callback=answers.append)
         link.run(lambda: bool(answers), now() + self._timeout)
         return None if came or answers[0].method.message_count else Reading([], [])
 
     def _taken(self, number: int) -> Reading:
-        """Return *number* of the messages that have come at most, oldest first."""
+        """Return the oldest messages that have arrived, at most *number*."""
         tags, bodies = self._came[:number], self._bodies[:number]
         del self._came[:number], self._bodies[:number]
         beside = [self._beside.pop(tag, (None, None)) for tag in tags] if self._beside else []
@@ -202,7 +202,7 @@ class AMQPListener(BrokerListener):
 
     def _acknowledge(self, tokens: list[Any]) -> None:
         link = self._client
-        # What came over another connection the broker has given to somebody already.
+        # The tags of an earlier connection are void: the broker has given their messages to another listener.
         tags = [tag for of, tags in tokens if of is link for tag in tags if self._held.pop(tag, self) is None]
         if link is None or not tags:
             return
@@ -215,7 +215,7 @@ class AMQPListener(BrokerListener):
         link.step(0)
 
     def _look_after(self) -> None:
-        # For the heartbeats. That the connection is lost, the next read tells.
+        # Serves the heartbeats. If the connection is lost, the next read raises.
         if self._client is not None:
             with contextlib.suppress(DeliveryError):
                 self._client.step(0)

@@ -1,4 +1,4 @@
-"""What the clients of all brokers have in common."""
+"""What the sinks and listeners of all brokers have in common."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def timeout_of(timeout: Span) -> float:
     """Return *timeout* in seconds.
 
     Raises:
-        ValueError: If it is no span of time, or none that ends and lasts.
+        ValueError: If it is no span of time, is not positive, or has no end.
     """
     seconds = checked_seconds(timeout, "timeout")
     if not 0 < seconds < float("inf"):
@@ -26,10 +26,10 @@ def timeout_of(timeout: Span) -> float:
 
 
 def package(name: str, extra: str) -> Any:
-    """Return the package *name*, which the *extra* of the distribution installs.
+    """Import the package *name*, which the *extra* of the distribution installs, and return it.
 
     Raises:
-        MissingDependencyError: If it is not there.
+        MissingDependencyError: If it is not installed.
     """
     try:
         return import_module(name)
@@ -38,18 +38,18 @@ def package(name: str, extra: str) -> Any:
 
 
 class HasClient:
-    """A sink's or listener's part that has a broker's client, and leaves a parent's alone in a forked child."""
+    """The part of a sink or listener that holds a broker's client, and that keeps a forked child off its parent's."""
 
     _client: Any = None
 
     def _forget_client(self) -> None:
-        """Forget the client of the process that this one was forked from, if there is one."""
+        """Forget the client. In a forked child, the parent's client is kept alive without being used."""
         client, self._client = self._client, None
         if client is not None:
             self._keep(client)
 
     def _keep(self, client: Any) -> None:
-        """Keep *client*, which is the parent's, from being taken apart: some say farewell when they go."""
+        """Keep *client* from being destroyed in a forked child: destroying it may send a farewell to the broker."""
         _KEPT.append(client)
 
 

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 class KafkaSink(BrokerSink):
     """Produce events to a topic of Kafka, each the JSON of one event.
 
-    Put a background sink or a spool in front: it makes batches, retries, and lets nobody wait. Alone, each event is
-    produced, and its delivery awaited, in the thread that logs.
+    Put a background sink or a spool in front of it: that makes batches, retries, and spares callers the wait. Alone,
+    the sink produces each event in the calling thread, and waits for its delivery.
 
     Args:
         servers: Where brokers listen: ``"host1:9092,host2:9092"``, or a sequence of such.
-        topic: The topic. It is not made here, unless the brokers make topics by themselves.
+        topic: The topic. It has to exist, unless the brokers create topics on demand.
         config: More of librdkafka's configuration, for example
             ``{"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": …, "sasl.password": …}``.
             Default none.
@@ -53,22 +53,22 @@ class KafkaSink(BrokerSink):
         name: The name of the sink in reports and stats. Default the name of its class.
 
     Raises:
-        ValueError: If *config* is refused by librdkafka, or has what belongs to *servers* or to this class; if
-            *servers* or *topic* is empty; if *timeout* is no span of time.
+        ValueError: If librdkafka refuses *config*, if *config* has a setting that belongs to *servers* or to this
+            class, if *servers* or *topic* is empty, or if *timeout* is no span of time.
         MissingDependencyError: If confluent-kafka is not installed; the extra ``kafka`` brings it.
 
-    Delivered means that all replicas in sync have the message: the producer is idempotent, with ``acks=all``, so that
-    its own retries bring nothing twice, and it tries for as long as it lives. A batch that was not delivered in time
-    stays with it; the retry of the background sink or the spool waits on for the same messages, and sends none of them
-    again. A new process knows nothing of them: what a spool had not seen confirmed comes twice then.
+    Delivered means that all in-sync replicas have the message. The producer is idempotent, with ``acks=all``, and
+    retries without end; its retries duplicate nothing. A batch that is not delivered in time stays in the producer.
+    When the background sink or the spool retries that batch, it waits for the same messages and sends none of them
+    again. A new process does not know these messages: a spool sends again what it had not seen confirmed.
 
-    A topic that does not exist, a login or a certificate that is refused, and missing rights are a pause
-    (`PausedDeliveryError`). An event that is too large is refused for good, the others of its batch are taken. Order
-    holds within a partition. Where the JSON has no level there is a header ``level``, the name; where it has no
-    ``timestamp``, the message's own timestamp tells the event's time.
+    A missing topic, a refused login or certificate, and missing rights are a pause (`PausedDeliveryError`). An event
+    that is too large is refused for good, and the rest of its batch is delivered. Order holds within a partition. If
+    the JSON has no level, the header ``level`` holds the level's name. If it has no ``timestamp``, the message's own
+    timestamp is the time of the event.
 
-    What librdkafka logs goes to the logger ``librdkafka``, and nothing to stderr. Safe from any thread. A forked child
-    has a producer of its own. ``flush`` and ``close`` keep their timeout whatever the brokers do.
+    librdkafka logs to the logger ``librdkafka`` and not to stderr. Safe from any thread. A forked child has its own
+    producer. ``flush`` and ``close`` keep their timeout whatever the brokers do.
 
     Source: https://docs.confluent.io/platform/current/clients/librdkafka/html/md_INTRODUCTION.html.
     """
@@ -118,25 +118,25 @@ class _Flight:
     __slots__ = ("outcomes", "waiting")
 
     def __init__(self) -> None:
-        #: What became of each: None while it waits, True if it was delivered, or the error.
+        #: The outcome of each message: None while it is in flight, True if it was delivered, or the error.
         self.outcomes: list[Any] = []
         self.waiting = 0
 
     def settle(self, place: int, error: Any, _message: Any = None) -> None:
-        """Take down what became of a message; librdkafka's delivery report."""
+        """Record the outcome of one message; librdkafka calls it as the delivery report."""
         self.outcomes[place] = True if error is None else error
         self.waiting -= 1
 
 
 class _Producer:
-    """Produces batches, and remembers what has not come to an end."""
+    """Produces batches, and remembers which messages are in flight."""
 
     def __init__(self, servers: str, topic: str, config: dict[str, Any]) -> None:
         self._topic = topic
         self._settings = {
             "acks": "all",
             "enable.idempotence": True,
-            # The retry waits on for the same messages: it would come to an end with nobody to know of it.
+            # No limit: a retry waits for these messages, and a time-out between two attempts would go unnoticed.
             "message.timeout.ms": 0,
             **config,
             "bootstrap.servers": servers,
@@ -146,7 +146,7 @@ class _Producer:
         self._producer: Any = None
         #: The messages of a batch that was not delivered in time, by the keys of their items.
         self._known: dict[str, tuple[_Flight, int]] = {}
-        #: True once nobody waits any more.
+        #: True once `abort` was asked for: nothing waits any more.
         self.aborted = False
         self._open()
 
@@ -160,8 +160,8 @@ class _Producer:
         self._log.note(error)
 
     def produce(self, batch: Sequence[Encoded], seconds: float) -> BatchResult | None:
-        """Produce *batch*, but for what is under way already, and wait *seconds* for all of it; see ``emit_batch``."""
-        # In a frame of its own, so that no traceback keeps the producer alive.
+        """Produce *batch*, apart from messages in flight, and wait *seconds* for all of it; see ``emit_batch``."""
+        # A frame of its own, so that no traceback keeps the producer alive.
         return self._result(self._outcomes(batch, now() + seconds))
 
     def _outcomes(self, batch: Sequence[Encoded], deadline: float) -> list[Any]:
@@ -176,7 +176,7 @@ class _Producer:
                     break
                 producer.flush(min(left, _LOOK_SECONDS))
         finally:
-            # An interrupt may have come before all were produced.
+            # An interrupt may have come before all messages were produced.
             if spots is None and flight.waiting:
                 spots = [(flight, place) for place in range(len(flight.outcomes))]
             if spots is not None and any(of.waiting for of in {of for of, _ in spots}):
@@ -184,7 +184,7 @@ class _Producer:
         return flight.outcomes if spots is None else [of.outcomes[place] for of, place in spots]
 
     def _recognized(self, batch: Sequence[Encoded], flight: _Flight) -> list[tuple[_Flight, int]] | None:
-        """Return where each item of *batch* is under way, ``(flight, -1)`` for others; None if none is."""
+        """Return where each item of *batch* is in flight, ``(flight, -1)`` if it is not; None if no item is."""
         keys = batch.item_keys if self._known and isinstance(batch, Batch) else []
         if not keys or keys[0] not in self._known:
             self._known = {}
@@ -192,7 +192,7 @@ class _Producer:
         return [self._known.get(key, (flight, -1)) for key in keys]
 
     def _remember(self, producer: Any, batch: Sequence[Encoded], spots: list[tuple[_Flight, int]]) -> None:
-        """Note what is under way, for the retry; what nobody will retry is not to be sent any more."""
+        """Remember the messages in flight for the retry; withdraw them if nobody will retry."""
         if isinstance(batch, Batch):
             self._known |= {key: spot for key, spot in zip(batch.item_keys, spots, strict=False) if spot[1] >= 0}
         else:
@@ -229,13 +229,13 @@ class _Producer:
     @staticmethod
     def _produce_with(produce: Any, arguments: tuple[Any, ...], level: float | None, time: float | None) -> None:
         headers = None if level is None else [("level", level_name(level))]
-        # 0 is now, to librdkafka.
+        # librdkafka takes 0 for the current time.
         produce(*arguments, headers=headers, timestamp=0 if time is None else int(time * 1000))
 
     def _produce_when_there_is_room(
         self, producer: Any, arguments: tuple[Any, ...], level: float | None, time: float | None, deadline: float
     ) -> bool:
-        """Produce a message for which the producer's own queue had no room; return False if there comes none."""
+        """Produce a message once the producer's queue has room; return False if it has none before *deadline*."""
         while not self.aborted and (left := deadline - now()) > 0:
             producer.poll(min(left, _LOOK_SECONDS))
             with contextlib.suppress(BufferError):
@@ -261,13 +261,13 @@ class _Producer:
             if failure is None or isinstance(means, PausedDeliveryError):
                 failure = means
             if outcome is not None and getattr(outcome, "fatal", bool)():
-                self.close()  # a producer that has come to this takes nothing any more
+                self.close()  # after a fatal error a producer refuses everything
         if failure is not None and len(retry) == len(outcomes):
             raise failure
         return BatchResult(retry, rejected)
 
     def close(self) -> None:
-        """Let go of the producer, and of what it has under way."""
+        """Close the producer, and forget its messages in flight."""
         producer, self._producer = self._producer, None
         self._known = {}
         if producer is not None:
@@ -276,5 +276,5 @@ class _Producer:
                 producer.poll(0)
 
 
-#: How often a wait looks around.
+#: How many seconds a wait may take before it checks again.
 _LOOK_SECONDS = 0.2

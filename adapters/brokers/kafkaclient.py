@@ -1,4 +1,4 @@
-"""The clients of confluent-kafka: how one is made, and what it says."""
+"""Clients of confluent-kafka: create them, check their configuration, read their errors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Said:
-    """The last that librdkafka has told of a connection."""
+    """The last error that librdkafka has reported for a client."""
 
-    #: It says so after what is the matter, each time.
+    #: Follows each report of an error that leaves no broker.
     _ECHO: ClassVar[str] = "_ALL_BROKERS_DOWN"
 
     def __init__(self) -> None:
         self._error: Any = None
-        #: True once no broker is to be reached.
+        #: True while no broker can be reached.
         self.down: bool = False
 
     def note(self, error: Any) -> None:
@@ -36,19 +36,19 @@ class Said:
             self._error = error
 
     def clear(self) -> None:
-        """Forget it: something was delivered."""
+        """Forget the error, after a delivery."""
         self._error = None
         self.down = False
 
     def failure(self) -> DeliveryError:
-        """Return what to say of a message that waits."""
+        """Return the failure of a message that was not delivered in time."""
         if self._error is None:
             return TemporaryDeliveryError("no answer from Kafka in time")
         return failure_of(self._error)
 
 
 def made(kind: str, settings: dict[str, Any]) -> Any:
-    """Return a client of confluent-kafka, *kind* a name in it.
+    """Create a client of confluent-kafka; *kind* is the name of its class.
 
     Raises:
         ValueError: If librdkafka refuses *settings*. The message holds no secret.
@@ -70,7 +70,7 @@ def made(kind: str, settings: dict[str, Any]) -> Any:
     except confluent_kafka.KafkaException as error:
         told = error.args[0]
         said = told.str()
-    # It names the property, and may hold the value.
+    # The text names the property, and may quote its value.
     for name, value in settings.items():
         if isinstance(value, str) and value and any(part in name for part in _SECRETS):
             said = said.replace(value, "…")
@@ -79,7 +79,7 @@ def made(kind: str, settings: dict[str, Any]) -> Any:
 
 
 def joined(servers: str | Sequence[str]) -> str:
-    """Return *servers* as librdkafka has them: in one string.
+    """Return *servers* as one string, with commas, as librdkafka takes them.
 
     Raises:
         ValueError: If there is none.
@@ -92,10 +92,10 @@ def joined(servers: str | Sequence[str]) -> str:
 
 
 def checked_topic(topic: str) -> str:
-    """Return *topic*.
+    """Return *topic* if it is a topic's name.
 
     Raises:
-        ValueError: If it is no name.
+        ValueError: If it is not.
     """
     if not isinstance(topic, str) or not topic:
         msg = f"topic={topic!r} is not the name of a topic"
@@ -107,7 +107,7 @@ def checked_config(config: Mapping[str, Any] | None, *owned: str) -> dict[str, A
     """Return a copy of *config*.
 
     Raises:
-        ValueError: If it has one of the settings *owned*, or one that each client sets itself.
+        ValueError: If it has one of the settings *owned*, or a setting that each client sets itself.
     """
     given = dict(config or {})
     for name in ("bootstrap.servers", "error_cb", *owned):
@@ -118,7 +118,7 @@ def checked_config(config: Mapping[str, Any] | None, *owned: str) -> dict[str, A
 
 
 def failure_of(error: Any) -> DeliveryError:
-    """Return what *error*, a `KafkaError` or what was raised with one, means. It holds no message."""
+    """Return the delivery error for *error*, a `KafkaError` or an exception that holds one. It holds no message."""
     if isinstance(error, DeliveryError):
         return error
     if isinstance(error, BufferError):
@@ -139,9 +139,9 @@ def failure_of(error: Any) -> DeliveryError:
 
 
 def immortalize(client: Any) -> None:
-    """Keep *client*, inherited from the process that forked this one, from being taken apart, even at the exit.
+    """Never destroy *client*, which this process has inherited by a fork, not even at exit.
 
-    That would wait for threads that only the parent has, or crash.
+    Destroying it waits for threads that only the parent has, or crashes.
     """
     import ctypes
 
@@ -150,7 +150,7 @@ def immortalize(client: Any) -> None:
 
 _TOO_LARGE = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"})
 _REFUSING = frozenset({"INVALID_MSG", "INVALID_RECORD", "INVALID_TIMESTAMP", "_BAD_MSG", "_INVALID_ARG"})
-#: Answers that hold until somebody changes something at the brokers, or here.
+#: Errors that last until somebody changes something at the brokers, or in the configuration.
 _PAUSING = frozenset(
     {
         "_AUTHENTICATION",

@@ -39,33 +39,33 @@ class KafkaListener(BrokerListener):
         servers: Where brokers listen: ``"host1:9092,host2:9092"``, or a sequence of such.
         topic: The topic.
         *sinks: Where the events go, by ``emit_batch``. They are not owned: close them after the listener.
-        group: The consumer group. A group that is new begins with the oldest message. Default ``"outfall"``.
+        group: The consumer group. A new group starts with the oldest message. Default ``"outfall"``.
         config: More of librdkafka's configuration, as for `KafkaSink`. Default none.
-        respect_sink_level: Whether a sink's level applies. Default False: it has been applied where the event was
+        respect_sink_level: Whether a sink's level applies. Default False: the level was applied where the event was
             logged.
         batch_size: How many messages are given to a sink at a time. Default 500.
-        retry: When a batch that a sink could not take is tried again, and when brokers that are away. Default
-            ``RetryPolicy()``: for as long as it takes.
-        dead_letter: A sink that gets the events that a sink refuses for good, and messages that are no events, as text.
-            Not owned. Default None: they are counted as ``dropped``. A `KafkaSink` puts them into another topic.
-        timeout: Seconds, a timedelta or text such as ``"2s"``, that a request to a broker may take, and for which a
-            partition that is taken away is kept until what was read of it is delivered. Default 10.
+        retry: When to try again: a batch that a sink could not take, and brokers that cannot be reached. Default
+            ``RetryPolicy()``: without end.
+        dead_letter: A sink for events that a sink refuses for good, and for messages that are no events, as text. Not
+            owned. Default None: they are counted as ``dropped``. A `KafkaSink` puts them into another topic.
+        timeout: Seconds, a timedelta or text such as ``"2s"``, that a request to a broker may take. When the group
+            takes a partition away, the listener keeps it that long at most, to deliver what it has read. Default 10.
         on_error: Called with a `SinkFailure` for each failure. Default `report`, which writes to stderr.
         name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *config* is refused by librdkafka, or has what belongs to *servers*, *group* or this class; if
-            another argument is out of range.
+        ValueError: If librdkafka refuses *config*, if *config* has a setting that belongs to *servers*, *group* or this
+            class, or if another argument is out of range.
         TypeError: If one of *sinks* or *dead_letter* is no sink, or *on_error* is not callable.
         MissingDependencyError: If confluent-kafka is not installed; the extra ``kafka`` brings it.
 
-    The offset of a message is committed once each sink has settled it and all before it in its partition. What is not
-    committed when the process dies, or when a partition is taken away, its next owner is given: nothing is lost, and
-    what sinks had taken of it comes twice. While sinks are busy nothing is read, but the group hears of this listener,
-    so that no slow sink costs it its partitions.
+    The offset of a message is committed once each sink has settled that message and all before it in the partition. If
+    the process dies, or a partition is taken away, the next owner gets all messages that are not committed: nothing is
+    lost, and what sinks had already taken comes twice. While sinks are busy the listener pauses reading but keeps
+    polling, so that a slow sink does not cost it its partitions.
 
-    Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. A forked
-    child has a listener that is not started. At exit it stops, having delivered what it has read.
+    Use it as a context manager, or call `start` and `stop`; both may be called again. Safe from any thread. In a forked
+    child the listener is not started. At exit it delivers what it has read, and stops.
 
     Source: https://docs.confluent.io/platform/current/clients/librdkafka/html/md_INTRODUCTION.html.
     """
@@ -112,15 +112,15 @@ class KafkaListener(BrokerListener):
             "enable.auto.offset.store": False,
             "error_cb": self._said.note,
         }
-        # Made here, so that what it refuses is found out here.
+        # Create the client here, so that a wrong configuration raises here.
         self._client = made("Consumer", self._settings)
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: Whether it has subscribed, and whether the group has told which partitions it has.
+        #: Whether it has subscribed, and whether the group has assigned its partitions.
         self._subscribed = self._joined = False
         self._partitions: dict[int, _Partition] = {}
-        #: Messages that came while it did not want to read.
+        #: Messages that polls returned while reading was paused.
         self._came: list[Any] = []
         self._paused = False
         self._polled = now()
@@ -130,10 +130,10 @@ class KafkaListener(BrokerListener):
 
     @property
     def connected(self) -> bool:
-        """True while its group has given it its share of the partitions, and brokers can be reached."""
+        """True while the group has assigned partitions and brokers can be reached."""
         return self._joined and super().connected
 
-    # -- the reader's, see BrokerListener
+    # -- called by the reader; see BrokerListener
 
     def _read(self, number: int, seconds: float) -> Reading | None:
         consumer = self._opened()
@@ -170,7 +170,7 @@ class KafkaListener(BrokerListener):
         return self._client
 
     def _reading_of(self, messages: list[Any]) -> Reading:
-        """Return what *messages* hold; raise the first that is an error, unless there are others with it."""
+        """Return a reading of *messages*. If all of them are errors, raise the first; else report it."""
         partitions = self._partitions
         errors = [error for message in messages if (error := message.error()) is not None]
         if errors:
@@ -180,7 +180,7 @@ class KafkaListener(BrokerListener):
                 raise failure
             self._tell(failure, 0)
         numbers = [message.partition() for message in messages]
-        if not partitions.keys() >= set(numbers):  # taken away meanwhile
+        if not partitions.keys() >= set(numbers):  # some were taken away meanwhile
             messages = [message for message in messages if message.partition() in partitions]
             numbers = [message.partition() for message in messages]
         last = dict(zip(numbers, messages, strict=True))
@@ -195,7 +195,7 @@ class KafkaListener(BrokerListener):
         return Reading(tokens, [message.value() or b"" for message in messages], levels, time_of)
 
     def _end_of(self, consumer: Any) -> Reading | None:
-        """Return an empty reading if there is nothing more in the partitions of this listener."""
+        """Return an empty reading if the partitions of this listener hold no more messages."""
         if not self._joined:
             return None
         for number, partition in list(self._partitions.items()):
@@ -211,7 +211,7 @@ class KafkaListener(BrokerListener):
         touched: set[_Partition] = set()
         for span in tokens:
             partition = span.partition
-            if self._partitions.get(partition.number) is partition:  # else its next owner is given them
+            if self._partitions.get(partition.number) is partition:  # else the next owner gets the messages
                 partition.held.pop(span, None)
                 touched.add(partition)
         consumer = self._client
@@ -224,7 +224,7 @@ class KafkaListener(BrokerListener):
                     raise
 
     def _look_after(self) -> None:
-        # Who does not poll is thrown out of the group.
+        # The group removes a consumer that does not poll.
         consumer = self._client
         if consumer is None or not self._subscribed or now() - self._polled < _POLL_SECONDS:
             return
@@ -244,11 +244,11 @@ class KafkaListener(BrokerListener):
             consumer.close()
         self._partitions.clear()
 
-    # -- what the group tells, within a poll
+    # -- callbacks of the group, called within a poll
 
     def _on_assign(self, consumer: Any, places: list[Any]) -> None:
         self._joined = True
-        # librdkafka leaves a partition paused that was taken away while it was, also when it comes back.
+        # If a partition was paused when it was taken away, librdkafka returns it paused.
         consumer.resume(places)
         for place in places:
             self._partitions[place.partition] = _Partition(place.partition)
@@ -266,11 +266,11 @@ class KafkaListener(BrokerListener):
         self._on_lost(consumer, places)
 
     def _on_lost(self, _consumer: Any, places: list[Any]) -> None:
-        # Until the group says what this listener has now, nobody knows whether there is more for it.
+        # Until the next assignment it is unknown whether there are more messages for this listener.
         self._joined = False
         for place in places:
             self._partitions.pop(place.partition, None)
-        # If one comes back it begins with what is not committed.
+        # A partition that comes back starts at the first offset that is not committed.
         self._came[:] = [message for message in self._came if message.partition() in self._partitions]
 
     def _failure(self, error: Exception) -> DeliveryError:
@@ -281,18 +281,18 @@ class KafkaListener(BrokerListener):
 
 
 class _Partition:
-    """A partition for as long as this listener has it."""
+    """A partition while it is assigned to this listener."""
 
     __slots__ = ("held", "next", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        #: What is not settled, in order, and the offset after the last that came; -1 before there was one.
+        #: Unsettled spans, in order, and the offset after the last message read, -1 before the first one.
         self.held: dict[_Span, None] = {}
         self.next = -1
 
     def hold(self, first: int, last: int) -> _Span:
-        """Note that the messages from offset *first* to *last* have come."""
+        """Record that the messages from offset *first* to *last* were read."""
         span = _Span(self, first)
         self.held[span] = None
         self.next = last + 1
@@ -305,7 +305,7 @@ class _Partition:
 
 
 class _Span:
-    """The messages of one read that are of one partition."""
+    """The messages of one read from one partition."""
 
     __slots__ = ("first", "partition")
 
@@ -327,10 +327,10 @@ def _place(topic: str, partition: int, offset: int = -1001) -> Any:
     return TopicPartition(topic, partition, offset)
 
 
-#: Answers to a commit of what the group has given to somebody else.
+#: Errors of a commit for partitions that the group has given to another consumer.
 _TAKEN_AWAY = frozenset({"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS", "_NO_OFFSET", "_STATE"})
 
-#: How often a wait looks around.
+#: How many seconds a wait may take before it checks again.
 _LOOK_SECONDS = 0.2
-#: After so long without reading, a listener polls so that its group hears of it.
+#: After so many seconds without a read, the listener polls, so that the group keeps it.
 _POLL_SECONDS = 1.0

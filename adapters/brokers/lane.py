@@ -1,4 +1,4 @@
-"""The way of a batch from a listener to its sinks: `Lane`, `Ticket`, `Run`."""
+"""The delivery of batches from a broker's listener to its sinks: `Lane`, `Ticket`, `Run`."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 class Ticket:
-    """A batch of messages on its way. It is settled once each sink has settled it."""
+    """A batch of messages in flight. It is settled once each sink has settled it."""
 
     __slots__ = ("events", "holders", "tokens")
 
     def __init__(self, tokens: list[Any]) -> None:
         self.tokens: list[Any] = tokens
-        #: How many of them are events that sinks were given.
+        #: How many events the sinks got from it.
         self.events: int = 0
-        #: How many sinks have not settled it, and 1 for the reader while it hands it on.
+        #: The number of sinks that have not settled it, plus 1 until the reader has handed it to all of them.
         self.holders: int = 1
 
 
 class Lane(Worker):
-    """The way from a listener to one of its sinks.
+    """The batches that wait for one sink, and the thread that delivers them.
 
     Args:
         listener: The listener, held weakly.
         sink: The sink.
-        ledger: What the listener counts for that sink, over all its starts.
+        ledger: The listener's counts for that sink, over all its starts.
     """
 
     put: int
@@ -61,7 +61,7 @@ class Lane(Worker):
         self.inline = False
 
     def add(self, batch: Batch, ticket: Ticket) -> None:
-        """Have *batch* delivered, and *ticket* released then."""
+        """Add *batch* to the queue. *ticket* is released once the batch is settled."""
         with self.lock:
             self.batches.append((batch, ticket))
             self.put += len(batch)
@@ -101,24 +101,24 @@ class Run:
     def __init__(self, lanes: list[Lane], before: threading.Thread | None) -> None:
         self.lanes: list[Lane] = lanes
         self.thread: threading.Thread | None = None
-        #: A reader that stop() had given up waiting for, which has the connection until it ends.
+        #: The last reader, if stop() has given up waiting for it. It has the connection until it ends.
         self.before: threading.Thread | None = before
-        #: What wakes the reader.
+        #: Each item wakes the reader.
         self.wakeups: SimpleQueue[None] = SimpleQueue()
         self.stopping: bool = False
         self.deadline: float = float("inf")
         #: True once stop() has given up waiting for the reader.
         self.abandoned: bool = False
-        #: Batches that are not settled, oldest first, and those that are and have not been acknowledged.
+        #: Unsettled batches, oldest first, and settled batches that are not acknowledged yet.
         self.tickets: deque[Ticket] = deque()
         self.settled: deque[Ticket] = deque()
-        #: How often the reader has begun to read, and at which of these there was nothing more and all was settled.
+        #: The number of the current read, and of the last one that found the broker empty and all settled.
         self.rounds: int = 0
         self.empty_round: int = 0
-        #: How many callers of flush() wait.
+        #: How many callers wait in flush().
         self.flushing: int = 0
         self.complete: bool = False
-        #: Whether the last read was one of the broker.
+        #: Whether the last read reached the broker.
         self.connected: bool = False
 
     def wake(self) -> None:
@@ -126,7 +126,7 @@ class Run:
         self.wakeups.put(None)
 
     def wait(self, seconds: float) -> None:
-        """Wait until somebody wakes the reader, or *seconds* have passed."""
+        """Wait until the reader is woken, or *seconds* have passed."""
         with contextlib.suppress(Empty):
             self.wakeups.get(timeout=max(0.0, seconds))
             while True:

@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """Messages as they came from a broker, in columns: what is done for each of them is done for every event.
+    """Messages from a broker, as columns: a per-message object would cost time for every event.
 
     Args:
-        tokens: What the broker is told when they have been settled: one for each, or fewer.
-        bodies: Their bodies.
-        levels: The level numbers that came beside a body, by its place. Default None: there are none.
-        time_of: Returns when the message at a place happened, in seconds since the epoch, as far as the broker knows;
-            it is asked where the body has no ``timestamp``. Default None: nothing is known.
+        tokens: What `_acknowledge` needs once the messages are settled: one for each, or fewer.
+        bodies: The bodies of the messages.
+        levels: Level numbers from headers, by the message's place. Default None: none has one.
+        time_of: Returns the time of the message at a place, in seconds since the epoch, as the broker knows it, or
+            None. It is called for messages without a ``timestamp``. Default None: no times are known.
     """
 
     __slots__ = ("bodies", "levels", "time_of", "tokens")
@@ -83,34 +83,34 @@ def _unknown(_place: int) -> None:
 class BrokerListener(HasClient, Telling):
     """A listener that takes events from a broker and hands them to *sinks*, in batches.
 
-    A subclass sets what it needs before it calls this constructor, and implements `_read`, `_acknowledge`,
-    `_disconnect`, `_failure` and `_describe`. All of them are called by one thread, the reader. A thread for each sink
-    delivers.
+    A subclass sets its own attributes before it calls this constructor, and implements `_read`, `_acknowledge`,
+    `_disconnect`, `_failure` and `_describe`. One thread, the reader, calls all of these. Each sink has a thread that
+    delivers to it.
 
     Args:
         *sinks: Where the events go. Not owned.
         respect_sink_level: Whether a sink's own level applies.
         batch_size: How many messages are read, and given to a sink, at a time.
-        retry: When a batch that a sink could not take is tried again, and when the broker is, that could not be read.
-        dead_letter: A sink that gets what a sink refuses for good, and messages that are no events. Not owned.
+        retry: When to try again: a batch that a sink could not take, and a read that failed.
+        dead_letter: A sink for events that a sink refuses for good, and for messages that are no events. Not owned.
         timeout: Seconds that connecting may take, and each exchange with the broker.
         on_error: Called with a `SinkFailure` for each failure.
         name: The name of the listener in reports and stats.
 
-    A batch is acknowledged once each sink has settled all of it. Two batches are under way at most: what is not read is
-    left to other processes.
+    A batch is acknowledged once each sink has settled all of it. At most two batches are in flight: the broker keeps
+    the rest for other processes.
     """
 
     delivers_later: ClassVar[bool] = True
     has_owner = False
 
-    #: What `stop` and `flush` take for *timeout* None, in seconds. Settable.
+    #: The timeout of `stop` and `flush` for None, in seconds. Settable.
     drain_timeout: float = 5.0
 
-    #: How many batches may be under way.
+    #: How many batches may be in flight.
     _READ_AHEAD: ClassVar[int] = 2
 
-    #: How long a read may wait for a message while there is nothing else to do, in seconds.
+    #: How many seconds a read may wait for a message while nothing else is to be done.
     _READ_SECONDS: ClassVar[float] = 0.2
 
     def __init__(
@@ -129,7 +129,7 @@ class BrokerListener(HasClient, Telling):
         if not callable(on_error):
             msg = f"on_error={on_error!r} is not callable"
             raise TypeError(msg)
-        #: Settable while it is stopped.
+        #: Settable while the listener is stopped.
         self.sinks: tuple[Sink, ...] = sinks
         self.respect_sink_level: bool = bool(respect_sink_level)
         self.on_error: Callable[[SinkFailure], object] = on_error
@@ -140,55 +140,55 @@ class BrokerListener(HasClient, Telling):
         self._timeout = timeout_of(timeout)
         self._fresh_state()
         for sink in sinks:
-            Lane(self, sink, Ledger())  # refuses what a delivery cannot use
+            Lane(self, sink, Ledger())  # raises for a sink that nothing can be delivered to
         lifecycle.join(self)
 
     def _fresh_state(self) -> None:
         self._forget_client()
-        #: Around start and stop.
+        #: Serializes start and stop.
         self._life = threading.RLock()
         self._run: Run | None = None
         self._last_reader: threading.Thread | None = None
         self._ledger = Ledger()
-        #: By the identity of the sink, which is kept with it; and what delivers to it, while it is started.
+        #: Each sink and the listener's counts for it, by the sink's identity.
         self._accounts: dict[int, tuple[Sink, Ledger]] = {}
         self._bells = Bells()
 
-    # -- what a subclass implements, all in the reader's thread
+    # -- implemented by subclasses; called by the reader
 
     def _read(self, number: int, seconds: float) -> Reading | None:
-        """Return *number* messages at most, waiting *seconds* for the first; connect if there is no connection.
+        """Return at most *number* messages; wait at most *seconds* for the first. Connect if there is no connection.
 
         Returns:
-            What has come, which is empty if the broker has no more for this listener; None if nothing came, and that
-            is not sure.
+            The messages; an empty reading if the broker has no more for this listener; None if nothing came and it is
+            unknown whether there is more.
         """
         raise NotImplementedError
 
     def _acknowledge(self, tokens: list[Any]) -> None:
-        """Tell the broker that the messages of *tokens* are settled."""
+        """Acknowledge the messages of *tokens* to the broker."""
         raise NotImplementedError
 
     def _disconnect(self, seconds: float) -> None:
-        """Give back what was read and is not acknowledged, and end the connection, within *seconds*."""
+        """Return unacknowledged messages to the broker and close the connection, within *seconds*."""
         raise NotImplementedError
 
     def _failure(self, error: Exception) -> DeliveryError:
-        """Return what *error*, raised by the client, means. It must hold no event and no secret."""
+        """Return the delivery error for *error*, raised by the client. It must hold no event and no secret."""
         raise NotImplementedError
 
     def _describe(self) -> str:
-        """Return what it listens to, without credentials."""
+        """Return what the listener reads from, without credentials."""
         raise NotImplementedError
 
     def _look_after(self) -> None:
-        """Do what has to be done now and then while messages are under way. Called often."""
+        """Do periodic work, such as heartbeats, while messages are in flight. Called often."""
 
     def _bury(self, tokens: list[Any], place: int) -> bool:
-        """Hand a message, which is no event, to the broker's own place for such; return True if the broker has it."""
+        """Give a message that is no event to the broker's dead letters; return True if the broker has taken it."""
         return False
 
-    # -- what applications call
+    # -- called by applications
 
     @property
     def running(self) -> bool:
@@ -203,7 +203,7 @@ class BrokerListener(HasClient, Telling):
         return run is not None and run.connected and self.running
 
     def start(self) -> Self:
-        """Begin to read; return the listener. Does nothing if it has been started.
+        """Start reading; return the listener. Does nothing if it was started before.
 
         Raises:
             RuntimeError: If no thread can be started any more.
@@ -215,7 +215,7 @@ class BrokerListener(HasClient, Telling):
             self.stop()
             run = Run([Lane(self, sink, self._account(sink)) for sink in self.sinks], self._last_reader)
             run.thread = threading.Thread(target=self._listen, args=(run,), name=f"outfall {self.name}", daemon=True)
-            # Before the reader runs, which asks for it.
+            # Set before the reader runs, which reads it.
             self._run = run
             try:
                 threads.start(run.thread)
@@ -227,14 +227,14 @@ class BrokerListener(HasClient, Telling):
         return self
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Read no more, deliver and acknowledge what was read; idempotent.
+        """Stop reading; deliver and acknowledge what was read. Idempotent.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
 
         Returns:
-            False if something had to be given up. It is not acknowledged, so the broker gives it to another listener,
-            or to the next start; what a sink was given of it comes twice.
+            False if some messages were given up. They are not acknowledged, so the broker gives them to another
+            listener, or to the next start. What sinks had already taken comes twice.
         """
         deadline = now() + self._seconds(timeout)
         with self._life:
@@ -249,7 +249,7 @@ class BrokerListener(HasClient, Telling):
             if threading.current_thread() is run.thread:
                 return False
             if run.thread is not None:
-                # A little more, in which the reader, which has the same deadline, gives up in order.
+                # The reader has the same deadline. The grace lets it give up in order.
                 released(run.thread.join, max(0.0, deadline - now()) + _GRACE_SECONDS)
             run.abandoned = True
             left = 0
@@ -269,9 +269,9 @@ class BrokerListener(HasClient, Telling):
         return self.stop(timeout)
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the broker has no more for this listener, and all it gave is settled and acknowledged.
+        """Wait until the broker has no more for this listener, and all that was read is settled and acknowledged.
 
-        While it is not started there is nobody to deliver: then True says that nothing it has read waits.
+        While the listener is not started, return True if nothing it has read waits.
 
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
@@ -308,10 +308,10 @@ class BrokerListener(HasClient, Telling):
                     lane.urgent_until = 0.0
 
     def stats(self) -> SinkStats:
-        """Return the ledger as it stands: of what was read, with each sink's in ``targets``.
+        """Return the counts of what was read; ``targets`` has those of each sink.
 
-        Delivered here means that all sinks are done with it. What was given back to the broker is not counted. A sink's
-        ledger says what became of it there, and has the sink's own among its ``targets``.
+        Delivered here means that all sinks have settled the event. Messages that went back to the broker are not
+        counted. A sink's counts say what this listener delivered to it; its own ``targets`` holds the sink's stats.
         """
         run = self._run
         lanes = {} if run is None else {id(lane.sink): lane for lane in run.lanes}
@@ -362,7 +362,7 @@ class BrokerListener(HasClient, Telling):
             self._conclude(run)
 
     def _turn(self, run: Run) -> None:
-        """Acknowledge what is settled, and read if there is room; or wait for either."""
+        """Acknowledge what is settled, then read if there is room; else wait until something is settled."""
         self._settle_with_broker(run)
         under_way = len(run.tickets) + len(run.settled)
         if under_way >= self._READ_AHEAD:
@@ -385,9 +385,9 @@ class BrokerListener(HasClient, Telling):
         return error if isinstance(error, DeliveryError) else self._failure(error)
 
     def _under_way(self) -> list[Any]:
-        """Return the tokens of the messages that were read and are not acknowledged."""
+        """Return the tokens of messages that were read and are not acknowledged."""
         run = self._run
-        # In this order, since a ticket that is settled moves from the one to the other.
+        # In this order: a ticket that is settled moves from the first to the second.
         tickets = () if run is None else (*run.tickets, *run.settled)
         return [token for ticket in tickets for token in ticket.tokens]
 
@@ -464,12 +464,12 @@ class BrokerListener(HasClient, Telling):
         self._release_ticket(ticket)
 
     def _takes_what_came(self, lane: Lane) -> bool:
-        """Return True if the sink of *lane* would make the same of an event that it was sent as."""
+        """Return True if the sink of *lane* would render an event to the same bytes that the broker holds."""
         sink = lane.sink
         return sink.plain and not sink.closed and not (self.respect_sink_level and sink.level)
 
     def _looked_at(self, reading: Reading) -> tuple[list[Any], list[dict[str, Any]]]:
-        """Return what a plain sink is given for each event, None if it has to be rendered; and the events."""
+        """Return the item of each event for a plain sink, None if the event has to be rendered; and the events."""
         raws: list[Any] = []
         events: list[dict[str, Any]] = []
         for place, body in enumerate(reading.bodies):
@@ -494,7 +494,7 @@ class BrokerListener(HasClient, Telling):
         return raws, events
 
     def _batch_for(self, lane: Lane, raws: list[Any], events: list[dict[str, Any]]) -> Batch:
-        """Return what the sink of *lane* is to be given: the messages as they are, where it would make the same."""
+        """Return the batch for the sink of *lane*: messages stay unchanged if the sink would render the same bytes."""
         sink = lane.sink
         respected = self.respect_sink_level
         plain = sink.plain and not sink.closed
@@ -524,7 +524,7 @@ class BrokerListener(HasClient, Telling):
         return Batch(items)
 
     def _put_aside(self, reading: Reading, place: int) -> None:
-        """Give the message at *place*, which is no event, to whoever takes such; else count it as lost."""
+        """Give the message at *place*, which is no event, to the dead letters; count it as lost if there are none."""
         told = PermanentDeliveryError("a message is no JSON object")
         body = reading.bodies[place]
         taken = False
@@ -553,13 +553,13 @@ class BrokerListener(HasClient, Telling):
             ticket.holders -= 1
             if ticket.holders or ticket not in run.tickets:
                 return
-            # In this order, so that it is in one of them at any moment.
+            # In this order, so that it is in one of the two at any moment.
             run.settled.append(ticket)
             run.tickets.remove(ticket)
             self._ledger.delivered += ticket.events
         run.wake()
 
-    # -- counting and telling
+    # -- counts and reports
 
     def _account(self, sink: Sink) -> Ledger:
         return self._accounts.setdefault(id(sink), (sink, Ledger()))[1]
@@ -572,28 +572,28 @@ class BrokerListener(HasClient, Telling):
         self._ledger.last_error = describe(told)
         self._call_on_error(SinkFailure(self.name, told, events, time_module.time(), 0, self._describe()))
 
-    # -- the process's life, see outfall.sinks.core.lifecycle
+    # -- exit and fork; see outfall.sinks.core.lifecycle
 
     def hasten(self, deadline: float) -> None:
-        """Have the threads wait no more, at exit; until *deadline* `drain` waits for them."""
+        """Make the threads stop waiting, at exit; `drain` waits for them until *deadline*."""
         run = self._run
         if run is not None:
             for lane in run.lanes:
                 lane.hasten(deadline)
 
     def drain(self, timeout: float) -> None:
-        """Stop, at exit: what is not acknowledged by then comes again."""
+        """Stop, at exit. Messages that are not acknowledged by then come again."""
         self.stop(timeout)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: not started, and an empty ledger. What was read is the parent's."""
+        """Reset the listener in a forked child: not started, with empty counts. What was read belongs to the parent."""
         self._fresh_state()
 
 
 def _are_usual(bodies: list[bytes]) -> bool:
-    """Return True if each of *bodies* is an event that a plain sink may be given as it came, with nothing beside it."""
-    # None of the events is kept: hundreds at a time would have the garbage collector look at the whole program. Long
-    # integers need not keep their digits, since nothing is made of the event.
+    """Return True if each of *bodies* can go to a plain sink unchanged: a usual event, without metadata."""
+    # Keep none of the events: hundreds of new objects would start a garbage collection of the whole program. Long
+    # integers may lose digits here, since the event is only looked at.
     one, two, three, four = METADATA
     try:
         for body in bodies:
@@ -608,11 +608,11 @@ def _are_usual(bodies: list[bytes]) -> bool:
     return b"\n" not in together and b"\r" not in together
 
 
-#: How long the reader waits for a sink before it looks around.
+#: How many seconds the reader waits for a sink before it checks again.
 _LOOK_SECONDS = 0.05
 
-#: How long it waits at the end before it tries again to acknowledge.
+#: How many seconds it waits at the end before it retries an acknowledgement.
 _RETRY_SECONDS = 0.25
 
-#: How long after a deadline what has the same deadline is still waited for.
+#: How many seconds after its deadline a thread is still waited for.
 _GRACE_SECONDS = 0.15

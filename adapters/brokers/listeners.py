@@ -1,4 +1,4 @@
-"""A listener in one string: `open_listener` makes the listener that a URL names, as `open_sink` makes sinks."""
+"""Make a listener from a URL, as `open_sink` makes a sink: `open_listener`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from outfall.adapters.brokers.listener import BrokerListener
     from outfall.sinks.core.sink import Sink
 
-#: The listener of each scheme, by its name in `outfall`, and whether it is given the URL; else it is given the hosts,
-#: and what the path names.
+#: The listener of each scheme, by its name in `outfall`, and whether it gets the whole URL. Else it gets the hosts and
+#: the path as separate arguments.
 LISTENERS: dict[str, tuple[str, bool]] = {
     "redis": ("RedisListener", True),
     "rediss": ("RedisListener", True),
@@ -25,7 +25,7 @@ LISTENERS: dict[str, tuple[str, bool]] = {
 
 
 def open_listener(url: str, *sinks: Sink, **options: Any) -> BrokerListener:
-    """Return the listener that *url* names; it is not started.
+    """Make the listener that *url* names. It is not started.
 
     Args:
         url: The scheme is the kind of broker, and the query has the listener's parameters by name, such as
@@ -34,7 +34,7 @@ def open_listener(url: str, *sinks: Sink, **options: Any) -> BrokerListener:
         **options: More parameters, as Python values.
 
     Raises:
-        ValueError: If the scheme or an option is not known, comes twice, is missing, or has no meaning.
+        ValueError: If the scheme or an option is unknown, comes twice, is missing, or has an invalid value.
     """
     scheme, _, rest = url.partition(":")
     scheme = scheme.lower()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.event.units import Span
 
-#: What of the time-out a server may wait for its replicas.
+#: The share of the time-out that a server may wait for its replicas.
 _SHARE_OF_WAIT = 0.8
 
 
@@ -29,15 +29,16 @@ class RedisSink(BrokerSink):
 
     Args:
         url: ``redis://user:password@host:port/database``; ``rediss://`` for TLS. Port 6379 and database 0 by default.
-            Several hosts, separated by commas, are tried in turn; with *sentinel* they are sentinels, port 26379.
+            Several hosts, separated by commas, are tried one after another; with *sentinel* they are sentinels, port
+            26379.
         key: The stream or list.
         kind: ``"stream"`` (XADD, default) or ``"list"`` (RPUSH, which Logstash and Vector read).
-        max_events: About how many events the stream keeps: the oldest are trimmed, read or not. Default None: all of
-            them, until the server has no more memory.
+        max_events: About how many events the stream keeps. The oldest are trimmed, even unread ones. Default None: it
+            grows until the server has no more memory.
         wait_replicas: How many replicas have to have an event before it counts as delivered. Default 0.
         username: The user, if it is not in the URL. Default None.
         password: The password, if it is not in the URL. Default None.
-        sentinel: The name that sentinels know the master by. Default None: *url* names servers.
+        sentinel: The master's name, which sentinels are asked for. Default None: *url* names servers.
         timeout: Seconds, a timedelta or text such as ``"2s"``, that a batch and its answers may take, connecting
             included. Default 5.
         verify: With TLS, True to trust the certificate authorities that Python trusts (default), or the path of a file
@@ -55,22 +56,22 @@ class RedisSink(BrokerSink):
             out of range.
         MissingDependencyError: Without redis-py; it comes with the extra ``redis``.
 
-    An entry of a stream has the event's JSON in its field ``event``, and nothing else; where the JSON has no
-    ``timestamp`` (or no level) there is a field ``time``, in seconds since the epoch (or ``level``). An item of a list
-    is the JSON.
+    An entry of a stream has the event's JSON in its field ``event``. If the JSON has no ``timestamp``, the field
+    ``time`` holds the time in seconds since the epoch; if it has no level, the field ``level`` holds the level's name.
+    An item of a list is the JSON.
 
-    Delivered means that the server has answered: how safe an event is then is the server's business (``appendfsync``,
-    *wait_replicas*). A batch is one pipeline. What became of each event is told one by one: a server that is full
-    (``noeviction``) refuses those for which there is no room, and they are tried again. A refused login, or a key of
-    another kind, pauses; the events are kept. When the connection breaks before the answer, all of the batch is sent
-    again, so events may come twice.
+    Delivered means that the server has answered. How safe an event is then depends on the server (``appendfsync``,
+    *wait_replicas*). A batch is one pipeline, with an outcome for each event: a full server (``noeviction``) refuses
+    those for which it has no memory, and they are tried again. A refused login, or a key of another kind, is a pause:
+    the events are kept. If the connection breaks before the answer, the whole batch is sent again, so that events may
+    come twice.
 
-    A member of a cluster tells which one has *key*, and that one is used. The client's own retries are off: it tries
-    once, and whoever is around it decides. So put a `BackgroundSink` or `SpoolSink` around it; alone it is synchronous.
+    A redirection by a member of a cluster is followed. The client's own retries are off. Put a `BackgroundSink` or
+    `SpoolSink` around the sink, which retries; alone, the sink is synchronous and tries once.
 
-    Safe from any thread; batches leave one after the other. It connects with the first event. A forked child makes a
-    connection of its own. ``flush`` and ``close`` keep their timeout whatever the server does; an exchange that is
-    under way when ``close`` gives up is broken off.
+    Safe from any thread; batches are sent one after another. It connects at the first event. A forked child makes its
+    own connection. ``flush`` and ``close`` keep their timeout whatever the server does: a ``close`` that runs out of
+    time aborts the exchange in progress.
 
     Source: https://redis.io/docs/latest/commands/xadd/ and https://redis.io/docs/latest/commands/wait/.
     """
@@ -117,7 +118,7 @@ class RedisSink(BrokerSink):
 
     @property
     def needs_moment(self) -> bool:
-        """Whether level and time are looked at: a list has no place for them."""
+        """Whether items need a level and a time: entries of a stream have fields for them, lists do not."""
         return self._kind == "stream"
 
     def _connect(self) -> RedisLink:
@@ -132,7 +133,7 @@ class RedisSink(BrokerSink):
             if client.failed(first) and len(failures) == len(answers):
                 return self._send(client, batch)
             if len(answers) != len(batch):
-                raise first  # RPUSH takes all or none
+                raise first  # RPUSH is all or nothing
             return self._result({at: self._server.failure(each) for at, each in failures.items()}, len(batch))
         if isinstance(confirmed, Exception):
             raise confirmed
@@ -191,7 +192,7 @@ KINDS: tuple[Literal["stream", "list"], ...] = ("stream", "list")
 
 
 def checked_key(key: str) -> str:
-    """Return *key*.
+    """Return *key* if it is a key's name.
 
     Raises:
         ValueError: If it is empty.

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from outfall.sinks.errors import DeliveryError
     from outfall.sinks.event.units import Span
 
-#: What of the time-out a read may wait for a message.
+#: The share of the time-out that a read may wait for a message.
 _SHARE_OF_READ = 0.5
 
-#: How often in the span after which a consumer counts as dead a living one says that it lives.
+#: How many signs of life a consumer gives within *claim_after*.
 _SIGNS_OF_LIFE = 3
 
-#: How often what was trimmed is counted, in seconds.
+#: How often trimmed events are counted, in seconds.
 _COUNT_SECONDS = 1.0
 
-#: How many entries are given back at a time.
+#: How many entries are returned to the group at a time.
 _AT_A_TIME = 1_000
 
-#: After so many spans without a sign of life a consumer that has nothing is forgotten.
+#: A consumer without messages is removed after *claim_after* times this without a sign of life.
 _FORGOTTEN_AFTER = 10
 
 
@@ -48,30 +48,30 @@ class RedisListener(BrokerListener):
     """Take events out of a stream of Redis, or a list, and hand them to *sinks*, in batches.
 
     Any number of listeners, in any number of processes and machines, share the work: each event goes to one listener of
-    a *group*. An event is acknowledged once each sink has settled it, so a killed process loses none: what it had is
-    taken over by another after *claim_after*, and then comes again to sinks that had it already.
+    a *group*. An event is acknowledged once each sink has settled it, so a killed process loses none: after
+    *claim_after* another listener takes over its events. Sinks that had some of them already get these twice.
 
     Args:
         url: As `RedisSink` takes it.
         key: The stream or list.
         *sinks: Where the events go. They are not owned: close them after the listener.
         kind: ``"stream"`` (default) or ``"list"``, whose left end is read.
-        group: The group of consumers of a stream. It is made if there is none, and begins with the oldest event that
-            the stream has. Default ``"outfall"``. Groups are independent of one another. A list has none.
+        group: The consumer group of a stream. If it does not exist, it is created, and starts with the oldest event of
+            the stream. Groups are independent of one another. A list has none. Default ``"outfall"``.
         claim_after: Seconds, a timedelta or text such as ``"5m"``, without a sign of life from a listener after which
-            others take over what it had. One that lives gives three in that span, however slow its sinks are. Default
-            60.
-        respect_sink_level: Whether a sink's level applies. Default False: what is in the broker has passed a level
-            already. Processors always apply.
+            others take over its events. A living listener gives three signs of life in that span, however slow its
+            sinks are. Default 60.
+        respect_sink_level: Whether a sink's level applies. Default False: the level was applied where the event was
+            logged. Processors always apply.
         batch_size: How many events are read, and given to a sink, at a time. Default 500.
-        retry: When a batch that a sink could not take is tried again, and when the server is. Default
-            ``RetryPolicy()``: for as long as it takes.
-        dead_letter: A sink that gets the events that a sink refuses for good, and what is no JSON object. Not owned.
-            Default None: they are counted as ``dropped["rejected"]`` and ``dropped["garbage"]``.
-        dead_letter_key: A stream, or list, of the same server to put them into instead. Default None.
+        retry: When to try again: a batch that a sink could not take, and a server that cannot be reached. Default
+            ``RetryPolicy()``: without end.
+        dead_letter: A sink for events that a sink refuses for good, and for messages that are no JSON object. Not
+            owned. Default None: they are counted as ``dropped["rejected"]`` and ``dropped["garbage"]``.
+        dead_letter_key: A stream or list of the same server that gets them instead. Default None.
         username: The user, if it is not in the URL. Default None.
         password: The password, if it is not in the URL. Default None.
-        sentinel: The name that sentinels know the master by. Default None.
+        sentinel: The master's name, which sentinels are asked for. Default None.
         timeout: Seconds, a timedelta or text, that an exchange with the server may take, connecting included. Default
             5.
         verify: With TLS, True to trust the certificate authorities that Python trusts (default), or the path of a file
@@ -87,17 +87,17 @@ class RedisListener(BrokerListener):
         TypeError: If one of *sinks* or *dead_letter* is no sink, or an argument is of another type.
         MissingDependencyError: Without redis-py; it comes with the extra ``redis``.
 
-    Two batches are read ahead, so a sink that takes nothing holds up the others once two batches wait for it: put a
-    `SpoolSink` around it, or give it a listener with a group of its own. A refused batch is divided, as by any other
-    delivery; nothing blocks the stream.
+    The listener reads two batches ahead. A sink that takes nothing holds up the others once two batches wait for it:
+    put a `SpoolSink` around it, or give it a listener with a group of its own. A refused batch is divided until the
+    events at fault are found, so that they block nothing.
 
-    What was trimmed before the group had read it is counted as ``dropped["trimmed"]``, once for the group, by servers
-    from 7.0. What was read of a list stands in one of the listener's own, ``{key}:processing:NAME``, until it is
+    Events that were trimmed before the group had read them are counted as ``dropped["trimmed"]``, once for the group,
+    with servers from 7.0. Events read from a list are kept in another list, ``{key}:processing:NAME``, until they are
     settled.
 
-    Use it as a context manager, or call `start` and `stop`; both may be called again. `stop` gives back what is not
-    settled. Two threads and one for each sink at most; safe from any thread. A forked child has a listener that is not
-    started. At the exit of the process it is stopped, within the deadline that all sinks share.
+    Use it as a context manager, or call `start` and `stop`; both may be called again. `stop` returns unsettled events
+    to the group. It uses at most two threads and one for each sink. Safe from any thread. In a forked child the
+    listener is not started. At exit it stops, within the deadline that all sinks share.
 
     Needs Redis 6.2 or later.
 
@@ -141,7 +141,7 @@ class RedisListener(BrokerListener):
         login: dict[str, Any] = {"username": username, "password": password, "sentinel": sentinel}
         login |= {"verify": verify, "cert": cert}
         self._server = RedisServer(url, timeout=seconds, **login)
-        #: The sink for *dead_letter_key*.
+        #: The sink for *dead_letter_key*, or None.
         self._own_letters: RedisSink | None = None
         if dead_letter_key is not None:
             if dead_letter is not None:
@@ -164,7 +164,7 @@ class RedisListener(BrokerListener):
     def _fresh_state(self) -> None:
         super()._fresh_state()
         self._renewed = self._counted = 0.0
-        #: What the server knows this listener by.
+        #: The name of this listener at the server.
         self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
 
     def _read(self, number: int, seconds: float) -> Reading:
@@ -213,7 +213,7 @@ class RedisListener(BrokerListener):
 
     @contextlib.contextmanager
     def _moving(self, reader: _Reader) -> Any:
-        """Have *reader* begin anew, elsewhere where need be, after an error."""
+        """Make *reader* start over after an error, with another server if need be."""
         try:
             yield
         except Exception as error:
@@ -232,7 +232,7 @@ class RedisListener(BrokerListener):
         letters = self._own_letters
         if letters is not None and letters._lock.acquire(seconds):
             try:
-                letters._release()  # it connects again if the listener is started again
+                letters._release()  # a listener that is started again connects again
             finally:
                 letters._lock.release()
 
@@ -244,50 +244,50 @@ class RedisListener(BrokerListener):
 
 
 class _Reader(Protocol):
-    """How events are read from one kind of key."""
+    """Reads events from one kind of key."""
 
     link: RedisLink
-    #: False before the first read, and after an error.
+    #: False before the first read and after an error: `begin` is due.
     ready: bool
     claim_milliseconds: int
     next_claim: float
 
     def begin(self, under_way: list[Any]) -> None:
-        """Do what comes before the first read, and after an error, with tokens *under_way*."""
+        """Prepare the first read, or the next one after an error. *under_way* are the tokens of unsettled messages."""
 
     def read(self, number: int, seconds: float) -> Reading:
-        """Return what nobody has read."""
+        """Return messages that no consumer has read."""
         ...
 
     def claim(self, number: int, under_way: set[Any]) -> Reading:
-        """Return what was read before, by this listener or one that is dead, and is neither settled nor *under_way*."""
+        """Return messages that this listener or a dead one has read, and that are neither settled nor *under_way*."""
         ...
 
     def acknowledge(self, tokens: list[Any]) -> None:
-        """Say that these are settled."""
+        """Acknowledge the messages of *tokens*."""
 
     def renew(self, tokens: list[Any]) -> None:
-        """Say that this consumer lives, and has these under way."""
+        """Give a sign of life for this consumer, which has the messages of *tokens* in flight."""
 
     def give_back(self) -> None:
-        """Leave to others at once what this consumer has not acknowledged, and be forgotten."""
+        """Return this consumer's unacknowledged messages to the others at once, and remove the consumer."""
 
     def trimmed(self) -> int:
-        """Return how many have been trimmed unread since this was asked last, by anybody of the group."""
+        """Return how many events were trimmed unread since any listener of the group last asked."""
         ...
 
 
 class _Stream:
-    """A stream, read by a group of consumers."""
+    """A stream, read through a consumer group."""
 
     def __init__(self, link: RedisLink, key: str, group: str, consumer: str) -> None:
         self.link, self._key, self._group, self._consumer = link, key, group, consumer
         self.ready = False
         self.next_claim = 0.0
         self.claim_milliseconds = 0
-        #: What of this consumer's own was read before, from which id on; None once that is through.
+        #: The ID after which to read this consumer's own unacknowledged messages again; None once all are read.
         self._own: bytes | str | None = "0"
-        #: From where on others' are looked through.
+        #: Where the search through other consumers' messages continues.
         self._cursor: bytes | str = "0-0"
         self._counts = True
 
@@ -324,7 +324,7 @@ class _Stream:
         while self._own is not None:
             found = self._group_read("COUNT", number, "STREAMS", self._key, self._own)
             self._own = found[-1][0] if found else None
-            # One that was trimmed has no fields any more.
+            # Entries that were trimmed have no fields.
             own = [entry for entry in found if entry[0] not in under_way]
             reading = self._kept(own)
             if reading:
@@ -338,7 +338,7 @@ class _Stream:
                 return reading
 
     def _kept(self, entries: list[Any]) -> Reading:
-        """Return the messages of *entries*; acknowledge those that the stream has no more."""
+        """Return the messages of *entries*; acknowledge those that the stream no longer has."""
         gone = [entry[0] for entry in entries if entry[0] and not entry[1]]
         if gone:
             self.acknowledge(gone)
@@ -355,7 +355,7 @@ class _Stream:
         who = (self._key, self._group, self._consumer)
         idle = ("IDLE", self.claim_milliseconds, "JUSTID")
         held, place = False, "-"
-        # All that the server knows of, more than is under way here: it forgets what a consumer had together with it.
+        # Go by the server's list, which may hold more than is in flight here: removing a consumer drops its messages.
         while True:
             which = (self._key, self._group, place, "+", _AT_A_TIME, self._consumer)
             found = self.link.call("XPENDING", *which, parse_detail=True)
@@ -363,7 +363,7 @@ class _Stream:
                 break
             held = True
             numbers = [each["message_id"] for each in found]
-            # As if nobody had looked after them for long.
+            # Set a long idle time, so that the next claim takes them.
             self.link.call("XCLAIM", *who, 0, *numbers, *idle, parse_justid=True)
             place = f"({numbers[-1].decode()}"
         if not held:
@@ -376,17 +376,18 @@ class _Stream:
         forgotten = self.claim_milliseconds * _FORGOTTEN_AFTER
         try:
             return int(self.link.call("EVAL", _LOOK, 2, *keys, self._group, forgotten, self._consumer))
-        except self.link.redis.ResponseError:  # a user who must not run scripts, or a server before 7.0
+        except self.link.redis.ResponseError:  # the user may not run scripts, or the server is older than 7.0
             self._counts = False
             return 0
 
 
-#: Where XAUTOCLAIM begins anew.
+#: The cursors of an XAUTOCLAIM that is complete.
 _BEGINNING = (b"0-0", "0-0")
 
-#: Counts what was trimmed unread, in a key beside the stream, so that one listener of a group tells it; and forgets
-#: consumers that have nothing and give no sign of life. What was ever added, less what is there, has gone; of that the
-#: group has read so many at most. Once it has read the last entry, all that it has not read has gone.
+#: A script that counts events trimmed unread, and removes consumers that have nothing and give no sign of life. A key
+#: beside the stream holds the count, so that only one listener of a group reports it. Entries added, less the stream's
+#: length, were trimmed. Of these the group has read at most as many as it has read in all. Once it has read the last
+#: entry, everything that it has not read was trimmed.
 _LOOK = """
 local function fields(flat)
   local made = {}
@@ -425,7 +426,7 @@ def _reading_of(entries: list[Any]) -> Reading:
     times: dict[int, float] = {}
     if sum([len(fields) for _, fields in entries]) != len(entries) or None in bodies:
         for place, (_, fields) in enumerate(entries):
-            if bodies[place] is None:  # of somebody else: an event made of its fields
+            if bodies[place] is None:  # not written by Outfall: make an event of its fields
                 bodies[place] = orjson.dumps({_text(name): _text(value) for name, value in fields.items()})
             if len(fields) > 1 and b"level" in fields:
                 levels[place] = level_of({"level": _text(fields[b"level"])})
@@ -445,13 +446,13 @@ def _text(value: bytes) -> str:
 
 
 def _beside(key: str, name: str) -> str:
-    """Return the name of a key that a cluster has in the same place as *key*."""
+    """Return the name of a key for which a cluster uses the same slot as for *key*."""
     tagged = "{" in key and "}" in key[key.index("{") + 2 :]
     return f"{key}:{name}" if tagged else f"{{{key}}}:{name}"
 
 
 class _List:
-    """A list; what was read stands in a list of the consumer's own until it is settled."""
+    """A list. Messages that were read are kept in a list of the consumer's own until they are settled."""
 
     def __init__(self, link: RedisLink, key: str, group: str, consumer: str) -> None:
         self.link, self._key, self._consumer = link, key, consumer
@@ -471,7 +472,7 @@ class _List:
 
     def begin(self, under_way: list[Any]) -> None:
         self.renew(under_way)
-        # What a read that failed, or a stop that had to give up, has left.
+        # Messages left by a read that failed, or by a stop that ran out of time.
         known = Counter(under_way)
         self._again = []
         for body in self.link.call("LRANGE", self._processing, 0, -1):
@@ -492,7 +493,7 @@ class _List:
             moves = [("BLMOVE", *ends, str(seconds))]
         else:
             return Reading([], [])
-        # Another consumer may have taken this one for dead just now: whoever is not on the list is not looked for.
+        # Register again with each read: another consumer may just have removed this one as dead.
         _, *moved = self.link.pipeline([self._registration, *moves])
         bodies = [body for body in moved if body is not None]
         return Reading(bodies, bodies)
@@ -504,7 +505,7 @@ class _List:
         return Reading(taken, taken)
 
     def _take_over(self) -> None:
-        """Put back what dead consumers had, to the end from which it was read."""
+        """Put the messages of dead consumers back to the end that is read."""
         others = [
             name for each in self.link.call("SMEMBERS", self._consumers) if (name := _text(each)) != self._consumer
         ]

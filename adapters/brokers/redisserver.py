@@ -1,4 +1,4 @@
-"""A Redis server, and the connection to it: `RedisServer`, `RedisLink`."""
+"""The address of a Redis server and the connection to it: `RedisServer`, `RedisLink`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SENTINEL_PORT = 26379
 
 
 class RedisServer:
-    """Where a Redis server is, and how to log in to it.
+    """The address of a Redis server, and the login.
 
     Args:
-        url: ``redis://user:password@host:port/database``, or ``rediss://`` for TLS. Several hosts by commas are tried
-            in turn; with *sentinel* they are sentinels.
+        url: ``redis://user:password@host:port/database``, or ``rediss://`` for TLS. Several hosts, separated by commas,
+            are tried one after another; with *sentinel* they are sentinels.
         username: The user, if not in the URL.
         password: The password, if not in the URL.
         sentinel: The name of the master to ask sentinels for.
@@ -39,7 +39,7 @@ class RedisServer:
         ValueError: If *url* is not usable.
         MissingDependencyError: Without redis-py.
 
-    A member of a cluster tells who has a key; that is followed. No ``repr`` holds the password.
+    A redirection by a member of a cluster is followed. No ``repr`` holds the password.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class RedisServer:
         return f"<RedisServer {self.peer}>"
 
     def client(self, place: tuple[str, int], exchange: Exchange) -> Any:
-        """Return a client for the server at *place*, or the one that sentinels name. It connects when it is used.
+        """Return a client for the server at *place*, or for the master that sentinels name. It connects on first use.
 
-        Its connections take no longer than *exchange* may.
+        Connecting, sending and receiving together stop at the deadline of *exchange*.
         """
         usual = {name: value for name, value in self._usual.items() if name != "ssl"}
         tls = "SSL" if "ssl" in self._usual else ""
@@ -113,7 +113,7 @@ class RedisServer:
         return sentinels.master_for(self.sentinel, connection_class=_timed(kind, exchange))
 
     def failure(self, error: Exception) -> DeliveryError:
-        """Return what *error*, raised or answered by redis-py, means, without what it may repeat of an event."""
+        """Return the delivery error for *error*, raised or answered by redis-py. It repeats no part of an event."""
         text = _told(error)
         named = f"{self.peer}: {text}"
         redis = self.redis
@@ -131,7 +131,7 @@ class RedisServer:
         return TemporaryDeliveryError(f"{self.peer}: {type(error).__name__}{place_of(error)}")
 
 
-#: Codes at the beginning of an answer: what somebody has to change before anything is taken.
+#: Codes that begin an answer, for errors that last until somebody changes the configuration.
 _PAUSING = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "DENIED"})
 _PAUSING_WORDS = (
     "unknown command",
@@ -141,7 +141,7 @@ _PAUSING_WORDS = (
     "no password is",
 )
 
-#: What passes by itself, or when there is room.
+#: Codes for errors that pass by themselves, or once there is memory again.
 _TEMPORARY = frozenset(
     {"OOM", "LOADING", "BUSY", "READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "MOVED"}
     | {"ASK", "UNBLOCKED", "NOGROUP"}
@@ -149,14 +149,14 @@ _TEMPORARY = frozenset(
 
 
 def _temporary(redis: Any) -> tuple[type[Exception], ...]:
-    # redis-py cuts the code off from the text of these.
+    # redis-py removes the code from the text of these.
     exceptions = redis.exceptions
     names = ("OutOfMemoryError", "ReadOnlyError", "AskError", "TryAgainError", "ClusterDownError")
     return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
 
 
 def _told(error: Exception) -> str:
-    """Return the words of *error*, without what it quotes: an unknown command is answered with its arguments."""
+    """Return the text of *error* up to the first quote: Redis quotes the arguments of an unknown command."""
     words = re.split(r"['\"`]", str(error), maxsplit=1)[0].strip().rstrip(",:")
     return words[:200] or type(error).__name__
 
@@ -174,19 +174,19 @@ def _place(text: str, port: int) -> tuple[str, int]:
 
 
 def _moved(error: Exception) -> tuple[str, int] | None:
-    """Return where the member of a cluster that answered *error* sends us, or None if it does not."""
+    """Return the address that *error*, the answer of a cluster's member, redirects to; None if it is no redirection."""
     place = getattr(error, "host", None), getattr(error, "port", None)
     if type(error).__name__ == "MovedError" and place[1]:
         return str(place[0] or ""), int(place[1])
-    found = re.fullmatch(r"MOVED [0-9]+ (.*):([0-9]+)", str(error))  # as redis-py 5 leaves it
+    found = re.fullmatch(r"MOVED [0-9]+ (.*):([0-9]+)", str(error))  # redis-py 5 raises it as text
     return None if found is None else (found[1], int(found[2]))
 
 
 class Exchange:
-    """What is sent to a server, and its answers: how long that may take, and until when.
+    """The deadline of one exchange: a request and its answer.
 
     Args:
-        seconds: How long.
+        seconds: How long each exchange may take.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -194,7 +194,7 @@ class Exchange:
         self._deadline = float("inf")
 
     def begin(self) -> None:
-        """Begin another."""
+        """Start another exchange: set its deadline."""
         self._deadline = now() + self._seconds
 
     def left(self) -> float:
@@ -211,7 +211,10 @@ class Exchange:
 
 
 class _TimedSocket:
-    """A socket of redis-py's, whose own time-out begins anew with each piece that comes, however small."""
+    """A socket for redis-py that keeps to the deadline of an exchange.
+
+    The time-out of a plain socket starts again with each received piece, however small.
+    """
 
     def __init__(self, sock: Any, exchange: Exchange) -> None:
         self._sock, self._exchange = sock, exchange
@@ -220,7 +223,7 @@ class _TimedSocket:
         return getattr(self._sock, name)
 
     def _hurry(self) -> Any:
-        if self._sock.gettimeout() != 0:  # else it is only asked what has come
+        if self._sock.gettimeout() != 0:  # with 0, redis-py only asks whether data has arrived
             self._sock.settimeout(self._exchange.left())
         return self._sock
 
@@ -235,7 +238,7 @@ class _TimedSocket:
 
 
 def _timed(kind: Any, exchange: Exchange) -> Any:
-    """Return *kind*, a class of redis-py's connections, with sockets that keep to *exchange*."""
+    """Return a subclass of *kind*, a connection class of redis-py, whose sockets keep to *exchange*."""
 
     class Timed(kind):  # type: ignore[misc]
         def _connect(self) -> Any:
@@ -246,10 +249,10 @@ def _timed(kind: Any, exchange: Exchange) -> Any:
 
 
 class RedisLink:
-    """The client of one sink or listener: of one server after the other, where they fail or name another.
+    """The client of one sink or listener. It changes to another server if one fails or redirects.
 
     Args:
-        server: Where to connect.
+        server: The servers to choose from.
     """
 
     def __init__(self, server: RedisServer) -> None:
@@ -262,10 +265,10 @@ class RedisLink:
         self.client: Any = server.client(self._place, self.exchange)
 
     def failed(self, error: Any) -> bool:
-        """Choose another server if *error* is a reason for that; return True if to try again at once may help."""
+        """Change to another server if *error* calls for it; return True if an immediate retry may succeed."""
         redis = self._server.redis
         if self._server.sentinel is not None:
-            # What was the master may have become a replica: a new connection asks the sentinels.
+            # The master may have become a replica. A new connection asks the sentinels for the master.
             self.close()
             return False
         moved = _moved(error)
@@ -281,7 +284,7 @@ class RedisLink:
         return False
 
     def call(self, *command: Any, **options: Any) -> Any:
-        """Return the answer to *command*, of the member of a cluster that it is for; *options* are redis-py's."""
+        """Send *command* to the cluster member that it belongs to; return the answer. *options* are redis-py's."""
         self.exchange.begin()
         try:
             return self.client.execute_command(*command, **options)
@@ -292,7 +295,7 @@ class RedisLink:
         return self.client.execute_command(*command, **options)
 
     def pipeline(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """Return the answers to *commands*, sent at once.
+        """Send *commands* in one request; return the answers.
 
         Raises:
             Exception: The first answer that is an error.
@@ -315,7 +318,7 @@ class RedisLink:
     def close(self) -> None:
         """Close the connection; the client makes another when it is used again."""
         pool = self.client.connection_pool
-        # The clients of the sentinels, which say where the master is.
+        # The clients of the sentinels have connections of their own.
         asked = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
         for each in (pool, *(client.connection_pool for client in asked)):
             with contextlib.suppress(Exception):

@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
 
 class BrokerSink(HasClient, Sink):
-    """A sink that hands events to a broker by a client of the broker's own.
+    """A sink that sends events to a broker through the broker's own client library.
 
-    A message is the event's JSON and nothing else. A subclass sets what `_connect` needs before it calls this
-    constructor, and implements `_connect`, `_send`, `_disconnect`, `_failure` and `_describe`.
+    A message is the event's JSON. A subclass sets its own attributes before it calls this constructor, and implements
+    `_connect`, `_send`, `_disconnect`, `_failure` and `_describe`.
 
     Args:
         timeout: Seconds that connecting may take, and each exchange with the broker.
         level: Events below it are left out.
-        processors: Processors of structlog, applied in order to a copy of each event.
+        processors: structlog processors, applied in order to a copy of each event.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``.
         name: The name of the sink in reports and stats.
 
-    The client is made at construction, without connecting, so that a missing package is found out there, and nothing is
-    imported while the process ends. A forked child makes a client of its own, and leaves the parent's alone.
+    The constructor makes the client without connecting, so that a missing package raises there, and nothing is imported
+    at exit. A forked child makes its own client, and does not touch its parent's.
     """
 
     delivers_through_loggers = True  # the clients log
 
-    # Only what talks to the broker is locked, by `emit_batch`.
+    # `emit_batch` takes the lock itself, only for the exchange with the broker.
     locks_emit = False
 
     def __init__(
@@ -64,16 +64,16 @@ class BrokerSink(HasClient, Sink):
         super()._fresh_state()
         self._forget_client()
 
-    # -- what a subclass implements, all but _failure and _break_off under the lock
+    # -- implemented by subclasses; called with the lock held, except _failure and _break_off
 
     def _connect(self) -> Any:
         """Return a client. It connects when it is first used."""
         raise NotImplementedError
 
     def _send(self, client: Any, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Hand *batch* to the broker, and return when it has confirmed or refused each event; see ``emit_batch``.
+        """Send *batch*; return once the broker has confirmed or refused each event; see ``emit_batch``.
 
-        What is raised goes through `_failure`.
+        What it raises goes through `_failure`.
         """
         raise NotImplementedError
 
@@ -82,7 +82,7 @@ class BrokerSink(HasClient, Sink):
         raise NotImplementedError
 
     def _break_off(self, client: Any) -> None:
-        """Make an exchange that another thread waits for fail, where that can be done. Called without the lock."""
+        """Make the exchange that another thread is waiting in fail, if possible. Called without the lock."""
 
     def _failure(self, error: Exception) -> DeliveryError:
         """Return what *error*, raised by the client, means. It must hold no event and no secret."""
@@ -91,7 +91,7 @@ class BrokerSink(HasClient, Sink):
     # -- the sink
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Hand over one event, once."""
+        """Send one event, without a retry."""
         result = self.emit_batch([self.encode(event)])
         if result is not None:
             if result.retry:
@@ -100,7 +100,7 @@ class BrokerSink(HasClient, Sink):
             raise PermanentDeliveryError(next(iter(result.rejected.values()), "the broker refused it"))
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Hand over all of *batch*; return None if the broker has confirmed all, else what became of the others.
+        """Send *batch*; return None if the broker has confirmed all, else the outcome of the others.
 
         Raises:
             DeliveryError: If it has confirmed none.
@@ -120,9 +120,9 @@ class BrokerSink(HasClient, Sink):
             except Exception as error:
                 failure = self._failure(error)
             finally:
-                if self._closed:  # and close() did not wait for it
+                if self._closed:  # close() did not wait for this exchange
                     self._release()
-        # Out here, so that it has no context that may hold an event or a secret.
+        # Outside of the handler, so that no __context__ keeps an event or a secret.
         raise failure from None
 
     def _release(self) -> None:
@@ -140,9 +140,9 @@ class BrokerSink(HasClient, Sink):
 
 
 def lacking(batch: Sequence[Encoded]) -> Iterator[tuple[bytes, float | None, float | None]]:
-    """Yield for each item of *batch* its data, and its level and time where the JSON lacks them.
+    """Yield the data of each item in *batch*, with its level and time if the JSON lacks them, else None.
 
-    Nothing is parsed where the keys can be found without: that would halve the rate.
+    The JSON is searched, and only parsed where that is not sure: parsing each would halve the rate.
     """
     raws: Any = batch._items if isinstance(batch, Batch) else batch
     for raw in raws:
@@ -162,7 +162,7 @@ def lacking(batch: Sequence[Encoded]) -> Iterator[tuple[bytes, float | None, flo
 
 
 def _has_key(data: bytes, key: bytes) -> bool:
-    """Return True if the JSON object in *data* has *key*, given with its quotes and colon, itself and not within."""
+    """Return True if the JSON object in *data* has *key* at its top level; *key* includes its quotes and colon."""
     place = data.find(key)
     if place < 0:
         return False

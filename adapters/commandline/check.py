@@ -98,7 +98,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _try(described: Described, timeout: float, *, send: bool) -> tuple[str, str]:
-    """Open the *described* sink and close it; return its repr, and what is wrong with it or ""."""
+    """Open the *described* sink and close it; return its repr, and its fault or ""."""
     failures: list[SinkFailure] = []
     built_in = described.url.partition(":")[0].lower() in SCHEMES
     try:
@@ -154,7 +154,7 @@ def _refuse_unwritable(path: str) -> None:
     """Raise an OSError if the file at *path*, which its sink opens at the first event, cannot be written."""
     there = path if os.path.exists(path) else os.path.dirname(path)
     if not os.access(there, os.W_OK):
-        # Its error says why.
+        # Opening it raises an error that says why.
         os.close(os.open(there, os.O_WRONLY | os.O_APPEND))
 
 

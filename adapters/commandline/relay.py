@@ -1,4 +1,4 @@
-"""``outfall relay``: takes events from brokers and delivers them, as a process of its own."""
+"""``outfall relay``: a process that takes events from brokers and delivers them to targets."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def _address(text: str) -> tuple[str, int]:
 
 @dataclass
 class _Plan:
-    """What a relay is to do.
+    """What a relay reads from and delivers to.
 
     Args:
-        sources: The URLs of its brokers.
-        targets: What opens each of its targets.
-        timeout: How long it delivers at the end, in seconds.
+        sources: The URLs of the brokers.
+        targets: Functions that open the targets, one each.
+        timeout: How many seconds the relay may deliver after it was asked to stop.
     """
 
     sources: list[str] = field(repr=False)
@@ -112,10 +112,10 @@ class _Plan:
 
 
 def _plan_of(options: argparse.Namespace) -> _Plan:
-    """Return what the command line, or the file that it names, asks for.
+    """Return the plan that the command line gives, or the file of ``--config``.
 
     Raises:
-        ValueError: If that has no meaning.
+        ValueError: If the plan is invalid.
         OSError: If the file cannot be read.
     """
     if options.config is None:
@@ -146,7 +146,7 @@ def _plan_of(options: argparse.Namespace) -> _Plan:
 
 
 def _opened(url: str) -> Sink:
-    """Return the sink that *url* names, without a background; a spool stands in its place."""
+    """Open the sink that *url* names, without a background sink; a spool is kept."""
     try:
         return _checked(open_sink(url) if _SPOOLED.search(url) else open_sink(url, background=False))
     except ValueError as error:
@@ -157,7 +157,7 @@ def _opened(url: str) -> Sink:
 
 
 def _opened_by(described: Described) -> Sink:
-    """Do the same for a sink of a file."""
+    """Open a sink that the file of ``--config`` describes, without a background sink; a spool is kept."""
     spooled = "spool" in described.options or _SPOOLED.search(described.url)
     return _checked(described.open() if spooled else described.open(background=False))
 
@@ -174,7 +174,7 @@ def _checked(sink: Sink) -> Sink:
 
 
 class _Relay:
-    """Listeners, and the sinks behind them, from their start to their end."""
+    """The listeners of a plan, and the sinks that they deliver to."""
 
     def __init__(self, plan: _Plan) -> None:
         self.plan = plan
@@ -184,7 +184,7 @@ class _Relay:
             for opens in plan.targets:
                 self.sinks.append(opens())
             for url in plan.sources:
-                # The level in a target's URL is meant.
+                # By default a target's level applies: its URL asks for it.
                 more = {} if "respect_sink_level=" in url else {"respect_sink_level": True}
                 self.listeners.append(open_listener(url, *self.sinks, **more))
         except BaseException:
@@ -202,7 +202,7 @@ class _Relay:
         return all(listener.connected for listener in self.listeners)
 
     def end(self) -> bool:
-        """Deliver what was read, within the plan's time; return False if something is left to the broker."""
+        """Deliver what was read, within the plan's timeout; return False if the broker keeps some of it."""
         deadline = now() + self.plan.timeout
         done: list[bool] = []
 
@@ -218,7 +218,7 @@ class _Relay:
         return len(done) == len(threads) and all(done) and all(closed)
 
     def numbers(self) -> tuple[int, int, int, int]:
-        """Return how many events were delivered, wait, were dropped, and went to dead letters."""
+        """Return how many events were delivered, are pending, were dropped, and went to dead letters."""
         every = [listener.stats() for listener in self.listeners]
         behind = [target for stats in every for target in stats.targets]
         dropped = sum(sum(stats.dropped.values()) for stats in (*every, *behind))
@@ -236,7 +236,7 @@ def _relay(options: argparse.Namespace) -> int:
             relay.start()
             say(f"relay: {', '.join(map(repr, relay.listeners))}")
             relay = _run(relay, options, signals)
-        # From here on another signal ends it at once.
+        # The old signal handlers are restored: a second signal ends the process at once.
         _notify("STOPPING=1")
         complete = relay.end()
     delivered, _, dropped, dead = relay.numbers()
@@ -246,7 +246,7 @@ def _relay(options: argparse.Namespace) -> int:
 
 
 def _run(relay: _Relay, options: argparse.Namespace, signals: SimpleQueue[int]) -> _Relay:
-    """Run until a signal asks for the end; return the relay that runs then, which SIGHUP may have made anew."""
+    """Serve until a signal asks to stop; return the relay that runs then: SIGHUP replaces *relay* by a new one."""
     ready = False
     before, since = 0, now()
     due = since + options.status if options.status else float("inf")
@@ -279,7 +279,7 @@ def _told(delivered: int, pending: int, dropped: int, dead: int) -> str:
 
 
 def _again(relay: _Relay, options: argparse.Namespace) -> _Relay:
-    """Return a relay as the file says now, in the place of *relay*; that one goes on if the file has no meaning."""
+    """Return the relay that SIGHUP asks for: a new one as the file says now, or *relay* if the file is invalid."""
     if options.config is None:
         complain("relay: SIGHUP reads --config again, and there is none")
         return relay
@@ -297,7 +297,7 @@ def _again(relay: _Relay, options: argparse.Namespace) -> _Relay:
 
 @contextlib.contextmanager
 def _signals() -> Generator[SimpleQueue[int]]:
-    """Give the signals that come, one by one."""
+    """Yield a queue that receives the number of each SIGTERM, SIGINT and SIGHUP."""
     came: SimpleQueue[int] = SimpleQueue()
     if threading.current_thread() is not threading.main_thread():
         yield came
@@ -313,7 +313,7 @@ def _signals() -> Generator[SimpleQueue[int]]:
 
 @contextlib.contextmanager
 def _metrics(address: tuple[str, int] | None) -> Generator[None]:
-    """Serve metrics meanwhile."""
+    """Serve metrics at *address* while the context is active; do nothing if it is None."""
     if address is None:
         yield
         return
@@ -336,7 +336,7 @@ def _metrics(address: tuple[str, int] | None) -> Generator[None]:
 
 
 def _notify(text: str) -> None:
-    """Tell systemd, if it wants to know; see sd_notify(3)."""
+    """Send *text* to systemd if it started this process with ``Type=notify``; see sd_notify(3)."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path or not hasattr(socket, "AF_UNIX"):
         return

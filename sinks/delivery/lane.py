@@ -1,9 +1,9 @@
-"""From a listener to one of its sinks: a worker whose events hold tickets."""
+"""The worker that delivers a listener's events to one of its sinks: `Lane`."""
 
-# A listener reads items, and has a lane for each sink. It makes a ticket for each item, and adds the item's events with
-# the ticket to each lane. When a sink has settled an event, its lane releases the ticket. An item is finished once all
-# holders have released its ticket: `QueueListener` calls task_done() then. A listener that reads whole batches has a
-# `Worker` of its own, which stores batches instead.
+# A listener reads items from a queue and has a lane for each sink. It makes a ticket for each item, and adds the item's
+# events to each lane, together with the ticket. A lane releases the ticket of each event that its sink has settled.
+# Once every holder has released the ticket, the item is finished, and `QueueListener` calls task_done(). Listeners that
+# read whole batches use another subclass of `Worker`, which stores batches.
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Ticket:
     __slots__ = ("events", "holders", "queued")
 
     def __init__(self, *, queued: bool) -> None:
-        #: Whether it comes from the queue, whose `task_done` is called when it is finished.
+        #: True if the item comes from the queue, so that its `task_done` is due.
         self.queued: bool = queued
-        #: How many hold it: the reader while it hands the item on, and each event of it in a lane.
+        #: The number of holders: the reader until it has added all events, and each event in a lane.
         self.holders: int = 1
-        #: How many events it has become.
+        #: The number of events in the item.
         self.events: int = 0
 
 
@@ -47,15 +47,15 @@ class Lane(Worker):
     """The events that wait for one sink, and the thread that delivers them.
 
     Args:
-        listener: The listener, held weakly; its ``_tell_of_sink(sink, error, events)`` is called for each failure.
-        name: The text for the name of its thread.
+        listener: A weak reference to the listener. Its ``_tell_of_sink(sink, error, events)`` gets each failure.
+        name: The name of the thread.
         sink: Where the events go.
-        ledger: What the listener counts for that sink, over all its starts.
-        release: Called with the tickets of events that are settled, and with no lock held.
+        ledger: The listener's counts for that sink, over all its starts.
+        release: Called with the tickets of settled events, without a lock.
         bells: Rung when there is room.
-        capacity: How many events may be in it, those being delivered included.
-        batch_size: How many the sink is given at a time.
-        linger: Seconds that the first event of a batch waits for more.
+        capacity: How many events it may hold, those in flight included.
+        batch_size: How many events the sink gets at a time.
+        linger: How many seconds the first event of a batch waits for more.
         respect_level: Whether the sink's level applies.
         retry: When a batch that failed is tried again. Default ``RetryPolicy()``.
         dead_letter: A sink for events that the sink refuses for good. Default None: they are dropped.
@@ -95,10 +95,10 @@ class Lane(Worker):
         self._release = release
         self._capacity = capacity
         self._respect_level = respect_level
-        #: What waits, oldest first, and the tickets of each batch that was taken.
+        #: Events that wait, oldest first, and the tickets of each batch in flight.
         self._items: list[tuple[dict[str, Any], Ticket]] = []
         self._in_hand: list[list[Ticket]] = []
-        #: True once an event was dropped after somebody had waited for room in vain, until there is some.
+        #: True from the first event dropped after a wait for room was in vain, until there is room.
         self.impatient: bool = False
         #: True once `end` has found events that were not settled.
         self.gave_up: bool = False
@@ -106,11 +106,11 @@ class Lane(Worker):
     # -- what the listener calls
 
     def has_room(self) -> bool:
-        """Return True if one more event may come in."""
+        """Return True if there is room for one more event."""
         return not self.closed and self.put - self.done < self._capacity
 
     def is_idle(self) -> bool:
-        """Return True if nothing waits, so that its sink has nothing to do."""
+        """Return True if no event waits."""
         return not self._items
 
     def add(self, event: dict[str, Any], ticket: Ticket) -> bool:
@@ -118,7 +118,7 @@ class Lane(Worker):
         with self.lock:
             if not self.has_room():
                 return False
-            # No call among these lines, so that no interrupt comes between.
+            # No call within these lines: interrupts run at calls.
             self._items += ((event, ticket),)
             ticket.holders += 1
             self.put += 1
@@ -126,7 +126,7 @@ class Lane(Worker):
         return True
 
     def look(self) -> None:
-        """Wake the thread if it has to know of what was added."""
+        """Wake the thread if it waits for what was added."""
         with self.lock:
             rouses = self.put > self.wake_at
             if rouses:
@@ -135,7 +135,7 @@ class Lane(Worker):
             self.rouse()
 
     def conclude(self, deadline: float) -> None:
-        """Take nothing more; the thread ends when it has delivered what waits, or gives up at *deadline*."""
+        """Accept no more events. The thread ends once it has delivered those that wait, or at *deadline*."""
         with self.lock:
             self.closed = self.stopping = self.concluding = True
             self.urgent_until = deadline
@@ -143,7 +143,7 @@ class Lane(Worker):
             self.rouse()
 
     def deliver_once(self) -> None:
-        """Deliver what waits in this thread, without a second attempt. An interrupt passes through."""
+        """Deliver one batch in the calling thread, without retries. An interrupt passes through."""
         with self.lock:
             self.stopping = True
             taken, token = self.take()
@@ -160,7 +160,7 @@ class Lane(Worker):
             self._finish(taken, token)
 
     def end(self) -> tuple[int, int]:
-        """End at once; see `Worker.end`."""
+        """End at once and return the numbers of `Worker.end`."""
         with self.lock:
             self.gave_up = self.gave_up or self.put > self.settled
             return super().end()
@@ -181,7 +181,7 @@ class Lane(Worker):
         return len(self._items)
 
     def take(self) -> tuple[list[tuple[dict[str, Any], Ticket]], list[Ticket]]:
-        """Take a batch, and its tickets."""
+        """Take a batch and its tickets."""
         taken = self._items[: self.batch_size]
         del self._items[: self.batch_size]
         tickets = [ticket for _, ticket in taken]
@@ -189,11 +189,11 @@ class Lane(Worker):
         return taken, tickets
 
     def prepared(self, taken: list[tuple[dict[str, Any], Ticket]]) -> Batch:
-        """Return what the sink's level and processors leave of it."""
+        """Return a batch of the events that pass the sink's level and processors."""
         return Batch([item for event, _ in taken if (item := self._item_of(event)) is not None])
 
     def _item_of(self, event: dict[str, Any]) -> Encoded | None:
-        """Return what to give to the sink; None if *event* is settled without it."""
+        """Return the item for the sink; None if *event* is filtered or dropped."""
         try:
             if self.target.closed:
                 msg = f"{self.target.name} is closed"
@@ -219,7 +219,7 @@ class Lane(Worker):
             if mine:
                 self._in_hand.remove(token)
         if mine:
-            # Before the events count as done: a flush that waits for them then finds the whole item settled.
+            # Release first: a flush that sees the events settled then finds the item finished.
             self._release(token)
         super()._finish(taken, token)
 
@@ -227,6 +227,6 @@ class Lane(Worker):
         self.ledger.last_error = describe(error)
         listener = self._owner()
         if listener is not None:
-            # Not under the mark of a delivering thread: what on_error logs, other sinks may take.
+            # Clear the mark of a delivering thread, so that other sinks accept what on_error logs.
             with delivering(value=False):
                 listener._tell_of_sink(self.target, error, events)

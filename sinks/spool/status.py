@@ -1,4 +1,4 @@
-"""What is in a spool, as anybody can see it from outside: `SpoolStatus`."""
+"""What a spool holds, read from its files by any process: `SpoolStatus`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from outfall.sinks.spool.store import LEDGER_NAME, is_alive, is_spool, owner_of,
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """What one process has in a spool, or has left there.
+    """What one process keeps in a spool, or has left there.
 
     Args:
-        name: The name of its directory.
-        pid: The number of the process that made it. In another container it may be another's here.
-        alive: Whether some process has it now: the one that made it, or one that has adopted it.
+        name: The name of the store's directory.
+        pid: The ID of the process that created it. In another container this ID may belong to another process.
+        alive: True if a process uses the store: its creator, or one that has adopted it.
         events: How many events are not delivered yet, corrupt lines included.
-        bytes: How many bytes they are.
-        in_flight: How many of them are being sent, as far as is recorded.
-        oldest: When the oldest of them happened, in seconds since the epoch; None if there is none, or it does not say.
-        ledger: What the process last wrote down of its account: the numbers of `SinkStats`, ``dropped``,
-            ``last_error``, and when it was written, ``time``. None if there is none.
-        problem: Why the rest is not known: files of a later version, or without permission. None if all is well.
+        bytes: The size of these events in bytes.
+        in_flight: How many of these events were being sent when the cursor was written last.
+        oldest: The timestamp of the oldest of these events, in seconds since the epoch; None if there is no event, or
+            it has no timestamp.
+        ledger: The counters that the process last wrote: the numbers of `SinkStats`, ``dropped``, ``last_error``, and
+            ``time``, when they were written. None if there are none.
+        problem: Why the other fields are unknown: files of a later version, or no permission. None if they are known.
     """
 
     name: str
@@ -47,11 +48,11 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True)
 class SpoolStatus:
-    """What is in a spool's directory at one moment, read from its files without disturbing the processes that use it.
+    """What a spool's directory holds at one moment, read from its files without disturbing the processes that use it.
 
     Args:
         directory: The directory.
-        stores: What each process has there, oldest first.
+        stores: The stores of all processes, oldest first.
     """
 
     directory: str
@@ -59,11 +60,11 @@ class SpoolStatus:
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> SpoolStatus:
-        """Return the status of the spool in *directory*. Reads as much as there is on disk.
+        """Return the status of the spool in *directory*. It reads all undelivered events from disk.
 
         Raises:
-            FileNotFoundError: If there is no such directory, or no spool in it.
-            OSError: If it may not be read.
+            FileNotFoundError: If the directory does not exist, or holds no spool.
+            OSError: If it cannot be read.
         """
         path = os.fsdecode(directory)
         os.listdir(path)
@@ -79,12 +80,12 @@ class SpoolStatus:
 
     @property
     def bytes(self) -> int:
-        """How many bytes they are."""
+        """The size of these events in bytes."""
         return sum(store.bytes for store in self.stores)
 
     @property
     def oldest(self) -> float | None:
-        """When the oldest event happened that is not delivered yet, in seconds since the epoch, or None."""
+        """The timestamp of the oldest undelivered event, in seconds since the epoch; None if no event has one."""
         return min((store.oldest for store in self.stores if store.oldest is not None), default=None)
 
 
@@ -110,14 +111,14 @@ def _status_of(path: str) -> StoreStatus | None:
             _ledger(path),
         )
     except FileNotFoundError:
-        # Delivered meanwhile, or adopted and removed.
+        # A process has delivered it meanwhile and removed a file, or the whole store.
         return _status_of(path) if os.path.isdir(path) else None
     except (OSError, SinkError) as error:
         return StoreStatus(name, owner_of(name), alive, problem=str(error))
 
 
 def unsettled(path: str) -> list[tuple[str, int]]:
-    """Return the files of the store at *path* with unsettled events, oldest first, and where in each these begin.
+    """Return the files of the store at *path* with unsettled events, oldest first, each with the offset to read from.
 
     Raises:
         NewerFormatError: If a later version has written there.

@@ -1,6 +1,6 @@
-"""A store: the segments of one process in a spool's directory, the cursor that guards them, and who owns them.
+"""A store: the segments of one process in a spool's directory, and the cursor that says how far they are delivered.
 
-Nothing here knows of targets or threads. Threads that share a `Store` guard it with a lock where its methods say so.
+Nothing here knows of targets or threads. Methods whose docstrings say "guarded" need the lock that threads share.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAME = re.compile(r"(\d{19,20})-(\d{1,10})-([0-9a-f]{8})")
 #: The file with the owner's ledger, for `SpoolStatus`.
 LEDGER_NAME = "status.json"
 
-#: An empty file that marks the directory as a spool's while no store is in it.
+#: An empty file that marks a directory as a spool while it contains no store.
 MARK = ".outfall-spool"
 
 _NOT_OPEN = -1
@@ -38,15 +38,15 @@ _CHUNK_BYTES = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """Some lines read from a store, in order: what is delivered as one batch.
+    """Consecutive lines of a segment, delivered as one batch.
 
     Args:
-        segment: The number of the segment they stand in.
-        start: Where the first begins, in bytes.
-        end: Where the last ends.
-        raws: The events in them, as items of a `Batch`.
-        lines: How many lines they are.
-        corrupt: How many of these are no events.
+        segment: The number of the segment.
+        start: The offset of the first line, in bytes.
+        end: The offset after the last line.
+        raws: The events of the lines, as items of a `Batch`.
+        lines: The number of lines.
+        corrupt: The number of lines that are no events.
         key: The idempotency key of the batch.
     """
 
@@ -62,56 +62,57 @@ class Portion:
 class Store:
     """The segments of one process in a spool's directory, oldest first, and how far they are delivered.
 
-    A store is a directory, locked by ``flock(2)`` for as long as its owner lives. If the lock can be had, the owner is
-    dead, and the store belongs to the process that takes the lock. `create` and `adopt` make one.
+    A store is a directory that its owner locks by ``flock(2)``. The kernel releases the lock when the owner dies. Then
+    another process may take the lock, and becomes the owner. `create` and `adopt` return stores.
 
-    One thread may read (`take`, `begin`, `settle`) while another appends. The methods that say "guarded" are called
-    under a lock that both threads use.
+    One thread may read (`take`, `begin`, `settle`) while another appends. Methods whose docstrings say "guarded" need
+    the lock that both threads share.
     """
 
     def __init__(self, path: str, descriptor: int, *, sync: bool) -> None:
         self.path = path
         self._sync = sync
-        #: Whether it was made here, and is not adopted.
+        #: True if this process created the store, False if it adopted it.
         self.mine = False
         self.name: str = os.path.basename(path)
-        #: Oldest first; the last is appended to, if this store is this process's own.
+        #: Oldest first. In a store that this process created, new events go to the last.
         self.segments: deque[Segment] = deque()
         #: Whether the last segment is appended to.
         self.appended: bool = False
-        #: Up to where the first segment is settled, in bytes.
+        #: How far the first segment is settled, in bytes.
         self.offset: int = 0
-        #: Whether lines of the first segment are on their way.
+        #: True while lines of the first segment are in flight.
         self.busy: bool = False
         self._lock_descriptor = descriptor
-        #: The number of the newest segment so far: none comes twice, since the cursor would take it for settled.
+        #: The number of the newest segment so far. No number is reused: the cursor would regard the segment as settled.
         self._newest = 0
         #: A batch that was in flight when an earlier owner died.
         self._flight: Cursor | None = None
+        #: What the cursor file contains.
         self._noted: Cursor | None = None
         self._cursor = cursors.CursorFile(path)
         self._reader = Reader()
 
-    # -- made
+    # -- creating
 
     @classmethod
     def create(cls, directory: str, *, sync: bool = False) -> Store:
-        """Make a new store in *directory*, which is made too, and lock it.
+        """Create a store in *directory* and lock it. A missing directory is created too.
 
         Args:
-            directory: Where stores are.
-            sync: Whether the cursor, full segments and the names of files have to be on the medium at once.
+            directory: The spool's directory.
+            sync: True to sync the cursor, full segments and directory entries to the medium at once.
 
         Raises:
-            OSError: If that cannot be done.
+            OSError: If a file or directory cannot be created.
         """
         mark(directory)
         while True:
-            # By time first, so that names sort by age; the rest only has to be nobody else's.
+            # The time comes first, so that sorting by name sorts by age. The rest makes the name unique.
             name = f"{time.time_ns():020}-{os.getpid()}-{os.urandom(4).hex()}"
             path = os.path.join(directory, name)
             os.mkdir(path)
-            # Another process may have taken it for a dead one and locked it. Then make another.
+            # Another process may have locked it already, taking its owner for dead. Create another one then.
             descriptor = _locked(path)
             if descriptor is not None:
                 store = cls(path, descriptor, sync=sync)
@@ -120,12 +121,13 @@ class Store:
 
     @classmethod
     def adopt(cls, path: str, *, sync: bool = False) -> tuple[Store, str | None] | None:
-        """Take over the store at *path*; return None if it has an owner, or is none.
+        """Take over the store at *path*; return None if it has an owner, or is no store.
 
-        Second is what was found to be wrong with it, in words, if something was.
+        Returns:
+            The store, and a description of what is wrong with its files, or None if nothing is.
 
         Raises:
-            NewerFormatError: If a later version of Outfall has written there. It is left alone.
+            NewerFormatError: If a later version of Outfall has written there. The files stay as they are.
             OSError: If it cannot be read.
         """
         if not _NAME.fullmatch(os.path.basename(path)):
@@ -141,7 +143,7 @@ class Store:
             raise
 
     def _recover(self) -> str | None:
-        """Find the segments and the place to go on from."""
+        """Find the segments and the offset to resume at; return what is wrong with the files, or None."""
         sizes = {number: os.path.getsize(self._path(name)) for number, name in segments_in(self.path)}
         wrong: str | None = None
         place: Cursor | None = None
@@ -156,7 +158,7 @@ class Store:
             if wrong is not None:
                 place = None
         if place is not None:
-            # A kill came after the cursor had moved on and before the segments behind it were removed.
+            # The last owner died after it moved the cursor and before it removed the segments that were settled.
             for number in [number for number in sizes if number < place.segment]:
                 os.unlink(self._path(Segment(number).name))
                 del sizes[number]
@@ -172,9 +174,9 @@ class Store:
         return wrong
 
     def _doubt(self, place: Cursor, sizes: dict[int, int]) -> str | None:
-        """Return why the cursor at *place* must not be believed; None if it may."""
+        """Return why the cursor *place* is wrong; None if it is consistent with the segments' *sizes*."""
         if place.segment not in sizes:
-            # Segments are removed oldest first, those given up too. Past the last one is where all is settled.
+            # Segments are removed oldest first. The cursor is one past the last segment when all is settled.
             past = place == Cursor(max(sizes) + 1, 0)
             return None if past or min(sizes) > place.segment else "the cursor is ahead of the data"
         if max(place.offset, place.end or 0) > sizes[place.segment]:
@@ -198,22 +200,22 @@ class Store:
     def _path(self, name: str) -> str:
         return os.path.join(self.path, name)
 
-    # -- appended to; by the thread that has the owner's lock
+    # -- appending; needs the lock
 
     def roll(self, appender: Appender) -> None:
-        """Go on in a new segment.
+        """Create the next segment, and append to it from now on.
 
         Args:
-            appender: What the new one is opened in; what it had open is closed.
+            appender: What appends. Its file is closed and replaced by the new one.
 
         Raises:
-            OSError: If no segment can be made. Then all is as it was.
+            OSError: If no segment can be created. Then nothing has changed.
         """
         if self._sync and appender.descriptor != _NOT_OPEN:
             os.fsync(appender.descriptor)
         if self._noted is None:
-            # While there is room: on a full disk a cursor can be written over but none made, and without one nothing
-            # could be delivered that makes room.
+            # Create the cursor before the first segment. On a full disk it can be overwritten but not created, and
+            # without a cursor nothing can be delivered, so that no segment could be removed.
             self._note(Cursor(self._newest + 1, 0))
         while True:
             segment = Segment(self._newest + 1)
@@ -221,10 +223,10 @@ class Store:
                 descriptor = appender.create(self.path_of(segment))
                 break
             except FileExistsError:
-                # An interrupt came between the making of the file and what follows.
+                # An interrupt came after this file had been created and before it was recorded.
                 self._newest += 1
         old = appender.descriptor
-        # Up to the end of this block there is no call, and so no place for an interrupt or a signal handler.
+        # No call until the end of this block: interrupts and signal handlers run at calls.
         if self.appended:
             last = self.segments[-1]
             last.size = appender.end
@@ -243,7 +245,7 @@ class Store:
             cursors.sync_path(self.path)
 
     def drop_oldest(self) -> int | None:
-        """Remove the oldest segment that is neither read nor appended to; return what `Segment.left` was.
+        """Remove the oldest segment that is neither read nor appended to; return its `Segment.left`.
 
         Return None if there is none.
         """
@@ -255,21 +257,21 @@ class Store:
             os.unlink(self._path(segment.name))
         del self.segments[place]
         if place == 0:
-            # The cursor in the file names a segment that is gone: whoever recovers begins with the next.
+            # The cursor file names a segment that is gone. Recovery starts at the next one.
             self.offset = 0
             self._flight = None
             self._reader.forget()
         return segment.left
 
-    # -- read; by one thread, which takes the owner's lock where it says "guarded"
+    # -- reading, in one thread; guarded where the docstring says so
 
     def hold(self, end: int) -> int:
-        """Keep the first segment for reading; return up to where `take` may read, 0 if there is nothing now. Guarded.
+        """Mark the first segment as `busy`; return how far `take` may read it, 0 if nothing is unread. Guarded.
 
-        It is `busy` until `settle` or `leave`.
+        It stays `busy` until `settle` or `leave`.
 
         Args:
-            end: How long the segment that is appended to is; of no meaning for others.
+            end: The size of the segment that is appended to, in bytes. Ignored for other segments.
         """
         if not self.segments:
             return 0
@@ -280,12 +282,13 @@ class Store:
     def take(self, stop: int, lines: int, size: int) -> Portion:
         """Return the next lines.
 
+        The batch that an earlier owner had in flight comes first: the same lines under the same key, whatever the
+        limits.
+
         Args:
             stop: What `hold` returned.
-            lines: How many at most.
-            size: How many bytes at most, unless one line alone is more.
-
-        What an earlier owner had in flight comes first, the same lines under the same key, however many they are.
+            lines: The maximum number of lines.
+            size: The maximum number of bytes. A single line may be longer.
 
         Raises:
             OSError: If the segment cannot be read.
@@ -302,26 +305,26 @@ class Store:
         return Portion(head.number, self.offset, after, tuple(raws), len(raws) + corrupt, corrupt, key)
 
     def begin(self, portion: Portion) -> None:
-        """Record in the cursor that *portion* is on its way, under its key, and that all before it is settled."""
+        """Record in the cursor that *portion* is in flight, under its key, and that all before it is settled."""
         self._note(Cursor(portion.segment, portion.start, portion.end, portion.key))
 
     def settle(self, portion: Portion) -> None:
-        """Note that *portion* is settled. Guarded. The next `begin`, `rest` or `pass_on` records it in the cursor."""
+        """Note that *portion* is settled; the next `begin`, `rest` or `pass_on` writes it into the cursor. Guarded."""
         self.busy = False
         if self.segments and self.segments[0].number == portion.segment:
             self.offset = portion.end
             self.segments[0].settled += portion.lines
 
     def leave(self) -> None:
-        """Put back what was taken: `take` returns it again. Guarded."""
+        """Put the batch in flight back, so that `take` returns it again. Guarded."""
         self.busy = False
         self._flight = self._noted if self._noted is not None and self._noted.end is not None else None
         self._reader.forget()
 
     def rest(self) -> None:
-        """Record in the cursor how far all is settled, and that nothing is on its way, unless it says so already.
+        """Record in the cursor how far all is settled, and that nothing is in flight.
 
-        A batch that an earlier owner had on its way stays recorded.
+        A batch that an earlier owner had in flight stays recorded.
         """
         if self.segments and self._flight is None:
             place = Cursor(self.segments[0].number, self.offset)
@@ -329,9 +332,9 @@ class Store:
                 self._note(place)
 
     def hold_spent(self) -> bool:
-        """Keep the first segment, for `pass_on` and `shift`, if it is settled to its end and nothing more can come.
+        """Mark the first segment as `busy` if all of it is settled and nothing is appended to it; return True if so.
 
-        Return whether it is so. Guarded.
+        `pass_on` and `shift` remove it then. Guarded.
         """
         if not self.segments or (self.appended and len(self.segments) == 1):
             return False
@@ -339,16 +342,16 @@ class Store:
         return self.busy
 
     def pass_on(self) -> str:
-        """Move the cursor on to the next segment; return the path of the file to remove after `shift`.
+        """Move the cursor to the next segment; return the path of the file to remove after `shift`.
 
-        The cursor is written before the segment is removed, so it never points into a file that is gone.
+        The cursor is written before the file is removed, so that it never names a missing file.
         """
         following = self.segments[1].number if len(self.segments) > 1 else self.segments[0].number + 1
         self._note(Cursor(following, 0))
         return self._path(self.segments[0].name)
 
     def shift(self) -> int:
-        """Forget the first segment, whose file is to be removed; return what `Segment.left` was. Guarded."""
+        """Forget the first segment, whose file the caller removes; return its `Segment.left`. Guarded."""
         segment = self.segments.popleft()
         self.busy = False
         self.offset = 0
@@ -359,10 +362,10 @@ class Store:
         self._cursor.write(place, sync=self._sync)
         self._noted = place
 
-    # -- the files themselves
+    # -- files
 
     def check(self, appender: Appender) -> bool:
-        """Return True if the directory and the segment appended to are where and what they should be. Guarded."""
+        """Return True if the directory and the segment appended to are intact, at their paths. Guarded."""
         if not self.appended:
             return True
         try:
@@ -373,13 +376,13 @@ class Store:
         return os.path.samestat(found, own) and own.st_size == appender.end and self._cursor.is_there()
 
     def restore(self, appender: Appender) -> int:
-        """Make the directory again after it was deleted or moved away; return how many events are lost. Guarded.
+        """Create the directory again after somebody deleted or moved it; return how many events are lost. Guarded.
 
-        Two segments are still open and are copied back: the one that is appended to, and the one that is read. For the
-        reading thread alone.
+        Two segments are still open, and are copied back: the one that is appended to, and the one that is read. Only
+        the reading thread may call it.
 
         Raises:
-            OSError: If that cannot be done.
+            OSError: If that fails.
         """
         if self.mine:
             if self.appended and appender.descriptor != _NOT_OPEN:
@@ -413,7 +416,7 @@ class Store:
                     _copy(source, path, appender.end if current else segment.size)
                     if current:
                         _reopen(appender, path)
-                        self._reader.forget()  # what comes is not in the file that it has open
+                        self._reader.forget()  # it has the old file open, and new events go to the copy
             elif not os.path.exists(path) and not (self.busy and segment is self.segments[0]):
                 lost += segment.left
                 if segment is self.segments[0]:
@@ -423,7 +426,7 @@ class Store:
         return lost
 
     def _measure(self, appender: Appender) -> None:
-        """Take the segment appended to for as long as it is, after somebody else has cut it or written to it."""
+        """Set the appender's end to the actual size, after another program has cut the file or written to it."""
         size = os.fstat(appender.descriptor).st_size
         if size > appender.end:
             appender.amend()
@@ -432,7 +435,7 @@ class Store:
             if len(self.segments) == 1:
                 self._reader.forget()
                 if self.offset > size:
-                    self.offset = 0  # what is there was written since
+                    self.offset = 0  # all that is in the file was written after the cut
 
     def _is_there(self) -> bool:
         try:
@@ -441,13 +444,13 @@ class Store:
             return False
 
     def sync(self) -> None:
-        """Write the cursor, and the names of all files, to the medium."""
+        """Sync the cursor and the directory entries to the medium."""
         with contextlib.suppress(FileNotFoundError):
             cursors.sync_path(self._path(cursors.FILE_NAME))
         cursors.sync_path(self.path)
 
     def publish(self, ledger: bytes) -> None:
-        """Write *ledger* to its file. If that fails, the spool goes on without it."""
+        """Write *ledger* to its file. Errors are ignored: the spool works without the file."""
         path = self._path(LEDGER_NAME)
         with contextlib.suppress(OSError):
             descriptor = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -458,14 +461,14 @@ class Store:
             os.replace(f"{path}.tmp", path)
 
     def release(self) -> None:
-        """Release the store as it is: the next process to take its lock adopts it."""
+        """Unlock the store and leave its files: the next process adopts it."""
         if self._lock_descriptor != _NOT_OPEN:
-            # Closing it would not do: a child forked meanwhile holds the same open directory.
+            # Closing the descriptor is not enough: a forked child may hold a copy of it, and with it the lock.
             unlock(self._lock_descriptor)
         self.forget()
 
     def forget(self) -> None:
-        """Close what is open, in a forked child: the lock stays with the parent."""
+        """Close all files without unlocking. For a forked child: the lock belongs to the parent."""
         self._reader.forget()
         self._cursor.close()
         descriptor, self._lock_descriptor = self._lock_descriptor, _NOT_OPEN
@@ -473,9 +476,9 @@ class Store:
             os.close(descriptor)
 
     def remove(self) -> None:
-        """Remove the store and release it: all that is in it is settled."""
+        """Delete the store, whose events are all settled, and unlock it."""
         with contextlib.suppress(OSError):
-            # The cursor last: without it, segments that are still there would be delivered again.
+            # The cursor goes last: without it, the next owner would deliver remaining segments again.
             for name in sorted(filter(_is_ours, os.listdir(self.path)), key=lambda name: name == cursors.FILE_NAME):
                 os.unlink(self._path(name))
             os.rmdir(self.path)
@@ -487,13 +490,13 @@ def _is_ours(name: str) -> bool:
 
 
 def mark(directory: str) -> None:
-    """Make *directory* if it is missing, and mark it as a spool's.
+    """Mark *directory* as a spool. A missing directory is created.
 
     Raises:
         OSError: If it cannot be made.
     """
     os.makedirs(directory, exist_ok=True)
-    with contextlib.suppress(OSError):  # there may be no room; stores mark the directory as well
+    with contextlib.suppress(OSError):  # the disk may be full; a store marks the directory as well
         os.close(os.open(os.path.join(directory, MARK), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
 
 
@@ -512,21 +515,21 @@ def stores_in(directory: str) -> list[str]:
 
 
 def is_alive(path: str) -> bool:
-    """Return True if some process has the store at *path*.
+    """Return True if a process has locked the store at *path*.
 
     Raises:
         OSError: If it cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Shared, and released at once. A process that tries to adopt the store meanwhile fails, and tries again later.
+        # A shared lock, released at once. A process that tries to adopt the store meanwhile fails, and retries later.
         return not try_lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
 
 
 def owner_of(name: str) -> int:
-    """Return the number of the process that made the store *name*."""
+    """Return the process ID in the name of a store: that of its creator."""
     match = _NAME.fullmatch(name)
     if match is None:
         msg = f"{name!r} is no name of a store"
@@ -535,13 +538,13 @@ def owner_of(name: str) -> int:
 
 
 def _locked(path: str) -> int | None:
-    """Return the descriptor of the directory at *path*, locked; None if another process has it, or it is gone."""
+    """Lock the directory at *path* and return its descriptor; None if another process has locked it, or it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        # The lock may be that of a directory which its last owner has removed meanwhile.
+        # The last owner may have removed the directory between the open and the lock.
         if try_lock(descriptor) and os.path.samestat(os.stat(path), os.fstat(descriptor)):
             return descriptor
     except FileNotFoundError:
@@ -561,14 +564,14 @@ def _is_file(path: str, descriptor: int) -> bool:
 
 
 def _reopen(appender: Appender, path: str) -> None:
-    # Under the same descriptor: a signal handler's write may be about to use it.
+    # dup2 keeps the descriptor's number: an interrupted write may be about to use it.
     opened = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     os.dup2(opened, appender.descriptor, inheritable=False)
     os.close(opened)
 
 
 def _copy(source: int, path: str, size: int) -> None:
-    """Copy the first *size* bytes of the open file *source* to a new file at *path*, whole or not at all."""
+    """Copy the first *size* bytes of the open file *source* to a new file at *path*, atomically."""
     temporary = f"{path}.tmp"
     target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:

@@ -1,4 +1,4 @@
-"""The stores of one process in a spool's directory: its own and those it has adopted, within a bound."""
+"""The stores of one process in a spool's directory, its own and adopted ones, within a limit of bytes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from outfall.sinks.core.lock import WriteLock
     from outfall.sinks.spool.store import Portion
 
-#: There may be room again for the next event.
+#: Errors of a full disk, which may have room again for the next event.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-#: So many stores of dead processes are held at a time; the others wait for their turn.
+#: How many stores of dead processes are adopted at a time. The others are adopted later.
 _MOST_ADOPTED = 64
 
 
 class Depot:
     """The stores of one process in a spool's directory.
 
-    Any thread appends, with the lock taken; one thread reads, and takes the lock where it has to.
+    Any thread appends, and holds the lock for that. One thread reads, and takes the lock where it has to.
 
     Args:
-        directory: Where the stores are.
+        directory: The spool's directory.
         lock: Guards what threads share.
-        max_bytes: What all segments together may have, those of adopted stores included.
-        segment_bytes: How large a segment grows, unless one event alone is larger.
-        drops_oldest: Whether the oldest segment is given up when there is no room.
-        sync: Whether everything has to be on the medium at once.
+        max_bytes: The most bytes that all segments may hold together, those of adopted stores included.
+        segment_bytes: The size of a segment. A single event may be larger.
+        drops_oldest: True to remove the oldest segment when there is no room.
+        sync: True to sync everything to the medium at once.
     """
 
     def __init__(
@@ -49,34 +49,34 @@ class Depot:
         self._segment_bytes = segment_bytes
         self._drops_oldest = drops_oldest
         self._sync = sync
-        #: The end of the segment that events go to: hot paths append to it by themselves, up to its limit.
+        #: What appends to the current segment. Hot paths append by themselves, up to its limit.
         self.out: Appender = Appender()
-        #: False while the thread sleeps. Then every event has to come to `append`, which wakes it.
+        #: False while the worker thread sleeps. Then each event has to go through `append`, whose caller wakes it.
         self.awake: bool = False
         self.own: Store | None = None
-        #: Oldest first.
+        #: Stores of dead processes, oldest first.
         self.adopted: deque[Store] = deque()
-        #: How many events were found in adopted stores.
+        #: How many events the adopted stores held.
         self.adopted_events: int = 0
-        #: How many events were lost on disk or given up, by reason.
+        #: How many events were lost or dropped on disk, by reason.
         self.lost: defaultdict[str, int] = defaultdict(int)
         #: Errors to report, each with the number of events lost.
         self.news: list[tuple[Exception, int]] = []
-        #: Why the directory cannot be made again.
+        #: Why the directory cannot be created again; None if nothing is wrong.
         self._broken: OSError | None = None
         #: How many of this process's own events are settled.
         self.settled: int = 0
         self._own_last = False
-        #: Segments that were left since the last `sync`.
+        #: Full segments that are not synced yet.
         self._unsynced: list[str] = []
-        #: At this size another segment is begun; more while none can be made.
+        #: The size at which the next segment starts. It grows while no segment can be created.
         self._roll_at = segment_bytes
-        #: True while one segment replaces another, and what signal handlers log meanwhile.
+        #: True while one segment replaces another; signal handlers append to `_meanwhile` then.
         self._arranging = False
         self._meanwhile: list[bytes] = []
         self._left_alone: set[str] = set()
 
-    # -- appending; with the lock taken
+    # -- appending; needs the lock
 
     @property
     def stored(self) -> int:
@@ -84,7 +84,7 @@ class Depot:
         return self.out.before + self.out.events
 
     def count(self) -> int:
-        """Return how many events were appended, those included that an interrupt has left uncounted."""
+        """Return how many events were appended, those included that an interrupt left uncounted."""
         with self._lock:
             if self.out.unsure:
                 self.out.amend()
@@ -92,19 +92,19 @@ class Depot:
 
     @property
     def size(self) -> int:
-        """How many bytes there are in segments."""
+        """How many bytes all segments hold."""
         return self._other_bytes() + self.out.end
 
     def _other_bytes(self) -> int:
-        """Return how many bytes there are in all segments but the one that is appended to."""
+        """Return how many bytes the segments hold, apart from the one that is appended to."""
         found = 0
         for store in self._stores():
-            # The size of the segment that is appended to is not known to it.
+            # The segment appended to has a size of 0 here: its appender counts it.
             found += sum(segment.size for segment in store.segments)
         return found
 
     def append(self, line: bytes) -> bool:
-        """Append *line*, making room as the policy says; return False if there is none.
+        """Append *line*; make room as the policy says. Return False if there is no room.
 
         Raises:
             OSError: If it cannot be written.
@@ -133,24 +133,24 @@ class Depot:
         return True
 
     def _append_within(self, line: bytes) -> None:
-        """Append *line* for a signal handler or a ``__del__`` that has interrupted this thread within the lock."""
+        """Append *line* for a signal handler or a ``__del__`` that interrupted this thread while it held the lock."""
         if self._arranging:
             self._meanwhile.append(line)
             return
         out = self.out
         size = os.fstat(out.descriptor).st_size
-        # The other's line may be there already, and not yet counted; or half of it.
+        # The interrupted append may have written its line, or half of it, without counting it yet.
         half = size > out.end and os.pread(out.descriptor, 1, size - 1) != b"\n"
         out.append(b"\n" + line if half else line)
 
     def set_awake(self, awake: bool) -> None:
-        """Set whether the thread is awake: if not, each event has to come to `append`."""
+        """Set whether the worker thread is awake. While it is not, each event has to go through `append`."""
         with self._lock:
             self.awake = awake
             self.set_limit()
 
     def set_limit(self) -> None:
-        """Compute up to which size hot paths may append by themselves."""
+        """Set the size up to which hot paths append by themselves."""
         room = self._max_bytes - self._other_bytes()
         ready = self.awake and self._broken is None and self.out.descriptor != -1
         self.out.limit = min(self._roll_at, room) if ready else -1
@@ -162,7 +162,7 @@ class Depot:
                 continue
             if not out.end or (self._other_bytes() and not self._drops_oldest):
                 return False
-            # It can be given up, or removed when it is delivered, once another has taken its place.
+            # Start a new segment: only segments that nothing is appended to are removed.
             if not self._roll():
                 return False
         if out.descriptor == -1 or (out.end and out.end + size > self._roll_at):
@@ -170,10 +170,10 @@ class Depot:
         return True
 
     def _roll(self) -> bool:
-        """Go on in another segment; return False if none can be made and the one that is open has to do.
+        """Start a new segment; return False if none can be created and the open one stays in use.
 
         Raises:
-            OSError: If none can be made and none is open.
+            OSError: If none can be created and none is open.
         """
         out = self.out
         self._arranging = True
@@ -188,7 +188,7 @@ class Depot:
             except OSError as error:
                 if out.descriptor == -1:
                     raise
-                # No new file can be made; the one that is open still takes events.
+                # The open segment still takes events.
                 self.news.append((error, 0))
                 self._roll_at = out.end + self._segment_bytes
                 return False
@@ -203,14 +203,14 @@ class Depot:
         try:
             self.out.append(line)
         except OSError as error:
-            # It was taken for stored.
+            # The line counted as stored already.
             self.lost["error"] += 1
             self.out.before += 1
             self.settled += 1
             self.news.append((error, 1))
 
     def _drop_one(self) -> bool:
-        """Give up the oldest segment there is; return False if there is none to give up."""
+        """Remove the oldest segment that can be; return False if there is none."""
         for store in self._stores():
             left = store.drop_oldest()
             if left is not None:
@@ -224,12 +224,12 @@ class Depot:
             yield self.own
 
     def _forget(self, store: Store, left: int, reason: str, why: str) -> None:
-        """Count what was *left* in segments of *store* that are gone."""
+        """Count the events *left* in segments of *store* that are gone, and report them."""
         if left > 0:
             self.lost[reason] += left
             self.news.append((SinkError(f"{store.name}: {why}"), left))
         elif left < 0:
-            # More lines than were written: another program has added some, or damage has made two of one.
+            # More lines than were written: another program added some, or damage split a line.
             self.adopted_events -= left
         if store is self.own:
             self.settled += left
@@ -238,18 +238,18 @@ class Depot:
     # -- reading; in one thread, without the lock
 
     def waiting(self) -> int:
-        """Return how many events of this process's own are not settled."""
+        """Return how many events of this process are not settled."""
         return self.stored - self.settled
 
     def next(self, lines: int, size: int) -> tuple[Store, Portion] | None:
-        """Return the next events to deliver; own ones and adopted ones take turns.
+        """Return the next lines to deliver, from the own store and an adopted one in turn; None if there are none.
 
         Args:
-            lines: How many at most.
-            size: How many bytes at most.
+            lines: The maximum number of lines.
+            size: The maximum number of bytes.
 
         Raises:
-            OSError: If they cannot be read.
+            OSError: If a segment cannot be read.
         """
         candidates = [] if self.own is None else [self.own]
         if self.adopted:
@@ -270,19 +270,19 @@ class Depot:
         return None
 
     def begin(self, store: Store, portion: Portion) -> None:
-        """Record that *portion* is on its way.
+        """Record that *portion* is in flight.
 
         Raises:
-            OSError: If it cannot be recorded: then it must not be sent, or a kill could repeat more than this.
+            OSError: If it cannot be recorded. Do not send it then: a kill could repeat more than one batch.
         """
-        # A kill may repeat one batch, and not one of each store: what was sent before has to be recorded as settled.
+        # A kill may repeat one batch, not one per store. So the other stores record first what was sent before.
         for other in self._stores():
             if other is not store:
                 other.rest()
         store.begin(portion)
 
     def settle(self, store: Store, portion: Portion) -> None:
-        """Note that *portion* is settled, and that its corrupt lines are lost."""
+        """Note that *portion* is settled, and count its corrupt lines as lost."""
         with self._lock:
             store.settle(portion)
             if store is self.own:
@@ -293,17 +293,17 @@ class Depot:
                 self.news.append((SinkError(f"lines that are no events: {where}"), portion.corrupt))
 
     def leave(self) -> None:
-        """Put back what was taken."""
+        """Put the batch in flight back."""
         busy = [store for store in self._stores() if store.busy]
         with self._lock:
             for store in busy:
                 store.leave()
 
     def tidy(self) -> None:
-        """Remove segments that are settled, and adopted stores that are empty; bring the cursors up to date.
+        """Remove settled segments and empty adopted stores; write the cursors.
 
         Raises:
-            OSError: If a cursor cannot be replaced.
+            OSError: If a cursor cannot be written.
         """
         for store in list(self._stores()):
             while True:
@@ -331,16 +331,16 @@ class Depot:
                 store.remove()
 
     def rest(self) -> None:
-        """Bring the cursors up to date while there is nothing to do.
+        """Write the cursors while nothing is in flight.
 
         Raises:
-            OSError: If one cannot be replaced.
+            OSError: If one cannot be written.
         """
         for store in list(self._stores()):
             store.rest()
 
     def settle_missing(self) -> None:
-        """Count events as lost that no file holds: another program has cut the file, and written to it."""
+        """Count events as lost that are in no file, because another program has cut the file and written to it."""
         with self._lock:
             own = self.own
             left = self.waiting()
@@ -349,7 +349,7 @@ class Depot:
                 self._forget(own, left, "corrupt", "events are missing in the segment that is written")
 
     def find_dead(self) -> bool:
-        """Return True if some process has left something that nobody has taken over.
+        """Return True if a dead process has left a store that nobody has adopted.
 
         Raises:
             OSError: If the directory cannot be read.
@@ -363,7 +363,7 @@ class Depot:
         return False
 
     def adopt(self) -> None:
-        """Take over what dead processes have left."""
+        """Adopt the stores of dead processes."""
         for path in stores_in(self.directory):
             if len(self.adopted) >= _MOST_ADOPTED:
                 return
@@ -372,7 +372,7 @@ class Depot:
             try:
                 found = Store.adopt(path, sync=self._sync)
             except (OSError, SinkError) as error:
-                # Reported once, though it is there the next time, too.
+                # The next call finds the same error. It is reported once.
                 self._left_alone.add(path)
                 self.news.append((error, 0))
                 continue
@@ -388,7 +388,7 @@ class Depot:
                 self.set_limit()
 
     def check(self) -> None:
-        """Check whether the files are where they should be; make them again if not."""
+        """Check the files of the own store; restore what is missing."""
         own = self.own
         if own is None:
             return
@@ -400,7 +400,7 @@ class Depot:
             self.news.append((SinkError(f"{own.name}: its files were removed or changed by somebody else"), 0))
 
     def _restore(self, store: Store) -> bool:
-        """Make the files of *store* again that another program has removed; return False if that fails."""
+        """Restore the files of *store* that another program has removed; return False if that fails."""
         with self._lock:
             out = self.out
             if out.unsure:
@@ -413,7 +413,7 @@ class Depot:
                 if store is self.own:
                     if self._broken is None:
                         self.news.append((error, 0))
-                    # What cannot be on disk is not taken.
+                    # Refuse events: they cannot be written to disk.
                     self._broken = error
                 return False
             finally:
@@ -434,7 +434,7 @@ class Depot:
             own.publish(ledger)
 
     def sync(self) -> None:
-        """Write all that was appended so far to the medium.
+        """Sync all that was appended so far to the medium.
 
         Raises:
             OSError: If that fails.
@@ -455,10 +455,10 @@ class Depot:
         with contextlib.suppress(FileNotFoundError):
             own.sync()
 
-    # -- the end
+    # -- closing
 
     def retire(self) -> None:
-        """Remove this process's own store if all in it is settled; the next event makes another."""
+        """Remove the own store if all its events are settled. The next event creates another."""
         with self._lock:
             own = self.own
             if own is None or self.out.unsure or self._broken is not None or self.waiting():
@@ -470,7 +470,7 @@ class Depot:
         own.remove()
 
     def close(self) -> None:
-        """Remove the stores that are settled, and release the others for the next process to adopt."""
+        """Remove the stores whose events are settled, and unlock the others for the next process to adopt."""
         with self._lock:
             if self.out.unsure:
                 self.out.amend()
@@ -491,7 +491,7 @@ class Depot:
                 store.remove()
 
     def forget(self) -> None:
-        """Close what is open, in a forked child: all of it is the parent's."""
+        """Close all files without unlocking. For a forked child: the locks belong to the parent."""
         self.out.close()
         for store in self._stores():
             store.forget()
