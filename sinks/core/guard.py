@@ -38,7 +38,7 @@ class Guarded:
                         raise unknown_argument(cls.__name__, name, kwargs[name], known, _elsewhere(cls, name))
             return super().__new__(cls)
 
-        # Not __getattr__, which would make the interpreter look up every attribute the slow way.
+        # Not __getattr__, which would slow down the interpreter's lookup of every attribute.
         @property
         def formatter(self) -> NoReturn:
             """Raise an AttributeError that names the remedy; `logging.basicConfig` reads this of each handler."""

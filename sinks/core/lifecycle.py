@@ -42,7 +42,7 @@ class Participant(Protocol):
         ...
 
     def hasten(self, deadline: float) -> None:
-        """Tell the delivering thread to send at once what waits; `drain` waits until *deadline* (monotonic clock)."""
+        """Make the delivering thread send waiting events at once; `drain` waits until *deadline* (monotonic clock)."""
 
     def drain(self, timeout: float) -> None:
         """Put out all waiting events within *timeout* seconds, and buffer no more from now on."""
@@ -118,8 +118,8 @@ def drain() -> None:
     begin = now()
     _State.draining = True
     deadline = _State.deadline = begin + max(0.0, EXIT_DEADLINE_SECONDS - _State.spent)
-    # First tell all threads to hurry, so that they work at the same time. Sinks that others own come last, since their
-    # owner's thread may be using them.
+    # First hasten all threads, so that they work at the same time. Owned sinks come last, since their owner's thread
+    # may be using them.
     living = sorted(participants(), key=lambda participant: (participant.has_owner, participant.delivers_later))
     failure: BaseException | None = None
     steps: tuple[Callable[[Participant], None], ...] = (

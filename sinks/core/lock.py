@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-#: Added to a `WriteLock.turn` to release it; a tuple, so that ``turn += TURN`` is one step of the interpreter.
+#: Added to `WriteLock.turn` to release the lock; a tuple, so that ``turn += TURN`` is one step of the interpreter.
 TURN = (None,)
 
 #: The code objects of functions that take a turn inline. Such a function holds it while its local ``holding`` is true.
@@ -90,7 +90,7 @@ class WriteLock:
         #: The frame that acquired the lock; None while it is free.
         self._frame: FrameType | None = None
         self._depth = 0
-        #: True if an outer frame of the same thread has taken the turn inline: that frame puts it back.
+        #: True if an outer frame of the same thread has taken the turn inline. That frame puts it back.
         self._borrowed = False
 
     # A signal handler or another thread can run only at calls, at the start of a function, and where a loop jumps back.

@@ -618,7 +618,7 @@ class Sink(Guarded, InChain, Forwarding):
         return any(wrapper() is not None for wrapper in self._wrappers)
 
     def hasten(self, deadline: float) -> None:
-        """Tell the delivering thread to send at once what waits; called at exit, before `drain`, with its deadline."""
+        """Make the delivering thread send waiting events at once; called at exit, before `drain`, with its deadline."""
         self._put_remainders(deadline)
 
     def drain(self, timeout: float) -> None:

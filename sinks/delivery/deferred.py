@@ -1,4 +1,4 @@
-"""What `BackgroundSink` and `SpoolSink` have in common: they keep events, and a `Worker` delivers them to a target."""
+"""The common part of `BackgroundSink` and `SpoolSink`: they store events, and a `Worker` delivers them to a target."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class DeferredSink(Sink):
-    """Keep events, by `_take`, for a worker that delivers them to *target*.
+    """Store events, by `_take`, for a worker that delivers them to *target*.
 
-    The arguments are described at the subclasses, which make a worker in `_fresh_state`.
+    Subclasses describe the arguments, and make the worker in `_fresh_state`.
 
     Raises:
         ValueError: If *block_timeout*, *batch_size* or *linger* is not usable.
         TypeError: If *target* is no sink.
     """
 
-    # Delivery runs library code that logs, in the thread; emit_batch and emit keep what they are given.
+    # The worker's thread runs libraries that log while it delivers. `emit_batch` and `emit` only store the events.
     delivers_through_loggers = True
     delivers_later = True
     locks_emit = False
     counts_batches = True
 
-    #: A `Worker`, of the subclass's kind; `_fresh_state` makes it.
+    #: The worker, of a class that the subclass chooses.
     _worker: Any
 
     def __init__(
@@ -60,18 +60,18 @@ class DeferredSink(Sink):
         target.surround(self)
         self._changed()
 
-    # -- what applications call
+    # -- methods for applications
 
     @property
     def target(self) -> Sink:
-        """Where the events go."""
+        """The sink that gets the events."""
         return self._target
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Deliver everything that was accepted so far; return True when all of it is settled.
+        """Deliver everything that was accepted so far; return True if all of it is settled.
 
         Args:
-            timeout: Seconds. None stands for `Sink.drain_timeout`, 5 s.
+            timeout: The time limit in seconds. Default None: `Sink.drain_timeout`, 5 s.
         """
         if not here[0]:
             notice_fork()
@@ -82,19 +82,19 @@ class DeferredSink(Sink):
         return settled and flushed
 
     def hasten(self, deadline: float) -> None:
-        """Stop the thread from lingering, at exit; `drain` waits for it until *deadline*."""
+        """Make the thread deliver without lingering, at exit; `drain` waits for it until *deadline*."""
         super().hasten(deadline)
         if not self._closed:
             self._worker.hasten(deadline)
 
-    # -- what the pipeline and a sink around this one call
+    # -- methods for the pipeline and for a sink around this one
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Keep one event."""
+        """Store one event."""
         self._put(event)
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Keep each item; what there is no room for is left for a retry."""
+        """Store each item; items without room are left for a retry."""
         for index, item in enumerate(batch):
             try:
                 self._take(item)
@@ -105,7 +105,7 @@ class DeferredSink(Sink):
         return None
 
     def encode(self, event: dict[str, Any]) -> Encoded:
-        """Return *event* as a batch item for the target, past the target's level and processors.
+        """Return the target's item for *event*, after the target's level and processors.
 
         Raises:
             DropEvent: If the target filters it.
@@ -121,7 +121,7 @@ class DeferredSink(Sink):
         return (self._target,)
 
     def restore_item(self, data: bytes, level: float, time: float) -> Encoded:
-        """Return what the target makes of it; see `Forwarding.restore_item`."""
+        """Return the item as the target restores it; see `Forwarding.restore_item`."""
         return self._target.restore_item(data, level, time)
 
     def _put(self, event: dict[str, Any]) -> Exception | None:
@@ -129,10 +129,10 @@ class DeferredSink(Sink):
         return None
 
     def _take(self, item: Encoded) -> None:
-        """Keep *item*, making room for it as the policy says.
+        """Store *item*, after making room as the overflow policy says.
 
         Raises:
-            FullError: If there is none.
+            FullError: If there is no room.
         """
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
-"""Batches on their way to a target: `RetryPolicy`, and `Delivery`, which tries, waits, halves and sets aside.
+"""Delivery of batches to a target, with retries: `RetryPolicy` and `Delivery`.
 
-Shared by `QueueListener`, `BackgroundSink` and `SpoolSink`. Nothing here knows of threads or files: the
-caller passes in the function that waits.
+Shared by `QueueListener`, `BackgroundSink` and `SpoolSink`. Nothing here knows of threads or files: the caller passes
+in the function that waits.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to wait before a batch is tried again, and how often it is.
+    """How long to wait before a failed batch is tried again, and how often.
 
-    Waits grow by *factor* from *start_seconds* to *max_seconds*; with *jitter* each is a random part of that, from
-    nothing to the whole ("full jitter"), so that many clients do not come back at the same instant. What the target
-    says of the wait (``Retry-After``) can make it longer, never shorter.
+    Waits grow by *factor*, from *start_seconds* to *max_seconds*. With *jitter* each wait is a random part of that,
+    between nothing and all of it ("full jitter"), so that many clients do not retry at the same instant. The target can
+    make a wait longer (``Retry-After``), never shorter.
 
-    A target that refuses everything until something is changed (`PausedDeliveryError`) is asked again after
-    *pause_start_seconds*, twice as long each time up to *pause_max_seconds*, for as long as it takes.
+    A target that refuses everything until somebody changes something (`PausedDeliveryError`) is tried again after
+    *pause_start_seconds*. Each pause is twice as long as the one before, up to *pause_max_seconds*; there is no limit
+    to their number.
 
-    Each time is a number of seconds, a timedelta, or text such as ``"1m30s"``; it is kept as seconds.
+    Each time is a number of seconds, a timedelta, or text such as ``"1m30s"``; it is stored as seconds.
 
     Args:
-        start_seconds: The first wait, in seconds. 0 retries at once, always. Default 0.5.
-        factor: What the wait is multiplied by after each failure, 1 or more. Default 2.0.
+        start_seconds: The first wait, in seconds. With 0 every retry is immediate. Default 0.5.
+        factor: The factor between one wait and the next, 1 or more. Default 2.0.
         max_seconds: The longest wait, in seconds. Default 30.0.
         jitter: Whether waits are shortened at random. Default True.
-        max_attempts: How many times a batch is tried in all before it is given up, 1 or more; what is given up goes to
-            the dead letter sink, or is counted as ``dropped["retries"]``. Default None: for ever. What waits is
-            bounded by the sink's capacity.
+        max_attempts: How often a batch is tried in all, 1 or more. After that its events go to the dead letter sink, or
+            count as ``dropped["retries"]``. Default None: without limit. The sink's capacity limits the events that
+            wait.
         pause_start_seconds: The first pause, in seconds. Default 1.0.
         pause_max_seconds: The longest pause, in seconds. Default 60.0.
 
@@ -86,13 +87,13 @@ class RetryPolicy:
             raise ValueError(msg)
 
     def wait_seconds(self, failures: int, random: Callable[[], float]) -> float:
-        """Return how long to wait after so many *failures* in a row, 1 or more; *random* gives numbers in [0, 1)."""
+        """Return the wait after *failures* failures in a row, 1 or more; *random* returns numbers in [0, 1)."""
         start, limit = cast("float", self.start_seconds), cast("float", self.max_seconds)
         longest = _grown(start, self.factor, failures - 1, limit)
         return longest * random() if self.jitter else longest
 
     def pause_seconds(self, pauses: int) -> float:
-        """Return how long the pause of this number lasts, counted from 1."""
+        """Return the length of the pause with this number, counted from 1."""
         start, limit = cast("float", self.pause_start_seconds), cast("float", self.pause_max_seconds)
         return _grown(start, 2.0, pauses - 1, limit)
 
@@ -102,33 +103,35 @@ def _is_number(value: Any) -> bool:
 
 
 def _grown(start: float, factor: float, times: int, limit: float) -> float:
-    # A power beyond what a float holds raises; long before that the limit is reached.
+    # A large power overflows a float. The limit is reached long before that.
     return min(limit, start * factor ** min(times, 60)) if factor < 1e5 else min(limit, start if times == 0 else limit)
 
 
 class Delivery:
-    """Bring batches to a target, one after the other, until each event is settled.
+    """Delivers batches to a target, one after another, until each event is settled.
 
-    What the target cannot take now is tried again after a wait; a batch that it refuses for good is halved until the
-    one event is found that is to blame, which goes to the dead letter sink, and the others are delivered, in order.
-    Where its size may be why there was no answer (`TemporaryDeliveryError.halve_after`, a `TimeoutError`, or a
-    `ConnectionError` several times in a row) half as much is sent at a time, until that gets through; each batch that
-    does lets the next be a quarter larger.
+    If the target cannot take a batch now, it is tried again after a wait. If the target refuses a batch for good, the
+    batch is halved until the event at fault is found. That event goes to the dead letter sink, and the others are
+    delivered, in order.
+
+    A batch may get no answer because of its size (`TemporaryDeliveryError.halve_after`, a `TimeoutError`, or several
+    times in a row a `ConnectionError`). Then half as much is sent at a time, until that is answered. Each answered
+    batch lets the next one be a quarter larger.
 
     Args:
-        target: Where `deliver` puts batches, by its ``emit_batch`` alone.
-        retry: How long to wait and how often to try. Default ``RetryPolicy()``.
-        dead_letter: A sink that gets what *target* refuses. Not owned. Default None: it is counted as
+        target: The sink that gets the batches, by its ``emit_batch``.
+        retry: The policy for retries. Default ``RetryPolicy()``.
+        dead_letter: A sink for events that *target* refuses. Not owned. Default None: they count as
             ``dropped["rejected"]``.
         settle: Called with an `Outcome` whenever some events are settled.
         tell: Called with an exception and the number of events lost to it, for the error policy.
-        pause: Called with a number of seconds; waits that long, or less, and returns False if the delivery has to stop.
-        random: Gives numbers in [0, 1), for the jitter.
+        pause: Called with a number of seconds. It waits that long, or less, and returns False to stop the delivery.
+        random: Returns numbers in [0, 1), for the jitter.
 
     Raises:
         TypeError: If *dead_letter* is no sink, or *retry* no `RetryPolicy`.
 
-    For one thread at a time.
+    Use it from one thread at a time.
     """
 
     def __init__(
@@ -154,19 +157,19 @@ class Delivery:
         self._tell = tell
         self._pause = pause
         self._random = random
-        #: How many events the target is being asked to take at this moment.
+        #: The number of events in the current attempt.
         self.attempting: int = 0
-        #: Half of what was too large for the target: more bytes of data are not sent to it in more than one event.
+        #: The most bytes to send in one batch: half of the smallest batch that the target refused as too large.
         self._largest_bytes: float = float("inf")
-        #: The same for what it got no answer to in time. It grows again.
+        #: The same, after batches that got no answer in time. It grows again.
         self._timely_bytes: float = float("inf")
         self._failures = 0
         self._pauses = 0
 
     def deliver(self, batch: Batch) -> list[Batch]:
-        """Deliver *batch*; return what is not settled, in order: nothing, unless the delivery had to stop.
+        """Deliver *batch*; return the parts that are not settled, in order. There are none unless delivery was stopped.
 
-        Raises nothing that a target or a dead letter sink raises, `BaseException` s that are no `Exception` apart.
+        Exceptions of the target and of the dead letter sink are handled here, except those that are no `Exception`.
         """
         parts = deque((batch,) if len(batch) else ())
         attempts = 1
@@ -206,7 +209,7 @@ class Delivery:
         return []
 
     def _wait(self, failure: Exception, retry_after: float | None) -> bool:
-        """Wait before the next attempt; return False if there is to be none."""
+        """Wait before the next attempt; return False to stop."""
         self._tell(failure, 0)
         if isinstance(failure, PausedDeliveryError):
             self._pauses += 1
@@ -214,16 +217,16 @@ class Delivery:
         else:
             self._failures += 1
             seconds = self._retry.wait_seconds(self._failures, self._random)
-        # Longer than that if the target says so, never shorter: a server in trouble must not be asked without a pause.
+        # The target's wait counts only if it is longer: a server in trouble must not be asked again at once.
         if not self._pause(seconds if retry_after is None else max(seconds, retry_after)):
             return False
         self._settle(Outcome(retried=1))
         return True
 
-    # -- what became of a part
+    # -- the outcome of a part
 
     def _taken(self, part: Batch, result: BatchResult | None) -> Batch | None:
-        """Settle what the target has taken or refused of *part*; return what it wants to be given again."""
+        """Settle the events of *part* that the target has taken or refused; return those to try again, or None."""
         if result is None:
             self._failures = self._pauses = 0
             self._grow(part)
@@ -250,7 +253,7 @@ class Delivery:
         return part.part(retry)
 
     def _split(self, part: Batch, error: Exception, parts: deque[Batch]) -> None:
-        """Put the halves of *part* back, or settle its one event, which is to blame for *error*."""
+        """Put the halves of *part* back; if it is a single event, settle it as refused because of *error*."""
         if isinstance(error, OversizeDeliveryError) and len(part) > 1:
             self._largest_bytes = min(self._largest_bytes, _size(part) / 2)
         if len(part) == 1:
@@ -260,7 +263,7 @@ class Delivery:
         parts.extendleft((part[middle:], part[:middle]))
 
     def _fitting(self, parts: deque[Batch]) -> Batch:
-        """Take from *parts* what is to be sent next: the first, or as much of it as the target can take at a time."""
+        """Return the next batch to send: the first of *parts*, or its beginning if the whole is too large."""
         part = parts.popleft()
         limit = min(self._largest_bytes, self._timely_bytes)
         if limit == float("inf"):
@@ -274,7 +277,7 @@ class Delivery:
         return part
 
     def _shrink(self, left: Batch, failure: Exception, attempts: int) -> None:
-        """Send less at a time if it may be the size of *left* that kept the target from answering."""
+        """Reduce the size of batches if the size of *left* may be why the target did not answer."""
         most: int | None
         if isinstance(failure, TemporaryDeliveryError):
             most = failure.halve_after
@@ -286,7 +289,7 @@ class Delivery:
             self._timely_bytes = min(self._timely_bytes, _size(left) / 2)
 
     def _grow(self, part: Batch) -> None:
-        """Send more at a time, now that all of *part* was taken."""
+        """Increase the size of batches after all of *part* was taken."""
         if self._timely_bytes != float("inf"):
             grown = _size(part) * _GROWTH
             if grown > self._timely_bytes:
@@ -301,7 +304,7 @@ class Delivery:
         error = error if type(error) in _OWN else _cleaned(error, item)
         if self._dead_letter is not None:
             try:
-                # Not under the mark of a delivering thread: a dead letter sink may be a network sink too.
+                # Clear the mark of a delivering thread, so that a dead letter sink on the network accepts the event.
                 with delivering(value=False):
                     self._dead_letter.deliver(item.event)
             except Exception as failure:
@@ -319,13 +322,13 @@ def _size(batch: Batch) -> int:
     return sum(map(len, batch.data))
 
 
-#: By how much more is sent at a time after a batch that was answered in time.
+#: The growth of batches after one that was answered in time.
 _GROWTH = 1.25
 
-#: From this size on the size of a batch is unbounded.
+#: From this size on batches are not limited.
 _LARGE_BYTES = 2**30
 
-#: What sinks raise on purpose holds no event.
+#: Errors of Outfall's own sinks: they hold no event.
 _OWN = frozenset({PermanentDeliveryError, OversizeDeliveryError, TemporaryDeliveryError, PausedDeliveryError})
 
 

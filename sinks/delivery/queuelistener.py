@@ -609,7 +609,7 @@ class QueueListener(Telling):
     # -- fork and exit, see outfall.sinks.core.lifecycle
 
     def hasten(self, deadline: float) -> None:
-        """Tell the threads to deliver at once what waits; called at exit, before `drain`, with its deadline."""
+        """Make the threads deliver the waiting events at once; called at exit, before `drain`, with its deadline."""
         run = self._run
         if run is not None:
             for lane in run.lanes:

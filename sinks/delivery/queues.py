@@ -9,7 +9,7 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import Any
 
-#: What a queue that was shut down raises, since Python 3.13.
+#: The exception of a queue that was shut down, from Python 3.13 on.
 SHUT_DOWN: tuple[type[Exception], ...] = tuple(
     kind for kind in (getattr(queue_module, "ShutDown", None),) if kind is not None
 )
@@ -32,12 +32,12 @@ def task_done(queue: Any) -> None:
     """Call the ``task_done`` of *queue* if it has one."""
     done = getattr(queue, "task_done", None)
     if done is not None:
-        with contextlib.suppress(Exception):  # called once too often by other code; a manager that is gone
+        with contextlib.suppress(Exception):  # other code has called it too often, or the manager has ended
             done()
 
 
 def renew(queue: Any) -> None:
-    """Make *queue* usable in a forked child: what was in it is the parent's, and so is a thread that has its lock."""
+    """Empty *queue* and renew its locks, in a forked child: the items and the lock holders are the parent's."""
     if isinstance(queue, queue_module.Queue):
         queue.mutex = threading.Lock()
         queue.not_empty = threading.Condition(queue.mutex)
@@ -50,9 +50,9 @@ def renew(queue: Any) -> None:
             while True:
                 queue.get_nowait()
     else:
-        # Not imported for this: whoever has one of its queues has the module.
+        # No import: a program with such a queue has imported the module.
         queues = sys.modules.get("multiprocessing.queues")
         if queues is not None and isinstance(queue, queues.Queue):
-            # What multiprocessing does in children that it forks itself: else the child would wait for a feeding
+            # multiprocessing does this in children that it forks itself. Without it the child would wait for a feeder
             # thread that only the parent has.
             queue._after_fork()

@@ -1,4 +1,4 @@
-"""What listeners have in common in telling of failures: those of their sinks, and their own."""
+"""Calls of ``on_error`` by listeners: their own, and those of their sinks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Telling:
-    """A listener's part that calls ``on_error``: its own, and those of sinks that have one."""
+    """The part of a listener that calls ``on_error``: its own, and that of a sink that was given one."""
 
     if TYPE_CHECKING:
         name: str

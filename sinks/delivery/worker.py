@@ -1,4 +1,4 @@
-"""The thread that delivers for a sink, in batches: `Worker`, the one engine of all sinks that deliver later."""
+"""The thread that delivers events in batches: `Worker`, the common engine of background, spool and listeners."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from outfall.sinks.core.sink import Sink
     from outfall.sinks.delivery.delivery import RetryPolicy
 
-#: What to do with an event that there is no room for.
+#: The policies for an event without room.
 ON_FULL = ("block", "drop_newest", "drop_oldest")
 
-#: As the number of an event: none ever.
+#: An event number that is never reached.
 NEVER = sys.maxsize
 
-#: How often a thread without work looks for some: an interrupt may come between an event and its waking the thread.
+#: How long a thread without work sleeps at most. An interrupt may keep an event from waking it.
 _IDLE_SECONDS = 5.0
 
 
@@ -51,40 +51,40 @@ class _Mark:
 
 
 class Worker:
-    """A thread that takes batches of waiting events and delivers them to a target, and the calls that wait for it.
+    """A thread that takes batches of waiting events and delivers them to a target.
 
-    Events have numbers, in the order in which they came. `put`, `settled` and `done` say how many events ever came,
-    were settled, and belong to batches that are through. So what is pending is a difference, a flush waits for a
-    number, and nothing stands among the events for it.
+    Events are numbered in the order in which they come. `put`, `settled` and `done` count the events that ever came,
+    that are settled, and whose batches are finished. So the number of pending events is a difference, and a flush waits
+    for a number: it needs no marker among the events.
 
-    A subclass says where events wait:
+    A subclass stores the waiting events:
 
-    - `waiting` returns how many could be taken now, and `take` takes some of them: a batch, and whatever `finish` has
-      to know when the batch is through. Both are called under `lock`. What is taken may be something else that has a
-      length, if `prepared` makes a batch of it. `rest` is called when nothing waits.
-    - Storing an event adds one to `put`; if the event's number is `wake_at` or above, `rouse` is called then. Code that
-      stores without `lock` compares with `limit` first, which `set_limit` keeps up to date: below it there is room, and
-      the thread need not be woken. The comparison and the additions must be free of calls, so that no thread and no
-      signal handler comes between them.
+    - `waiting` returns the number of waiting events. `take` takes some of them, and returns a batch and a token that
+      `finish` gets once the batch is settled. Both are called under `lock`. `take` may return another object with a
+      length if `prepared` makes a batch of it. `rest` is called when nothing waits.
+    - To store an event, add one to `put`, and call `rouse` if the event's number is `wake_at` or above. Code that
+      stores events without `lock` first compares `put` with `limit`, which `set_limit` updates: below it there is room,
+      and the thread need not be woken. The comparison and the additions must contain no call, so that no other thread
+      and no signal handler runs between them.
 
-    A worker has one thread, and is not started again: after `end` it delivers nothing, and a late answer of the target
-    changes nothing. A forked child makes a new worker.
+    A worker has one thread and is not started again. After `end` it delivers nothing, and a late answer of the target
+    is ignored. A forked child makes a new worker.
 
-    The thread may hold the sink weakly. When the last reference to the sink is gone, the sink calls `abandon`: what
-    waits is delivered within the exit's deadline, and the thread ends.
+    The worker may hold the sink weakly. When the last reference to the sink is gone, the sink calls `abandon`: the
+    waiting events are delivered within the exit's deadline, and the thread ends.
 
     Args:
-        owner: Returns the sink, or None once it is gone: mostly a weak reference. The sink's ``_told(error, events)``
+        owner: Returns the sink, or None once it is gone; usually a weak reference. The sink's ``_told(error, events)``
             is called for each failure.
         name: The sink's name, for the thread and for messages.
-        target: Where the batches go.
-        ledger: The sink's.
+        target: The sink that gets the batches.
+        ledger: The sink's counts.
         batch_size: How many events wake the thread at once.
-        linger: Seconds that the first event of a batch waits for more.
+        linger: How many seconds the first event of a batch waits for more.
         retry: How often a failed batch is tried again. Default ``RetryPolicy()``.
         dead_letter: A sink for events that the target refuses for good. Default None: they are dropped.
 
-    `lock` is an RLock. A waiting caller holds nothing, so an interrupt may come at any moment.
+    `lock` is an RLock. A waiting caller holds no lock, so an interrupt may come at any moment.
     """
 
     lock: Any
@@ -123,28 +123,28 @@ class Worker:
         self.dead_letter = dead_letter
         self.lock = threading.RLock()
         self.put = self.settled = self.done = 0
-        #: The event of this number wakes the thread, and so does each behind it.
+        #: An event with this number or a higher one wakes the thread.
         self.wake_at = 0
-        #: Events below this number need no check: there is room for them, and they do not wake the thread.
+        #: Events with lower numbers need no check: there is room for them, and they do not wake the thread.
         self.limit = 0
-        #: True once the process exits: each event is delivered in the thread that logs it.
+        #: True at exit: each event is delivered in the thread that logs it.
         self.inline = lifecycle.exiting()
-        #: No more events are taken; the thread stops when `urgent_until` has passed; the thread has to end at once.
+        #: closed: no more events are accepted. stopping: the thread ends after `urgent_until`. ended: it ends at once.
         self.closed = self.stopping = self.ended = False
-        #: The thread ends as soon as nothing waits.
+        #: True if the thread ends as soon as nothing waits.
         self.concluding = False
-        #: Until when a caller waits for the thread, by `now`.
+        #: The end of the time that a caller waits for the thread, by `now`.
         self.urgent_until = 0.0
-        #: Wakes the thread. A SimpleQueue, since a signal handler may call its put() while it interrupts another put().
+        #: Each item wakes the thread. A SimpleQueue: a signal handler may call put() while it interrupts another put().
         self.wakeups: SimpleQueue[None] = SimpleQueue()
         self.thread: threading.Thread | None = None
         self.delivery = self._new_delivery(self.pause)
         self._owner = owner
-        #: True once the sink is gone, and the sink's on_error from then on.
+        #: True once the sink is gone. From then on failures go to `_on_error`, which was the sink's.
         self._abandoned = False
         self._on_error: Any = report
         self._marks: list[_Mark] = []
-        #: The threads that wait for events to be settled.
+        #: Wakes the threads that wait for events to be settled.
         self.bells = Bells()
         self._target_gone = False
 
@@ -158,48 +158,48 @@ class Worker:
             pause=pause,
         )
 
-    # -- where events wait: a subclass's
+    # -- storing events; implemented by subclasses
 
     def waiting(self) -> int:
-        """Return how many events could be taken now. Called under the lock."""
+        """Return the number of waiting events. Called under the lock."""
         raise NotImplementedError
 
     def take(self) -> tuple[Any, Any] | None:
-        """Take some of what waits, oldest first; return None if it is gone. Called under the lock."""
+        """Take waiting events, oldest first; return None if there are none any more. Called under the lock."""
         raise NotImplementedError
 
     def rest(self) -> None:
-        """Do what there is to do when nothing waits. Called under the lock."""
+        """Do the work that is due when nothing waits. Called under the lock."""
 
     def prepared(self, taken: Any) -> Batch:
-        """Return what the target is given of what `take` has taken. Called without the lock, where it is delivered."""
+        """Return the batch for *taken*, the result of `take`. Called without the lock, in the delivering thread."""
         return taken  # type: ignore[no-any-return]
 
     def finish(self, batch: Any, token: Any) -> None:
-        """Release what was taken by `take`: all of *batch* is settled."""
+        """Release the resources of *batch*, which is settled; *token* comes from `take`."""
 
     def discard(self) -> None:
-        """Forget what waits: it has been counted as lost. Called under the lock."""
+        """Discard the waiting events, which were counted as lost. Called under the lock."""
 
     def set_limit(self) -> None:
-        """Compute `limit`; called whenever something that it depends on has changed, under the lock or not."""
+        """Update `limit`, after a change of what it depends on; with or without the lock."""
         self.limit = -1 if self.closed or self.inline else self.wake_at
 
     # -- waiting for the thread
 
     def is_done(self, number: int) -> bool:
-        """Return True if a flush that waits for so many events may return."""
+        """Return True if a flush that waits for *number* events may return."""
         return self.done >= number
 
     def settle_all(self, deadline: float, number: int | None = None) -> bool:
-        """Wait until all that has come is settled; return False if *deadline*, by `now`, comes first.
+        """Wait until all events so far are settled; return False if *deadline*, by `now`, passes first.
 
         Args:
-            deadline: Until when the thread hurries.
-            number: Wait for so many events only. Default None: all that have come.
+            deadline: The thread does not linger until then.
+            number: Wait for so many events. Default None: for all that have come.
         """
         if threading.current_thread() is self.thread:
-            return False  # called by the target, or by on_error: it would wait for itself
+            return False  # called by the target or by on_error, in the thread itself, which cannot wait for itself
         mark = _Mark(self.put if number is None else number)
         self._marks.append(mark)
         try:
@@ -217,23 +217,23 @@ class Worker:
                 self.urgent_until = 0.0
 
     def evicted(self, place: int, events: int) -> None:
-        """Count one event as gone that waited at *place* among so many. Called under the lock."""
+        """Count an event as gone that waited at *place* among *events* waiting ones. Called under the lock."""
         number = self.put - events + place
         self.settled += 1
         self.done += 1
         for mark in tuple(self._marks):
-            # One that came after a mark is not what that flush waits for.
+            # An event after the mark now counts in `done`, although this flush does not wait for it: wait for one more.
             mark.number += number >= mark.number
 
     # -- the thread
 
     def rouse(self) -> None:
-        """Wake the thread, starting it if it does not run; deliver here if none can be started."""
+        """Wake the thread, or start it; if no thread can be started, deliver here."""
         if not self.wake():
             self.deliver_all_here()
 
     def wake(self) -> bool:
-        """Wake the thread, starting it if it does not run; return False if none can be started."""
+        """Wake the thread, or start it; return False if no thread can be started."""
         if self.thread is None:
             self._start()
             return self.thread is not None
@@ -245,13 +245,13 @@ class Worker:
             if self.thread is not None:
                 return
             made = threading.Thread(target=self._run, name=f"outfall {self.name}", daemon=True)
-            # Set before it runs, so that an event from a signal handler does not start another.
+            # Set before the thread runs, so that an event of a signal handler does not start another.
             self.thread = made
             try:
                 threads.start(made)
             except BaseException as error:
-                # The interpreter is going down, or there are too many threads, or an interrupt came: the next event
-                # tries again. A thread that runs nevertheless finds in _run, under the lock, what it is.
+                # The interpreter is shutting down, there are too many threads, or an interrupt came. The next event
+                # tries again. If the thread runs after all, it finds in _run that it was replaced, and ends.
                 if not made.is_alive():
                     self.thread = None
                     self.wake_at = 0
@@ -272,7 +272,7 @@ class Worker:
             self._give_up_abandoned()
 
     def _deliver(self, taken: Any, token: Any) -> bool:
-        """Deliver *taken*; return False if the delivery was stopped: whoever has stopped it counts what is left."""
+        """Deliver *taken*; return False if the delivery was stopped. Then the code that stopped it counts the rest."""
         try:
             with delivering():
                 left = self.delivery.deliver(self.prepared(taken))
@@ -294,7 +294,7 @@ class Worker:
             self.bells.ring()
 
     def _next(self) -> tuple[Any, Any] | None:
-        """Wait for events and take some; return None once the thread has to end."""
+        """Wait for events and take a batch; return None if the thread has to end."""
         due = float("inf")
         while True:
             self._forget_wakeups()
@@ -313,7 +313,7 @@ class Worker:
                     continue
                 self.wake_at = self.put - waits + (self.batch_size - 1 if waits else 0)
                 self.set_limit()
-                # An event that was stored without the lock, before `wake_at` was set, has not woken the thread.
+                # Events stored without the lock, before `wake_at` was set, have not woken the thread.
                 if self.waiting() != waits:
                     continue
                 if not waits:
@@ -326,11 +326,11 @@ class Worker:
 
     @property
     def idle_seconds(self) -> float:
-        """How long the thread sleeps at most while nothing waits."""
+        """The longest sleep of the thread while nothing waits, in seconds."""
         return _IDLE_SECONDS
 
     def sleep(self, seconds: float) -> bool:
-        """Wait until somebody wakes the thread; return False if *seconds* pass first."""
+        """Wait until the thread is woken; return False if *seconds* pass first."""
         try:
             self.wakeups.get(timeout=min(max(0.0, seconds), LONGEST_WAIT_SECONDS))
         except Empty:
@@ -343,28 +343,28 @@ class Worker:
                 self.wakeups.get_nowait()
 
     def pause(self, seconds: float) -> bool:
-        """Wait before the next attempt, or less; return False if there is to be none."""
+        """Wait at most *seconds* before the next attempt; return False to stop."""
         self._forget_wakeups()
         urgent = self.urgent_until - now()
         if self.ended or (self.stopping and urgent <= 0):
             return False
         if urgent > 0:
-            # A caller waits: make several attempts in the time that is left, instead of one too late.
+            # A caller waits: fit several attempts into the time left.
             seconds = min(seconds, urgent / 2)
         self.sleep(seconds)
         return not (self.ended or (self.stopping and self.urgent_until <= now()))
 
     def hasten(self, deadline: float) -> None:
-        """Stop the thread from lingering, since a caller waits for it until *deadline*."""
-        # Also for a thread that starts later, with an event that is being stored just now.
+        """Make the thread deliver without lingering, since a caller waits for it until *deadline*."""
+        # Set it even without a thread: an event that is being stored right now may start one.
         self.urgent_until = max(self.urgent_until, deadline)
         if self.thread is not None:
             self.wakeups.put(None)
 
-    # -- counting and telling
+    # -- counting and reporting
 
     def settle(self, outcome: Outcome) -> None:
-        """Count what became of some events."""
+        """Count the outcome of some events."""
         events = outcome.events
         with self.lock:
             if self.ended:
@@ -376,7 +376,7 @@ class Worker:
             self.bells.ring()
 
     def should_ring(self) -> bool:
-        """Return True if waiting threads should look now, though the batch is not finished."""
+        """Return True if waiting threads should check now, before the batch is finished."""
         return bool(self._marks)
 
     def tell(self, error: Exception, events: int) -> None:
@@ -386,7 +386,7 @@ class Worker:
 
     def _tell(self, error: Exception, events: int) -> None:
         owner = self._owner()
-        # Not under the mark of a delivering thread: what on_error logs, other sinks may take.
+        # Clear the mark of a delivering thread, so that other sinks accept what on_error logs.
         with delivering(value=False):
             if owner is not None:
                 owner._told(error, events)
@@ -395,19 +395,20 @@ class Worker:
                     self._on_error(SinkFailure(self.name, cleaned(error, None), events, time()))
 
     def _lose(self, taken: Any, error: BaseException) -> None:
-        """Settle what is left of *taken*, whose delivery ended in a way that no delivery should."""
+        """Settle the rest of *taken* as lost, after an unexpected error in its delivery."""
         with self.lock:
             lost = self.done + len(taken) - self.settled
         self.settle(Outcome(dropped={"error": lost}))
         self.tell(DeliveryError(describe(cleaned(error, None))), lost)
 
-    # -- the end
+    # -- closing
 
     def close(self, deadline: float) -> tuple[bool, int, int]:
-        """Take nothing more, deliver until *deadline*, and end.
+        """Accept no more events, deliver until *deadline*, and end.
 
         Returns:
-            Whether all was settled; how many events are lost with an attempt that is still running; how many others.
+            True if all was settled; the number of events lost in an attempt still in progress; the number of other lost
+            events.
         """
         with self.lock:
             self.closed = True
@@ -419,7 +420,7 @@ class Worker:
         return settled, *self.end()
 
     def end(self) -> tuple[int, int]:
-        """End at once; return how many events are lost with an attempt that is still running, and how many others."""
+        """End at once; return the numbers of events lost in an attempt still in progress, and of other lost events."""
         with self.lock:
             self.closed = self.stopping = self.ended = True
             self.set_limit()
@@ -432,12 +433,12 @@ class Worker:
         return unconfirmed, lost - unconfirmed
 
     def abandon(self, on_error: Any) -> None:
-        """Deliver what waits within the exit's deadline, and end: the sink is gone.
+        """Deliver the waiting events within the exit's deadline, and end. For a sink that was garbage collected.
 
-        Takes no lock and waits for nothing, for a finalizer.
+        It takes no lock and does not wait, so that a finalizer can call it.
 
         Args:
-            on_error: Called with each failure from now on; `report` if it is not callable.
+            on_error: Called with each failure from now on. If it is not callable, `report` is called.
         """
         self._on_error = on_error if callable(on_error) else report
         self._abandoned = True
@@ -456,31 +457,31 @@ class Worker:
         with contextlib.suppress(Exception):
             self.target.flush(0)
 
-    # -- an abandoned worker is drained at exit by itself, see outfall.sinks.core.lifecycle
+    # -- an abandoned worker has exit and fork hooks of its own, see outfall.sinks.core.lifecycle
 
     delivers_later: ClassVar[bool] = True
     has_owner = False
 
     def drain(self, timeout: float) -> None:
-        """Wait until what an abandoned sink has left is delivered."""
+        """Wait until the events of an abandoned sink are delivered."""
         self.settle_all(now() + timeout)
 
     def after_fork(self) -> None:
-        """Deliver nothing in a forked child: what waits is the parent's."""
+        """Reset the worker in a forked child, which delivers nothing: the waiting events are the parent's."""
         self.lock = threading.RLock()
         self._abandoned = False
         self.end()
 
-    # -- where there is no thread: at exit, or if none can be started
+    # -- without a thread: at exit, or if none can be started
 
     def deliver_here(self, batch: Batch) -> None:
-        """Deliver *batch*, a new event, in this thread, at the exit of the process.
+        """Deliver *batch*, a new event, in this thread, at exit.
 
         Raises:
-            FullError: If the target does not take anything.
+            FullError: If the target takes nothing.
         """
         if self.put > self.settled and not self._target_gone:
-            # Another thread delivers what came while the sink was drained. If it hangs, no thread waits for it again.
+            # The worker's thread delivers older events first. If it hangs, later events do not wait for it again.
             self._target_gone = not self.settle_all(now() + lifecycle.patience(lifecycle.EXIT_DEADLINE_SECONDS))
         with self.lock:
             gone = self._target_gone
@@ -492,7 +493,7 @@ class Worker:
         self._attempt(batch, None)
 
     def deliver_all_here(self) -> None:
-        """Deliver all that waits in this thread, once."""
+        """Deliver all waiting events in this thread, with one attempt."""
         while True:
             with self.lock:
                 found = self.take() if self.waiting() else None

@@ -139,7 +139,7 @@ class CursorFile:
     Args:
         directory: The directory of the store.
 
-    For one thread at a time.
+    Use it from one thread at a time.
     """
 
     def __init__(self, directory: str) -> None:

@@ -1,4 +1,4 @@
-"""Segments, the files that hold a spool's events: named, appended to, read and counted.
+"""Segments, the files that hold a spool's events: name, append, read and count.
 
 Nothing here knows of targets, threads or owners.
 """
@@ -19,12 +19,12 @@ _CHUNK_BYTES = 512 * 1024
 
 
 class Segment:
-    """One file of a store, as far as it is known.
+    """A file of a store, and what is known of its content.
 
     Args:
-        number: Its place among the others of the store.
-        size: In bytes. Of the segment that is being appended to, what it had when it was opened.
-        events: How many lines it has; of the segment that is being appended to, those of its earlier life.
+        number: The position among the segments of the store.
+        size: The size in bytes. For the segment that is appended to: its size when it was opened.
+        events: The number of lines. For the segment that is appended to: the number when it was opened.
     """
 
     __slots__ = ("events", "number", "settled", "size")
@@ -33,12 +33,12 @@ class Segment:
         self.number: int = number
         self.size: int = size
         self.events: int = events
-        #: How many of the lines have been read and settled.
+        #: How many of the lines are settled.
         self.settled: int = 0
 
     @property
     def left(self) -> int:
-        """How many events in it are not settled; less than none if there were more than known."""
+        """How many of its events are not settled; negative if the file has more lines than were known."""
         return self.events - self.settled
 
     @property
@@ -48,40 +48,40 @@ class Segment:
 
 
 class Appender:
-    """The end of a segment that events are appended to; for one thread at a time.
+    """Appends events to the current segment. Use it from one thread at a time.
 
-    It lives longer than one segment, so that a hot path can hold on to it: `Store.roll` exchanges the file.
+    It outlives the segment, so that a hot path can keep it: `Store.roll` exchanges the file.
     """
 
     __slots__ = ("before", "descriptor", "end", "events", "found", "limit", "unsure")
 
     def __init__(self) -> None:
         self.descriptor: int = _NOT_OPEN
-        #: How long the segment is, in bytes of whole lines.
+        #: The size of the whole lines in the segment, in bytes.
         self.end: int = 0
-        #: How many events were appended to the segment, and to others before.
+        #: How many events were appended to this segment, and to earlier ones.
         self.events: int = 0
         self.before: int = 0
-        #: Up to this size events may be appended without a check; -1: none may. The owner sets it.
+        #: Up to this size events may be appended without a check; -1 for none. The owner sets it.
         self.limit: int = -1
-        #: Whether an interrupt may have come between a write and its being counted.
+        #: True if an interrupt may have come between a write and its count.
         self.unsure: bool = False
-        #: How many events `amend` has counted since the interrupted thread last asked.
+        #: How many events `amend` has counted that an interrupted thread has not yet asked for.
         self.found: int = 0
 
     @staticmethod
     def create(path: str) -> int:
-        """Return the descriptor of a new segment at *path*.
+        """Create a segment at *path* and return its descriptor.
 
         Raises:
-            OSError: If it cannot be made, or is there already.
+            OSError: If it cannot be created, or exists already.
         """
         return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
         """Close the segment."""
         self.limit = -1
-        # Forgotten before it is closed: a child forked in between must not close another file of the same number.
+        # Clear the attribute first: a child forked in between must not close another file with the same number.
         descriptor, self.descriptor = self.descriptor, _NOT_OPEN
         if descriptor != _NOT_OPEN:
             os.close(descriptor)
@@ -90,7 +90,7 @@ class Appender:
         """Append *line*, whole or not at all.
 
         Raises:
-            OSError: If it is not there.
+            OSError: If it could not be appended.
         """
         try:
             written = os.write(self.descriptor, line)
@@ -105,7 +105,7 @@ class Appender:
             raise
 
     def finish(self, line: bytes, written: int) -> None:
-        """Write the rest of *line* after a short write, or take back what stands there and raise."""
+        """Write the rest of *line* after a short write, or cut off the part that was written and raise."""
         rest = memoryview(line)
         try:
             while True:  # see count_lines
@@ -117,7 +117,7 @@ class Appender:
             raise
 
     def amend(self) -> None:
-        """Count the events that an interrupt has left uncounted; half a line is taken back."""
+        """Count events that an interrupt left uncounted; cut off half a line."""
         size = os.fstat(self.descriptor).st_size if self.descriptor != _NOT_OPEN else self.end
         if size <= self.end:
             self.unsure = False
@@ -127,14 +127,14 @@ class Appender:
         if whole < len(found):
             self._cut(self.end + whole)
         events = found.count(b"\n")
-        # Together: an interrupt could come at a call.
+        # No call within these lines: interrupts run at calls.
         self.events += events
         self.found += events
         self.end += whole
         self.unsure = False
 
     def _cut(self, end: int) -> None:
-        """Cut off what stands beyond *end*; if that fails, close the file: nothing may be appended to half a line."""
+        """Truncate the file to *end*. If that fails, close it: nothing may be appended to half a line."""
         try:
             os.ftruncate(self.descriptor, end)
         except OSError:
@@ -142,31 +142,31 @@ class Appender:
 
 
 class Reader:
-    """Reads the lines of one segment after the other; for one thread at a time. It reads ahead."""
+    """Reads the lines of one segment after another, ahead of the caller. Use it from one thread at a time."""
 
     def __init__(self) -> None:
         self.descriptor: int = _NOT_OPEN
         #: The number of the segment that is open.
         self.number: int = -1
-        #: Lines read and not yet taken, from `_ready_at` on.
+        #: Lines that were read ahead; those before `_ready_at` are returned already.
         self._ready: list[bytes] = []
         self._ready_at = 0
-        #: The beginning of the line after them.
+        #: The incomplete line after them.
         self._half = b""
         self._read_to = 0
 
     def lines(self, path: str, number: int, start: int, stop: int, most: int, size: int) -> tuple[list[bytes], int]:
-        """Return lines without their ends, and where the last one ends.
+        """Return the next lines without line breaks, and the offset after the last one.
 
         Args:
             path: The file of the segment.
-            number: Its number.
-            start: Where to begin, in bytes: where the lines read before have ended, if it is the same segment.
-            stop: Where a line ends beyond which nothing may be read.
-            most: How many lines at most.
-            size: How many bytes at most, unless one line alone is more.
+            number: The number of the segment.
+            start: The offset to start at, in bytes. For the same segment as before: the offset returned last.
+            stop: The offset to stop at, which is the end of a line.
+            most: The maximum number of lines.
+            size: The maximum number of bytes. A single line may be longer.
 
-        If the file ends before *stop*, what there is of it is returned as if it did not.
+        If the file ends before *stop*, the rest of the file is returned as if it reached *stop*.
 
         Raises:
             OSError: If the file cannot be read.
@@ -187,7 +187,7 @@ class Reader:
             if after + length - start <= size:
                 self._ready_at += len(whole)
                 taken += whole
-                after = min(after + length, stop)  # the last may have no end
+                after = min(after + length, stop)  # the last line may lack its line break
                 continue
             line = self._ready[self._ready_at]
             length = len(line) + 1
@@ -195,7 +195,7 @@ class Reader:
                 break
             self._ready_at += 1
             taken.append(line)
-            after = min(after + length, stop)  # the last may have no end
+            after = min(after + length, stop)  # the last line may lack its line break
         return taken, after
 
     def _read_ahead(self, stop: int) -> None:
@@ -209,7 +209,7 @@ class Reader:
                 break
             parts.append(chunk)
         if not chunk or (self._read_to >= stop and cut < len(chunk)):
-            # Half a line at the end of a file: its writer was killed.
+            # Half a line ends the file: its writer was killed.
             text, self._half = b"".join((*parts, chunk)), b""
         else:
             text, self._half = b"".join((*parts, chunk[:cut])), chunk[cut:]
@@ -218,7 +218,7 @@ class Reader:
             self._ready.pop()
 
     def forget(self) -> None:
-        """Close the file, and forget what was read ahead."""
+        """Close the file, and discard what was read ahead."""
         self._ready, self._ready_at, self._half, self._read_to = [], 0, b"", 0
         descriptor, self.descriptor = self.descriptor, _NOT_OPEN
         if descriptor != _NOT_OPEN:
@@ -226,7 +226,7 @@ class Reader:
 
 
 def segments_in(path: str) -> list[tuple[int, str]]:
-    """Return number and name of each segment in the store at *path*, oldest first.
+    """Return the number and name of each segment in the store at *path*, oldest first.
 
     Raises:
         NewerFormatError: If a later version of Outfall has written one.
@@ -245,12 +245,12 @@ def segments_in(path: str) -> list[tuple[int, str]]:
 
 
 def is_segment(name: str) -> bool:
-    """Return True if a file of that *name* is a segment, of any version."""
+    """Return True if *name* is the name of a segment, of any version of the format."""
     return _NAME.fullmatch(name) is not None
 
 
 def count_lines(path: str, offset: int = 0) -> int:
-    """Return how many lines the file at *path* has from *offset* on, half a line at its end included."""
+    """Return the number of lines in the file at *path* from *offset* on, half a line at its end included."""
     count, last = 0, b"\n"
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""The thread that delivers what a spool has on disk: `SpoolWorker`."""
+"""The thread that delivers the events on disk: `SpoolWorker`."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
     from outfall.sinks.spool.store import Portion, Store
     from outfall.sinks.spool.stores import Depot
 
-#: How many bytes a batch has at most, unless one event alone has more: what is read must fit into memory.
+#: The most bytes in a batch, which has to fit into memory. A single event may be larger.
 _BATCH_BYTES = 4 * 2**20
 
-#: How often the files are looked after, and how long the thread waits after the disk has failed.
+#: How often the files are checked, and how long the thread waits after a disk error.
 _CHORE_SECONDS = 1.0
 
-#: How often a running process looks for what dead ones have left.
+#: How often a running process looks for stores of dead processes.
 _ADOPT_SECONDS = 60.0
 
-#: How long `conclude` waits at the least for the thread to end, and for the disk.
+#: How long `conclude` waits at least for the thread to end, and for the disk.
 _GRACE_SECONDS = 0.1
 
 
 class SpoolWorker(Worker):
-    """Delivers the events of a `Depot` in batches, looks after its files, and adopts what dead processes have left.
+    """Delivers the events of a `Depot` in batches, checks its files, and adopts the stores of dead processes.
 
-    `put` is how many events were stored when the thread last looked, `settled` counts what became of all events, and
-    `done` counts those of this process that the cursor says are settled. `lock` is held by whoever reads or changes
-    files, but not while the target is waited for.
+    `put` is the number of events stored when the thread last looked. `settled` counts all events with an outcome.
+    `done` counts the events of this process that the cursor records as settled. Reading or changing files needs `lock`;
+    it is not held while the thread waits for the target.
 
     Args:
         owner: Returns the sink.
         name: The sink's name.
         target: Where the batches go.
-        ledger: The sink's.
-        depot: What is on disk.
-        batch_size: How many events the target is given at a time.
-        linger: Seconds that the first event of a batch waits for more.
-        sync_seconds: How often another thread writes everything to the medium; None: it does not.
+        ledger: The sink's counts.
+        depot: The files on disk.
+        batch_size: How many events the target gets at a time.
+        linger: How many seconds the first event of a batch waits for more.
+        sync_seconds: How often a second thread syncs the files to the medium; None for never.
         retry: How often a failed batch is tried again. Default ``RetryPolicy()``.
         dead_letter: A sink for events that the target refuses for good. Default None: they are dropped.
     """
@@ -80,22 +80,22 @@ class SpoolWorker(Worker):
             owner, name, target, ledger, batch_size=batch_size, linger=linger, retry=retry, dead_letter=dead_letter
         )
         self.depot = depot
-        #: True while dead processes are known to have left something that is not adopted yet.
+        #: True while dead processes are known to have left stores that are not adopted yet.
         self.unadopted: bool = False
-        #: When the thread looks for that next, by `now`.
+        #: When the thread looks for such stores next, by `now`.
         self.adopt_due: float = 0.0
         #: True at exit: the files are removed as soon as all is settled.
         self.leaving: bool = False
         self._left = False
         self._chores_due = 0.0
-        #: Held by the thread that delivers in place of one that cannot be started.
+        #: Held by the thread that delivers because no thread could be started.
         self._alone = threading.Lock()
         self._sync_seconds = sync_seconds
         self._sync_ended = Flag()
-        #: True if `conclude` has returned with the files open: the thread that held the lock closes them.
+        #: True if `conclude` returned before the files were closed. The thread that held the lock closes them.
         self._left_open = False
 
-    # -- what `Worker` asks
+    # -- called by `Worker`
 
     def set_limit(self) -> None:
         """Set whether the next event has to wake the thread."""
@@ -109,7 +109,7 @@ class SpoolWorker(Worker):
         return self.depot.waiting() + self.batch_size * bool(self.depot.adopted)
 
     def take(self) -> tuple[Portion, Store] | None:
-        """Take a batch, and record that it is on its way."""
+        """Take a batch, and record in the cursor that it is in flight."""
         found = self.depot.next(self.batch_size, _BATCH_BYTES)
         if found is None:
             self.depot.settle_missing()
@@ -130,19 +130,19 @@ class SpoolWorker(Worker):
         self._reach()
 
     def _reach(self) -> None:
-        """Note that everything settled is recorded, and wake the callers that wait for it."""
+        """Set `done`, and wake the callers that wait for it."""
         self.done = self.depot.settled
         self.bells.ring()
 
     def is_done(self, number: int) -> bool:
-        """Return True if so many events are settled, and all that dead processes have left."""
-        # In this order: what is adopted is in `adopted` before it is said that nothing is left to be.
+        """Return True if *number* events are settled, and so are all that dead processes have left."""
+        # In this order: adopting adds a store to `adopted` before it clears `unadopted`.
         adopted = not self.unadopted and not self.depot.adopted
         left = self._left == self.leaving or self.depot.stored > number
         return self.ended or (self.done >= number and adopted and left)
 
     def prepared(self, taken: Portion) -> Batch:
-        """Return what the target is given of it."""
+        """Return the batch for the target."""
         restore = self.target.restore_item
         if getattr(restore, "__func__", None) is Sink.restore_item:
             return Batch(taken.raws, taken.key)
@@ -189,7 +189,7 @@ class SpoolWorker(Worker):
         return not left
 
     def _failed(self, error: BaseException) -> bool:
-        """Put back what was taken, tell of *error* and wait a little; return False if there is to be no other try."""
+        """Put the batch back, report *error* and wait; return False if there is no next attempt."""
         with self.lock:
             if self.ended:
                 return False
@@ -200,16 +200,16 @@ class SpoolWorker(Worker):
         return self.pause(_CHORE_SECONDS)
 
     def pause(self, seconds: float) -> bool:
-        """Wait before the next attempt, or less; return False if there is to be none."""
+        """Wait at most *seconds* before the next attempt; return False if there is none."""
         return (self.thread is not None or self.urgent_until > now()) and super().pause(seconds)
 
     @property
     def idle_seconds(self) -> float:
-        """How long there is nothing to look after."""
+        """Return the seconds until there is something to check."""
         return self.adopt_due - now()
 
     def sleep(self, seconds: float) -> bool:
-        """Wait until somebody wakes the thread, and look after the files while something waits there."""
+        """Wait until the thread is woken; meanwhile check the files if events wait there."""
         until = now() + seconds
         while True:
             self.tell_news()
@@ -224,7 +224,7 @@ class SpoolWorker(Worker):
                 return woken
 
     def _do_chores(self) -> None:
-        """Look after the files, and for those of dead processes, if it is time for that."""
+        """Check the files, and look for stores of dead processes, when each is due."""
         moment = now()
         if moment >= self._chores_due:
             self._chores_due = moment + _CHORE_SECONDS
@@ -232,7 +232,7 @@ class SpoolWorker(Worker):
             self._owner().publish()
         if moment >= self.adopt_due:
             self.depot.adopt()
-            # Somebody may have looked at one just then, and only so many are held at a time.
+            # Another process may have held a lock just then, and only some stores are adopted at a time.
             self.unadopted = self.depot.find_dead()
             self.adopt_due = moment + (_CHORE_SECONDS if self.unadopted else _ADOPT_SECONDS)
 
@@ -248,10 +248,10 @@ class SpoolWorker(Worker):
                 else:
                     synced = state
 
-    # -- the sink's side
+    # -- called by the sink
 
     def seek(self, deadline: float) -> None:
-        """Let the thread adopt what processes have left that died since it last looked."""
+        """Make the thread adopt the stores of processes that died since it last looked."""
         with contextlib.suppress(OSError):
             if self.unadopted or not self.depot.find_dead():
                 return
@@ -263,7 +263,7 @@ class SpoolWorker(Worker):
                     self.lock.release()
 
     def settle_all(self, deadline: float, number: int | None = None) -> bool:
-        """Wait until all that is stored is settled; return False if *deadline*, by `now`, comes first."""
+        """Wait until all stored events are settled; return False if *deadline*, by `now`, passes first."""
         depot = self.depot
         if self.stopping:
             return depot.settled >= depot.stored  # closed: nothing is delivered any more
@@ -272,7 +272,7 @@ class SpoolWorker(Worker):
         return super().settle_all(deadline, depot.count()) and not self.ended
 
     def deliver_all_here(self) -> None:
-        """Deliver in this thread, since no other can be started, for as long as somebody waits for it."""
+        """Deliver in this thread, since none can be started, for as long as a caller waits for it."""
         if not self._alone.acquire(timeout=max(0.0, self.urgent_until - now())):
             return
         try:
@@ -290,7 +290,7 @@ class SpoolWorker(Worker):
                 self.depot.close()
 
     def conclude(self, deadline: float) -> bool:
-        """Deliver until *deadline*, end, and close the files; return False if the thread had to be given up."""
+        """Deliver until *deadline*, then end and close the files; return False if the thread did not end in time."""
         self.closed = True
         self.set_limit()
         self.settle_all(deadline)
@@ -313,9 +313,9 @@ class SpoolWorker(Worker):
             finally:
                 self.lock.release()
         else:
-            # The disk hangs, or is slow. What is on it stays.
+            # The disk hangs or is slow. The events stay on disk.
             self.ended = self._left_open = True
-            if self.lock.acquire(blocking=False):  # its holder may have ended before it could know
+            if self.lock.acquire(blocking=False):  # its holder may have released it before `_left_open` was set
                 try:
                     self.depot.close()
                 finally:
@@ -324,6 +324,6 @@ class SpoolWorker(Worker):
         return stopped
 
     def tell_news(self) -> None:
-        """Tell of what has happened to files."""
+        """Report what has happened to files."""
         while self.depot.news:
             self._tell(*self.depot.news.pop(0))
