@@ -13,7 +13,7 @@ from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import ReentrantEventError
 from outfall.sinks.event.event import LevelledEvent
 from outfall.sinks.http.bodies import FormURLEncoded
-from outfall.sinks.http.endpoint import Endpoint
+from outfall.sinks.http.endpoint import Endpoint, Request
 from outfall.sinks.http.sink import HTTPSink
 
 if TYPE_CHECKING:
@@ -92,21 +92,21 @@ class _FormsSink(HTTPSink):
             self._ledger.last_error = describe(error)
             raise
 
-    def _exchange(self, url: str, headers: dict[str, str], data: bytes | None) -> Reply:
+    def _exchange(self, request: Request) -> Reply:
         owner = self.owner
         if is_not_overridden(owner.getConnection, _HTTPHandler.getConnection):
-            return super()._exchange(url, headers, data)
+            return super()._exchange(request)
         from http.client import HTTPResponse
 
         from outfall.sinks.http.client import Reply
 
-        parts = urlsplit(url)
+        parts, data = urlsplit(request.url), request.body
         with self._lock, delivering():
             # Only methods that the original calls: the connection may be any object that has these.
             connection = owner.getConnection(owner.host, owner.secure)
             try:
                 connection.putrequest(self.method, f"{parts.path}?{parts.query}" if parts.query else parts.path)
-                for name, value in headers.items():
+                for name, value in request.headers.items():
                     if name.lower() not in _BY_PUTREQUEST:
                         connection.putheader(name, value)
                 if data is not None:

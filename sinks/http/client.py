@@ -20,6 +20,8 @@ from outfall.sinks.http.deadlines import Adapter, Exchange, abandon_pools, keep_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from outfall.sinks.http.endpoint import Request
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -86,27 +88,8 @@ class Transport:
         self._used = False
         self._aborted = False
 
-    def exchange(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        *,
-        auth: Any,
-        timeout: tuple[float, float],
-        limit_bytes: int,
-    ) -> Reply:
+    def exchange(self, request: Request) -> Reply:
         """Send a request and return the response; send it once more if the server had closed the connection before.
-
-        Args:
-            method: The method.
-            url: The URL, without credentials.
-            headers: All headers except ``Content-Length`` and those that *auth* adds.
-            body: The body, or None.
-            auth: An authentication object of requests, which is called with the prepared request; or None.
-            timeout: Seconds to connect, and for the rest.
-            limit_bytes: The number of bytes of the response to read.
 
         Raises:
             TemporaryDeliveryError: If there is no response.
@@ -120,14 +103,19 @@ class Transport:
         age = self._max_connection_age
         if self._used and age is not None and self._adapter is not None and monotonic() - self._connected_at >= age:
             self._adapter.disconnect()
-        exchange = Exchange(*timeout)
+        exchange = Exchange(*request.timeout)
+        if self._adapter is not None:
+            self._adapter.exchange = exchange
         while True:
             stale = self._used and not exchange.fresh
             try:
-                reply = self._exchange(exchange, method, url, headers, body, auth, timeout, limit_bytes)
+                if self._adapter is None or request.auth is not None:
+                    reply = self._by_session(request)
+                else:
+                    reply = self._by_adapter(request, self._adapter)
             except Exception as error:
                 again = stale and not (exchange.fresh or exchange.received or self._aborted) and _has_ended(error)
-                failure = self._translated(error, exchange, timeout)
+                failure = self._translated(error, exchange, request.timeout)
                 _forget_frames(error)
             else:
                 self._used = True
@@ -146,69 +134,38 @@ class Transport:
         finally:
             del failure  # its traceback refers to this frame: without this they form a cycle
 
-    def _exchange(
-        self,
-        exchange: Exchange,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        auth: Any,
-        timeout: tuple[float, float],
-        limit_bytes: int,
-    ) -> Reply:
-        if self._adapter is not None:
-            self._adapter.state.exchange = exchange
-        if self._adapter is None or auth is not None:
-            return self._exchange_by_session(method, url, headers, body, auth, timeout, limit_bytes)
+    def _by_adapter(self, request: Request, adapter: Adapter) -> Reply:
+        """Send the request without the session, which would read .netrc, and the whole response of a redirect."""
         if self._settings is None:
             self._settings = self._session.merge_environment_settings(
-                url, self._proxies, stream=True, verify=self._verify, cert=self._cert
+                request.url, self._proxies, stream=True, verify=self._verify, cert=self._cert
             )
         prepared = requests.PreparedRequest()
-        prepared.prepare(method=method, url=url, headers=dict(headers), data=body)
-        # Not by the session, which would read the whole response of a redirect, and .netrc.
-        settings = self._settings
-        response = self._adapter.send(
-            prepared,
-            stream=True,
-            timeout=(timeout[0], exchange.left()),
-            verify=settings["verify"],
-            cert=settings["cert"],
-            proxies=settings["proxies"],
-        )
-        return _read(response, limit_bytes)
+        prepared.prepare(method=request.method, url=request.url, headers=request.headers, data=request.body)
+        response = adapter.send(prepared, timeout=(request.timeout[0], adapter.exchange.left()), **self._settings)
+        return Reply(response.status_code, response.headers, *read_body(response, request.limit_bytes))
 
-    def _exchange_by_session(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        auth: Any,
-        timeout: tuple[float, float],
-        limit_bytes: int,
-    ) -> Reply:
+    def _by_session(self, request: Request) -> Reply:
         """Send the request by the session, with its hooks, cookies and headers."""
         session = self._session
         read: dict[int, tuple[requests.Response, Reply]] = {}
 
         def keep(response: requests.Response, **_: Any) -> None:
-            reply = _read(response, limit_bytes)
-            read[id(response)] = response, reply
-            keep_body(response, reply.body)
+            body, whole = read_body(response, request.limit_bytes)
+            read[id(response)] = response, Reply(response.status_code, response.headers, body, whole)
+            keep_body(response, body)
 
         hooks = session.hooks.get("response") or []
         response = session.request(
-            method,
-            url,
-            headers=dict(headers),
-            data=body,
+            request.method,
+            request.url,
+            headers=request.headers,
+            data=request.body,
             # Without auth, requests reads .netrc, whose credentials would replace a token.
             auth=_no_auth
-            if any(name.lower() == "authorization" for name in headers)
-            else auth or session.auth or _no_auth,
-            timeout=timeout,
+            if any(name.lower() == "authorization" for name in request.headers)
+            else request.auth or session.auth or _no_auth,
+            timeout=request.timeout,
             allow_redirects=False,
             proxies=dict(self._proxies),
             hooks={"response": [keep, *(hooks if isinstance(hooks, (list, tuple)) else [hooks])]},
@@ -285,11 +242,6 @@ _TRANSPORTS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
-
-
-def _read(response: requests.Response, limit_bytes: int) -> Reply:
-    body, whole = read_body(response, limit_bytes)
-    return Reply(response.status_code, response.headers, body, whole)
 
 
 #: Errors that wrap other errors; some of them are subclasses of OSError.

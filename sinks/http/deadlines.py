@@ -1,7 +1,7 @@
-"""Connections that keep an exchange's time: all that touches the inside of urllib3 and requests.
+"""HTTP connections that keep deadlines: `Adapter`, and all else that uses internals of urllib3 and requests.
 
-requests' own timeout begins anew with each byte that comes. Names that these libraries do not promise are used here and
-nowhere else; for each there is a test in ``tests/sinks/http/test_deadlines.py``.
+The timeout of requests starts again with each byte received. Private names of these libraries are used only in this
+module; ``tests/sinks/http/test_deadlines.py`` has a test for each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import ssl
 import struct
 import sys
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -38,26 +37,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-# At the interpreter's end an event may still come, from a `__del__`, and nothing can be imported any more. Each of
-# these imports something when it is used first: urllib3 uses the one for its pools, sockets the other for names.
+# A `__del__` may log when the interpreter ends, and then nothing can be imported any more. Each of these two calls
+# imports a module at its first use: urllib3's pools need the one, name resolution the other.
 weakref.finalize(lambda: None, int)
 codecs.lookup("idna")
 
-#: The modules of the process; `sys` has no such name any more by then.
+#: The modules of the process. When the interpreter ends, `sys` loses this attribute.
 _modules = sys.modules
 
-#: What is written to an encrypted connection at once: a TLS record.
+#: The number of bytes to write to an encrypted connection at once: one TLS record.
 _RECORD_BYTES = 16_384
 
 _READ_BYTES = 65_536
 
-#: A timeout of nothing would be a socket that does not wait at all.
+#: The shortest timeout of a socket; 0 would make it non-blocking.
 _LEAST_SECONDS = 0.001
 
-#: Of a server that sends more interim answers than this nothing else is expected.
-_MOST_INTERIM_ANSWERS = 32
+#: If a server sends more interim responses (1xx) than this, the request fails.
+_MOST_INTERIM_RESPONSES = 32
 
-#: Interim answers, and the beginning of whatever comes after them.
+#: Matches bytes that are interim responses only, the last of which may be incomplete.
 _INTERIM = re.compile(
     rb"(?:HTTP/1\.\d 1\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)*"
     rb"(?:H?|HT|HTT|HTTP|HTTP/|HTTP/1|HTTP/1\.|HTTP/1\.\d ?|HTTP/1\.\d 1[^\n]*(?:\n[^\r\n][^\n]*)*\n?\r?)",
@@ -65,48 +64,39 @@ _INTERIM = re.compile(
 
 
 class Exchange:
-    """One request under way: the time it has, and what is known of its connection.
+    """One request in progress: its deadline, and the state of its connection.
 
     Args:
-        connect_seconds: For connecting, in all.
-        total_seconds: For everything else.
+        connect_seconds: The time to connect.
+        total_seconds: The time for the rest.
     """
-
-    connect_seconds: float
-    connected: bool
-    cut: bool
-    due: float
-    fresh: bool
-    received: bool
-    total_seconds: float
 
     __slots__ = ("connect_seconds", "connected", "cut", "due", "fresh", "received", "total_seconds")
 
     def __init__(self, connect_seconds: float, total_seconds: float) -> None:
-        self.connect_seconds = connect_seconds
-        self.total_seconds = total_seconds
-        #: When it has to be over, by the monotonic clock.
-        self.due = monotonic() + connect_seconds + total_seconds
-        #: True once a connection was made for it; else one that was there is used.
-        self.fresh = False
-        #: True once there is a connection to send by.
-        self.connected = False
-        #: True once a byte of an answer has come.
-        self.received = False
-        #: True if an answer came before the whole request had left: nothing else can be sent by that connection.
-        self.cut = False
+        self.connect_seconds: float = connect_seconds
+        self.total_seconds: float = total_seconds
+        #: The deadline, by the monotonic clock.
+        self.due: float = monotonic() + connect_seconds + total_seconds
+        #: True once a connection was opened for it; until then it uses an older one.
+        self.fresh: bool = False
+        #: True once it has a connection to send on.
+        self.connected: bool = False
+        #: True once a byte of the response was received.
+        self.received: bool = False
+        #: True if the response came before the whole request was sent: then the connection cannot be used again.
+        self.cut: bool = False
 
     def begin_to_send(self) -> None:
-        """Note that there is a connection, so that connecting has had its time."""
-        if not self.connected:
-            self.connected = True
-            self.due = min(self.due, monotonic() + self.total_seconds)
+        """Record that there is a connection. The time to connect that was not needed is not added to the rest."""
+        self.connected = True
+        self.due = min(self.due, monotonic() + self.total_seconds)
 
     def left(self) -> float:
-        """Return the seconds left.
+        """Return the seconds until the deadline.
 
         Raises:
-            TimeoutError: If none are.
+            TimeoutError: If it has passed.
         """
         left = self.due - monotonic()
         if left <= 0:
@@ -114,28 +104,23 @@ class Exchange:
         return left
 
 
-class _State:
-    """What an adapter and its connections share."""
-
-    exchange: Exchange
-
-    def __init__(self) -> None:
-        #: What is under way.
-        self.exchange = Exchange(0, 0)
-        #: The connections that are open, and their descriptors.
-        self.connections: dict[_Paced, int] = {}
-        #: The path of the Unix socket to connect to, or None.
-        self.socket_path: str | None = None
-
-
 class _PacedReader(io.RawIOBase):
-    """The answer: what was heard early, then what comes in the time that the exchange has left."""
+    """Reads the response to a request before its deadline; `http.client` uses it as the socket.
+
+    Args:
+        sock: The socket.
+        exchange: The request.
+        early: The bytes of the response that were received while the request was sent.
+    """
 
     def __init__(self, sock: Any, exchange: Exchange, early: bytes) -> None:
         self._sock = sock
         self._exchange = exchange
         self._early = early
         self._raw = sock.makefile("rb", buffering=0)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
 
     def readable(self) -> bool:
         return True
@@ -157,23 +142,11 @@ class _PacedReader(io.RawIOBase):
         super().close()
 
 
-class _PacedSocket:
-    """What `http.client.HTTPResponse` is given for a socket."""
-
-    def __init__(self, sock: Any, exchange: Exchange, early: bytes) -> None:
-        self._sock = sock
-        self._exchange = exchange
-        self._early = early
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_PacedReader(self._sock, self._exchange, self._early))
-
-
 class _Response(http.client.HTTPResponse):
-    """An answer, after all interim ones (1xx) that come before it; `http.client` knows 100 alone."""
+    """A response that skips all interim ones (1xx) before it; `http.client` only skips 100."""
 
     def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(_MOST_INTERIM_ANSWERS):
+        for _ in range(_MOST_INTERIM_RESPONSES):
             told: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
             if not 100 <= told[1] < 200:
                 return told
@@ -183,29 +156,29 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Paced(urllib3.connection.HTTPConnection):
-    """A connection that keeps the time of the exchange that it is used for."""
+    """A connection that keeps the deadline of the request it is used for."""
 
-    #: Of the adapter that it belongs to.
-    state: _State
-    #: What came before the request was through.
+    #: The adapter, set by a subclass.
+    adapter: Adapter
+    #: The bytes of the response that were received while the request was sent.
     _early: bytes = b""
 
     def _new_conn(self) -> socket.socket:
-        exchange = self.state.exchange
+        exchange = self.adapter.exchange
         try:
             made = self._connect(exchange)
         except OSError as error:
             msg = "not connected"
             raise urllib3.exceptions.NewConnectionError(self, msg) from error
         exchange.fresh = True
-        self.state.connections[self] = made.fileno()
+        self.adapter.connections[self] = made.fileno()
         return made
 
     def _connect(self, exchange: Exchange) -> socket.socket:
-        """Try each address of the name; each has its share of the time that is left for all."""
+        """Return a connected socket; each address of the name gets an equal share of the time that is left."""
         deadline = min(monotonic() + exchange.connect_seconds, exchange.due)
-        if self.state.socket_path is not None:
-            return _connect_to_path(self.state.socket_path, deadline)
+        if self.adapter.socket_path is not None:
+            return _connect_to_path(self.adapter.socket_path, deadline)
         host = str(getattr(self, "_dns_host", self.host)).strip("[]")
         family = urllib3.util.connection.allowed_gai_family()
         addresses = socket.getaddrinfo(host, self.port, family, socket.SOCK_STREAM)
@@ -219,7 +192,7 @@ class _Paced(urllib3.connection.HTTPConnection):
                 share = (deadline - monotonic()) / (len(addresses) - index)
                 made.settimeout(max(share, _LEAST_SECONDS))
                 made.connect(address)
-                # The rest of it is for TLS, whose handshake keeps the socket's timeout as a whole.
+                # The remaining time is for TLS: the timeout of the socket limits the handshake as a whole.
                 made.settimeout(max(deadline - monotonic(), _LEAST_SECONDS))
             except BaseException as error:
                 made.close()
@@ -234,19 +207,21 @@ class _Paced(urllib3.connection.HTTPConnection):
             del failure  # its traceback holds this frame
 
     def send(self, data: Any) -> None:
-        """Send *data* in the time that is left, also if the peer takes it byte by byte.
+        """Send *data* before the deadline, even if the peer takes it byte by byte.
 
         Raises:
-            BrokenPipeError: If the peer answers, or hangs up, before it has taken all. urllib3 reads the answer then.
+            BrokenPipeError: If the peer responds or closes before it has taken everything. Then urllib3 reads the
+                response.
         """
         if self.sock is None:
             self.connect()
-        exchange = self.state.exchange
-        exchange.begin_to_send()
+        exchange = self.adapter.exchange
+        if not exchange.connected:
+            exchange.begin_to_send()
         sock: Any = self.sock
         left = memoryview(data)
         try:
-            if not isinstance(sock, socket.socket):  # TLS within the TLS of a proxy
+            if not isinstance(sock, socket.socket):  # TLS inside the TLS of a proxy
                 for start in range(0, len(left), _RECORD_BYTES):
                     sock.settimeout(exchange.left())
                     sock.sendall(left[start : start + _RECORD_BYTES])
@@ -260,7 +235,7 @@ class _Paced(urllib3.connection.HTTPConnection):
                     if self._answered(sock, exchange):
                         break
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
-            # What it may have said before is still to be read.
+            # The response that the peer may have sent before can still be read.
             exchange.cut = True
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
         if left:
@@ -268,7 +243,7 @@ class _Paced(urllib3.connection.HTTPConnection):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def _answered(self, sock: socket.socket, exchange: Exchange) -> bool:
-        """Wait until *sock* takes more, or gives something; return True if that is the beginning of the answer."""
+        """Wait until *sock* can be written to or read from; return True if the peer responds, or has closed."""
         if not urllib3.util.wait.wait_for_socket(sock, read=True, write=True, timeout=exchange.left()):
             raise TimeoutError
         if not urllib3.util.wait.wait_for_read(sock, timeout=0):
@@ -276,36 +251,37 @@ class _Paced(urllib3.connection.HTTPConnection):
         try:
             heard = sock.recv(_READ_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False  # it was TLS's own
+            return False  # these were bytes of TLS itself
         if heard:
             exchange.received = True
         self._early += heard
         return not heard or len(self._early) > _READ_BYTES or _INTERIM.fullmatch(self._early) is None
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> http.client.HTTPResponse:  # type: ignore[override]
-        """Return a response that is read in time; `http.client` calls this to make one."""
+        """Return a response that is read before the deadline; `http.client` calls this to make one."""
         early, self._early = self._early, b""
-        paced: Any = _PacedSocket(sock, self.state.exchange, early)
+        paced: Any = _PacedReader(sock, self.adapter.exchange, early)
         return _Response(paced, *args, **options)
 
     def getresponse(self) -> Any:
-        """Read the answer."""
-        # urllib3 imports a class for it each time, from modules that are gone at the interpreter's end.
+        """Read the response."""
+        # urllib3 imports a class here, at each call. When the interpreter ends, the module is not found any more.
         _modules.setdefault("urllib3.response", urllib3.response)
         return super().getresponse()
 
     def close(self) -> None:
-        # First, so that a child that is forked in between does not close a descriptor that is somebody else's by then.
-        self.state.connections.pop(self, None)
+        # First remove it from the list: a child forked after the close must not close the descriptor once more, since
+        # its number may belong to another file by then.
+        self.adapter.connections.pop(self, None)
         self._early = b""
         super().close()
 
 
 def _connect_to_path(path: str, deadline: float) -> socket.socket:
-    """Return a connection to the Unix socket at *path*, which a server with many waiting may take a while to take."""
+    """Return a socket connected to the Unix socket at *path*; wait while the server's queue is full."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # A socket with a timeout of Python's does not wait where the server's queue is full: connect(2), EAGAIN.
+        # If the queue is full, a socket with a timeout of Python fails at once: connect(2), EAGAIN.
         seconds, part = divmod(max(deadline - monotonic(), _LEAST_SECONDS), 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(part * 1e6)))
         made.connect(path)
@@ -318,13 +294,13 @@ def _connect_to_path(path: str, deadline: float) -> socket.socket:
     return made
 
 
-# To http.client response_class is a variable.
+# In http.client response_class is a variable.
 class _PacedTLS(_Paced, urllib3.connection.HTTPSConnection):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """The same, encrypted."""
+    """A `_Paced` connection with TLS."""
 
 
 def _by_socks(socks: ModuleType) -> tuple[type[_Paced], type[_Paced]]:
-    """Return the classes of connections, plain and encrypted, through SOCKS proxies.
+    """Return the classes of connections through SOCKS proxies, without and with TLS.
 
     Args:
         socks: `urllib3.contrib.socks`, which needs PySocks.
@@ -332,7 +308,7 @@ def _by_socks(socks: ModuleType) -> tuple[type[_Paced], type[_Paced]]:
     usual: Any = socks.SOCKSConnection
 
     class _PacedSOCKS(_Paced, usual):  # type: ignore[misc]
-        """A connection through a SOCKS proxy; for each step of the proxy's there is the time for connecting."""
+        """A connection through a SOCKS proxy; each message of the proxy may take the time to connect."""
 
         def _connect(self, exchange: Exchange) -> socket.socket:
             deadline = min(monotonic() + exchange.connect_seconds, exchange.due)
@@ -342,144 +318,129 @@ def _by_socks(socks: ModuleType) -> tuple[type[_Paced], type[_Paced]]:
             return made
 
     class _PacedSOCKSTLS(_PacedSOCKS, _PacedTLS):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The same, encrypted."""
+        """A connection through a SOCKS proxy, with TLS."""
 
     return _PacedSOCKS, _PacedSOCKSTLS
 
 
-class _Slots:
-    """The free connections of a pool. A queue's lock might be held by another thread when the process forks."""
+def _free_connections(maxsize: int) -> queue.SimpleQueue[Any]:
+    """Return the queue for a pool's free connections. Unlike urllib3's, it has no lock that a fork could leave held.
 
-    def __init__(self, maxsize: int) -> None:
-        self._maxsize = maxsize
-        self._free: deque[Any] = deque()
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        try:
-            return self._free.pop()
-        except IndexError:
-            raise queue.Empty from None
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if len(self._free) >= self._maxsize:
-            raise queue.Full
-        self._free.append(item)
-
-    def qsize(self) -> int:
-        return len(self._free)
+    It need not be limited: each pool has one connection at a time.
+    """
+    return queue.SimpleQueue()
 
 
 class _Pool(urllib3.connectionpool.HTTPConnectionPool):
-    QueueCls: Any = _Slots
+    QueueCls: Any = staticmethod(_free_connections)
 
 
 class _PoolTLS(urllib3.connectionpool.HTTPSConnectionPool):
-    QueueCls: Any = _Slots
+    QueueCls: Any = staticmethod(_free_connections)
 
     def _validate_conn(self, conn: Any) -> None:
-        # Without the warning at each request: verify=False is said on purpose.
+        # urllib3 would warn at each request of verify=False, which the user has chosen.
         if conn.sock is None:
             conn.connect()
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    """requests' adapter with connections that keep their time.
+    """The adapter of requests, with connections that keep the deadline of each request. For one thread at a time.
 
     Args:
-        context: What to encrypt with, instead of what *verify* and *cert* say; or None.
-        socket_path: The path of a Unix socket to connect to, whatever the URL's host is; or None.
+        context: The TLS context to use instead of requests' *verify* and *cert*; or None.
+        socket_path: The path of a Unix socket to connect to instead of the URL's host; or None.
     """
 
-    state: _State
+    #: The request in progress; `Transport` sets it.
+    exchange: Exchange
 
     def __init__(self, context: ssl.SSLContext | None, socket_path: str | None = None) -> None:
         self._context = context
-        self.state = _State()
-        self.state.socket_path = socket_path
-        self._pools = self._pools_of(_Paced, _PacedTLS)
+        self.socket_path: str | None = socket_path
+        #: The open connections, with their descriptors.
+        self.connections: dict[_Paced, int] = {}
         super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def _pools_of(self, plain: type[_Paced], encrypted: type[_Paced]) -> dict[str, Any]:
-        """Return pools whose connections are of these classes, and share the adapter's state."""
-        state = {"state": self.state}
-        return {
-            "http": type("_Pool", (_Pool,), {"ConnectionCls": type(plain.__name__, (plain,), state)}),
-            "https": type("_PoolTLS", (_PoolTLS,), {"ConnectionCls": type(encrypted.__name__, (encrypted,), state)}),
-        }
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        """Make the pools; requests calls this."""
-        super().init_poolmanager(*args, **options)
+        self._pools = self._pools_of(_Paced, _PacedTLS)
         self.poolmanager.pool_classes_by_scheme = self._pools
 
+    def _pools_of(self, plain: type[_Paced], encrypted: type[_Paced]) -> dict[str, Any]:
+        """Return classes of pools, by scheme, whose connections are of these classes and belong to this adapter."""
+        own = {"adapter": self}
+        return {
+            "http": type("_Pool", (_Pool,), {"ConnectionCls": type(plain.__name__, (plain,), own)}),
+            "https": type("_PoolTLS", (_PoolTLS,), {"ConnectionCls": type(encrypted.__name__, (encrypted,), own)}),
+        }
+
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        """Return the pools for a proxy, whatever its kind, with connections that keep the time."""
+        """Return the manager of the pools for *proxy*, whose connections keep the deadline too."""
         known = proxy in self.proxy_manager
         manager = super().proxy_manager_for(proxy, **options)
         if known:
             return manager
         pools = self._pools
         if proxy.lower().startswith("socks"):
-            from urllib3.contrib import socks  # there, since the line before it has made a manager of it
+            from urllib3.contrib import socks  # requests has imported it to make the manager
 
             pools = self._pools_of(*_by_socks(socks))
         manager.pool_classes_by_scheme = pools
         return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
-        """Return what a connection is told from others by: with a context of the user's that alone."""
+        """Return what distinguishes the pool for *request* from others; the user's context replaces TLS settings."""
         host, keywords = super().build_connection_pool_key_attributes(request, verify, cert)
         if self._context is None:
             return host, keywords
-        # Nothing else: with authorities beside it they would be loaded into the user's own context.
-        # Its mode is said, too: urllib3 before 2.0 would set another one.
+        # If certificate authorities were given too, urllib3 would load them into the user's context. The mode is
+        # given, since urllib3 before 2.0 would set another one.
         own: dict[str, Any] = {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
         if not self._context.check_hostname:
             own["assert_hostname"] = False
         return host, own
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Prepare a connection for TLS, unless the user's context does."""
+        """Set up TLS for a connection, unless the user's context does."""
         if self._context is None:
             super().cert_verify(conn, url, verify, cert)
 
     # -- connections
 
     def abort(self) -> None:
-        """End what is under way in another thread."""
-        for connection in list(self.state.connections):
+        """Make a request in another thread fail."""
+        for connection in list(self.connections):
             sock: Any = connection.sock
-            while sock is not None and not isinstance(sock, socket.socket):  # TLS within TLS
+            while sock is not None and not isinstance(sock, socket.socket):  # TLS inside TLS
                 sock = getattr(sock, "socket", None)
             if sock is not None:
                 with contextlib.suppress(OSError):
-                    # Not the encrypted socket's own, which would take its state away from under the thread that reads.
+                    # The method of an encrypted socket would also remove its TLS state, which the other thread uses.
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def disconnect(self) -> None:
-        """Close the connections, also those of a pool that is no garbage yet."""
-        for connection in list(self.state.connections):
+        """Close all open connections."""
+        for connection in list(self.connections):
             connection.close()
 
     def abandon(self) -> None:
-        """Let go, in a forked child, of the parent's connections, without a word to the peer."""
-        for connection, descriptor in list(self.state.connections.items()):
+        """Drop the parent's connections in a forked child, without sending anything to the peer."""
+        for connection, descriptor in list(self.connections.items()):
             sock = connection.sock
             with contextlib.suppress(OSError):
                 if isinstance(sock, socket.socket):
                     sock.detach()
-            # By its number: within a handshake the socket is nobody's yet.
+            # Close it by its number: during a handshake the connection has no socket yet.
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        self.state.connections.clear()
+        self.connections.clear()
 
 
-#: Pools of forked parents: one that is garbage is closed, and takes a lock for that, which may be held for ever.
+#: Keeps the pools of forked parents alive. A pool closes itself when it is collected, and needs a lock for that, which
+#: a thread of the parent may have held at the fork.
 _abandoned: list[Any] = []
 
 
 def abandon_pools(session: requests.Session) -> None:
-    """Give a user's session fresh connections in a forked child, as if it had been pickled."""
+    """Give the adapters of a user's session new pools in a forked child, as unpickling does."""
     for adapter in session.adapters.values():
         if isinstance(adapter, requests.adapters.HTTPAdapter):
             _abandoned.append((adapter.poolmanager, adapter.proxy_manager))
@@ -487,18 +448,18 @@ def abandon_pools(session: requests.Session) -> None:
 
 
 def read_body(response: requests.Response, limit_bytes: int) -> tuple[bytes, bool]:
-    """Return what comes of the body, decompressed, and whether that is all; leave the connection fit, or closed."""
+    """Return the body, decompressed, up to *limit_bytes*, and whether that is all; if not, close the connection."""
     parts: list[bytes] = []
     size = 0
     whole = False
     read: Callable[..., bytes] = response.raw.read
-    # urllib3's, http.client's and the system's: the status is known all the same.
+    # No error of urllib3, http.client or the system matters: the status is known.
     with contextlib.suppress(Exception):
         try:
             while size <= limit_bytes:
                 part = read(min(_READ_BYTES, limit_bytes + 1 - size), decode_content=True)
                 if not part:
-                    # urllib3 before 2.0 raises nothing for a body that is cut.
+                    # urllib3 before 2.0 raises no error for an incomplete body.
                     whole = not response.raw.length_remaining
                     break
                 parts.append(part)
@@ -510,6 +471,6 @@ def read_body(response: requests.Response, limit_bytes: int) -> tuple[bytes, boo
 
 
 def keep_body(response: requests.Response, body: bytes) -> None:
-    """Make *body* that of *response*, so that nobody reads it without a limit: a session does for redirects."""
+    """Set the body of *response*, so that the session does not read it without a limit, as it does for redirects."""
     response._content = body
     response._content_consumed = True

@@ -6,9 +6,10 @@ import base64
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote, quote_plus, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, quote_plus, unquote, urlsplit, urlunsplit
 
 from outfall.sinks.core.arguments import checked_seconds, is_loopback
 from outfall.sinks.core.credentials import asked, is_sendable
@@ -25,6 +26,29 @@ if TYPE_CHECKING:
 
 #: Parts of the names of headers whose values are secret.
 _SECRET_PARTS = ("authorization", "token", "secret", "password", "api-key", "apikey", "api_key", "cookie", "access-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request.
+
+    Args:
+        method: The method.
+        url: The URL, without credentials.
+        headers: All headers except ``Content-Length`` and those that *auth* adds.
+        body: The body, or None.
+        auth: An authentication object of requests, which is called with the prepared request; or None.
+        timeout: Seconds to connect, and for the rest.
+        limit_bytes: The number of bytes of the response to read.
+    """
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: bytes | None
+    auth: Any
+    timeout: tuple[float, float]
+    limit_bytes: int
 
 
 class Endpoint:
@@ -56,7 +80,8 @@ class Endpoint:
     ) -> None:
         self.headers: dict[str, str] = {**format_headers, **_checked_headers(headers)}
         self.allow_insecure: bool = bool(allow_insecure)
-        self.timeout = timeout
+        #: Seconds to connect, and for the rest of a request.
+        self.timeout: tuple[float, float] = checked_timeout(timeout)
         self._token = _checked_token(token)
         self._token_scheme = _checked_scheme(token_scheme)
         self._verify = _checked_verify(verify)
@@ -64,21 +89,16 @@ class Endpoint:
         self._session = _checked_session(session)
         self._context = _checked_context(ssl_context, self._verify, self._cert, session)
         self._proxies = _checked_proxies(proxies)
-        self._auth = _checked_auth(auth)
         self._max_connection_age = checked_age(max_connection_age)
         if max_connection_age is not None and session is not None:
             msg = "max_connection_age: it does not apply to the connections of your own session"
             raise ValueError(msg)
-        #: The path of the Unix socket, or None.
-        self._socket_path: str | None = None
-        self._url, self.peer, from_url = _split_url(url)
-        if from_url is not None:
-            if auth is not None:
-                msg = "auth=…: the URL has a user name too"
-                raise ValueError(msg)
-            self._auth = _checked_auth(from_url)
-        self._check_credentials()
-        self._take_socket()
+        self._auth: _BasicAuth | Callable[[Any], Any] | None = None
+        own_auth = _checked_auth(auth)
+        self._take(url, own_auth)
+        if own_auth is not None and own_auth is not self._auth:
+            msg = "auth=…: the URL has a user name too"
+            raise ValueError(msg)
         # Imported now and not with the first request. That is often made by a thread: a child that is forked during
         # its import would keep a half imported module. And when the interpreter ends, imports fail.
         from outfall.sinks.http.client import Transport
@@ -95,57 +115,31 @@ class Endpoint:
 
     @url.setter
     def url(self, url: str) -> None:
-        before = self._url, self.peer, self._auth
-        self._url, self.peer, from_url = _split_url(url)
-        if from_url is not None:
-            self._auth = _checked_auth(from_url)
-        try:
-            self._check_credentials()
-            self._take_socket()
-        except ValueError:
-            self._url, self.peer, self._auth = before
-            raise
+        self._take(url, self._auth)
 
-    @property
-    def request_url(self) -> str:
-        """The URL for requests; for a Unix socket the host is ``localhost``, since HTTP requires one."""
-        if self._socket_path is None:
-            return self._url
-        return urlunsplit(urlsplit(self._url)._replace(scheme="http", netloc="localhost"))
-
-    def _take_socket(self) -> None:
-        """Set the path of the Unix socket from the URL.
+    def _take(self, url: str, auth: _BasicAuth | Callable[[Any], Any] | None) -> None:
+        """Use *url*, with its credentials if it has any, else with *auth*.
 
         Raises:
-            ValueError: If an argument does not apply to Unix sockets.
+            ValueError: If the URL or its credentials cannot be used; then nothing changes.
         """
-        parts = urlsplit(self._url)
-        path = unquote(parts.netloc) if parts.scheme == UNIX else None
-        if path is not None:
-            for argument, value in (("session", self._session), ("proxies", self._proxies)):
-                if value is not None:
-                    msg = f"{argument}: {UNIX}:// connects by itself"
-                    raise ValueError(msg)
-        self._socket_path = path
-
-    @property
-    def timeout(self) -> tuple[float, float]:
-        """Seconds to connect, and for the rest of a request; settable."""
-        return self._timeout
-
-    @timeout.setter
-    def timeout(self, timeout: Any) -> None:
-        self._timeout = _checked_timeout(timeout)
-
-    @property
-    def auth(self) -> Callable[[Any], Any] | None:
-        """The authentication object, which changes prepared requests; or None."""
-        return None if isinstance(self._auth, _BasicAuth) else self._auth
-
-    @property
-    def is_bare(self) -> bool:
-        """True if there is no session of the user's, which would add its own headers."""
-        return self._session is None
+        bare, peer, from_url = _split_url(url)
+        if from_url is not None:
+            auth = _checked_auth(from_url)
+        parts = urlsplit(bare)
+        self._check_credentials(parts, peer, auth)
+        is_socket = parts.scheme == UNIX
+        for argument, value in (("session", self._session), ("proxies", self._proxies)):
+            if is_socket and value is not None:
+                msg = f"{argument}: {UNIX}:// connects by itself"
+                raise ValueError(msg)
+        self._url, self.peer, self._auth = bare, peer, auth
+        #: The path of the Unix socket, or None.
+        self._socket_path: str | None = unquote(parts.netloc) if is_socket else None
+        #: The URL for requests; for a Unix socket the host is ``localhost``, since HTTP requires one.
+        self.request_url: str = urlunsplit(parts._replace(scheme="http", netloc="localhost")) if is_socket else bare
+        #: The authentication object, which changes prepared requests; or None.
+        self.auth: Callable[[Any], Any] | None = None if isinstance(auth, _BasicAuth) else auth
 
     def token(self) -> str | None:
         """Return the token for a request, or None if there is none.
@@ -158,10 +152,21 @@ class Endpoint:
             return token
         return asked(token)
 
-    def headers_with(self, token: str | None, more: Mapping[str, str]) -> dict[str, str]:
-        """Return all headers of a request; headers of the user override *more*."""
-        given = {name.lower() for name in self.headers}
-        headers = {name: value for name, value in more.items() if name.lower() not in given} | self.headers
+    def headers_for(self, key: str, token: str | None, content: Mapping[str, str]) -> dict[str, str]:
+        """Return all headers of a request; headers of the user override the others.
+
+        Args:
+            key: The ``Idempotency-Key``.
+            token: The token, or None.
+            content: The headers that describe the body.
+        """
+        headers = {"Accept-Encoding": "identity", "Idempotency-Key": key}
+        if self._session is None:  # else the session adds its own
+            headers |= {"User-Agent": "outfall", "Accept": "*/*"}
+        headers |= content
+        for name in self.headers:
+            headers.pop(name.title(), None)
+        headers |= self.headers
         if isinstance(self._auth, _BasicAuth):
             headers["Authorization"] = self._auth.header
         elif token is not None:
@@ -191,27 +196,26 @@ class Endpoint:
             max_connection_age=self._max_connection_age,
         )
 
-    def _check_credentials(self) -> None:
-        """Check the credentials.
+    def _check_credentials(self, parts: SplitResult, peer: str, auth: Any) -> None:
+        """Check the credentials for a URL.
 
         Raises:
             ValueError: If there are several, or they would cross the network in plain text.
         """
         authorized = any(name.lower() == "authorization" for name in self.headers)
-        if (self._token is not None) + (self._auth is not None) + authorized > 1:
+        if (self._token is not None) + (auth is not None) + authorized > 1:
             msg = "token, auth, headers: more than one of them has the Authorization"
             raise ValueError(msg)
         session = self._session
         credentials = (
-            self._auth is not None
+            auth is not None
             or self._token is not None
             or any(map(_is_secret, self.headers))
             or (session is not None and (bool(session.auth) or any(map(_is_secret, session.headers))))
         )
-        parts = urlsplit(self._url)
         if credentials and parts.scheme == "http" and not (self.allow_insecure or is_loopback(parts.hostname or "")):
             msg = (
-                f"url: credentials would cross the network to {self.peer} in plain text; use https://, "
+                f"url: credentials would cross the network to {peer} in plain text; use https://, "
                 "or allow_insecure=True if that is what you want"
             )
             raise ValueError(msg)
@@ -354,7 +358,12 @@ def _checked_scheme(scheme: Any) -> str:
     return str(scheme)
 
 
-def _checked_timeout(timeout: Any) -> tuple[float, float]:
+def checked_timeout(timeout: Any) -> tuple[float, float]:
+    """Return seconds to connect, and for the rest of a request.
+
+    Raises:
+        ValueError: If *timeout* is not one or two numbers of seconds above 0.
+    """
     both = tuple(timeout) if isinstance(timeout, (tuple, list)) else (timeout, timeout)
     if len(both) != 2:
         msg = f"timeout={timeout!r} is not a number of seconds, nor a pair: to connect, and for the rest"

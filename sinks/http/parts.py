@@ -31,11 +31,17 @@ _NOT_AN_EVENT = (
 
 
 class History:
-    """What a sink remembers of one batch for the next."""
+    """What a sink remembers of one batch for the next.
 
-    __slots__ = ("refused_in_a_row", "rounds")
+    Args:
+        room_bytes: The largest size of a body with several events.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("refused_in_a_row", "room_bytes", "rounds")
+
+    def __init__(self, room_bytes: int) -> None:
+        #: As above; a server may have asked for less.
+        self.room_bytes: int = room_bytes
         #: The number of events given up since one was taken.
         self.refused_in_a_row: int = 0
         #: The number of batches in a row that were refused whatever the event.
@@ -51,9 +57,8 @@ class Parts:
     refused, unless the response is a page of HTML, or two events before it were refused too.
 
     Args:
-        batch: The batch, with at least one event.
+        batch: The batch.
         single: True if a request holds one event.
-        room_bytes: Returns the largest size of a body with several events.
         encode: Returns the body for a part of the batch.
         send: Sends a part, given the items, the body and the key.
         history: What is remembered of earlier batches; it is updated.
@@ -64,19 +69,18 @@ class Parts:
         batch: Batch,
         *,
         single: bool,
-        room_bytes: Callable[[], int],
         encode: Callable[[Batch], bytes],
         send: Callable[[Batch, bytes, str], BatchResult | None],
         history: History,
     ) -> None:
         self._batch = batch
         self._single = single
-        self._room_bytes = room_bytes
         self._encode = encode
         self._send = send
         self._history = history
-        whole = range(len(batch))
-        self._parts: deque[Sequence[int]] = deque([[index] for index in whole] if single else [whole])
+        self._size = len(batch)
+        whole = range(self._size)
+        self._parts: deque[Sequence[int]] = deque([[index] for index in whole] if single else [whole] if whole else [])
         self._retry: list[int] = []
         self._rejected: dict[int, str] = {}
         self._unknown = 0
@@ -104,16 +108,16 @@ class Parts:
                     raise
                 return self._leave(part, error)
             except PermanentDeliveryError as error:
-                if len(self._batch) == 1 or (len(part) > 1 and not self._settled):
+                if self._size == 1 or (len(part) > 1 and not self._settled):
                     raise
                 self._refuse(part, error.reason)
             except Exception as error:  # a format that fails
-                if len(self._batch) == 1 or not (self._single or self._settled):
+                if self._size == 1 or not (self._single or self._settled):
                     raise
                 if not self._single:
                     return self._leave(part, error)
                 self._refuse(part, describe(cleaned(error, self._batch[part[0]].event)))
-        doubt = self._judge()
+        doubt = self._judge() if self._suspects else None
         if doubt is None:
             return self._result() if self._retry or self._rejected or self._unknown else None
         if not self._settled:
@@ -130,9 +134,9 @@ class Parts:
         Raises:
             PausedDeliveryError: If all events that were sent are refused.
         """
-        batch = self._batch if len(part) == len(self._batch) else self._batch.part(part)
+        batch = self._batch if len(part) == self._size else self._batch.part(part)
         body = self._encode(batch)
-        if len(part) > 1 and len(body) > self._room_bytes():
+        if len(part) > 1 and len(body) > self._history.room_bytes:
             self._parts.extendleft(reversed(self._divided(part, batch, len(body))))
             return
         key = batch.key if batch is self._batch or not self._single else self._batch.item_keys[part[0]]
@@ -161,7 +165,7 @@ class Parts:
     def _divided(self, part: Sequence[int], batch: Batch, size: int) -> list[Sequence[int]]:
         """Divide *part* into pieces that fit, assuming that each event adds to the body in proportion to its data."""
         sizes = [len(data) + 1 for data in batch.data]
-        room = self._room_bytes() * sum(sizes) / size
+        room = self._history.room_bytes * sum(sizes) / size
         pieces: list[Sequence[int]] = []
         first = filled = 0
         for index, each in enumerate(sizes):
@@ -215,7 +219,7 @@ class Parts:
         if self._taken:
             for index, error in self._suspects.items():
                 self._rejected[index] = error.reason
-        else:
+        elif self._suspects:
             self._parts.extendleft([index] for index in reversed(self._suspects))
         self._suspects.clear()
         self._taken = True
@@ -223,15 +227,13 @@ class Parts:
 
     def _judge(self) -> DeliveryError | None:
         """Decide about single events refused after the last one was taken; return the error if they are kept."""
-        if not self._suspects:
-            return None
         *_, error = self._suspects.values()
         row = self._history.refused_in_a_row + len(self._suspects)
         pages = sum(each.is_page for each in self._suspects.values())
-        if row > _MOST_IN_A_ROW or pages > self._taken or not (self._taken or len(self._batch) == 1):
+        if row > _MOST_IN_A_ROW or pages > self._taken or not (self._taken or self._size == 1):
             return self._of_all(error)
         self._history.refused_in_a_row = row
-        if len(self._batch) == 1:
+        if self._size == 1:
             return PermanentDeliveryError(error.reason)
         for index, each in self._suspects.items():
             self._rejected[index] = each.reason

@@ -26,7 +26,7 @@ from outfall.sinks.event.json import line_to_send
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.http.answers import RefusedDeliveryError, clean, failure_of, is_page, quote, told_limit_bytes
 from outfall.sinks.http.bodies import NDJSON, BodyFormat, FormURLEncoded, JSONArray, JSONObject
-from outfall.sinks.http.endpoint import Endpoint
+from outfall.sinks.http.endpoint import Endpoint, Request, checked_timeout
 from outfall.sinks.http.parts import History, Parts
 
 if TYPE_CHECKING:
@@ -173,15 +173,13 @@ class HTTPSink(Sink):
         name: str | None = None,
     ) -> None:
         self._transport: Transport | None = None
-        self._history = History()
-        #: The largest body that the server accepts, according to its ``Upload-Limit``; or None.
-        self._told_bytes: int | None = None
         self._body = _checked_body(body)
         self._compression = compression
         self._compress = _compressor(compression)
         self._method = _checked_method(method, self._body, self._compression)
         self._projection = fields if fields is None or isinstance(fields, Projection) else Projection(fields)
         self._max_body_bytes = _checked_max_body(max_body_bytes)
+        self._history = History(max_body_bytes)
         #: True if the format reads the bodies of successful responses.
         self._reads = type(self._body).read is not BodyFormat.read
         self._clock = clock
@@ -238,7 +236,7 @@ class HTTPSink(Sink):
 
     @timeout.setter
     def timeout(self, timeout: float | dt.timedelta | tuple[float | dt.timedelta, float | dt.timedelta]) -> None:
-        self._endpoint.timeout = timeout
+        self._endpoint.timeout = checked_timeout(timeout)
 
     # -- methods to override
 
@@ -282,22 +280,13 @@ class HTTPSink(Sink):
         requests after it are left for a retry. With one event in each request, sending continues after an event that
         was refused for good.
         """
-        whole = batch if isinstance(batch, Batch) else Batch(batch)
-        if not len(whole):
-            return None
         return Parts(
-            whole,
+            batch if isinstance(batch, Batch) else Batch(batch),
             single=self._body.single,
-            room_bytes=self._room_bytes,
             encode=self._body.encode,
             send=self._send,
             history=self._history,
         ).send()
-
-    def _room_bytes(self) -> int:
-        """Return the largest size of a body with several events."""
-        limit = self._told_bytes
-        return self._max_body_bytes if limit is None else min(limit, self._max_body_bytes)
 
     # -- one request
 
@@ -308,31 +297,32 @@ class HTTPSink(Sink):
                 f"{self._endpoint.peer}: the event makes a body of {len(body)} bytes, of {self._max_body_bytes} at most"
             )
             raise OversizeDeliveryError(msg)
-        token = self._endpoint.token()
-        headers = self._headers(key, token)
-        url, data = self._endpoint.request_url, body
+        endpoint = self._endpoint
+        token = endpoint.token()
+        url, data, content = endpoint.request_url, None, {}
         if self._method == "GET":
             url += ("&" if "?" in url else "?") + body.decode("ascii")
-            reply = self._exchange(url, headers, None)
         else:
-            if self._compress is not None:
+            data, content = body, {"Content-Type": self._body.content_type}
+            if self._compress is not None and self._compression is not None:
                 data = self._compress(body)
-            reply = self._exchange(url, headers, data)
+                content["Content-Encoding"] = self._compression
+        reply = self._exchange(
+            Request(
+                self._method,
+                url,
+                endpoint.headers_for(key, token, content),
+                data,
+                endpoint.auth,
+                endpoint.timeout,
+                self._body.max_response_bytes if self._reads else _MAX_IGNORED_BYTES,
+            )
+        )
         if not 200 <= reply.status < 300:
             raise self._failure(reply, batch, token)
-        return self._read(reply, batch, token)
+        return self._read(reply, batch, token) if self._reads else None
 
-    def _headers(self, key: str, token: str | None) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity", "Idempotency-Key": key}
-        if self._endpoint.is_bare:
-            headers |= {"User-Agent": "outfall", "Accept": "*/*"}
-        if self._method != "GET":
-            headers["Content-Type"] = self._body.content_type
-            if self._compression is not None:
-                headers["Content-Encoding"] = self._compression
-        return self._endpoint.headers_with(token, headers)
-
-    def _exchange(self, url: str, headers: dict[str, str], data: bytes | None) -> Reply:
+    def _exchange(self, request: Request) -> Reply:
         with self._lock:
             if self._closed:
                 msg = f"{self.name} is closed"
@@ -342,15 +332,7 @@ class HTTPSink(Sink):
                 transport = self._transport = self._endpoint.open()
             try:
                 with delivering():  # for callers of emit_batch other than sinks
-                    return transport.exchange(
-                        self._method,
-                        url,
-                        headers,
-                        data,
-                        auth=self._endpoint.auth,
-                        timeout=self._endpoint.timeout,
-                        limit_bytes=self._body.max_response_bytes if self._reads else _MAX_IGNORED_BYTES,
-                    )
+                    return transport.exchange(request)
             finally:
                 if self._closed:  # close() has timed out meanwhile
                     self._drop_transport()
@@ -375,7 +357,7 @@ class HTTPSink(Sink):
         if isinstance(failure, OversizeDeliveryError):
             limit = told_limit_bytes(reply.headers)
             if limit is not None:
-                self._told_bytes = limit
+                self._history.room_bytes = min(limit, self._max_body_bytes)
             return failure
         if type(failure) is TemporaryDeliveryError:
             return failure
@@ -395,8 +377,6 @@ class HTTPSink(Sink):
         Raises:
             DeliveryError: If no event was taken, or the body cannot be read.
         """
-        if not self._reads:
-            return None
         if not reply.whole:
             msg = f"{self._endpoint.peer} answered {reply.status}, but not all of the answer came"
             raise TemporaryDeliveryError(msg)

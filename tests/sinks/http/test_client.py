@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import queue
 import socket
 import ssl
 import subprocess
@@ -333,7 +334,7 @@ def test_a_path_that_dies_is_noticed_by_the_system(server):
     """While a connection is idle, within a minute."""
     with sink_for(server) as sink:
         sink.handle({"event": "hello"})
-        (connection,) = sink._transport._adapter.state.connections
+        (connection,) = sink._transport._adapter.connections
         assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             assert 0 < connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
@@ -354,18 +355,6 @@ def test_an_event_that_meets_the_end_of_a_connection_is_sent_again(fault, encryp
         keys = [request.headers["idempotency-key"] for request in server.requests]
         assert keys[0] != keys[1] == keys[2]
         assert [request.connection for request in server.requests] == [1, 1, 2]
-
-
-def test_free_connections_are_as_many_as_they_may_be():
-    """A pool keeps its number of connections and says so, as the queue does in whose place it stands."""
-    slots = deadlines._Slots(1)
-    slots.put("a")
-    with pytest.raises(deadlines.queue.Full):
-        slots.put("b", block=False)
-    assert slots.qsize() == 1
-    assert slots.get() == "a"
-    with pytest.raises(deadlines.queue.Empty):
-        slots.get(block=False)
 
 
 def test_it_is_sent_again_once_only(server):
@@ -634,7 +623,7 @@ def test_a_child_has_a_connection_of_its_own(encrypted, certificate, authority_f
     with Server(context=context) as server:
         sink = sink_for(server, verify=authority_file if encrypted else True)
         sink.handle({"event": "parent"})
-        [(_, descriptor)] = sink._transport._adapter.state.connections.items()
+        [(_, descriptor)] = sink._transport._adapter.connections.items()
 
         def child():
             with pytest.raises(OSError, match="Bad file descriptor"):
@@ -703,12 +692,12 @@ def test_a_fork_while_a_request_is_under_way(server):
 
 
 def test_no_lock_of_a_pool_can_be_left_behind(secure_server, server, authority_file):
-    """Where urllib3 keeps free connections in a queue, whose lock another thread may hold at a fork, there is none."""
+    """urllib3's own queue of free connections has a lock, which another thread may hold at a fork; ours has none."""
     for peer in (server, secure_server):
         with sink_for(peer, verify=authority_file) as sink:
             sink.handle({"event": "hello"})
             pools = sink._transport._adapter.poolmanager.pools
-            assert [type(pools[key].pool) for key in pools.keys()] == [deadlines._Slots]  # noqa: SIM118 - no mapping
+            assert [type(pools[key].pool) for key in pools.keys()] == [queue.SimpleQueue]  # noqa: SIM118 - no mapping
 
 
 def test_a_fork_while_many_threads_log(server):
@@ -752,7 +741,7 @@ def test_close_lets_go_of_the_connection(server):
     transport = sink._transport
     assert sink.close()
     until(lambda: not server._open)
-    assert not transport._adapter.state.connections
+    assert not transport._adapter.connections
 
 
 @pytest.mark.parametrize("raw", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 2"])
@@ -769,7 +758,7 @@ def test_a_failure_leaves_nothing_for_the_garbage_collector(server, raw):
         transport = sink._transport
         assert sink.close()
         assert sink.stats().delivered == 1
-        assert not transport._adapter.state.connections
+        assert not transport._adapter.connections
         until(lambda: not server._open)
     finally:
         gc.enable()

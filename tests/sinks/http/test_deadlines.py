@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import inspect
 import os
+import queue
 import socket
 import ssl
 import struct
@@ -358,8 +359,8 @@ def test_urllib3_asks_its_connections_for_sockets():
 def test_urllib3_makes_pools_and_connections_of_our_classes():
     """``pool_classes_by_scheme``, ``ConnectionCls`` and ``QueueCls`` choose them; ``_validate_conn`` connects."""
     assert _calls(urllib3.poolmanager.PoolManager._new_pool, "self.pool_classes_by_scheme")
-    pool = type("Pool", (urllib3.connectionpool.HTTPConnectionPool,), {"QueueCls": deadlines._Slots})("localhost")
-    assert type(pool.pool) is deadlines._Slots
+    for kind in (deadlines._Pool, deadlines._PoolTLS):
+        assert type(kind("localhost").pool) is queue.SimpleQueue
     assert _calls(urllib3.connectionpool.HTTPConnectionPool._new_conn, "self.ConnectionCls")
     assert _calls(urllib3.connectionpool.HTTPConnectionPool._make_request, "self._validate_conn(conn)")
 

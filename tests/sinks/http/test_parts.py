@@ -29,7 +29,7 @@ class Peer:
     def __init__(self, *bad, is_page=False, certain=False):
         self.bad = None if bad == (None,) else bad
         self.is_page, self.certain = is_page, certain
-        self.history = History()
+        self.history = History(10**9)
         self.requests = []
         self.taken = []
 
@@ -47,11 +47,11 @@ class Peer:
 
     def emit(self, numbers, *, single=False, room=10**9):
         """Send a batch of events with these *numbers*."""
+        self.history.room_bytes = room
         batch = Batch([Encoded(b"%d" % number, 20, 0) for number in numbers], "key")
         return Parts(
             batch,
             single=single,
-            room_bytes=lambda: room,
             encode=lambda part: b",".join(part.data),
             send=self.send,
             history=self.history,
