@@ -1,4 +1,4 @@
-"""When a file was created: `birth_time`."""
+"""The creation time of a file: `birth_time`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def birth_time(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> flo
     born = getattr(status, "st_birthtime", None)
     if born is None:
         if sys.platform == "win32":
-            born = status.st_ctime  # means the creation there; st_birthtime came with Python 3.12
+            born = status.st_ctime  # the creation time on Windows; st_birthtime came with Python 3.12
         else:
             born = _linux_birth_time(os.fsencode(path)) if sys.platform == "linux" else None
     # File systems that do not keep the time return 0 or -1.
@@ -64,9 +64,9 @@ def _linux_birth_time(path: bytes) -> float | None:
 
 @cache
 def _statx() -> Callable[[bytes, bytearray], bool] | None:
-    """Return a function that fills a buffer for a path, and says whether it could; None without such a C library."""
+    """Return a function that fills a buffer for a path, and returns False on failure; None without such a C library."""
     try:
-        # Imported here: it costs time that only files that rotate should pay, and some Pythons are built without it.
+        # Imported on first use: only rotating files need it, and some Pythons are built without it.
         import ctypes
 
         statx: Any = ctypes.CDLL(None).statx  # in glibc since 2.28

@@ -35,9 +35,9 @@ class Buffer:
     def clear(self) -> None:
         """Drop all lines."""
         self.lines = []
-        #: How many bytes wait.
+        #: The size of the lines in bytes.
         self.size = 0
-        #: How many lines are being written.
+        #: The number of lines in the current write.
         self.in_flight = 0
         self.wind()
 
@@ -47,11 +47,11 @@ class Buffer:
 
     @property
     def pending(self) -> int:
-        """How many lines are not in the file yet."""
+        """The number of lines that are not in the file yet."""
         return len(self.lines) + self.in_flight
 
     def withdraw(self, data: bytes) -> bool:
-        """Remove the line *data*, that very object; return False if it is no longer here as a whole."""
+        """Remove the line *data*, compared by identity; return False if it was written, in whole or in part."""
         for index, waiting in enumerate(self.lines):
             if waiting is data:
                 del self.lines[index]
@@ -60,7 +60,7 @@ class Buffer:
         return False
 
     def put_back(self, lines: list[bytes], torn: int) -> None:
-        """Put *lines*, removed before, back in front, without the first *torn* bytes, which are written."""
+        """Put *lines* back to the front, without the first *torn* bytes, which are in the file."""
         lines[0] = lines[0][torn:]
         self.lines[:0] = lines
         self.size += sum(map(len, lines))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.opening import Mode
 
-#: How many rotated files are kept by default: to limit the size of one file alone would not limit the disk space.
+#: The default number of rotated files. Without a limit the disk would fill up.
 _BACKUP_COUNT = 5
 
 
@@ -39,8 +39,8 @@ class RotatingFileSink(BaseRotatingFileSink):
     Args:
         filename: Path of the file; a relative one is resolved now.
         mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. With *max_bytes*
-            ``"w"`` means ``"a"``, since a restart would lose what was not rotated.
-        max_bytes: Greatest size of the file in encoded bytes, terminators included, or as text such as ``"50 MB"``.
+            ``"w"`` means ``"a"``: truncating at a restart would lose events that were never rotated.
+        max_bytes: The largest size of the file in encoded bytes, terminators included, or as text such as ``"50 MB"``.
             Only a single event that is larger exceeds it. Default 0: the file never rolls over.
         backup_count: How many rotated files to keep. Default 5 with *max_bytes*, unless *max_age* or *max_total_bytes*
             says what to keep. With 0 and none of these it never rolls over, as with
@@ -48,21 +48,21 @@ class RotatingFileSink(BaseRotatingFileSink):
         encoding: The encoding of text. Default UTF-8.
         delay: Open the file at the first event instead of now. Default False.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
-        namer: Called with the path of a rotated file; returns the one that it gets. Default None.
-        rotator: Called with the file's path and its new one, to move it. Default None: it is renamed.
-        max_age: How old rotated files may get, in seconds, as a timedelta, or as text such as ``"10 days"``. Default
+        namer: Called with the default path of a rotated file; returns the path to use. Default None.
+        rotator: Called with the file's path and the new path, to move the file. Default None: it is renamed.
+        max_age: The largest age of rotated files, in seconds, as a timedelta, or as text such as ``"10 days"``. Default
             None: no limit.
-        max_total_bytes: How large all rotated files together may be, in bytes or as text such as ``"2 GB"``. Default
+        max_total_bytes: The largest size of all rotated files together, in bytes or as text such as ``"2 GB"``. Default
             None: no limit.
-        compression: ``"gzip"``, ``"zstd"``, or a callable that packs rotated files. Default None.
+        compression: ``"gzip"``, ``"zstd"``, or a callable that compresses rotated files. Default None.
         multiprocess: True if other processes write to this file too. Default False.
         permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
             umask.
         buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
             written at once.
-        flush_interval: Time after which the next event makes the buffer be written: seconds, a timedelta, or text such
+        flush_interval: Time after which the next event writes the buffer: seconds, a timedelta, or text such
             as ``"500 ms"``. Default 1.
-        flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
+        flush_level: An event of this level or above writes the buffer at once. Default ``"error"``.
         timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
             *flush_interval*. Default 5.
         terminator: The text after each event. Default ``"\n"``.
@@ -76,8 +76,8 @@ class RotatingFileSink(BaseRotatingFileSink):
     Raises:
         ValueError: As `BaseRotatingFileSink`.
 
-    An empty file and one that is not a regular file never roll over. The sink counts the size instead of asking for it
-    with each event; it notices that another program has truncated the file when the count says that it is full. With
+    An empty file, or one that is not a regular file, never rolls over. The sink counts the size itself. When the count
+    reaches *max_bytes*, it asks the system, and so notices that another program has truncated the file. With
     *multiprocess* each event costs one ``stat``, which events that follow within microseconds share. The file may
     exceed *max_bytes* by one event of each process. A rotated file that an idle process still has open is compressed
     once that process has switched to the current file.
@@ -152,19 +152,19 @@ class RotatingFileSink(BaseRotatingFileSink):
         return self._rolls() and not self.multiprocess
 
     def _write_counted(self, data: bytes) -> bool:
-        """Write *data*, a line, if the file has room for it; return False if the pipeline has to see to it."""
+        """Write *data*, a line, if the file has room for it; return False if the pipeline has to write it."""
         if monotonic() >= self._verify_at:
             return False
         size = len(data)
-        # Attributes may be set at any time, so they are read at each event. From here to the write there is no call in
-        # the usual case, and so no place for a signal handler that counts as well.
+        # Attributes may be set at any time, so they are read for each event. In the usual case there is no call from
+        # here to the write, so no signal handler runs that counts as well.
         file = self._shared_file
         if file.size is not None and file.size + size <= self.max_bytes:
             file.size += size
         elif self._rolls():
             return False
         else:
-            file.size = None  # not counted while nothing depends on it
+            file.size = None  # not counted while no limit needs it
         written = _os_write(self._fd, data)
         if written != size:
             self._finish(data, written)
@@ -188,14 +188,14 @@ class RotatingFileSink(BaseRotatingFileSink):
         if size + len(data) <= self.max_bytes:
             return False
         size = self._recounted_size()
-        # A byte order mark that is yet to be written does not make an empty file one that has something in it.
+        # A file that holds nothing but a byte order mark still counts as empty.
         return size > len(self._prefix) and size + len(data) > self.max_bytes
 
     def do_rollover(self) -> None:
         """Roll over now: shift the numbered files, move the file to ``.1`` and open a new one.
 
         Raises:
-            OSError: If the file system refuses; the file goes on as it is.
+            OSError: If the file system refuses. The current file is kept.
             Exception: Whatever `namer` and `rotator` raise.
         """
         with self._rollover() as due:
@@ -204,21 +204,21 @@ class RotatingFileSink(BaseRotatingFileSink):
             self._surplus = self._free_first_number()
             self._move_away(self.rotation_filename(f"{self.base_filename}.1"))
             for path in self._surplus:
-                with contextlib.suppress(FileNotFoundError):  # what retention has deleted by now
+                with contextlib.suppress(FileNotFoundError):  # retention has deleted it
                     os.unlink(path)
             self._surplus = ()
 
-    #: The files that the rollover at hand has shifted beyond `backup_count`.
+    #: The files that the current rollover has shifted beyond `backup_count`.
     _surplus: Sequence[str] = ()
 
-    #: The `backup_count` beyond which there was no file but those when the directory was listed last.
+    #: The `backup_count` at the last listing of the directory, if no file was beyond it; else None.
     _bounded_by: int | None = None
 
     def get_files_to_delete(self) -> list[str]:
         """Return the paths of the rotated files that exceed `backup_count`, `max_age` or `max_total_bytes`."""
         kept = self.backup_count
         if kept and self.max_age is None and self.max_total_bytes is None and self._start_of_rotated():
-            # Shifting bounds the number by itself: once there is no file beyond it, only the next could be one.
+            # Shifting limits the number. If no file was beyond the limit, only the next number can be one.
             following = f"{self.base_filename}.{kept + (2 if self._surplus else 1)}"
             if kept == self._bounded_by and not any(map(os.path.lexists, [following + each for each in self._endings])):
                 return list(self._surplus)
@@ -227,12 +227,12 @@ class RotatingFileSink(BaseRotatingFileSink):
         return super().get_files_to_delete()
 
     def _free_first_number(self) -> list[str]:
-        """Shift the numbered files up by one, as far as the first number that is free; return what is one too many.
+        """Shift the numbered files up by one, up to the first free number; return the files beyond `backup_count`.
 
         Raises:
-            SinkError: If all numbers get the same name, and not just one file is to be kept.
+            SinkError: If `namer` gives all numbers the same name, although more than one file is to be kept.
         """
-        # Only so far: after a shift that failed or was killed halfway, those above the gap have moved already.
+        # Stop at the first gap: after a shift that failed or was killed, the files above it have moved already.
         names = [self.rotation_filename(f"{self.base_filename}.1")]
         endings: list[list[str]] = []
         while endings_there := self._endings_of(names[-1]):
@@ -246,22 +246,22 @@ class RotatingFileSink(BaseRotatingFileSink):
                     raise SinkError(msg)
                 break
             names.append(name)
-        if len(endings) == len(names):  # one too many, left by a rotation that was cut short
+        if len(endings) == len(names):  # a rotation that was cut short has left one file too many
             for ending in endings.pop():
                 os.unlink(names[-1] + ending)
         for number in range(len(endings), 0, -1):
             for ending in endings[number - 1]:
                 os.replace(names[number - 1] + ending, names[number] + ending)
-        # Not deleted before the rotation has succeeded: one that fails costs nothing.
+        # They are deleted after the rotation has succeeded, so that a failure deletes nothing.
         if 0 < self.backup_count == len(endings):
             return [names[-1] + ending for ending in endings[-1]]
         return []
 
     def _endings_of(self, stem: str) -> list[str]:
-        """Return the endings under which there is a file that is called *stem*, plain or compressed.
+        """Return the endings of the files named *stem*, plain or compressed.
 
         Raises:
-            OSError: If a directory has its name.
+            OSError: If a directory has that name.
         """
         found: list[str] = []
         for ending in self._endings:
@@ -273,14 +273,14 @@ class RotatingFileSink(BaseRotatingFileSink):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), stem + ending)
             found.append(ending)
         if len(found) > 1 and not found[0]:
-            # Now, since a kill in the midst of shifting the two would leave them under two numbers.
+            # Finish this first: a kill between shifting one and the other would leave them under two numbers.
             compressing.finish_placing(stem, [stem + ending for ending in found[1:]])
             if not os.path.lexists(stem):
                 found.pop(0)
         return found
 
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
-        """Give the default name for each number in *file_name*; the lowest number is the newest file."""
+        """Yield the default name for each number in *file_name*; the lowest number is the newest file."""
         for match in re.finditer(r"[1-9][0-9]*", file_name):
             number = match.group()
             yield (-float(number), 0), f"{self.base_filename}.{number}"

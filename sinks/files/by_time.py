@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.rotating import RotatedFile
 
-#: A file's birth and the time of its last write come from clocks of different grain.
+#: A file's birth time and its last write time come from clocks with different resolutions.
 _GRAIN_SECONDS = 1.0
 
 _DAY_SECONDS = 86_400
 
 
 class TimedRotatingFileSink(BaseRotatingFileSink):
-    r"""Append each event to a file that rolls over as time passes, and by size as well if asked to.
+    r"""Append each event to a file that rolls over as time passes, and optionally by size.
 
-    ``app.log`` becomes ``app.log.2026-02-28``, named by the start of the interval its events fell in. A name that is
-    taken is never overwritten: the next one gets ``.1``, ``.2`` and so on.
+    ``app.log`` becomes ``app.log.2026-02-28``, named by the start of its interval. An existing file is never
+    overwritten: if the name exists, the next file gets ``.1``, ``.2`` and so on.
 
     Args:
         filename: Path of the file; a relative one is resolved now. With a date in its name,
@@ -46,34 +46,34 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             renamed.
         when: The unit, in any case: ``"S"`` seconds, ``"M"`` minutes, ``"H"`` hours, ``"D"`` days, ``"midnight"``, or
             ``"W0"`` (Monday) to ``"W6"``. Default None: ``"midnight"`` if *max_age* is a day or more, else ``"H"``.
-        interval: How many units make an interval. Default 1. Not used for weekdays.
+        interval: The number of units in an interval. Default 1. Ignored for weekdays.
         backup_count: How many rotated files to keep. Default 0: all.
         encoding: The encoding of text. Default UTF-8.
         delay: Open the file at the first event instead of now. Default False.
         utc: Whether days, weekdays and names are in UTC instead of local time. Default False.
-        at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight, for a weekday
-            the one at its end.
+        at_time: The time of day of the rollover, for ``midnight`` and weekdays. Default None: midnight; for a weekday
+            the midnight at its end.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         max_bytes: Also roll over before the file grows beyond this size, in bytes or as text such as ``"50 MB"``.
             Default 0: by time alone.
         link: Path of a symbolic link to the current file, for a *filename* with a date. Default None.
         mode: ``"a"`` to append (default), ``"w"`` to truncate, ``"x"`` to fail if the file is there. ``"w"`` truncates
             what an earlier process has left.
-        namer: Called with the path of a rotated file; returns the one that it gets. Default None.
-        rotator: Called with the file's path and its new one, to move it. Default None: it is renamed.
-        max_age: How old rotated files may get, in seconds, as a timedelta, or as text such as ``"10 days"``. Default
+        namer: Called with the default path of a rotated file; returns the path to use. Default None.
+        rotator: Called with the file's path and the new path, to move the file. Default None: it is renamed.
+        max_age: The largest age of rotated files, in seconds, as a timedelta, or as text such as ``"10 days"``. Default
             None: no limit.
-        max_total_bytes: How large all rotated files together may be, in bytes or as text such as ``"2 GB"``. Default
+        max_total_bytes: The largest size of all rotated files together, in bytes or as text such as ``"2 GB"``. Default
             None: no limit.
-        compression: ``"gzip"``, ``"zstd"``, or a callable that packs rotated files. Default None.
+        compression: ``"gzip"``, ``"zstd"``, or a callable that compresses rotated files. Default None.
         multiprocess: True if other processes write to this file too. Default False.
         permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
             umask.
         buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
             written at once.
-        flush_interval: Time after which the next event makes the buffer be written: seconds, a timedelta, or text such
+        flush_interval: Time after which the next event writes the buffer: seconds, a timedelta, or text such
             as ``"500 ms"``. Default 1.
-        flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
+        flush_level: An event of this level or above writes the buffer at once. Default ``"error"``.
         timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
             *flush_interval*. Default 5.
         terminator: The text after each event. Default ``"\n"``.
@@ -85,13 +85,14 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         name: The name of the sink in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *when*, *interval* or *at_time* cannot be used; if the date in *filename* cannot be read again,
-            or is coarser than *when* without *max_bytes*; if *link* is no link; and as `BaseRotatingFileSink`.
+        ValueError: If *when*, *interval* or *at_time* is invalid; if the date in *filename* cannot be parsed from the
+            name, or is coarser than *when* without *max_bytes*; if *link* is not a link; and as `BaseRotatingFileSink`.
 
-    Intervals of seconds, minutes, hours and days are counted from the time the file was begun, without a jump when
-    daylight saving time changes; midnight and weekdays go by the wall clock. A restart continues the interval: it began
-    with the file's birth, or else with the newest rotated file, or else with the last write. The first event after the
-    end of the interval causes the rollover, and its time determines the next interval. An empty file never rolls over.
+    Intervals of seconds, minutes, hours and days are counted from the start of the file, without a jump when daylight
+    saving time changes; midnight and weekdays go by the wall clock. A restart continues the interval, which began with
+    the file's birth; if that is unknown, with the newest rotated file, or with the last write. The first event after
+    the end of the interval causes the rollover, and its time determines the next interval. An empty file never rolls
+    over.
 
     Source: `logging.handlers.TimedRotatingFileHandler`.
     """
@@ -132,7 +133,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         name: str | None = None,
     ) -> None:
         if when is None:
-            # To keep files for days suggests a file a day.
+            # An age in days suggests one file a day.
             kept = 0.0 if max_age is None else checked_seconds(max_age, "max_age")
             when = "midnight" if kept >= _DAY_SECONDS else "h"
         self._schedule = Schedule(when, interval, utc=utc, at_time=at_time)
@@ -150,12 +151,12 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
                 )
                 raise ValueError(msg)
             filename = self._dated.path_at(time.time())
-        #: When the interval of the current file began, in epoch seconds; None until it is known.
+        #: The start of the current file's interval, in epoch seconds; None until it is known.
         self._start: float | None = None
-        #: The ages of files that are older than their names say, since the clock was set back.
+        #: The ages of files that are older than their names say, because the clock was set back.
         self._overtaken: set[tuple[float, int]] = set()
         self._trusted_from = self._trusted_until = 0.0
-        #: When the file rolls over, in epoch seconds; settable.
+        #: The time of the next rollover, in epoch seconds; settable.
         self.rollover_at: float = 0.0
         super().__init__(
             filename,
@@ -190,7 +191,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
 
     @property
     def interval(self) -> int:
-        """How many units an interval has."""
+        """The number of units in an interval."""
         return self._schedule.interval
 
     @property
@@ -205,11 +206,11 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
 
     @property
     def suffix(self) -> str:
-        """The `time.strftime` format of what a rotated file's name gets."""
+        """The `time.strftime` format of the suffix of rotated files."""
         return self._schedule.suffix
 
     def compute_rollover(self, current_time: float) -> float:
-        """Return the end of the interval that *current_time* is in, both in epoch seconds."""
+        """Return the end of the interval that contains *current_time*, both in epoch seconds."""
         return self._schedule.next_after(current_time, current_time if self._start is None else self._start)
 
     _counts_size = True
@@ -224,7 +225,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         now = time.time()
         if now >= self.rollover_at or not self._trusted_from <= now < self._trusted_until:
             return False
-        # From here to the write there is no call, and so no place for a signal handler that counts as well.
+        # No call from here to the write, so no signal handler runs that counts as well.
         file = self._shared_file
         if file.size is not None:
             if self.max_bytes and file.size + size > self.max_bytes:
@@ -239,7 +240,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
 
     def _trust_descriptor(self) -> None:
         super()._trust_descriptor()
-        # By the clock that the short cut reads anyway. When that clock is set, events take the pipeline for a second.
+        # By the clock that the shortcut reads anyway. If that clock is set, events take the pipeline for a second.
         self._trusted_from = time.time()
         self._trusted_until = self._trusted_from + VERIFY_SECONDS
 
@@ -250,16 +251,16 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         return self.max_bytes > 0
 
     def should_rollover(self, data: bytes) -> bool:
-        """Return True if the interval of the file has ended, or if *data* would make it larger than `max_bytes`."""
+        """Return True if the file's interval has ended, or if *data* would make the file larger than `max_bytes`."""
         size = self._current_size()
         now = time.time()
         if self._dated is not None and self._dated.path_at(now) != self.base_filename:
-            return True  # also back to an earlier one, where the clock was put back
+            return True  # also if the clock was set back to an earlier interval
         if self._start is None:
             self._begin(now, size)
         if not (self._regular and size > len(self._prefix)):
             if now >= self.rollover_at:
-                self._begin(now, 0)  # nothing in it yet: the interval is that of its first event
+                self._begin(now, 0)  # the file is empty: its first event determines the interval
             return False
         if now < self.rollover_at and not (self.max_bytes and size + len(data) > self.max_bytes):
             return False
@@ -267,11 +268,11 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         return size > 0 and (now >= self.rollover_at or size + len(data) > self.max_bytes)
 
     def do_rollover(self) -> None:
-        """Roll over now: move the file to the name of its interval and open a new one.
+        """Roll over now: rename the file by its interval and open a new one.
 
         Raises:
-            OSError: If the file system refuses; the current file is kept.
-            Exception: Whatever `namer` and `rotator` raise.
+            OSError: If the file system refuses. The current file is kept.
+            Exception: The exceptions of `namer` and `rotator`.
         """
         with self._rollover() as due:
             now = time.time()
@@ -287,7 +288,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             self._begin(now, 0)
 
     def _go_on_to(self, path: str) -> None:
-        """Write to *path* from now on: the file of another interval."""
+        """Write to *path* from now on, the file of another interval."""
         before, self.base_filename = self.base_filename, path
         try:
             self._exchange()
@@ -300,7 +301,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             self._notice = error
 
     def _point_link(self) -> None:
-        """Make the link lead to the current file."""
+        """Make the symbolic link point to the current file."""
         link = self._link
         if link is None:
             return
@@ -317,9 +318,9 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             self._note(error)
 
     def _free_name(self) -> str:
-        """Return the name for the file that is rotated now, which sorts it as the newest of its interval.
+        """Return a free name for the file to rotate, one that sorts as the newest of its interval.
 
-        A number that retention has freed is not used again: the file would count as the oldest.
+        Numbers of files that retention has deleted are not used again: the file would count as the oldest.
         """
         if self._dated is not None:
             return self._free_number()
@@ -334,13 +335,13 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             number += 1
         if age is not None:
             made = (age[0], number)
-            # The clock was set back: a file that is named for a later time is still older.
+            # After the clock was set back, files named by a later time are older.
             self._overtaken.intersection_update(ages)
             self._overtaken.update(older for older in ages if older > made)
         return name
 
     def _free_number(self) -> str:
-        """Return the name for a file that is full before its interval ends: its own name and the next number."""
+        """Return a name with the next number, for a file that is full before its interval ends."""
         start = self._start
         number = max((age[1] + 1 for age in (file.age for file in self.rotated_files()) if age[0] == start), default=1)
         while True:
@@ -350,39 +351,39 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             number += 1
 
     def rotated_files(self) -> list[RotatedFile]:
-        """Return the rotated files there are, the newest first; see `BaseRotatingFileSink.rotated_files`."""
+        """Return the rotated files, newest first; see `BaseRotatingFileSink.rotated_files`."""
         now = time.time()
         files = super().rotated_files()
         if self._dated is not None:
-            # Another process writes to the file of a later interval: it has read the clock a moment later.
+            # Another process may write to the file of a later interval already: it has read the clock a moment later.
             return [file for file in files if file.age[0] <= now]
-        # An interval that lies in the future was named by a clock that went ahead.
+        # A file named by a time in the future was named before the clock was set back.
         return sorted(files, key=lambda file: file.age in self._overtaken or file.age[0] > now)
 
     def _text_of_interval(self) -> str:
-        """Return what the name of the file that is rotated now gets: the start of its interval."""
+        """Return the suffix for the file to rotate: the start of its interval."""
         return self._schedule.text_of(self._start or 0.0)
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
         super()._install(descriptor, prefix)
         if self._identity != self._installed:
-            # Another file than before: find out its interval.
+            # Another file than before: determine its interval.
             self._installed = self._identity
             self._begin_again()
             self._point_link()
 
-    #: Device and inode of the file that `_start` is about.
+    #: Device and inode of the file that `_start` belongs to.
     _installed: tuple[int, int] | None = None
 
     def _begin_again(self) -> None:
-        """Find out the interval of a file that was opened."""
+        """Determine the interval of a file that was opened."""
         now = time.time()
         with contextlib.suppress(OSError):
             state = os.stat(self.base_filename)
             self._begin(now, state.st_size)
 
     def _begin(self, now: float, size: int) -> None:
-        """Set the interval of the current file, whose first event comes *now* if its *size* is 0."""
+        """Set the interval of the current file; if its *size* is 0, its first event comes *now*."""
         schedule = self._schedule
         if self._dated is not None:
             self._start = self._dated.start_of(now)
@@ -395,35 +396,35 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         self.rollover_at = schedule.next_after(self._start, self._start)
 
     def _start_of_existing(self, now: float) -> float:
-        """Return when the interval of a file that has events already began."""
+        """Return the start of the interval of a file that contains events."""
         schedule = self._schedule
         last_write = min(os.stat(self.base_filename).st_mtime, now)
         newest = max((file.age[0] for file in self.rotated_files() if file.age[0] <= now), default=None)
         birth = birth_time(self.base_filename)
-        # The birth of a copied, restored or touched file says nothing about its events.
+        # The birth time of a copied, restored or touched file says nothing about its events.
         if birth is not None and birth <= last_write + _GRAIN_SECONDS and (newest is None or birth >= newest):
-            # Keep to the sink's own intervals if there are any, so that several processes agree. Names for midnight are
-            # exact, so that days are counted on after a restart; other names lack the parts below their unit.
+            # Use the sink's intervals if there are any, so that several processes agree. Names for midnight are exact,
+            # so that a restart continues to count days; other names lack the parts below their unit.
             anchor = newest if newest is not None and schedule.when == "MIDNIGHT" else birth
             return schedule.start_of(birth, anchor if self._start is None else self._start)
         if newest is None:
             return schedule.start_of(last_write, last_write)
         if newest <= last_write:
             return schedule.start_of(last_write, newest)
-        # The file's times contradict the names of rotated files: it was begun at or after the end of the newest of
-        # them.
+        # The file's times contradict the names of the rotated files: it was started when the newest one's interval
+        # ended, or later.
         following = schedule.next_after(newest, newest)
         return following if following <= now else newest
 
     def sample_of_rotated(self) -> str:
-        """Return the default name of some rotated file; rotated files are looked for in its directory."""
+        """Return the default name of a rotated file; rotated files are searched for in its directory."""
         return self.base_filename if self._dated else f"{self.base_filename}.{self._schedule.text_of(0.0)}"
 
     def _start_of_defaults(self) -> str:
         return super()._start_of_defaults() if self._dated is None else self._dated.before
 
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
-        """Give the default name for each time in *file_name*, without a number and with each that is in it."""
+        """Yield the default name for each time in *file_name*, without a number and with each number in it."""
         if self._dated is not None:
             yield from self._dated.files_like(file_name)
             return

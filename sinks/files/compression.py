@@ -1,4 +1,4 @@
-"""Rotated files compressed in the background: `Compressor`."""
+"""Compression of rotated files in the background: `Compressor`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _CHUNK_BYTES = 1024 * 1024
 _UNFINISHED = ".outfall-tmp"
 _ATTEMPTS = 10
 
-#: Endings under which a rotated file may stand, whatever compression is in force now.
+#: The endings of compressed files, whichever method is set now.
 ENDINGS = (".gz", ".zst")
 
 
 class Owner(Protocol):
-    """What a `Compressor` needs from the sink whose files it compresses."""
+    """The methods that a `Compressor` calls on the sink whose files it compresses."""
 
     #: Path of the file that is rotated.
     base_filename: str
@@ -36,21 +36,21 @@ class Owner(Protocol):
         ...
 
     def place_compressed(self, identity: tuple[int, int], compressed: str, ending: str) -> None:
-        """Put *compressed* in the place of the rotated file that *identity* (device, inode) is, wherever it is now."""
+        """Replace the rotated file with *identity* (device, inode), whatever its path is now, by *compressed*."""
 
     def compression_failed(self, error: Exception) -> None:
-        """Report *error*: a file could not be compressed, and stays as it is."""
+        """Report *error*: a file could not be compressed, and was left as it is."""
 
 
-# The built-in methods read from the descriptor, which stays valid when the file is renamed. They do not close it: a
-# child forked meanwhile would keep a copy of it, and of its lock.
+# The built-in methods read from the descriptor, which stays valid when the file is renamed. They do not close it:
+# closing it would not release the lock if a child, forked meanwhile, has a copy of the descriptor.
 
 
 def _gzip(source: int, destination: str) -> None:
     import gzip
     import shutil
 
-    # No name and time in the header: the file has both, and equal events give equal files.
+    # No name and time in the header: equal events give equal files.
     with (
         open(source, "rb", closefd=False) as plain,
         open(destination, "wb") as raw,
@@ -67,22 +67,22 @@ def _zstd(source: int, destination: str) -> None:
 
 
 class Compressor:
-    """Compress rotated files in a thread of its own, which ends when there is nothing left to do.
+    """Compress rotated files in a thread, which ends when no file is left.
 
-    A compressed file is written under a temporary name, moved into place as a whole, and then the plain file is
-    unlinked. So a kill leaves the plain file, or both; the owner finishes the work at the next start.
+    A file is compressed under a temporary name. That file is renamed, and then the plain one is deleted. A kill leaves
+    the plain file, or both; the owner finishes the work at the next start.
 
     Args:
-        method: ``"gzip"``, ``"zstd"`` or a callable ``(source, destination)`` that writes *destination*; its attribute
-            ``ending``, such as ``".xz"``, is what the name of the file gets, ``".compressed"`` without one. Its
-            *source* is a second name of the file, which stays while rotation goes on to rename the first.
-        owner: Whose files they are.
-        guarded: Leave a file alone while another process still has it open for writing; see
+        method: ``"gzip"``, ``"zstd"`` or a callable ``(source, destination)`` that writes *destination*. The callable's
+            attribute ``ending``, such as ``".xz"``, is added to the file's name; without it, ``".compressed"``. Its
+            *source* is a second name of the file, which stays valid while rotation renames the first.
+        owner: The sink whose files it compresses.
+        guarded: True to skip a file while another process has it open for writing; see
             `outfall.sinks.files.rotating`.
 
     Raises:
-        ValueError: If *method* is none of these, or its ``ending`` cannot be one.
-        MissingDependencyError: If ``"zstd"`` is asked for and zstandard is not installed.
+        ValueError: If *method* is none of these, or its ``ending`` is not usable as one.
+        MissingDependencyError: If it is ``"zstd"`` and zstandard is not installed.
     """
 
     def __init__(self, method: Any, owner: Owner, *, guarded: bool) -> None:
@@ -104,7 +104,7 @@ class Compressor:
             raise ValueError(msg)
         self._owner = owner
         self._guarded = guarded
-        #: Descriptors that the thread has open, which a forked child must not keep, nor the locks on them.
+        #: The descriptors that the thread has open. A forked child closes them, since they carry locks.
         self._held: list[int] = []
         self.after_fork()
 
@@ -130,10 +130,10 @@ class Compressor:
             try:
                 threads.start(self._thread)
             except RuntimeError:
-                self._thread = None  # the interpreter is going down; the next start finishes it
+                self._thread = None  # the interpreter is shutting down; the next start finishes the work
 
     def wait(self, timeout: float) -> bool:
-        """Wait until all is done, *timeout* seconds at most; return whether it is."""
+        """Wait until all files are compressed, at most *timeout* seconds; return False on a timeout."""
         with self._state:
             return self._state.wait_for(lambda: self._thread is None, timeout)
 
@@ -150,7 +150,7 @@ class Compressor:
                 if wanted:
                     self._look()
         finally:
-            if not ended:  # by what on_error raised
+            if not ended:  # on_error has raised
                 with self._state:
                     self._thread = None
                     self._state.notify_all()
@@ -169,11 +169,11 @@ class Compressor:
         temporaries: list[str] = []
         try:
             source = self._hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            # Held until the end: no other process compresses the file, and none writes to it any more.
+            # The lock is held until the end: no other process compresses the file or writes to it.
             if not self._lock(source):
                 return
             state = os.fstat(source)
-            # The name depends on the file alone: the next attempt overwrites that of a killed process.
+            # The name depends on the file alone, so the next attempt overwrites the file of a killed process.
             stem = os.path.join(directory, f".{base_name}.{state.st_ino}")
             temporary, link = stem + _UNFINISHED, f"{stem}.source{_UNFINISHED}"
             temporaries += (temporary, link)
@@ -184,17 +184,17 @@ class Compressor:
             else:
                 self._call(path, state, link, temporary)
             os.chmod(temporary, stat.S_IMODE(state.st_mode))
-            # The time of the last event: for retention by age, and as a mark that both files hold the same events.
+            # The time of the last event: retention by age uses it, and it marks that both files hold the same events.
             os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
             self._owner.place_compressed((state.st_dev, state.st_ino), temporary, self.ending)
         except FileNotFoundError as error:
-            # Shifted or deleted meanwhile; the next pass finds it.
+            # Renamed or deleted meanwhile; the next pass finds it.
             if error.filename != path:
                 self._owner.compression_failed(error)
         except Exception as error:
             self._owner.compression_failed(error)
         finally:
-            # While the locks are held: the next process that acquires them creates files of the same names.
+            # While the locks are held: the next process that gets them creates files of the same names.
             for left in temporaries:
                 with contextlib.suppress(OSError):
                     os.unlink(left)
@@ -203,15 +203,15 @@ class Compressor:
                 os.close(descriptor)
 
     def _call(self, path: str, state: os.stat_result, link: str, temporary: str) -> None:
-        """Call the user's callable, which opens the file by its name."""
-        # A rotation may rename the file meanwhile and put another one in its place.
+        """Call the user's callable, which opens the file by name."""
+        # By a second name: meanwhile a rotation may rename the file and put another one in its place.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(link)
         try:
             os.link(path, link)
         except FileNotFoundError:
             raise
-        except OSError:  # a file system without second names: whether it has stayed where it was is seen afterwards
+        except OSError:  # the file system has no hard links: check afterwards that the file is still at its path
             self._method(path, temporary)
             _check_same(path, state, path)
         else:
@@ -225,7 +225,7 @@ class Compressor:
             with contextlib.suppress(FileNotFoundError):
                 if self._lock(marker) and os.path.samestat(os.stat(temporary), os.fstat(marker)):
                     return True
-            time.sleep(0.001)  # another process has deleted it as a leftover before it was locked
+            time.sleep(0.001)  # another process took it for a leftover, and deleted it before it was locked
         return False
 
     def _hold(self, descriptor: int) -> int:
@@ -233,13 +233,13 @@ class Compressor:
         return descriptor
 
     def _lock(self, descriptor: int) -> bool:
-        """Lock an open file; return False if another process has it."""
+        """Lock an open file; return False if another process has locked it."""
         try:
             return not flock.AVAILABLE or flock.try_lock(descriptor)
         except OSError:
             if self._guarded:
                 raise
-            return True  # a file system without locks; one process alone can do without
+            return True  # the file system has no locks; a single process needs none
 
 
 def _check_same(name: str, state: os.stat_result, path: str) -> None:
@@ -256,9 +256,9 @@ def _checked_ending(method: Any) -> str:
 
 
 def remove_unfinished(directory: str, path: str) -> None:
-    """Delete the temporary files of killed processes that compressed the files rotated from *path* in *directory*."""
+    """Delete temporary files in *directory* that killed processes have left while compressing files of *path*."""
     if not flock.AVAILABLE:
-        return  # a leftover and the file of a living process look the same
+        return  # without locks, a leftover cannot be told from the file of a living process
     prefix = f".{os.path.basename(path)}."
     for name in names_in(directory, prefix):
         if not name.endswith(_UNFINISHED):
@@ -279,7 +279,7 @@ def endings(extra: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def finish_placing(plain: str, compressed: list[str]) -> None:
-    """Unlink *plain* if one of *compressed* is made of it: a process was killed between placing and unlinking."""
+    """Delete *plain* if one of *compressed* holds its events: a process was killed before it deleted *plain*."""
     with contextlib.suppress(FileNotFoundError):
         made = os.stat(plain).st_mtime_ns
         if any(os.stat(path).st_mtime_ns == made for path in compressed):

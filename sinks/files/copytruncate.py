@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-#: The end of a file whose contents are not known.
+#: The `RecentWrites.end` of a file whose content is unknown.
 UNKNOWN = -1
 
-#: A copy that is older than the truncation by more than this was made for another purpose. Of a large file a minute
+#: A copy that is older than the truncation by more than this was made for another purpose. For a large file a minute
 #: may pass between the two, until the copy is on the disk.
 COPY_MAX_AGE_SECONDS = 900
 
-#: Beyond this, finding out how long a compressed copy is would take longer than a logging application should wait.
+#: Larger compressed copies are not decompressed: that would take longer than an application should wait for its log.
 MAX_DECOMPRESSED_BYTES = 256 * 1024 * 1024
 
 
@@ -36,39 +36,39 @@ class RecentWrites:
     It has no lock: the caller holds that of the sink.
 
     Args:
-        limit_bytes: How much is kept; the oldest goes first. The last write is kept whatever its size, unless this
-            is 0.
+        limit_bytes: The maximum number of bytes to keep; the oldest are dropped first. The last write is kept whatever
+            its size, unless this is 0.
     """
 
     __slots__ = ("_limit", "began_ns", "end", "items", "room")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        #: The writes, oldest first: one event, or several and where each ends.
+        #: The writes, oldest first: one event, or several events and the end of each.
         self.items: deque[bytes | tuple[bytes, Sequence[int]]] = deque()
-        #: How many bytes more may be kept; below 0 `trim` is due.
+        #: How many more bytes may be kept; if negative, `trim` is due.
         self.room: int = limit_bytes
-        #: Offset at which the next write will stand, or `UNKNOWN`.
+        #: The offset of the next write, or `UNKNOWN`.
         self.end: int = UNKNOWN
-        #: When the file's first event was written if it was empty before, in nanoseconds since the epoch.
+        #: The time of the file's first event, in nanoseconds since the epoch, if the file was empty before it.
         self.began_ns: int = 0
 
     def restart(self, end: int) -> None:
-        """Forget all; the next write will stand at *end*."""
+        """Forget all writes; the next one will be at *end*."""
         self.end = end
         self.items.clear()
         self.room = self._limit
 
     def add(self, data: bytes, ends: Sequence[int], at: int) -> None:
-        """Note that *data* was written at *at*, events ending at *ends* in it; forget all if `end` is no longer *at*.
+        """Record that *data* was written at offset *at*, with events that end at *ends* within it.
 
-        A signal handler may have written before it or after it.
+        If *at* is not `end`, forget all earlier writes: a signal handler may have written in between.
         """
         if not at:
             self.began_ns = time.time_ns()
         size = len(data)
         item = (data, ends) if len(ends) > 1 else data
-        # No call, and so no place for a signal handler, between these.
+        # No call within these lines: signal handlers run at calls.
         if self.end != at:
             self.restart(UNKNOWN)
             return
@@ -79,7 +79,7 @@ class RecentWrites:
             self.trim()
 
     def trim(self) -> None:
-        """Forget the oldest writes that are over the limit."""
+        """Forget the oldest writes beyond the limit."""
         items = self.items
         while self.room < 0 and len(items) > (1 if self._limit else 0):
             size = len(_data_of(items[0]))
@@ -88,15 +88,15 @@ class RecentWrites:
 
     @property
     def start(self) -> int:
-        """Offset of the first byte that is kept."""
+        """The offset of the first byte that is kept."""
         return self.end - (self._limit - self.room)
 
     def joined(self) -> bytes:
-        """Return all that is kept."""
+        """Return all kept bytes."""
         return b"".join(map(_data_of, self.items))
 
     def events(self) -> Iterator[tuple[int, bytes]]:
-        """Yield each event that is kept and its offset, oldest first."""
+        """Yield the offset of each kept event, and the event, oldest first."""
         at = self.start
         for item in self.items:
             data, ends = (item, ()) if isinstance(item, bytes) else item
@@ -113,13 +113,13 @@ def _data_of(item: bytes | tuple[bytes, Sequence[int]]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy of a file that was truncated then.
+    """A copy of a file, made before the file was truncated.
 
     Args:
-        path: Where it is.
-        begin: Offset of its first byte, as `RecentWrites` counts. It counts on where a truncation has gone unnoticed,
-            so that of two copies the later one does not begin at 0.
-        end: Offset after its last byte.
+        path: The path of the copy.
+        begin: The offset of its first byte, as `RecentWrites` counts. Offsets continue after a truncation that was not
+            noticed, so a second copy does not begin at 0.
+        end: The offset after its last byte.
         status: The file's status.
         plain: False if it is compressed.
     """
@@ -131,28 +131,28 @@ class Copy:
     plain: bool
 
     def holds(self, start: int, end: int) -> bool:
-        """Return True if what was written from *start* to *end* is in it."""
+        """Return True if the copy contains what was written from *start* to *end*."""
         return self.begin <= start and end <= self.end
 
     def drop_half_event(self, size: int) -> os.stat_result:
-        """Cut the last *size* bytes off, the part of an event that is to be written again; return the new status.
+        """Cut off the last *size* bytes, a part of an event that is written again; return the new status.
 
-        The copy was complete before the file was truncated, so no process adds to it. A compressor that is reading it
-        may or may not read the half event.
+        The copy was complete before the file was truncated, so no process appends to it. A compressor that reads the
+        copy now may include the half event.
         """
         descriptor = self._open()
         try:
             status = os.fstat(descriptor)
             if status.st_size == self.status.st_size:
                 os.ftruncate(descriptor, status.st_size - size)
-                # Rotators go by it.
+                # Rotators use the modification time.
                 os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
             return os.fstat(descriptor)
         finally:
             os.close(descriptor)
 
     def _open(self) -> int:
-        # Under whatever name: a rotator at work may have moved it on since.
+        # The rotator may have renamed the copy since.
         names = [self.path]
         for _ in range(_LOOKS):
             for name in names:
@@ -171,18 +171,19 @@ def find_copies(
 ) -> list[Copy]:
     """Return the copies that were made of a file before it was truncated, oldest first; none if one is not found.
 
-    A copy is a file beside it whose name begins as that of the file does, up to the last dot: ``app.log.1``,
-    ``app.log-20300101.gz``, ``app.1.log``. It must have been modified since *since_ns*, end within *recent*, and agree
-    with it byte for byte. Copies packed by gzip, bzip2 or xz are unpacked. Where several fit, the longest is the one.
-    There are more than one if the file was truncated again before that was noticed.
+    A copy is a file in the same directory whose name begins like the file's name up to the last dot: ``app.log.1``,
+    ``app.log-20300101.gz``, ``app.1.log``. It must have been modified since *since_ns*, end within *recent*, and be
+    equal to it byte by byte. Copies compressed by gzip, bzip2 or xz are decompressed. If several match, the longest is
+    the copy. There are several copies if the file was truncated again before that was noticed.
 
     Args:
-        recent: What was written last to the file, before and after the truncation.
-        standing: How much of it was written after the truncation and is in the file.
+        recent: The last writes to the file, before and after the truncation.
+        standing: The number of these bytes that were written after the truncation and are in the file.
         log: The truncated file's status.
         path: Its absolute path.
-        since_ns: When the file was opened or truncated before, in nanoseconds since the epoch, by its own clock.
-        known: Copies of what was written earlier.
+        since_ns: The time when the file was opened, or truncated before, in nanoseconds since the epoch, by the file
+            system's clock.
+        known: Copies of earlier contents.
     """
     oldest = max(since_ns, log.st_mtime_ns - COPY_MAX_AGE_SECONDS * 1_000_000_000)
     found: list[Copy] = []
@@ -191,8 +192,8 @@ def find_copies(
         copies = _copies_among(candidates, recent, recent.end - standing, known)
         if copies and (not found or copies[0].end >= found[0].end):
             found = copies
-        # A rotator that is at work again renames its files, and one that is renamed while the directory is read may
-        # be missed, or another be found under its name.
+        # The rotator may be working again and renaming files. A file that is renamed while the directory is read may be
+        # missed, or another one found under its name.
         before, candidates = candidates, _candidates(path, oldest, log)
         if found and _same_files(before, candidates):
             break
@@ -207,7 +208,7 @@ _LOOKS = 10
 
 
 def identity(status: os.stat_result) -> Identity:
-    """Return what identifies a file in its present state."""
+    """Return values that identify a file in its present state."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -246,7 +247,7 @@ def _copies_among(
     if first is None:
         return []
     found = [first]
-    # After a truncation that went unnoticed, events are in a copy of their own, from some event on.
+    # A truncation that was not noticed makes a second copy, which begins with a later event.
     written = recent.joined()
     begins = [begin for begin, _ in recent.events() if first.end <= begin < stop]
     for path, status in candidates if begins else ():
@@ -268,8 +269,8 @@ def _first_copy(candidates: list[tuple[str, os.stat_result]], recent: RecentWrit
         content, plain = _content_from(path, status, start, stop)
         if content is not None and written.startswith(content):
             end = start + len(content)
-            # Where there is less than an event to compare, it may be another file that agrees. It is the copy of a file
-            # that was empty then, if it was made between the file's becoming empty and its first event.
+            # If less than one event can be compared, another file may match by chance. A match is the copy of an empty
+            # file if it was made before the file's first event.
             if (end >= enough or end == stop or (not start and status.st_mtime_ns <= recent.began_ns)) and (
                 first is None or end > first.end
             ):
@@ -278,9 +279,9 @@ def _first_copy(candidates: list[tuple[str, os.stat_result]], recent: RecentWrit
 
 
 def _content_from(path: str, status: os.stat_result, start: int, stop: int) -> tuple[bytes | None, bool]:
-    """Return what stands in a file from *start* on, unpacked, and whether it is plain.
+    """Return the content of a file from offset *start* on, decompressed, and whether the file is plain.
 
-    The former is None unless the file ends between *start* and *stop*.
+    The content is None unless it ends between *start* and *stop*.
     """
     try:
         with open(path, "rb", buffering=0) as file:

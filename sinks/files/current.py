@@ -1,4 +1,4 @@
-"""A file that other processes write to and move away: `SharedFileSink`."""
+"""A file that other processes write to and rename: `SharedFileSink`."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
     from outfall.sinks.files.sharing import OpenFile
 
-#: How often what others may have moved away meanwhile is tried anew.
+#: How often to retry an operation while other processes may rename the files.
 OPEN_ATTEMPTS = 10
 
-#: Events within this time share one ``stat`` of the path. It costs more than the write itself: after a ``stat`` Linux
-#: sets a new modification time at the next write.
+#: Events within this time share one ``stat`` of the path. A ``stat`` costs more than the write itself: it makes Linux
+#: set a new modification time at the next write.
 _LOOK_SECONDS = 0.000_05
 
-#: If the last write is no longer ago than this, this thread has had no time to move or remove the file since.
+#: If the last write is more recent than this, this thread has had no time to rename or delete the file since.
 _GAP_SECONDS = 0.000_008
 
-# Not on Windows, where several processes are refused.
+# Not on Windows, which does not support several processes.
 _pread: Any = getattr(os, "pread", None)
 
 
 class SharedFileSink(FileSink):
-    """Keep track of the current file and its size; with *multiprocess*, also of what other processes do to it.
+    """Keep track of the current file and its size; with *multiprocess*, also if other processes rotate it.
 
-    The base of the rotating sinks, which decide when the file is moved away.
+    The base class of the rotating sinks, which decide when the file is rotated.
 
     Each process holds a shared ``flock`` on the file that it writes to. A killed process may leave half a line; the
-    next event, of any process, still begins on a line of its own.
+    next event, of any process, begins on a new line.
     """
 
     #: The size in bytes at which the file rolls over, in subclasses that have one.
@@ -60,10 +60,10 @@ class SharedFileSink(FileSink):
             msg = f"multiprocess={multiprocess!r}: this platform has no flock()"
             raise ValueError(msg)
         self.multiprocess: bool = bool(multiprocess)
-        #: Bytes of events that go to the file with the next write.
+        #: The number of bytes of events that the next write adds to the file.
         self._unwritten = 0
-        #: When an event has to check the path next; when the last event was written. The events since the last check,
-        #: which are written again if the file was deleted before them; the events to write again.
+        #: When an event has to check the path next, and when the last event was written. The events since the last
+        #: check, which are written again if the file was deleted before them, and the events to write again.
         self._look_due = self._wrote_at = 0.0
         self._unlooked: list[bytes] = []
         self._regained: list[bytes] = []
@@ -71,7 +71,7 @@ class SharedFileSink(FileSink):
 
     @property
     def _size(self) -> int | None:
-        """Size of the current file in bytes, as all sinks of this process on it count it; None: ask the system."""
+        """The size of the current file in bytes, as all sinks of this process count it; None: ask the system."""
         return self._shared_file.size
 
     @_size.setter
@@ -94,7 +94,7 @@ class SharedFileSink(FileSink):
             super()._follow(file)
 
     def _catch_up(self) -> None:
-        """Open the file if it is not open; with *multiprocess*, find out the current file and its size."""
+        """Open the file if it is not open; with *multiprocess*, find the current file and its size."""
         if self._fd == self._parked_fd:
             self._install(*self._open_file())
         if not self.multiprocess:
@@ -121,10 +121,10 @@ class SharedFileSink(FileSink):
             self._write_start()
 
     def _ends_whole(self, size: int) -> bool:
-        """Return True if the file, which has *size* bytes, is known to end with a whole line."""
+        """Return True if the last byte of the file, at offset *size* - 1, is a line break."""
         try:
             return os.pread(self._fd, 1, size - 1) == b"\n"
-        except OSError:  # empty, or it may not be read
+        except OSError:  # the file is empty, or cannot be read
             return False
 
     def _missing_start(self, descriptor: int) -> bytes:
@@ -136,14 +136,14 @@ class SharedFileSink(FileSink):
                 return b""
             flock.await_writer(descriptor)
             return b"" if flock.ends_with(descriptor, end) else end
-        except OSError:  # it may not be read
+        except OSError:  # the file cannot be read
             return super()._missing_start(descriptor)
 
     def _write_start(self) -> None:
-        """Write what must precede the next event, unless another process has done so."""
+        """Write the bytes that must precede the next event, unless another process has written them."""
         with contextlib.ExitStack() as stack:
             try:
-                if not self._place.rolling:  # then this process has it
+                if not self._place.rolling:  # during a rollover this process holds the lock already
                     stack.enter_context(self._directory_lock)
             except Exception as error:
                 self._note(error)
@@ -157,9 +157,9 @@ class SharedFileSink(FileSink):
         return SharedFileSink._write_shared if self.multiprocess and self._counts_size else None
 
     def _write_shared(self, data: bytes) -> bool:
-        """Write *data*, a line, if the file is the current one; return False if the pipeline has to see to it."""
-        # Before an event, the system is asked whether another process has moved the file away, how large the file is,
-        # and whether a process died within its line.
+        """Write *data*, a line, if the file is the current one; return False if the pipeline has to write it."""
+        # Before the write, ask the system whether another process has renamed the file, how large the file is, and
+        # whether a process died in the midst of a line.
         descriptor, file = self._fd, self._shared_file
         now = monotonic()
         if now >= self._verify_at:
@@ -186,8 +186,8 @@ class SharedFileSink(FileSink):
             return True
         if not looks:
             self._unlooked += (data,)
-        # Afterwards, whether a process died between that check and the write; unless a signal handler has logged in
-        # between, which made the check itself.
+        # After the write, check whether a process died between that check and the write. If a signal handler has logged
+        # in between, it has made this check.
         if _lseek(descriptor, 0, _SEEK_CUR) != end and file.size == end:
             file.size = None
             self._mend(data, len(data))
@@ -197,7 +197,7 @@ class SharedFileSink(FileSink):
     def _mend(self, data: bytes, first: int) -> None:
         """Write the first event of *data*, *first* bytes, again if it follows the half line of a killed process."""
         end = self._terminator_bytes
-        # The event ended the broken line; the new one may follow another.
+        # The event has ended the broken line. The repeated event may follow another one.
         while end and not flock.stands_alone(self._fd, data, end, len(self._byte_order_mark)):
             data = data[:first]
             if _os_write(self._fd, data) != first:
@@ -218,8 +218,8 @@ class SharedFileSink(FileSink):
             written = _os_write(self._fd, data)
         if written == len(data):
             return
-        # Other processes may have written since: the rest would not follow the first half, and a truncation would
-        # remove their events. So the half line stays, as after a kill, and its line is ended.
+        # Other processes may have written since, so the rest would not follow the first half, and a truncation would
+        # remove their events. So the half line stays, as after a kill, and gets a line break.
         self._kept = sum(1 for end in ends if end <= written)
         if written != (ends[self._kept - 1] if self._kept else 0):
             self._install(self._fd, self._terminator_bytes or b"\n")
@@ -230,27 +230,27 @@ class SharedFileSink(FileSink):
             super()._take_back(part)
 
     def _is_bound_by_size(self) -> bool:
-        """Return True if `max_bytes` is in force."""
+        """Return True if `max_bytes` applies."""
         return True
 
     def _create(self, flags: int) -> int:
         if self.multiprocess:
             state = state_of(self.base_filename)
             if state is None or stat.S_ISREG(state.st_mode):
-                # Open for reading too: to see what other processes have left at the end.
+                # Open it for reading too, to see what other processes have left at the end.
                 with contextlib.suppress(PermissionError):
                     return super()._create(flags & ~os.O_WRONLY | os.O_RDWR)
         return super()._create(flags)
 
     def _move_on(self) -> None:
-        """Switch to the file that another process has begun."""
+        """Switch to the file that another process has created."""
         if self._unlooked and not os.fstat(max(self._fd, self._parked_fd)).st_nlink:
             self._regained += self._unlooked
         self._unlooked.clear()
         self._exchange()
 
     def _write_regained(self) -> None:
-        """Write the events that went to a deleted file again, to the current one."""
+        """Write the events that went to a deleted file to the current one."""
         while self._regained:
             again, self._regained = self._regained, []
             ends = list(accumulate(map(len, again)))
@@ -270,11 +270,11 @@ class SharedFileSink(FileSink):
         super()._flush()
 
     def _note(self, error: Exception) -> None:
-        """Report *error*, which loses no event, once the event is written."""
+        """Report *error*, after which no event is lost, once the event is written."""
         raise NotImplementedError
 
     def _current_size(self) -> int:
-        """Return the size of the current file, with what the next write begins with."""
+        """Return the size of the current file, including the prefix of the next write."""
         if self._fd == self._parked_fd:
             self._install(*self._open_file())
         while (counted := self._shared_file.size) is None:
@@ -286,15 +286,15 @@ class SharedFileSink(FileSink):
         return counted + len(self._prefix) + self._unwritten
 
     def _recounted_size(self) -> int:
-        """Return the file's size by the system; warn if other processes have appended to the file."""
+        """Return the file's size as the system reports it; warn if other processes have appended to the file."""
         file = self._shared_file
         counted = file.size
-        # In a signal handler: the interrupted code may have counted bytes that it has not written yet to this file.
+        # In a signal handler, the interrupted code may have counted bytes that it has not written yet.
         interrupts, self._interrupts = self._interrupts, self._lock.nested
         if counted is None or self._fd == self._parked_fd or self._interrupts:
             return self._current_size()
         size = self._size_of_open_file()
-        # If a signal handler has logged meanwhile, it has counted its bytes, or switched to another file.
+        # A signal handler that has logged meanwhile has counted its bytes, or switched to another file.
         if self._shared_file is file and file.size == counted:
             file.size = size
             if size > counted and not interrupts:
@@ -329,14 +329,14 @@ class SharedFileSink(FileSink):
         return opened
 
     def _open_current(self) -> tuple[int, bytes] | None:
-        """Open the path; return None if that file has been rotated away in between."""
+        """Open the path; return None if that file was rotated in between."""
         descriptor, prefix = super()._open_file()
         current = False
         try:
             state = os.fstat(descriptor)
             identity = (state.st_dev, state.st_ino)
-            # All processes that write to the file share this lock: none compresses the file until the last has closed
-            # it.
+            # All processes that write to the file share this lock: the file is compressed only after the last of them
+            # has closed it.
             current = not self._regular or (
                 flock.try_lock(descriptor, shared=True) and identity_of(self.base_filename) == identity
             )
@@ -348,10 +348,10 @@ class SharedFileSink(FileSink):
         return descriptor, prefix
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child, which shares the open file; see `FileSink`."""
+        """Reset the sink in a forked child, which shares the open file; see `FileSink`."""
         if self.multiprocess and self._regular:
-            # The child opens the path itself: the parent's open file would keep its lock, and its offset would not say
-            # where the last write of the child went.
+            # The child opens the path itself: with the parent's open file it would share the lock, and the offset would
+            # not tell where the child's last write went.
             for descriptor in (self._fd, self._parked_fd):
                 self._close_own(descriptor)
             super()._install(NOT_OPEN, b"")
@@ -362,7 +362,7 @@ class SharedFileSink(FileSink):
 
 
 def state_of(path: str) -> os.stat_result | None:
-    """Return what the system says of the file at *path*, or None if there is none."""
+    """Return the status of the file at *path*; None if there is none."""
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -370,6 +370,6 @@ def state_of(path: str) -> os.stat_result | None:
 
 
 def identity_of(path: str) -> tuple[int, int] | None:
-    """Return device and inode of the file at *path*, or None if there is none."""
+    """Return device and inode of the file at *path*; None if there is none."""
     state = state_of(path)
     return None if state is None else (state.st_dev, state.st_ino)

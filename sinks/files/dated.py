@@ -1,4 +1,4 @@
-"""A date in the name of the current file: `DatedName`."""
+"""File names with a date in them: `DatedName`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PLACE = re.compile(r"\{date:([^{}]+)\}")
 
-#: Sorts the current file of an interval behind those of the interval that were full before.
+#: Sorts the current file of an interval after the full files of the interval.
 _LAST = 10**9
 
 #: How many intervals are examined, to see whether each has a name of its own.
@@ -26,14 +26,14 @@ _coarse: dict[tuple[object, ...], bool] = {}
 
 
 class DatedName:
-    """A path with a date in its name, ``"app-{date:%Y-%m-%d}.jsonl"``: which file is written when.
+    """A path with a date in its name, ``"app-{date:%Y-%m-%d}.jsonl"``, which gives each interval its own file.
 
     Args:
         template: The path.
-        schedule: When another file begins.
+        schedule: When another file starts.
 
     Raises:
-        ValueError: If the date is in the name of a directory, comes twice, or has a form that cannot be read again.
+        ValueError: If the date is in the name of a directory, comes twice, or has a format that cannot be parsed.
     """
 
     before: str
@@ -54,7 +54,7 @@ class DatedName:
         )
         moment = dt.datetime(2024, 2, 28, 13, 45, 59, tzinfo=dt.timezone.utc).timestamp()
         text = self._text_of(self.start_of(moment))
-        # Without a year a name comes again; and Python warns of reading a day without one.
+        # Without a year names would repeat, and Python warns about parsing a day without a year.
         if not re.search("%[YGyxc]", self._format) or self._parse(text) is None or os.sep in text:
             msg = f"filename={template!r}: {self._format!r} is no form of a date with a year that can be read again"
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Events appended to a file: `FileSink`."""
+"""A sink that appends events to a file: `FileSink`."""
 
 # `event.__class__ is dict` does not narrow a type for pyright, and WriteLock reads `holding` from the frame.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportUnusedVariable=false
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def append_line(sink: Any, data: bytes) -> None:
-    """Append *data*, a line, to the file of *sink*; if another thread holds the lock, wait for it.
+    """Append *data*, a line, to the file of *sink*; wait while another thread holds the lock.
 
     Raises:
         Exception: If the pipeline has to write the line.
@@ -88,27 +88,26 @@ HAND_TAKEN.add(append_line.__code__)
 class FileSink(Output):
     r"""Append each event to a file, one line each.
 
-    Each event reaches the operating system before `handle` returns: it survives any death of the process, though not
-    a loss of power. With *buffer_bytes* set, up to that much waits in memory.
+    Each event reaches the operating system before `handle` returns. So it survives the death of the process, but not a
+    loss of power. With *buffer_bytes*, up to that many bytes wait in memory.
 
     Args:
-        filename: Path of the file; made absolute once, here. Kept as ``base_filename``.
-        mode: ``"a"`` to append (default), ``"w"`` to truncate when first opened, ``"x"`` to insist on a new file. In
-            every mode each write goes to the end, even while others write to or truncate the same file.
-        encoding: The encoding of text. Default UTF-8. A byte order mark is written at the start of an empty file alone.
+        filename: Path of the file; a relative one is resolved now. Kept as ``base_filename``.
+        mode: ``"a"`` to append (default), ``"w"`` to truncate at the first opening, ``"x"`` to fail if the file exists.
+            In every mode each write appends, even while others write to or truncate the same file.
+        encoding: The encoding of text. Default UTF-8. A byte order mark is written only at the start of an empty file.
         delay: Open at the first event instead of now. Default False.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         permissions: Permission bits for a file that is created here, such as ``0o640``, whatever the umask. Default
-            None: ``0o666`` less the umask. An existing file keeps its own.
+            None: ``0o666`` minus the umask. An existing file keeps its own.
         buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: none. The
             buffer is written when it is full, at an event of *flush_level* or above, at the first event
-            *flush_interval* after the last write, and by `flush`, `close` and the exit of the process. A kill loses
-            what is in it.
-        flush_interval: Seconds, a timedelta, or text such as ``"500 ms"``. Default 1.0. No thread watches it: each
-            event checks it.
-        flush_level: Level at which an event and those before it are written at once. Default ``"error"``.
+            *flush_interval* after the last write, and by `flush`, `close` and at exit. A kill loses its content.
+        flush_interval: Seconds, a timedelta, or text such as ``"500 ms"``. Default 1.0. Only events check it; there is
+            no thread for it.
+        flush_level: The level at which an event, and those before it, are written at once. Default ``"error"``.
         timeout: How long an event waits, as a span like *flush_interval*, for the reader of a pipe or terminal that is
-            full. Default 5.0. After one such timeout, events are dropped at once until the reader reads again; a line
+            full. Default 5.0. After one such timeout, events are dropped at once until the reader reads again. A line
             that is half written by then stays ``pending``, and its rest is written first.
         terminator: The text after each event. Default ``"\n"``. Settable.
         renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
@@ -124,16 +123,16 @@ class FileSink(Output):
         TypeError: If *filename* is not a path: an open file or a descriptor is for `StreamSink`.
 
     If the file cannot be opened, the error goes to ``on_error``, and each event tries again. A write that fails or is
-    cut short (disk full) is undone, so that no half line remains; the event is counted as ``dropped["error"]``, and
+    incomplete (disk full) is undone, so that no half line remains; the event is counted as ``dropped["error"]``, and
     writing resumes as soon as there is room. If a killed process left half a line, a terminator is written before the
-    first event. If a pipe is full, `handle` waits for its reader, no longer than *timeout*. If other code has closed
-    the sink's descriptor, the sink notices within a second and opens the path again; until then it may write to the
-    file that got the number.
+    first event. If a pipe is full, `handle` waits for its reader, at most *timeout*. If other code has closed the
+    sink's descriptor, the sink notices within a second and opens the path again; until then it may write to another
+    file that has got the same number.
 
     Safe from any thread and from signal handlers; any number of processes may append to one file. Sinks of one process
-    on one file, by links too, share one lock; when one of them reopens the path, the others follow. A forked child
-    writes to the same open file, and leaves the buffer to the parent. A named pipe without a reader counts as a file
-    that cannot be opened. On NFS, appends of several hosts may overwrite each other.
+    that write to one file, even by links, share a lock; when one of them opens the path again, the others follow. A
+    forked child writes to the same open file, and leaves the buffer to the parent. A named pipe without a reader counts
+    as a file that cannot be opened. On NFS, appends of several hosts may overwrite each other.
 
     Source: `logging.FileHandler`; POSIX ``open(2)`` on O_APPEND.
     """
@@ -161,7 +160,7 @@ class FileSink(Output):
         self.delay: bool = bool(delay)
         self.buffer_bytes: int = checked_size(buffer_bytes, "buffer_bytes")
         self._flush_level = parse_level(flush_level, "flush_level")
-        #: Lines that wait to be written; none once the process exits.
+        #: Lines that wait to be written; there is no buffer at exit.
         self._buffer = Buffer(
             0 if lifecycle.exiting() else self.buffer_bytes, checked_seconds(flush_interval, "flush_interval")
         )
@@ -187,20 +186,20 @@ class FileSink(Output):
             except OSError as error:
                 self._fail(error, None, events=0)
 
-    #: The class for whose methods the short cut stands in, and these methods: one that is overridden turns it off.
+    #: The class whose pipeline the shortcut replaces, and the methods that turn it off if they are overridden.
     _hot_class: ClassVar[type[FileSink]]
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "_put", "_write_whole")
 
-    # -- the short cut
+    # -- the shortcut
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
 
-        When it returns, the event has reached the operating system, or the buffer where there is one.
+        When it returns, the event has reached the operating system, or the buffer if there is one.
         """
-        # Unusual events and all failures take the pipeline, which handles them exactly: nothing has happened before the
-        # write, and a failed write has been undone. For the usual event of a plain file, the code of `plain_line` and
-        # `append_line` is repeated here: the two calls would add a tenth of the cost.
+        # Unusual events and all failures take the pipeline, which is exact: before the write nothing has happened, and
+        # a failed write is undone. For the usual event of a plain file, the code of `plain_line` and `append_line` is
+        # repeated here: the two calls would cost a tenth more.
         append = self._append
         rest: Any = event
         if append is not None:
@@ -271,8 +270,8 @@ class FileSink(Output):
                 if data:
                     rest = Begun(event, data=data)
             except BaseException:
-                # Once the line is rendered, the code that writes it counts it. Python 3.10 also checks for signals when
-                # that code returns.
+                # Once the line is rendered, the code that writes it counts it. Python 3.10 also runs signal handlers
+                # when that code returns.
                 if not data:
                     self._count_dropped("interrupted")
                 raise
@@ -285,36 +284,36 @@ class FileSink(Output):
         usual = (
             all(getattr(own, hook) is getattr(self._hot_class, hook) for hook in self._hot_hooks)
             and not (self._closed or self._reporting or self._may_block)
-            # A sink that counts the size of the same file has to see every write to it.
+            # If a sink counts the size of the same file, it has to see every write.
             and (self._counts_size or not self._place.counts_size)
-            # What is filtered is counted without a lock.
+            # Filtered events are counted without a lock.
             and (HAS_GLOBAL_LOCK or not (self._level or self._processors))
         )
-        #: Whether a plain event is rendered as `plain_line` does it, but for the terminator.
+        #: True if a plain event is rendered as by `plain_line`, apart from the terminator.
         self._renders_plain = isinstance(renderer, (OrjsonRenderer, ChainedRenderer)) and renderer.is_plain
         plain = self._renders_plain and self._terminator == "\n"
         processors = self._processors
-        #: The decision of the first processor, if it does not change events: see `outfall.sinks.shaping`.
+        #: The method `screen` of the first processor, if it does not change events: see `outfall.sinks.shaping`.
         first: Any = processors[0] if processors else None
         self._screen: Callable[[Any, float], Any] | None = getattr(first, "screen", None)
         self._screen_usual: Callable[[Any], Any] | None = getattr(first, "screen_usual", None)
         by_screen = plain and len(processors) == 1 and self._screen_usual is not None
         plain = plain and not processors
         self._line_end = self._terminator_bytes
-        #: The levels, as they are spelt, of events that are neither filtered nor make the buffer be written; None: all.
+        #: The levels, in all usual spellings, of events that are neither filtered nor flush the buffer; None: all.
         self._passing_levels: frozenset[str] | None = None
         if self._level or self._buffer.limit:
             highest = self._flush_level if self._buffer.limit else UNKNOWN
             self._passing_levels = frozenset(n for n, number in NUMBERS.items() if self._level <= number < highest)
-        #: Writes a line, called with the sink, since a bound method would keep the sink alive. None: the pipeline does.
+        #: Writes a line; called with the sink, since a bound method would keep the sink alive. None: take the pipeline.
         self._append: Callable[[Any, bytes], None] | None = None
-        #: Renders the line, called with the sink and the event. None: `handle` does.
+        #: Renders the line; called with the sink and the event. None: `handle` renders it.
         self._make_line: Callable[[Any, Any], bytes | None] | None = None
-        #: The turn to take if `handle` itself can write the line: by one system call. None: call `_append`.
+        #: The turn to take if `handle` itself can write the line, by one system call. None: call `_append`.
         self._turn_to_write: list[None] | None = None
-        #: Whether it then counts the size of the file, up to `max_bytes`.
+        #: True if `handle` then also counts the size of the file, up to `max_bytes`.
         self._counts_here = self._sealer is None and self._rolls_by_size_alone()
-        #: Writes the line if that takes more than one system call; False: the pipeline has to. None: one write does.
+        #: Writes the line if that takes more than one system call; returns False for the pipeline. None: one is enough.
         self._write_line: Callable[[Any, bytes], bool] | None = self._line_writer()
         if self._sealer is not None:
             usual = usual and self._write_line is None
@@ -330,11 +329,11 @@ class FileSink(Output):
 
     @property
     def line_appender(self) -> Callable[[Any, bytes], None] | None:
-        """See `Forwarding.line_appender`: of a file without a buffer, a level and processors of its own."""
+        """See `Forwarding.line_appender`: for a file without a buffer and without a level and processors of its own."""
         return self._append if self._make_line is None and self._passing_levels is None else None
 
     def _rolls_by_size_alone(self) -> bool:
-        """Return True if a line may be written to the file unless that exceeds `max_bytes`."""
+        """Return True if a line may be written to the file unless it exceeds `max_bytes`."""
         return False
 
     def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
@@ -355,7 +354,7 @@ class FileSink(Output):
                 self._ledger.delivered += 1
                 delivered = True
         except BaseException as error:
-            if delivered:  # interrupted at the way out, and counted as that
+            if delivered:  # interrupted after the write, and counted as interrupted
                 self._ledger.delivered -= 1
             if not isinstance(error, Exception):
                 self._count_dropped("interrupted")
@@ -395,12 +394,12 @@ class FileSink(Output):
                     except NotInTimeError as error:
                         if not self._torn:
                             raise
-                        # A part of the line is in the pipe: its rest is written before anything else.
+                        # A part of the line is in the pipe. The rest is written before anything else.
                         self._put_back([data])
                         return error
                     self._ledger.delivered += 1
                     settled = True
-                    if self._buffer.lines:  # from a signal handler meanwhile
+                    if self._buffer.lines:  # added by a signal handler meanwhile
                         self._write_buffer(counted_elsewhere=1)
                     return self._take_notice()
                 self._buffer.lines += (data,)
@@ -411,11 +410,11 @@ class FileSink(Output):
                     or level_of(event if begun is None else begun.event) >= self._flush_level
                     or monotonic() >= self._buffer.due
                 ):
-                    # If it fails this event is among the lost, and the pipeline counts it.
+                    # If the write fails, this event is one of the lost ones, and the pipeline counts it.
                     settled = False
                     try:
                         self._write_buffer(counted_elsewhere=1)
-                        if self._buffer.lines and self._may_block:  # from a signal handler meanwhile
+                        if self._buffer.lines and self._may_block:  # added by a signal handler meanwhile
                             self._write_buffer(counted_elsewhere=1)
                     except NotInTimeError as error:
                         if self._buffer.size > self._buffer.limit and self._buffer.withdraw(data):
@@ -425,7 +424,7 @@ class FileSink(Output):
         except Exception:
             raise
         except BaseException:
-            if settled:  # interrupted at the way out, and counted as that
+            if settled:  # interrupted after the write, and counted as interrupted
                 self._ledger.delivered -= 1
             raise
         return self._take_notice()
@@ -441,7 +440,7 @@ class FileSink(Output):
 
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Write all items by one call of the system; what a full disk keeps out is left for a retry."""
+        """Write all items by one system call; items that a full disk does not take are left for a retry."""
         taken = len(batch)
         try:
             with self._lock:
@@ -460,19 +459,19 @@ class FileSink(Output):
         finally:
             notice = self._take_notice()
             if notice is not None:
-                # What is raised from a batch would say that none of it was taken.
+                # An exception from a batch would mean that no event was written.
                 self._fail_unraised(notice, None)
         return BatchResult(retry=range(taken, len(batch))) if taken < len(batch) else None
 
     # -- the buffer
 
     def _write_buffer(self, counted_elsewhere: int = 0) -> None:
-        """Write the buffer; if that fails, count what is not in the file as lost, less *counted_elsewhere* lines."""
+        """Write the buffer; if that fails, count the lines not in the file as lost, less *counted_elsewhere*."""
         buffer = self._buffer
         buffer.wind()
         count = self._kept = 0
-        # Exchanged first: what a signal handler logs meanwhile must neither be written twice nor be lost. There is no
-        # call, and so no place for an interrupt, between the exchange and the try.
+        # Empty the buffer first: events of signal handlers meanwhile must neither be written twice nor be lost. No call
+        # comes between the exchange and the `try`, so no interrupt does either.
         chunk, buffer.lines = buffer.lines, []
         try:
             buffer.size = 0
@@ -495,7 +494,7 @@ class FileSink(Output):
             buffer.in_flight = 0
 
     def _put_back(self, chunk: list[bytes]) -> None:
-        """Put the lines of *chunk* that could not be written in time back into the buffer, without what is written."""
+        """Put the lines of *chunk* that were not written in time back into the buffer, without the written part."""
         if self._given_up:
             self._count_dropped("closed", len(chunk))
             self._lost += len(chunk)
@@ -503,12 +502,12 @@ class FileSink(Output):
         self._buffer.put_back(chunk, self._torn)
 
     def _flush(self) -> None:
-        # In a signal handler that interrupts a half-written line: the interrupted write writes the buffer next.
+        # In a signal handler during a write: the interrupted write writes the buffer next.
         if self._buffer.lines and not self._mid_line:
             self._write_buffer()
 
     def _drop_buffer(self) -> int:
-        """Empty the buffer for good, count its lines as lost to `close`, and return their number."""
+        """Disable the buffer, count its lines as lost to `close`, and return their number."""
         left = self._buffer.stop()
         if left:
             self._count_dropped("closed", left)
@@ -532,10 +531,10 @@ class FileSink(Output):
         pending = self._buffer.pending
         return replace(stats, pending=pending, accepted=stats.accepted + pending) if pending else stats
 
-    # -- the file's life
+    # -- opening and closing
 
     def reopen(self) -> None:
-        """Open the path again, for a SIGHUP handler: ``logrotate`` has moved the file away.
+        """Open the path again, for a SIGHUP handler after ``logrotate`` has renamed the file.
 
         The buffer is written to the old file. If the path cannot be opened, the error goes to ``on_error`` and the sink
         keeps the old file. Never truncates.
@@ -556,13 +555,13 @@ class FileSink(Output):
         self._tell_notice()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Write what is buffered; see `Sink.flush`."""
+        """Write the buffer; see `Sink.flush`."""
         done = super().flush(timeout)
         self._tell_notice()
         return done
 
     def close(self, timeout: float | None = None) -> bool:
-        """Write what is buffered, and close the file; see `Sink.close`."""
+        """Write the buffer and close the file; see `Sink.close`."""
         done = super().close(timeout)
         self._tell_notice()
         return done
@@ -577,8 +576,8 @@ class FileSink(Output):
         super().after_fork()
 
     def __del__(self) -> None:
-        # The last reference is gone: write the buffer, and do not leak the descriptor. At the end of the
-        # interpreter the names of this module may be gone already.
+        # The sink was garbage collected: write the buffer and close the descriptor. At the end of the interpreter the
+        # names of this module may be gone already.
         try:
             if not self._closed:
                 self.close(0)

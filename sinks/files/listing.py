@@ -12,29 +12,29 @@ from typing import NamedTuple
 
 from outfall.sinks.files.opening import open_file
 
-#: Device and inode of a directory, and when its names changed last, in nanoseconds.
+#: Device and inode of a directory, and the time of its last change, in nanoseconds.
 _Stamp = tuple[int, int, int]
 
-#: Most file systems stamp changes by a clock of ticks, which are between 1 and 10 ms long: two changes within one tick
-#: have one stamp. So a stamp is of use once its tick is over, or where stamps were seen closer together than ticks are.
+#: Most file systems take times from a clock with ticks of 1 to 10 ms: two changes within one tick have the same stamp.
+#: So a stamp identifies a state only after its tick is over, or on devices whose stamps are finer than ticks.
 _SHORTEST_TICK_NS = 900_000
 _LONGEST_TICK_NS = 20_000_000
 
 
 class _Listing(NamedTuple):
     directory: str
-    #: Of a moment before the directory was listed.
+    #: Taken before the directory was listed.
     stamp: _Stamp
-    #: Whether any later change gives the directory another stamp.
+    #: True if any later change gives the directory another stamp.
     lasts: bool
-    #: In order.
+    #: The sorted names.
     names: list[str]
 
 
 #: The last listing.
 _last: list[_Listing | None] = [None]
 
-#: The devices on which stamps were seen closer together than ticks are.
+#: The devices whose stamps are finer than ticks.
 _fine: set[int] = set()
 
 
@@ -68,7 +68,7 @@ def names_in(directory: str, prefix: str = "") -> list[str]:
 
 
 def open_listed(path: str, flags: int, permissions: int | None) -> int:
-    """Do as `open_file`; if that creates the file, the listing is as good as it was before."""
+    """Do the same as `open_file`; if that creates the file, add its name to the listing, which stays valid."""
     directory, name = os.path.split(path)
     listing = _last[0]
     if listing is None or listing.directory != directory:
@@ -78,7 +78,7 @@ def open_listed(path: str, flags: int, permissions: int | None) -> int:
     except OSError:
         current = False
     descriptor = open_file(path, flags, permissions)
-    with contextlib.suppress(OSError):  # which shows at the next look
+    with contextlib.suppress(OSError):  # the next listing notices it
         place = bisect_left(listing.names, name)
         if listing.names[place : place + 1] != [name] and stat.S_ISREG(os.lstat(path).st_mode):
             insort(listing.names, name)

@@ -1,4 +1,4 @@
-"""Open a log file, and look at its end."""
+"""Open a log file, and read its end."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _MOST_PERMISSIONS = 0o777
 
 
 def flags_for(mode: str, *, first: bool) -> int:
-    """Return the flags of ``open(2)`` for *mode*; only the *first* opening truncates or insists on a new file."""
-    # O_NONBLOCK for the opening: without it, opening a pipe without a reader would block the application.
+    """Return the flags of ``open(2)`` for *mode*; only the *first* opening truncates, or requires a new file."""
+    # O_NONBLOCK: without it, opening a pipe without a reader would block the application.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | _NOCTTY | NONBLOCK
     if first:
         flags |= os.O_TRUNC if "w" in mode else os.O_EXCL if "x" in mode else 0
@@ -40,8 +40,8 @@ def open_file(path: str, flags: int, permissions: int | None) -> int:
 
     Args:
         path: The path.
-        flags: As `flags_for` makes them.
-        permissions: The bits of a file that is created, whatever the umask. None: ``0o666`` less the umask.
+        flags: The result of `flags_for`.
+        permissions: The bits of a file that is created, whatever the umask. None: ``0o666`` minus the umask.
     """
     if permissions is None:
         return os.open(path, flags, 0o666)
@@ -53,7 +53,7 @@ def open_file(path: str, flags: int, permissions: int | None) -> int:
             raise
         try:
             return os.open(path, flags & ~os.O_CREAT)
-        except FileNotFoundError:  # a symbolic link to a file that is yet to be made
+        except FileNotFoundError:  # a symbolic link to a missing file
             descriptor = os.open(path, flags, permissions)
     if hasattr(os, "fchmod"):  # not on Windows before Python 3.13
         try:
@@ -67,7 +67,7 @@ def open_file(path: str, flags: int, permissions: int | None) -> int:
 def ends_within_line(path: str, ends: Sequence[bytes]) -> bool:
     """Return True if the file at *path* ends with none of *ends*, and no process is writing the rest of its line."""
     longest = max(map(len, ends))
-    with contextlib.suppress(OSError):  # write-only for us: then nothing can be known
+    with contextlib.suppress(OSError):  # the file cannot be read, so nothing is known
         reader = os.open(path, os.O_RDONLY | _CLOEXEC | NONBLOCK)
         try:
             for attempt in range(_TAIL_LOOKS):
@@ -85,8 +85,8 @@ def ends_within_line(path: str, ends: Sequence[bytes]) -> bool:
 
 def ends_with(path: str, descriptor: int, part: bytes) -> bool:
     """Return True if the file that *descriptor* writes to, and that is at *path*, ends with *part*."""
-    # Other processes may append to the file too: what is at its end has to be read, by the path since *descriptor* is
-    # open for writing alone.
+    # Other processes may append to the file too, so its end has to be read. It is read by the path, since *descriptor*
+    # is open for writing only.
     size = os.fstat(descriptor).st_size
     reader = os.open(path, os.O_RDONLY | _CLOEXEC)
     try:
@@ -123,7 +123,7 @@ def checked_permissions(permissions: int | None) -> int | None:
         return None
     if isinstance(permissions, int) and not isinstance(permissions, bool):
         owner, group, others = permissions >> 6 & 7, permissions >> 3 & 7, permissions & 7
-        # A number that gives others more than the owner was written without its 0o.
+        # If others may do more than the owner, the number was written without its 0o.
         if 0 <= permissions <= _MOST_PERMISSIONS and (group | others) & ~owner == 0:
             return permissions
     msg = f"permissions={permissions!r} is not a set of permission bits"

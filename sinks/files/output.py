@@ -278,7 +278,7 @@ class Output(ByteSink):
         self._install(opened, prefix)
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
-        """Use *descriptor* from now on. The short cut does not see it until *prefix* is written."""
+        """Use *descriptor* from now on. The shortcut does not see it until *prefix* is written."""
         if descriptor == NOT_OPEN:
             self._shared_file = OpenFile()
         else:

@@ -75,9 +75,9 @@ class BaseRotatingFileSink(SharedFileSink):
             umask.
         buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
             written at once.
-        flush_interval: Time after which the next event makes the buffer be written: seconds, a timedelta, or text such
+        flush_interval: Time after which the next event writes the buffer: seconds, a timedelta, or text such
             as ``"500 ms"``. Default 1.
-        flush_level: An event of this level or above makes the buffer be written. Default ``"error"``.
+        flush_level: An event of this level or above writes the buffer at once. Default ``"error"``.
         timeout: How long an event waits for the reader of a pipe or terminal that is full, as a span like
             *flush_interval*. Default 5.
         terminator: The text after each event. Default ``"\n"``.

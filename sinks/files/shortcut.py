@@ -1,4 +1,4 @@
-"""Render lines in a file sink's short cut, with processors or a custom renderer."""
+"""Render lines in a file sink's shortcut, with processors or a custom renderer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from outfall.sinks.event.levels import NUMBERS, level_name
 
 
 class Begun:
-    """An event that the short cut has processed in part: the pipeline continues, and repeats no step.
+    """An event that the shortcut has processed in part: the pipeline continues, and repeats no step.
 
     Args:
         event: The event as it was given.
@@ -36,7 +36,7 @@ class Begun:
 
 
 class BegunError(Exception):
-    """Raised in the short cut to hand an event over to the pipeline."""
+    """Raised in the shortcut to hand an event over to the pipeline."""
 
     def __init__(self, begun: Begun) -> None:
         self.begun = begun

@@ -144,7 +144,7 @@ class SocketSink(ConnectedSink):
 
     #: The name of the attribute that limits the size of an event.
     _limited_by: ClassVar[str] = "max_frame_bytes"
-    #: The short cut of `handle` replaces these methods of this class; a subclass that overrides one turns it off.
+    #: The shortcut of `handle` replaces these methods of this class; a subclass that overrides one turns it off.
     _hot_class: ClassVar[type[SocketSink]]
     _hot_hooks: ClassVar[tuple[str, ...]] = ("deliver", "emit", "render", "write", "send", "make_frame", "_put")
 
@@ -209,7 +209,7 @@ class SocketSink(ConnectedSink):
 
         When it returns, the operating system has the event, or it has been counted as dropped.
         """
-        # The short cut: the pipeline's steps for a plain event over a healthy connection. It takes the turn by hand:
+        # The shortcut: the pipeline's steps for a plain event over a healthy connection. It takes the turn by hand:
         # see WriteLock. In all other cases, and after a failure before anything was sent, the pipeline starts over.
         make = self._make_usual
         given: Any = event
@@ -343,7 +343,7 @@ class SocketSink(ConnectedSink):
             and self._tls is None
             and not (self._terminator or self._processors or self._closed or self._reporting)
         )
-        #: Returns the frame of a plain event for the short cut; None turns it off.
+        #: Returns the frame of a plain event for the shortcut; None turns it off.
         self._make_usual = self._usual_frame() if usual else None
 
     def _usual_frame(self) -> MakeFrame | None:
