@@ -6,6 +6,7 @@ import contextlib
 from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any
 
+from outfall.sinks.core.clock import now
 from outfall.sinks.core.logginglock import released
 
 if TYPE_CHECKING:
@@ -33,21 +34,27 @@ class Bells:
         return len(self._bells)
 
     def wait(self, seconds: float, done: Callable[[], object]) -> bool:
-        """Wait until `ring` is called, unless *done* is true already; return False if *seconds* pass first.
+        """Wait until *done* is true; return False if *seconds* pass first.
 
-        Make *done* true before calling `ring`. *done* is called after this thread is registered, so that no `ring` is
-        missed.
+        *done* is called at the beginning and after each `ring`: make it true before calling `ring`. This thread is
+        registered before the first call, so that no `ring` is missed.
         """
+        deadline = now() + seconds
         bell = allocate_lock()
         bell.acquire()
         self._bells.append(bell)
         try:
-            return bool(done()) or released(bell.acquire, True, min(max(0.0, seconds), LONGEST_WAIT_SECONDS))
+            while True:
+                if done():
+                    return True
+                left = min(deadline - now(), LONGEST_WAIT_SECONDS)
+                if left <= 0 or not released(bell.acquire, True, left):
+                    return bool(done())
         finally:
             self._bells.remove(bell)
 
     def ring(self) -> None:
-        """Wake all waiting threads."""
+        """Let all waiting threads look whether what they wait for is true."""
         for bell in tuple(self._bells):
             with contextlib.suppress(RuntimeError):  # another thread has released it
                 bell.release()
@@ -71,4 +78,4 @@ class Flag:
 
     def wait(self, seconds: float) -> bool:
         """Wait until the flag is true; return False if *seconds* pass first."""
-        return self._value or self._bells.wait(seconds, self.is_set) or self._value
+        return self._value or self._bells.wait(seconds, self.is_set)

@@ -112,13 +112,7 @@ class WriteLock:
 
     def release(self) -> None:
         """Release the lock, once for every `acquire`."""
-        depth = self._depth - 1
-        self._depth = depth
-        if depth == 0:
-            self._owner = 0
-            self._frame = None
-            if not self._borrowed:
-                self.turn += TURN
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         frame = sys._getframe(1)
@@ -133,7 +127,13 @@ class WriteLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.release()
+        depth = self._depth - 1
+        self._depth = depth
+        if depth == 0:
+            self._owner = 0
+            self._frame = None
+            if not self._borrowed:
+                self.turn += TURN
 
     def _take(self, frame: FrameType, seconds: float | None) -> bool:
         reservation: tuple[int, FrameType] | None = None

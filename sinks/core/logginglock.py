@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
-def held() -> bool:
-    """Return True if this thread holds the lock of `logging`."""
-    owned = getattr(_lock(), "_is_owned", None)
-    return owned is not None and bool(owned())
+def held() -> Any:
+    """Return the lock of `logging` if this thread holds it, else None."""
+    lock = getattr(logging, "_lock", None)
+    owned = getattr(lock, "_is_owned", None)
+    return lock if owned is not None and owned() else None
 
 
 def released(wait: Callable[..., _Result], *arguments: Any) -> _Result:
@@ -24,10 +25,10 @@ def released(wait: Callable[..., _Result], *arguments: Any) -> _Result:
     for may need the lock: after a change of levels the next ``logger.debug()`` of any library takes it. Without the
     release the two threads would wait for each other until the flush times out.
     """
-    lock: Any = _lock()
+    lock: Any = held()
     saved: list[Any] = []
     try:
-        if held():
+        if lock:
             # One step in C: an interrupt cannot come between the release and storing its result.
             saved += map(type(lock)._release_save, (lock,))
         return wait(*arguments)
@@ -37,7 +38,3 @@ def released(wait: Callable[..., _Result], *arguments: Any) -> _Result:
                 lock._acquire_restore(saved[0])
         finally:
             pass
-
-
-def _lock() -> Any:
-    return getattr(logging, "_lock", None)

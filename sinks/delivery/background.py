@@ -113,18 +113,16 @@ class _Buffer(Worker):
         self.room += token
 
     def settle(self, outcome: Outcome) -> None:
-        """Count the outcome of some events, which makes room."""
+        """Count the outcome of some events, which makes room; wake the callers that wait for it."""
         self.impatient = self.impatient and not outcome.events
         super().settle(outcome)
+        # Once a quarter is free: waking threads for little room costs them and the worker many context switches.
+        if self.bells and self.put - self.settled <= self.capacity * 3 // 4:
+            self.bells.ring()
 
     def discard(self) -> None:
         """Discard the waiting events."""
         self.items.clear()
-
-    def should_ring(self) -> bool:
-        """Return True if a quarter of the room is free, or a flush is waiting."""
-        # Not after each batch: waking threads for little room costs them and the worker many context switches.
-        return bool(self._marks) or self.put - self.settled <= self.capacity * 3 // 4
 
     # -- in the thread that logs
 

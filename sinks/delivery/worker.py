@@ -168,6 +168,9 @@ class Worker:
         """Take waiting events, oldest first; return None if there are none any more. Called under the lock."""
         raise NotImplementedError
 
+    def tend(self) -> None:
+        """Do what is due before the waiting events are counted. Called under the lock."""
+
     def rest(self) -> None:
         """Do the work that is due when nothing waits. Called under the lock."""
 
@@ -201,16 +204,16 @@ class Worker:
         if threading.current_thread() is self.thread:
             return False  # called by the target or by on_error, in the thread itself, which cannot wait for itself
         mark = _Mark(self.put if number is None else number)
+
+        def done() -> bool:
+            return self.is_done(mark.number)
+
         self._marks.append(mark)
         try:
-            if not self.is_done(mark.number):
+            if not done():
                 self.urgent_until = max(self.urgent_until, deadline)
                 self.rouse()
-            while True:  # see _Buffer.append
-                left = deadline - now()
-                if self.is_done(mark.number) or left <= 0:
-                    return self.is_done(mark.number)
-                self.bells.wait(left, lambda: self.is_done(mark.number))
+            return self.bells.wait(deadline - now(), done)
         finally:
             self._marks.remove(mark)
             if not self._marks and not self.stopping:
@@ -303,6 +306,7 @@ class Worker:
                 urgent = self.urgent_until > moment
                 if self.ended or (self.stopping and not urgent):
                     return None
+                self.tend()
                 waits = self.waiting()
                 if waits and (moment >= due or urgent or self._marks or waits >= self.batch_size):
                     self.wake_at = NEVER
@@ -372,12 +376,6 @@ class Worker:
             self.settled += events
             self.ledger.settle(outcome)
             self.set_limit()
-        if events and self.bells and self.should_ring():
-            self.bells.ring()
-
-    def should_ring(self) -> bool:
-        """Return True if waiting threads should check now, before the batch is finished."""
-        return bool(self._marks)
 
     def tell(self, error: Exception, events: int) -> None:
         """Report *error*, and the number of events lost to it, to the sink or, once it is gone, to its on_error."""

@@ -397,7 +397,8 @@ class SpoolSink(DeferredSink):
                 if not depot.awake:
                     # In this order, so that an interrupt cannot leave the thread asleep.
                     worker.wakeups.put(None)
-                    depot.set_awake(True)
+                    depot.awake = True
+                    depot.set_limit()
             if worker.thread is None:
                 worker.wake()
         except BaseException:
@@ -405,7 +406,8 @@ class SpoolSink(DeferredSink):
                 self._count_dropped("interrupted", -1)
             raise
         finally:
-            worker.tell_news()
+            if depot.news:
+                worker.tell_news()
         return stored
 
     def _interrupted(self) -> None:

@@ -14,8 +14,6 @@ from outfall.sinks.spool.segments import Appender
 from outfall.sinks.spool.store import Store, is_alive, stores_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from outfall.sinks.core.lock import WriteLock
     from outfall.sinks.spool.store import Portion
 
@@ -66,6 +64,8 @@ class Depot:
         self._broken: OSError | None = None
         #: How many of this process's own events are settled.
         self.settled: int = 0
+        #: How many bytes the segments hold, apart from the one that is appended to: `out` knows its size.
+        self._full_bytes = 0
         self._own_last = False
         #: Full segments that are not synced yet.
         self._unsynced: list[str] = []
@@ -85,23 +85,15 @@ class Depot:
 
     def count(self) -> int:
         """Return how many events were appended, those included that an interrupt left uncounted."""
-        with self._lock:
-            if self.out.unsure:
+        if self.out.unsure:
+            with self._lock:
                 self.out.amend()
-            return self.stored
+        return self.stored
 
     @property
     def size(self) -> int:
         """How many bytes all segments hold."""
-        return self._other_bytes() + self.out.end
-
-    def _other_bytes(self) -> int:
-        """Return how many bytes the segments hold, apart from the one that is appended to."""
-        found = 0
-        for store in self._stores():
-            # The segment appended to has a size of 0 here: its appender counts it.
-            found += sum(segment.size for segment in store.segments)
-        return found
+        return self._full_bytes + self.out.end
 
     def append(self, line: bytes) -> bool:
         """Append *line*; make room as the policy says. Return False if there is no room.
@@ -143,24 +135,24 @@ class Depot:
         half = size > out.end and os.pread(out.descriptor, 1, size - 1) != b"\n"
         out.append(b"\n" + line if half else line)
 
-    def set_awake(self, awake: bool) -> None:
-        """Set whether the worker thread is awake. While it is not, each event has to go through `append`."""
-        with self._lock:
-            self.awake = awake
-            self.set_limit()
-
     def set_limit(self) -> None:
         """Set the size up to which hot paths append by themselves."""
-        room = self._max_bytes - self._other_bytes()
+        # No call in these lines, so that no other thread comes between: the lock is not needed.
+        room = self._max_bytes - self._full_bytes
         ready = self.awake and self._broken is None and self.out.descriptor != -1
-        self.out.limit = min(self._roll_at, room) if ready else -1
+        most = room if room < self._roll_at else self._roll_at  # noqa: FURB136 - min() is a call
+        self.out.limit = most if ready else -1
+
+    def _measure(self) -> None:
+        """Add up the sizes of the segments, after one was started, adopted or removed."""
+        self._full_bytes = sum([segment.size for store in self._stores() for segment in store.segments])
 
     def _make_room(self, size: int) -> bool:
         out = self.out
-        while self.size + size > self._max_bytes:
+        while self._full_bytes + out.end + size > self._max_bytes:
             if self._drops_oldest and self._drop_one():
                 continue
-            if not out.end or (self._other_bytes() and not self._drops_oldest):
+            if not out.end or (self._full_bytes and not self._drops_oldest):
                 return False
             # Start a new segment: only segments that nothing is appended to are removed.
             if not self._roll():
@@ -193,6 +185,7 @@ class Depot:
                 self._roll_at = out.end + self._segment_bytes
                 return False
             self._roll_at = self._segment_bytes
+            self._measure()
             return True
         finally:
             self._arranging = False
@@ -218,10 +211,9 @@ class Depot:
                 return True
         return False
 
-    def _stores(self) -> Iterator[Store]:
-        yield from self.adopted
-        if self.own is not None:
-            yield self.own
+    def _stores(self) -> list[Store]:
+        own = self.own
+        return [*self.adopted] if own is None else [*self.adopted, own]
 
     def _forget(self, store: Store, left: int, reason: str, why: str) -> None:
         """Count the events *left* in segments of *store* that are gone, and report them."""
@@ -233,6 +225,7 @@ class Depot:
             self.adopted_events -= left
         if store is self.own:
             self.settled += left
+        self._measure()
         self.set_limit()
 
     # -- reading; in one thread, without the lock
@@ -305,7 +298,7 @@ class Depot:
         Raises:
             OSError: If a cursor cannot be written.
         """
-        for store in list(self._stores()):
+        for store in self._stores():
             while True:
                 with self._lock:
                     spent = store.hold_spent()
@@ -336,7 +329,7 @@ class Depot:
         Raises:
             OSError: If one cannot be written.
         """
-        for store in list(self._stores()):
+        for store in self._stores():
             store.rest()
 
     def settle_missing(self) -> None:
@@ -362,13 +355,15 @@ class Depot:
                         return True
         return False
 
-    def adopt(self) -> None:
-        """Adopt the stores of dead processes."""
+    def adopt(self) -> bool:
+        """Adopt the stores of dead processes; return True if some of them have to wait."""
+        held = {store.path for store in self._stores()}
+        waits = False
         for path in stores_in(self.directory):
-            if len(self.adopted) >= _MOST_ADOPTED:
-                return
-            if path in self._left_alone:
+            if path in held or path in self._left_alone:
                 continue
+            if len(self.adopted) >= _MOST_ADOPTED:
+                return self.find_dead()
             try:
                 found = Store.adopt(path, sync=self._sync)
             except (OSError, SinkError) as error:
@@ -377,6 +372,9 @@ class Depot:
                 self.news.append((error, 0))
                 continue
             if found is None:
+                # A process owns it, or held the lock for a moment, to look whether it is owned.
+                with contextlib.suppress(OSError):
+                    waits = waits or not is_alive(path)
                 continue
             store, wrong = found
             if wrong is not None:
@@ -385,7 +383,9 @@ class Depot:
             with self._lock:
                 self.adopted.append(store)
                 self.adopted_events += sum(segment.events for segment in store.segments)
+                self._measure()
                 self.set_limit()
+        return waits
 
     def check(self) -> None:
         """Check the files of the own store; restore what is missing."""
@@ -467,6 +467,7 @@ class Depot:
             self.out.before += self.out.events
             self.out.close()
             self.out.end = self.out.events = 0
+            self._measure()
         own.remove()
 
     def close(self) -> None:

@@ -99,14 +99,18 @@ class SpoolWorker(Worker):
 
     def set_limit(self) -> None:
         """Set whether the next event has to wake the thread."""
-        self.depot.set_awake(not self.closed and self.wake_at > self.put)
+        self.depot.awake = not self.closed and self.wake_at > self.put
+        self.depot.set_limit()
+
+    def tend(self) -> None:
+        """Look after the files, and remove what is settled."""
+        self._do_chores()
+        self.depot.tidy()
 
     def waiting(self) -> int:
         """Return how many events wait; adopted ones count as a whole batch, since they must not linger."""
-        self._do_chores()
-        self.depot.tidy()
         self.put = self.depot.stored
-        return self.depot.waiting() + self.batch_size * bool(self.depot.adopted)
+        return self.put - self.depot.settled + self.batch_size * bool(self.depot.adopted)
 
     def take(self) -> tuple[Portion, Store] | None:
         """Take a batch, and record in the cursor that it is in flight."""
@@ -130,9 +134,10 @@ class SpoolWorker(Worker):
         self._reach()
 
     def _reach(self) -> None:
-        """Set `done`, and wake the callers that wait for it."""
+        """Set `done`, and wake the callers that wait for it, or for room."""
         self.done = self.depot.settled
-        self.bells.ring()
+        if self.bells:
+            self.bells.ring()
 
     def is_done(self, number: int) -> bool:
         """Return True if *number* events are settled, and so are all that dead processes have left."""
@@ -184,8 +189,6 @@ class SpoolWorker(Worker):
                 self.depot.leave()
             else:
                 self.depot.settle(token, taken)
-        self.tell_news()
-        self.bells.ring()
         return not left
 
     def _failed(self, error: BaseException) -> bool:
@@ -214,7 +217,7 @@ class SpoolWorker(Worker):
         while True:
             self.tell_news()
             left = until - now()
-            if not (self.depot.waiting() or self.depot.adopted):
+            if self.put == self.depot.settled and not self.depot.adopted:
                 return super().sleep(left)
             woken = super().sleep(min(left, _CHORE_SECONDS))
             with self.lock:
@@ -231,9 +234,7 @@ class SpoolWorker(Worker):
             self.depot.check()
             self._owner().publish()
         if moment >= self.adopt_due:
-            self.depot.adopt()
-            # Another process may have held a lock just then, and only some stores are adopted at a time.
-            self.unadopted = self.depot.find_dead()
+            self.unadopted = self.depot.adopt()
             self.adopt_due = moment + (_CHORE_SECONDS if self.unadopted else _ADOPT_SECONDS)
 
     def _sync_at_intervals(self, seconds: float) -> None:
@@ -305,7 +306,7 @@ class SpoolWorker(Worker):
         if self.lock.acquire(timeout=_GRACE_SECONDS):
             try:
                 self.ended = True
-                if stopped:
+                if stopped and (self.depot.waiting() or self.depot.adopted):
                     with contextlib.suppress(OSError):
                         self.depot.tidy()
                         self.depot.rest()

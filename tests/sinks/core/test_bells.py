@@ -13,15 +13,19 @@ from tests.sinks._processes import PATIENCE_SECONDS, check, until
 
 
 def test_a_ring_wakes_all_who_wait():
-    """Each has its own bell."""
+    """Each has its own bell, and waits on if what it waits for has not come."""
     bells = Bells()
+    due: list[None] = []
     woken: list[bool] = []
     threads = [
-        threading.Thread(target=lambda: woken.append(bells.wait(PATIENCE_SECONDS, lambda: False))) for _ in range(3)
+        threading.Thread(target=lambda: woken.append(bells.wait(PATIENCE_SECONDS, lambda: due))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     until(lambda: len(bells) == 3)
+    bells.ring()
+    assert len(bells) == 3
+    due.append(None)
     bells.ring()
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
