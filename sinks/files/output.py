@@ -1,4 +1,4 @@
-"""The file that a sink has open: `Output`."""
+"""The open file of a sink: `Output`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from outfall.sinks.event.units import Span
     from outfall.sinks.files.opening import Mode
 
-#: The descriptor of a file that is not open; writing to it fails with EBADF, so the hot path need not ask.
+#: The descriptor of a file that is not open. Writing to it fails with EBADF, so hot paths need no check.
 NOT_OPEN = -1
 
-#: How long a descriptor is taken for the sink's own without a look.
+#: How long a descriptor is used before it is checked again that no other code has closed it.
 VERIFY_SECONDS = 1.0
 
-#: Errors that leave the descriptor good: there may be room again for the next event.
+#: Errors after which the descriptor stays usable: there may be room for the next event.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
 
 
@@ -50,15 +50,15 @@ class NotInTimeError(TimeoutError):
 
 
 class Output(ByteSink):
-    """Keep a file open and write whole events to it, or none. The base of `FileSink`.
+    """Keep a file open and write whole events to it, or nothing. The base class of `FileSink`.
 
-    Subclasses override `_open_file` and `_install` if other processes move the file away, and `_finish` and
+    Subclasses override `_open_file` and `_install` if other processes rename the file, and `_finish` and
     `_write_or_reopen` if other processes write to it.
 
     Args:
-        filename: Path of the file; made absolute once, here.
-        mode: ``"a"`` to append, ``"w"`` to truncate when first opened, ``"x"`` to insist on a new file.
-        permissions: Permission bits for a file that is created here. None: ``0o666`` less the umask.
+        filename: Path of the file; a relative one is resolved now.
+        mode: ``"a"`` to append, ``"w"`` to truncate at the first opening, ``"x"`` to fail if the file exists.
+        permissions: Permission bits for a file that is created here. None: ``0o666`` minus the umask.
         timeout: How long an event waits, in seconds, for the reader of a pipe or terminal that is full.
         **options: See `ByteSink`.
     """
@@ -78,52 +78,52 @@ class Output(ByteSink):
         #: The absolute path, as text; frozen here, so that a later chdir does not move the file.
         self.base_filename: str = checked_path(filename)
         self._place = place_of(self.base_filename)
-        #: The file that is open.
+        #: The open file.
         self._shared_file = OpenFile()
         self.mode: str = checked_mode(mode)
         self.permissions: int | None = checked_permissions(permissions)
         self._timeout = checked_seconds(timeout, "timeout")
         self._fd = NOT_OPEN
-        #: An open descriptor that the hot path must not use, since `_prefix` has to be written first.
+        #: An open descriptor that hot paths must not use yet, since `_prefix` has to be written first.
         self._parked_fd = NOT_OPEN
-        #: Bytes to write before the next event: the end of a half line, or a byte order mark.
+        #: Bytes to write before the next event: a terminator for half a line, or a byte order mark.
         self._prefix = b""
         self._regular = True
-        #: True for a pipe or terminal: its reader determines when a write returns and how much of a line it takes.
+        #: True for a pipe or terminal, where a write depends on the reader: it may block or take a part of a line.
         self._may_block = False
-        #: True while a line may be half written: events of signal handlers then go to the buffer.
+        #: True while a line may be half written. Events of signal handlers go to the buffer then.
         self._mid_line = False
         #: `_given_up`: close() did not get the lock in time. `_released`: close() has closed the file. After either the
-        #: file must not be opened again; before, close() itself may open it, to write the buffer.
+        #: file must not be opened again. Before that, close() itself may open it, to write the buffer.
         self._given_up = self._released = False
-        #: True once the path was opened: mode "w" truncates and "x" insists on a new file only the first time.
+        #: True once the path was opened. Only the first opening truncates (mode "w") or requires a new file ("x").
         self._opened_before = False
-        #: How many events of the last write are in the file as a whole.
+        #: How many events of the last write are completely in the file.
         self._kept = 0
-        #: How many bytes of the first unwritten event are in the pipe already.
+        #: How many bytes of the first unwritten event are in the pipe.
         self._torn = 0
-        #: When to check next that the descriptor is still the sink's own, by the monotonic clock.
+        #: When to check next that no other code has closed the descriptor, by the monotonic clock.
         self._verify_at = 0.0
-        #: An error to report that loses no event.
+        #: An error to report, after which no event is lost.
         self._notice: Exception | None = None
-        #: True after the pipe was full for `_timeout`: events do not wait for it until it is read again.
+        #: True after a wait for a full pipe has timed out. Events do not wait again until the pipe is read.
         self._stalled = False
         super().__init__(**options)
 
     # -- writing
 
     def write(self, data: bytes) -> None:
-        """Write *data*, one rendered event, whole or not at all."""
+        """Write *data*, one rendered event, completely or not at all."""
         self._write_lines(data, (len(data),))
 
     def _write_lines(self, data: bytes, ends: Sequence[int]) -> None:
-        """Write *data*, in which events end at *ends*, sealed if the renderer does that; see `_write_whole`."""
+        """Write *data*, whose events end at *ends*, sealed if the renderer seals lines; see `_write_whole`."""
         if self._sealer is None:
             self._write_whole(data, ends)
         else:
             write_sealed(self, data, ends)
 
-    #: The renderer, if it seals each line, and True while it does.
+    #: The renderer, if it seals lines, and True while it does so.
     _sealer: Any = None
     _sealing = False
 
@@ -136,15 +136,15 @@ class Output(ByteSink):
         self._sealer = renderer
 
     def _last_line(self) -> bytes | None:
-        """Return the last line that is sealed, of this file or the one before it."""
+        """Return the last sealed line of this file, or of the newest earlier file that has one."""
         return last_sealed_line(self.base_filename, self._names_of_earlier())
 
     def _names_of_earlier(self) -> list[str]:
-        """Return the paths of the files that were written before this one, the newest first."""
+        """Return the paths of the earlier files, newest first."""
         return []
 
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
-        """Write *data*, in which events end at *ends*; if that fails, only whole events remain, `_kept` of them."""
+        """Write *data*, whose events end at *ends*; if that fails, only whole events remain, `_kept` of them."""
         self._kept = 0
         if monotonic() >= self._verify_at:
             self._verify()
@@ -162,7 +162,7 @@ class Output(ByteSink):
     def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
         file = self._shared_file
         try:
-            # There is no call in between, in which a signal handler could switch to another file.
+            # No call within these lines: a signal handler could switch to another file.
             if file.size is not None:
                 file.size += len(data)
             written = _os_write(self._fd, data)
@@ -174,7 +174,7 @@ class Output(ByteSink):
             if self._fd != NOT_OPEN:
                 if error.errno in _NO_ROOM:
                     raise
-                # The descriptor is useless: closed by other code, a pipe without a reader, a stale mount.
+                # The descriptor is useless: other code has closed it, a pipe has no reader, or a mount is stale.
                 self._verify()
                 self._forget_descriptor()
             prefix = self._take_descriptor()
@@ -194,7 +194,7 @@ class Output(ByteSink):
                 self._finish(data, written, ends)
 
     def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
-        """Write the rest of *data* after a short write; if that fails, remove the part of an event that is written."""
+        """Write the rest of *data* after a short write; if that fails, remove the incomplete event."""
         view = memoryview(data)
         self._torn = 0
         try:
@@ -217,12 +217,12 @@ class Output(ByteSink):
             raise
 
     def _end_unknown_line(self) -> None:
-        """Begin the next event on a new line: after an interrupt, how much a pipe has of the last one is unknown."""
+        """Begin the next event on a new line: after an interrupt it is unknown how much a pipe took of the last one."""
         if self._fd != NOT_OPEN:
             self._install(self._fd, self._terminator_bytes or b"\n")
 
     def _await_room(self) -> None:
-        """Wait until the pipe is read: for `_timeout`, or until the deadline of `flush` or `close`."""
+        """Wait until the pipe has room, for `_timeout` or until the deadline of `flush` or `close`."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         deadline = self._deadline
@@ -233,7 +233,7 @@ class Output(ByteSink):
         self._stalled = False
 
     def _take_back(self, part: bytes) -> None:
-        """Remove *part*, a part of an event, from the end of the file, or else end its line with the next write."""
+        """Remove *part*, an incomplete event, from the end of the file; if that fails, the next write ends its line."""
         if not part:
             return
         try:
@@ -247,7 +247,7 @@ class Output(ByteSink):
     # -- opening
 
     def _exchange(self) -> None:
-        """Open the path again, and let the sinks follow that wrote to the same file as this one."""
+        """Open the path again, and switch the sinks that wrote to the same file as this one."""
         left = self._shared_file
         self._take_file_at_path()
         for other in self._place.others(self):
@@ -255,14 +255,14 @@ class Output(ByteSink):
                 other._follow(self._shared_file)
 
     def _follow(self, file: OpenFile) -> None:
-        """Switch to *file*, which another sink has opened, if it is at this sink's path; called under the lock."""
+        """Switch to *file*, which another sink has opened, if it is at this sink's path. Called under the lock."""
         with contextlib.suppress(OSError):
             state = os.stat(self.base_filename)
             if (state.st_dev, state.st_ino) == file.identity and self._fd != self._parked_fd:
                 Output._take_file_at_path(self)
 
     def _take_file_at_path(self) -> None:
-        """Open the path and replace the open file by that file, under the same descriptor."""
+        """Open the path and put that file under the descriptor of the open file."""
         current = self._fd if self._fd != NOT_OPEN else self._parked_fd
         if current != NOT_OPEN and not self._is_own(current):
             current = NOT_OPEN
@@ -270,15 +270,15 @@ class Output(ByteSink):
         if current != NOT_OPEN:
             state = os.fstat(opened)
             self._next_identity = state.st_dev, state.st_ino
-            # Atomic: a write that this signal handler has interrupted still uses the number, which must stand for the
-            # sink's file at any time.
+            # dup2 is atomic. This may be a signal handler that interrupts a write, which still uses the number: it must
+            # stand for the sink's file at any time.
             os.dup2(opened, current, inheritable=False)
             os.close(opened)
             opened = current
         self._install(opened, prefix)
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
-        """Use *descriptor* from now on. The shortcut does not see it until *prefix* is written."""
+        """Use *descriptor* from now on. The shortcut does not use it until *prefix* is written."""
         if descriptor == NOT_OPEN:
             self._shared_file = OpenFile()
         else:
@@ -286,7 +286,7 @@ class Output(ByteSink):
             identity = state.st_dev, state.st_ino
             self._place.opened(identity)
             self._shared_file = self._place.file_of_others(self, identity) or OpenFile(identity)
-            # Asked again, since a signal handler may have opened the file by another sink in between.
+            # Look again: a signal handler may have opened the file by another sink in between.
             self._shared_file = self._place.file_of_others(self, identity) or self._shared_file
         self._shared_file.size = None
         self._trust_descriptor()
@@ -306,7 +306,7 @@ class Output(ByteSink):
         return prefix
 
     def _open_file(self) -> tuple[int, bytes]:
-        """Open the path; return the descriptor and what has to be written first."""
+        """Open the path; return the descriptor and the bytes to write first."""
         descriptor = self._create(flags_for(self.mode, first=not self._opened_before))
         try:
             kind = os.fstat(descriptor).st_mode
@@ -330,7 +330,7 @@ class Output(ByteSink):
         return open_listed(self.base_filename, flags, self.permissions)
 
     def _missing_start(self, descriptor: int) -> bytes:
-        """Return what must precede the next event: a byte order mark, or the end of a half line."""
+        """Return the bytes that must precede the next event: a byte order mark, or a terminator for half a line."""
         if os.fstat(descriptor).st_size == 0:
             return b"" if type(self._renderer) is OrjsonRenderer else self._byte_order_mark
         end = self._terminator_bytes
@@ -339,11 +339,11 @@ class Output(ByteSink):
         ends = (end, b"\n" if type(self._renderer) is OrjsonRenderer else "\n".encode(self._bare_encoding))
         return end if ends_within_line(self.base_filename, ends) else b""
 
-    # If other code closes the descriptor, the system gives its number to the next file, socket or pipe that is opened.
-    # The sink must neither write to that nor close it.
+    # If other code closes the descriptor, the next file, socket or pipe that is opened gets its number. The sink must
+    # neither write to that nor close it.
 
     def _is_own(self, descriptor: int) -> bool:
-        """Return True if *descriptor* is still what was opened under this number."""
+        """Return True if *descriptor* still refers to the file that this sink opened."""
         while True:
             known = self._shared_file.identity
             try:
@@ -352,10 +352,10 @@ class Output(ByteSink):
                 return False
             if (state.st_dev, state.st_ino) in (known, self._next_identity):
                 return True
-            if known == self._shared_file.identity:  # else a signal handler has gone on to another file meanwhile
+            if known == self._shared_file.identity:  # else a signal handler has switched to another file meanwhile
                 return False
 
-    #: Device and inode of the file that is about to take the place of the one that is open.
+    #: Device and inode of the file that is about to replace the open one.
     _next_identity: tuple[int, int] | None = None
 
     def _close_own(self, descriptor: int) -> None:
@@ -363,11 +363,11 @@ class Output(ByteSink):
             os.close(descriptor)
 
     def _trust_descriptor(self) -> None:
-        """Trust the descriptor for a while, without a check."""
+        """Skip the check of the descriptor for `VERIFY_SECONDS`."""
         self._verify_at = monotonic() + VERIFY_SECONDS
 
     def _verify(self) -> None:
-        """Check that the descriptor is still this sink's own; if not, the next write opens the path again."""
+        """Check that the descriptor is still this sink's own. If it is not, the next write opens the path again."""
         self._trust_descriptor()
         descriptor = max(self._fd, self._parked_fd)
         if descriptor == NOT_OPEN or self._is_own(descriptor):
@@ -403,10 +403,10 @@ class Output(ByteSink):
 
     def after_fork(self) -> None:
         """Reset the sink in a forked child, which keeps the open file."""
-        # The first opening truncates; the child would truncate what the parent has written since.
+        # The first opening truncates. In the child it would remove what the parent has written since.
         self._opened_before = True
         self._kept = self._torn = 0
         self._mid_line = False
         if self._sealer is not None:
-            self._sealer.state = None  # the parent continues its chain by itself
+            self._sealer.state = None  # the parent continues its chain, the child starts another
         super().after_fork()

@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.event.units import Size, Span
 
-#: After a failed rotation the next is tried after this many seconds, then twice as many, up to the second figure.
+#: Seconds from a failed rotation to the next attempt: the first wait, which is doubled each time, and the longest.
 _BACKOFF_SECONDS = (1.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class RotatedFile:
-    """A file that a sink has rotated away.
+    """A file that a sink has rotated.
 
     Args:
-        path: Where it is.
-        ending: What compression added to its name, or nothing.
-        age: What sorts its files, the newest first.
+        path: Its path.
+        ending: The ending that compression has added to its name, or "".
+        age: The sort key; the newest file has the greatest.
     """
 
     path: str
@@ -47,10 +47,10 @@ class RotatedFile:
 
 
 class BaseRotatingFileSink(SharedFileSink):
-    r"""Append each event to a file that rolls over; the base of sinks that decide when and how.
+    r"""Append each event to a file that rolls over: the base class of sinks that decide when and how.
 
     A subclass implements `should_rollover` and `do_rollover`. For retention and compression it also implements
-    `names_of_rotated`, which says which files are its own.
+    `names_of_rotated`, which determines the files that belong to it.
 
     Args:
         filename: Path of the file; a relative one is resolved now.
@@ -58,19 +58,19 @@ class BaseRotatingFileSink(SharedFileSink):
         encoding: The encoding of text. Default UTF-8.
         delay: Open the file at the first event instead of now. Default False.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
-        namer: Makes the name of a rotated file from its default name; also an attribute, or a method of a subclass.
-            Default None: the default name.
+        namer: Called with the default path of a rotated file; returns the path to use. Also an attribute, or a method
+            of a subclass. Default None: the default path.
         rotator: Called with source and destination to move the file; also an attribute, or a method of a subclass. It
             has to leave nothing, or an empty file, at the source. Default None: the file is renamed.
-        backup_count: How many rotated files to keep. Default 0: not limited by number.
-        max_age: Delete rotated files whose last event is older, in seconds, as a timedelta, or as text such as
-            ``"30 days"``. Default None: no limit.
-        max_total_bytes: Delete the oldest rotated files while their sizes sum up to more than this, in bytes or as text
-            such as ``"2 GB"``. Default None: no limit.
+        backup_count: How many rotated files to keep. Default 0: no limit.
+        max_age: The largest age of rotated files, in seconds, as a timedelta, or as text such as ``"30 days"``. It
+            counts from the last event. Default None: no limit.
+        max_total_bytes: The largest size of all rotated files together, in bytes or as text such as ``"2 GB"``; the
+            oldest are deleted first. Default None: no limit.
         compression: ``"gzip"``, ``"zstd"`` (extra ``zstd``), or a callable ``(source, destination)`` with an attribute
-            ``ending``. A background thread does it, and no write waits for it. Default None.
-        multiprocess: Any number of processes may write to the file and rotate it. Default False. Needs ``flock(2)`` on
-            a local file system; refused on Windows.
+            ``ending``. A background thread compresses, and no write waits for it. Default None.
+        multiprocess: True if any number of processes write to the file and rotate it. Default False. Needs ``flock(2)``
+            on a local file system; not supported on Windows.
         permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
             umask.
         buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
@@ -94,8 +94,8 @@ class BaseRotatingFileSink(SharedFileSink):
         TypeError: If *namer* or *rotator* is not callable.
         MissingDependencyError: If *compression* is ``"zstd"`` and zstandard is not installed.
 
-    A rotation that fails, since a hook raises or the file system refuses, loses no event: the event is written to the
-    file as it is, ``on_error`` is called once, and the rotation is tried again after 1 s, then 2 s, up to a minute.
+    If a rotation fails, since a hook raises or the file system refuses, no event is lost: the event is written to the
+    current file, ``on_error`` is called once, and the rotation is tried again after 1 s, then 2 s, up to a minute.
     Retention is applied at construction and after each rotation. The sink deletes and compresses only files whose names
     it would give itself, through `namer`.
 
@@ -108,9 +108,9 @@ class BaseRotatingFileSink(SharedFileSink):
         | {"should_rollover"}
     )
 
-    #: Makes the name of a rotated file from its default name.
+    #: Returns the path for a rotated file, given its default path.
     namer: Callable[[str], str] | None = None
-    #: Moves the file away, given source and destination.
+    #: Moves the file, given source and destination.
     rotator: Callable[[str, str], object] | None = None
 
     def __init__(
@@ -144,7 +144,7 @@ class BaseRotatingFileSink(SharedFileSink):
             if hook is not None and not callable(hook):
                 msg = f"{argument}={hook!r} is not callable"
                 raise TypeError(msg)
-        # Only if given: a subclass may define them as methods.
+        # Set only if given: a subclass may define them as methods.
         if namer is not None:
             self.namer = namer
         if rotator is not None:
@@ -155,14 +155,14 @@ class BaseRotatingFileSink(SharedFileSink):
             None if max_total_bytes is None else checked_size(max_total_bytes, "max_total_bytes")
         )
         self._compressor = None if compression is None else Compressor(compression, self, guarded=bool(multiprocess))
-        #: Under which endings a rotated file may stand, whatever compression was in force.
+        #: The possible endings of rotated files, of this and of earlier settings.
         self._endings = compressing.endings([self._compressor.ending] if self._compressor else [])
         self._told_failure = ""
         self._told_others = False
         self._retry_at = 0.0
         self._backoff = _BACKOFF_SECONDS[0]
         path = checked_path(filename)
-        # The compressor has a lock of its own: no write waits while it waits for another process.
+        # The compressor has its own lock, so that no write waits while it waits for another process.
         self._compressor_lock = flock.DirectoryLock(os.path.dirname(path))
         super().__init__(
             filename,
@@ -193,17 +193,17 @@ class BaseRotatingFileSink(SharedFileSink):
         raise TypeError(msg)
 
     def do_rollover(self) -> None:
-        """Roll over now: move the file away by `rotate`, and open a new one by `begin_new_file`."""
+        """Roll over now: move the file by `rotate`, and open a new one by `begin_new_file`."""
         msg = f"{type(self).__name__} has to implement do_rollover()"
         raise TypeError(msg)
 
     def rotation_filename(self, default_name: str) -> str:
-        """Return the name for a rotated file: what `namer` makes of *default_name*, or that."""
+        """Return the name for a rotated file: the result of `namer` for *default_name*, or *default_name* itself."""
         namer = self.namer
         return os.fsdecode(namer(default_name)) if callable(namer) else default_name
 
     def rotate(self, source: str, dest: str) -> None:
-        """Move *source* away to *dest*, by `rotator` if there is one; a *source* that is not there is no error."""
+        """Move *source* to *dest*, by `rotator` if there is one; a missing *source* is no error."""
         rotator = self.rotator
         if callable(rotator):
             rotator(source, dest)
@@ -212,15 +212,15 @@ class BaseRotatingFileSink(SharedFileSink):
                 os.replace(source, dest)
 
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
-        """Give the default names, with full path, that *file_name* could have been made of, each with its age.
+        """Yield the default names, with full path, from which *file_name* could be made, each with its age.
 
-        The age sorts: the newest file has the greatest. Called for every file in the directory; what does not become
-        *file_name* again by `rotation_filename` is left alone.
+        The age is a sort key; the newest file has the greatest. Called for every file in the directory. A file is left
+        alone unless `rotation_filename` returns its name for one of the default names.
         """
         return iter(())
 
     def sample_of_rotated(self) -> str:
-        """Return the default name of some rotated file; rotated files are looked for in its directory."""
+        """Return the default name of a rotated file; rotated files are searched for in its directory."""
         return f"{self.base_filename}.1"
 
     def get_files_to_delete(self) -> list[str]:
@@ -244,7 +244,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return doomed
 
     def rotated_files(self) -> list[RotatedFile]:
-        """Return the rotated files there are, the newest first: those whose name round-trips through `namer`."""
+        """Return the rotated files, newest first: those whose name `namer` returns for one of their default names."""
         directory = self._directory_of_rotated()
         found: list[RotatedFile] = []
         with contextlib.suppress(FileNotFoundError):
@@ -262,7 +262,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return os.path.dirname(os.path.abspath(self.rotation_filename(self.sample_of_rotated())))
 
     def _start_of_rotated(self) -> str:
-        """Return what the names of all rotated files begin with; files of other names are not looked at."""
+        """Return the beginning of the names of all rotated files, "" if unknown; other files are not examined."""
         own: Any = type(self)
         renamed = callable(self.namer) or own.rotation_filename is not BaseRotatingFileSink.rotation_filename
         if renamed or own.names_of_rotated is not getattr(self._hot_class, "names_of_rotated", None):
@@ -270,7 +270,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return self._start_of_defaults()
 
     def _start_of_defaults(self) -> str:
-        """Return what the default names of rotated files begin with."""
+        """Return the beginning of the default names of rotated files."""
         return f"{os.path.basename(self.base_filename)}."
 
     def _as_rotated(self, path: str) -> RotatedFile | None:
@@ -286,9 +286,9 @@ class BaseRotatingFileSink(SharedFileSink):
     # -- writing
 
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
-        """Write *data* as `FileSink` does, rolling over before each event that should not go to the file as it is."""
+        """Write *data* as `FileSink` does; roll over before each event that must not go to the current file."""
         kept = self._kept = 0
-        begun = start = 0  # offsets: of what is not written yet, and of the current event
+        begun = start = 0  # offsets: of the first unwritten byte, and of the current event
         group: list[int] = []
         try:
             self._catch_up()
@@ -301,7 +301,7 @@ class BaseRotatingFileSink(SharedFileSink):
                         kept += len(group)
                         begun, group = start, []
                         self._unwritten = 0
-                    # A file that another process has begun may be full already.
+                    # A file that another process has started may be full already.
                     for _ in range(OPEN_ATTEMPTS):
                         if not (self._roll() and self._must_roll(event)):
                             break
@@ -319,7 +319,7 @@ class BaseRotatingFileSink(SharedFileSink):
     def _move_on(self) -> None:
         super()._move_on()
         if self._compressor is not None:
-            # The last process that closes a file can compress it.
+            # The last process that closes a file compresses it.
             self._compressor.start()
 
     def _must_roll(self, event: bytes) -> bool:
@@ -332,7 +332,7 @@ class BaseRotatingFileSink(SharedFileSink):
     def close(self, timeout: float | None = None) -> bool:
         """Flush, wait for compression within *timeout*, and close; see `Sink.close`.
 
-        What is not compressed by then is compressed at the next start.
+        The next start compresses the remaining files.
         """
         deadline = monotonic() + self._seconds(timeout)
         try:
@@ -343,7 +343,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return done
 
     def drain(self, timeout: float) -> None:
-        """Write what waits, at exit, and let compression finish within *timeout*."""
+        """Write the buffer at exit, and wait for compression within *timeout*."""
         deadline = monotonic() + timeout
         try:
             super().drain(timeout)
@@ -354,7 +354,7 @@ class BaseRotatingFileSink(SharedFileSink):
     # -- rolling over
 
     def _roll(self) -> bool:
-        """Roll over, unless that has failed shortly before; return True if another process has done so."""
+        """Roll over, unless that has failed a short time ago; return True if another process has rolled over."""
         if self._place.rolling or monotonic() < self._retry_at:
             return False
         self._interrupts = self._interrupts or self._lock.nested
@@ -374,21 +374,21 @@ class BaseRotatingFileSink(SharedFileSink):
         return others
 
     def _note(self, error: Exception) -> None:
-        """Report *error* once the event is written, unless it is the one that was reported last."""
-        # A lasting fault is reported once, and not with each event.
+        """Report *error* once the event is written, unless it is the same as the last one."""
+        # A lasting fault is reported once, not at each event.
         if describe(error) != self._told_failure:
             self._told_failure = describe(error)
             self._notice = error
 
     @contextlib.contextmanager
     def exclusively(self) -> Generator[None]:
-        """Hold the sink's lock, and with *multiprocess* also the lock between the processes; for `do_rollover`."""
+        """Hold the sink's lock, and with *multiprocess* also the lock between processes; for `do_rollover`."""
         with self._lock, self._rolling():
             yield
 
     @contextlib.contextmanager
     def _rolling(self) -> Generator[None]:
-        """Do the same as `exclusively`; the caller holds the sink's lock."""
+        """Do the same as `exclusively`, for a caller that holds the sink's lock."""
         place = self._place
         rolling, place.rolling = place.rolling, True
         try:
@@ -402,7 +402,7 @@ class BaseRotatingFileSink(SharedFileSink):
 
     @contextlib.contextmanager
     def _beside_writes(self) -> Generator[None]:
-        """Prevent rotation, for the compressor's thread; with *multiprocess* without the sink's lock."""
+        """Prevent rotation, for the compressor's thread; with *multiprocess* this does not take the sink's lock."""
         if self.multiprocess:
             with self._compressor_lock:
                 yield
@@ -430,7 +430,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return state is not None and stat.S_ISREG(state.st_mode) and state.st_size > 0
 
     def _others_have_rotated(self) -> bool:
-        """Open the path again if it leads to another file than the open one; return True if it did."""
+        """Open the path again if another file is there; return True if so."""
         if self._fd == self._parked_fd:
             return False
         current = identity_of(self.base_filename)
@@ -458,15 +458,15 @@ class BaseRotatingFileSink(SharedFileSink):
                 self._notice = warning
 
     def _move_away(self, dest: str) -> None:
-        """Move the file to *dest*, a free name, by `rotate`, and begin a new one; a failure leaves no copy there."""
+        """Move the file to *dest*, a free name, by `rotate`, and start a new one; after a failure leave no copy."""
         before = os.stat(self.base_filename)
         try:
             self.rotate(self.base_filename, dest)
             self._moved = before.st_dev, before.st_ino
             self.begin_new_file()
         except BaseException:
-            # If the file is still in its place, *dest* is a copy or a part of one: each attempt would leave another one
-            # there, and they would push older files out.
+            # If the file is still in its place, *dest* is a complete or partial copy. Each attempt would leave another
+            # copy, and the copies would displace older files.
             after = state_of(self.base_filename)
             if after is not None and os.path.samestat(before, after) and after.st_size >= before.st_size:
                 with contextlib.suppress(OSError):
@@ -475,7 +475,7 @@ class BaseRotatingFileSink(SharedFileSink):
         finally:
             self._moved = None
 
-    #: Device and inode of the file that was moved away last, until the new one is begun.
+    #: Device and inode of the last moved file, until the new one is started.
     _moved: tuple[int, int] | None = None
 
     def begin_new_file(self) -> None:
@@ -484,7 +484,7 @@ class BaseRotatingFileSink(SharedFileSink):
         If that fails, no event is lost.
 
         Raises:
-            SinkError: If the rotator has left the file, with something in it, where it was.
+            SinkError: If the rotator has left the file in its place, and it is not empty.
         """
         state = state_of(self.base_filename)
         identity = None if state is None else (state.st_dev, state.st_ino)
@@ -493,7 +493,7 @@ class BaseRotatingFileSink(SharedFileSink):
             if state is not None and state.st_size:
                 msg = f"the rotator left {self.base_filename!r} where it was"
                 raise SinkError(msg)
-        elif identity is None or identity != self._identity:  # else a signal handler's event has begun it
+        elif identity is None or identity != self._identity:  # else a signal handler's event has opened it
             self._exchange()
         try:
             self._tidy_up()
@@ -501,7 +501,7 @@ class BaseRotatingFileSink(SharedFileSink):
             self._notice = error
 
     def _tidy_up(self) -> None:
-        """Delete the files that retention does not keep, and start compressing the others."""
+        """Delete the files that retention does not keep, and start to compress the others."""
         for path in self.get_files_to_delete():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -512,22 +512,22 @@ class BaseRotatingFileSink(SharedFileSink):
         if self._compressor is None and not self.backup_count and self.max_age is None and self.max_total_bytes is None:
             return
         try:
-            with contextlib.suppress(FileNotFoundError), self.exclusively():  # no directory, and so nothing in it
+            with contextlib.suppress(FileNotFoundError), self.exclusively():  # without the directory there are no files
                 if self._compressor is not None:
                     compressing.remove_unfinished(self._directory_of_rotated(), self.base_filename)
-                self.files_to_compress(locked=True)  # finishes first what would count twice
+                self.files_to_compress(locked=True)  # first deletes plain files that were compressed already
                 self._tidy_up()
         except Exception as error:
             self._fail(error, None, events=0)
 
-    # -- what the compressor asks
+    # -- called by the compressor
 
     def files_to_compress(self, *, locked: bool = False) -> list[str]:
         """Return the paths of the rotated files that are not compressed yet, oldest first."""
-        # The directory is listed without the lock, so that no write waits. Later steps notice what has changed since.
+        # The directory is listed without the lock, so that no write waits. Later steps notice changes.
         by_age: dict[tuple[float, int], list[RotatedFile]] = {}
         for file in self.rotated_files():
-            # Not the open file: it was moved away, and there is no new one yet.
+            # Skip the open file: it was moved away, and there is no new one yet.
             if identity_of(file.path) == self._identity:
                 continue
             by_age.setdefault(file.age, []).append(file)
@@ -543,7 +543,7 @@ class BaseRotatingFileSink(SharedFileSink):
         return paths
 
     def place_compressed(self, identity: tuple[int, int], compressed: str, ending: str) -> None:
-        """Put *compressed* in the place of the rotated file that *identity* is, wherever it is now."""
+        """Replace the rotated file with *identity*, whatever its path is now, by *compressed*."""
         for _ in range(OPEN_ATTEMPTS):  # the file may be shifted before the lock is acquired
             paths = [file.path for file in self.rotated_files() if identity_of(file.path) == identity]
             if not paths:
@@ -556,11 +556,11 @@ class BaseRotatingFileSink(SharedFileSink):
                     return
 
     def compression_failed(self, error: Exception) -> None:
-        """Report *error*: a file could not be compressed, and stays as it is."""
+        """Report *error*: a file could not be compressed, and was left as it is."""
         self._fail_unraised(error, None)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child, which shares the open file; see `FileSink`."""
+        """Reset the sink in a forked child, which shares the open file; see `FileSink`."""
         self._compressor_lock.after_fork()
         if self._compressor is not None:
             self._compressor.after_fork()

@@ -1,4 +1,4 @@
-"""When a file that rotates by time rolls over: `Schedule`."""
+"""The times at which a file rolls over: `Schedule`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-#: When files roll over, as in `logging.handlers.TimedRotatingFileHandler`; any case is taken.
+#: The units of `logging.handlers.TimedRotatingFileHandler`, in any case.
 When = Literal[
     "S", "M", "H", "D", "MIDNIGHT", "W0", "W1", "W2", "W3", "W4", "W5", "W6",
     "s", "m", "h", "d", "midnight", "w0", "w1", "w2", "w3", "w4", "w5", "w6",
@@ -19,12 +19,12 @@ _DAY: Final = 86_400
 _WEEK: Final = 7
 #: The epoch was a Thursday, three days after a Monday.
 _EPOCH_WEEKDAY: Final = 3
-#: No local time is, or was, as far from UTC as this: the record is 15:56 hours (Manila before 1844).
+#: No local time has ever been as far from UTC as this: the record is 15:56 hours (Manila before 1844).
 _REACH: Final = 16 * 3600
-_EPOCH: Final = dt.datetime(1970, 1, 1)  # a reading of the wall clock
+_EPOCH: Final = dt.datetime(1970, 1, 1)  # by the wall clock
 _FIRST_NAME: Final = dt.datetime(1000, 1, 1)  # strftime pads earlier years on some platforms only
 _LAST_NAME: Final = dt.datetime(9999, 12, 31, 23, 59, 59)
-#: In days; longer than the calendar goes on, and exact in a float when in seconds.
+#: In days; longer than the calendar, and exact in a float when converted to seconds.
 _FOR_EVER: Final = 10**7
 
 
@@ -44,7 +44,7 @@ _WEEKDAYS: Final = tuple(f"W{number}" for number in range(_WEEK))
 
 
 def _pattern_of(suffix: str) -> re.Pattern[str]:
-    # In groups, since `Schedule.parse` takes the numbers from them.
+    # With groups, from which `Schedule.parse` takes the numbers.
     fields = re.sub("%[a-zA-Z]", r"(\\d\\d)", suffix.replace("%Y", r"(\d{4})"))
     return re.compile(rf"(?<!\d){fields}(?!\d)", re.ASCII)
 
@@ -56,10 +56,10 @@ _PATTERNS: Final = {
 
 @dataclass(frozen=True, init=False)
 class Schedule:
-    """When a time-rotated file rolls over, and what its rotated files are called. No clock, no I/O.
+    """The times at which a time-rotated file rolls over, and the names of its rotated files. No clock, no I/O.
 
-    A schedule divides time, without gaps, into intervals. Each begins at a *boundary*, which belongs to it; the file
-    of an interval is named for the time it begins.
+    A schedule divides time into intervals, without gaps. Each interval begins at a *boundary*, which belongs to it, and
+    its file is named by that boundary.
 
     ============  =========================================  ========================
     *when*        boundaries                                 suffix
@@ -77,30 +77,28 @@ class Schedule:
 
     Args:
         when: One of the above, in any case. Default ``"h"``.
-        interval: How many of the unit lie between two boundaries, a whole number from 1 up. Default 1. Not used for
-            weekdays.
-        utc: Reckon in UTC instead of local time. Default False.
-        at_time: Time of day of the boundaries of ``midnight`` and weekdays, without time zone; its ``fold`` has no
-            meaning. Default None: midnight, where a day begins, and where a weekday ends. Not used for ``S``, ``M``,
-            ``H`` and ``D``.
+        interval: The number of units between two boundaries, a whole number from 1 up. Default 1. Ignored for weekdays.
+        utc: Use UTC instead of local time. Default False.
+        at_time: Time of day of the boundaries of ``midnight`` and weekdays, without time zone; its ``fold`` is ignored.
+            Default None: midnight, where a day begins, and where a weekday ends. Ignored for ``S``, ``M``, ``H`` and
+            ``D``.
 
     Raises:
-        ValueError: If an argument is none of these; it names the argument and the value.
+        ValueError: If an argument is invalid; the message names the argument and the value.
 
-    Local time is that of the process, ``TZ`` and `time.tzset` included, looked up at each call. **A boundary at a time
-    of day is the first moment at which the local clock reads that time or a later one.** So where clocks are put
-    forward over it, it is the moment they are; where they are put back over it, it is the first of the two moments,
-    and the second is no boundary; and days may have 23 or 25 hours. ``S``, ``M``, ``H`` and ``D`` count elapsed
-    seconds, which no clock change touches. A day that a zone left out (Samoa, 30 December 2011) is one without an
-    interval; with an *at_time* its interval lasts from the start of the next day until that time.
+    Local time is that of the process, including ``TZ`` and `time.tzset`, read at each call. **A boundary at a time of
+    day is the first moment at which the local clock shows that time or a later one.** If clocks are put forward over
+    that time, the boundary is the moment of the change. If clocks are put back over it, the boundary is the first of
+    the two moments, and the second is none. So days may have 23 or 25 hours. ``S``, ``M``, ``H`` and ``D`` count
+    elapsed seconds, whatever the clock shows. A day that a zone skipped (Samoa, 30 December 2011) has no interval; with
+    an *at_time* its interval lasts from the start of the next day until that time.
 
-    Two different boundaries of ``midnight`` or a weekday never have the same name. Those of the other units may: in
-    the hour that a zone repeats, and where more than one falls into what the name can tell apart, as two of ``D`` in
+    Two different boundaries of ``midnight`` or of a weekday never have the same name. Boundaries of the other units
+    may: in the hour that a zone repeats, and when the name is too coarse to distinguish them, such as two of ``D`` in
     a day of 25 hours.
 
-    Moments are epoch seconds. Where the platform's ``localtime`` ends (Windows: before 1970 and after the year 3000),
-    standard time is taken to hold; names stop at the years 1000 and 9999. Nothing here raises for a moment that is a
-    finite number.
+    Moments are epoch seconds. Outside of the range of the platform's ``localtime`` (Windows: before 1970 and after the
+    year 3000), standard time is assumed; names stop at the years 1000 and 9999. No method raises for a finite number.
 
     Immutable, and so safe from any thread.
 
@@ -118,7 +116,7 @@ class Schedule:
     def __init__(
         self, when: str = "h", interval: int = 1, *, utc: bool = False, at_time: dt.time | None = None
     ) -> None:
-        # Written out: what dataclass generates can convert nothing.
+        # Not generated by dataclass, which cannot convert arguments.
         for name, value in (
             ("when", _checked_when(when)),
             ("interval", _checked_interval(interval)),
@@ -135,20 +133,20 @@ class Schedule:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """What a name of this suffix looks like, for use with ``finditer``: next to no other digit.
+        """The pattern of a name with this suffix, for ``finditer``, without a digit before or after it.
 
-        Matches never overlap. A match need not be a time (``2024-99-99``): ask `parse`.
+        Matches never overlap. A match need not be a valid time (``2024-99-99``): call `parse`.
         """
         return _PATTERNS[self.suffix]
 
     def start_of(self, moment: float, anchor: float) -> float:
-        """Return the start of the interval that holds *moment*.
+        """Return the start of the interval that contains *moment*.
 
         Args:
             moment: Epoch seconds.
-            anchor: A moment that fixes the intervals longer or shorter than one natural unit, epoch seconds: the
-                start of one of them (``S``, ``M``, ``H``, ``D``), or any moment in the first day of one
-                (``midnight``). With ``midnight`` and an interval of 1, and for weekdays, it does not matter.
+            anchor: A moment, in epoch seconds, from which intervals are counted: the start of one of them (``S``,
+                ``M``, ``H``, ``D``), or any moment in the first day of one (``midnight``). It is ignored for weekdays,
+                and for ``midnight`` with an interval of 1.
 
         Returns:
             The latest boundary that is not after *moment*.
@@ -159,7 +157,7 @@ class Schedule:
         return self._start_of_day(self._first_day(moment, anchor))
 
     def next_after(self, moment: float, anchor: float) -> float:
-        """Return the first boundary after *moment*: the end of the interval that holds it, and the next one's start.
+        """Return the first boundary after *moment*: the end of its interval, and the start of the next one.
 
         Args:
             moment: Epoch seconds.
@@ -173,9 +171,9 @@ class Schedule:
     def text_of(self, start: float) -> str:
         """Return the name of the interval that begins at *start*.
 
-        For ``midnight`` and weekdays it is the date for which the boundary stands, in the rare case too that clocks
-        were put forward over it and past midnight. For any other moment it is the name of the natural interval around
-        it: the second, minute, hour, day (of *at_time* to *at_time*) or week.
+        For ``midnight`` and weekdays it is the date of the boundary, even if clocks were put forward over the boundary
+        and past midnight. For any other moment it is the name of the natural interval that contains it: the second,
+        minute, hour, day (from *at_time* to *at_time*) or week.
         """
         if self.when in _UNITS:
             whole = math.floor(start)
@@ -189,9 +187,9 @@ class Schedule:
         return min(max(named, _FIRST_NAME), _LAST_NAME).strftime(self.suffix)
 
     def parse(self, text: str) -> float | None:
-        """Return the earliest start that `text_of` names *text*, or None if there cannot be one.
+        """Return the earliest start that `text_of` names *text*, or None if there is none.
 
-        None is what anything else gets as well: ``2024-02-30``, an hour that a zone left out, a Tuesday for ``W0``.
+        For example, None for ``2024-02-30``, for an hour that a zone skipped, and for a Tuesday with ``W0``.
         """
         found = self.pattern.fullmatch(text)
         if not found:
@@ -207,43 +205,43 @@ class Schedule:
             start = self._start_of_day(since_epoch.days)
         return start if self.text_of(start) == text else None
 
-    # -- seconds that are counted
+    # -- counted seconds
 
     def _grid(self, unit: _Unit, moment: float, anchor: float) -> tuple[float, float]:
         step = float(min(unit.seconds * self.interval, _FOR_EVER * _DAY))
         index = math.floor((moment - anchor) / step)
-        # The quotient is rounded, and so are anchor and moment: a boundary may be taken for the moment before it.
+        # The quotient is rounded, like anchor and moment, so a boundary may appear to be just before itself.
         if anchor + index * step > moment:
             index -= 1
         elif anchor + (index + 1) * step <= moment:
             index += 1
         return anchor + index * step, anchor + (index + 1) * step
 
-    # -- days of the calendar, numbered from the epoch's
+    # -- calendar days, numbered from the epoch
 
     @property
     def _days(self) -> int:
         return min(self.interval, _FOR_EVER) if self.when == "MIDNIGHT" else _WEEK
 
     def _first_day(self, moment: float, anchor: float) -> int:
-        """Return the day at which the interval begins that holds *moment*."""
+        """Return the first day of the interval that contains *moment*."""
         day = self._day_of(moment)
         if self.when == "MIDNIGHT":
             return day if self.interval == 1 else day - (day - self._day_of(anchor)) % self._days
         return self._week_start(day)
 
     def _week_start(self, day: int) -> int:
-        """Return the latest day up to *day* that is the weekday in question; *day* itself for ``midnight``."""
+        """Return the latest day, at most *day*, that is the schedule's weekday; for ``midnight`` return *day*."""
         if self.when == "MIDNIGHT":
             return day
-        # Without a time of day it is the midnight at the end of the weekday, as in logging.
+        # Without a time of day, it is the midnight at the end of the weekday, as in logging.
         weekday = int(self.when[1]) + (self.at_time is None)
         return day - (day + _EPOCH_WEEKDAY - weekday) % _WEEK
 
     def _day_of(self, moment: float) -> int:
-        """Return the last day that has begun, in the sense of *at_time*, at *moment*."""
-        # From a day that has certainly not begun downwards, and not by the date the clock shows: where it is put back
-        # over midnight, it shows yesterday's again.
+        """Return the last day that has begun at *moment*; a day begins at *at_time*."""
+        # Count down from a day that has certainly not begun. The date on the clock does not serve: when the clock is
+        # put back over midnight, it shows yesterday's date again.
         day = math.floor((moment + _REACH) / _DAY) + 1
         while self._start_of_day(day) > moment:
             day -= 1
@@ -261,7 +259,7 @@ class Schedule:
     # -- the local clock
 
     def _offset(self, moment: int) -> int:
-        """Return by how many seconds the clock in question is ahead of UTC at *moment*."""
+        """Return by how many seconds the clock, local or UTC, is ahead of UTC at *moment*."""
         if self.utc:
             return 0
         try:
@@ -270,13 +268,13 @@ class Schedule:
             return -time.timezone
 
     def _first_reading(self, wall: float) -> float:
-        """Return the first moment at which the clock reads *wall*, counted as if it were UTC, or later."""
+        """Return the first moment at which the clock shows *wall*, a reading as if in UTC, or a later reading."""
         low, high = math.floor(wall) - _REACH, math.floor(wall) + _REACH
         before, after = self._offset(low), self._offset(high)
         reached = wall - before
         if before == after:
             return float(reached)
-        # The clock was changed not far from here; find the first moment under the new rule.
+        # The clock was changed near here. Find the first moment under the new rule.
         while high - low > 1:
             middle = (low + high) // 2
             if self._offset(middle) == before:

@@ -13,7 +13,7 @@ from outfall.sinks.event.levels import NUMBERS, level_name
 
 
 class Begun:
-    """An event that the shortcut has processed in part: the pipeline continues, and repeats no step.
+    """An event that the shortcut has processed in part. The pipeline continues there, and repeats no step.
 
     Args:
         event: The event as it was given.
@@ -36,7 +36,7 @@ class Begun:
 
 
 class BegunError(Exception):
-    """Raised in the shortcut to hand an event over to the pipeline."""
+    """Raised in the shortcut to pass an event to the pipeline."""
 
     def __init__(self, begun: Begun) -> None:
         self.begun = begun
@@ -47,7 +47,7 @@ _METHOD_NAMES = {name: level_name(number) for name, number in NUMBERS.items()}
 
 
 def line_by_screen(sink: Any, event: Any) -> bytes | None:
-    """Return the line for an event if the sink's only processor does not change events; b"" if it is held back.
+    """Return the line for an event if the sink's only processor does not change events; b"" if it is suppressed.
 
     Raises:
         BegunError: If the pipeline has to continue.

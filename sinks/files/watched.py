@@ -1,4 +1,4 @@
-"""Events appended to a file that others move, delete or truncate: `WatchedFileSink`."""
+"""A sink that appends events to a file that other programs rename, delete or truncate: `WatchedFileSink`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 _stat, _os_write = os.stat, os.write
 
 
-#: What `WatchedFileSink.keep_bytes` is by default.
+#: The default of `WatchedFileSink.keep_bytes`.
 KEEP_BYTES = 4 * 1024 * 1024
 
-#: How long the path may be empty after the file was moved before the sink creates a new one, in seconds, and how often
-#: the sink checks. logrotate's "create" refuses a file that another program has created first, and moves it to a name
-#: that it uses again within the hour, so that events are lost. logrotate needs a fraction of a millisecond.
+#: How long this sink waits for a new file after the file was renamed, in seconds, and how often it checks. logrotate's
+#: "create" refuses a file that another program has created first, and renames it to a name that it uses again within
+#: the hour, so that events are lost. logrotate needs a fraction of a millisecond.
 _MOVER_SECONDS = 0.02
 _MOVER_POLLS = 20
 
@@ -55,8 +55,8 @@ class WatchedFileSink(FileSink):
       calls ``on_error`` once, with ``events=0``, and tries again with each event. If the old file was deleted, the
       events written to it meanwhile are written again to the new one.
     - The file was truncated after a copy was made (``copytruncate``): events that were written in between are in
-      neither file. The sink finds the copy, concludes from its length which events they are, and writes them again. If
-      it finds no copy for certain, it calls ``on_error``, with ``events=0``: events may be missing.
+      neither file. The sink finds the copy, computes from its length which events these are, and writes them again. If
+      it finds no certain copy, it calls ``on_error``, with ``events=0``: events may be missing.
 
     Args:
         filename: Path of the file; a relative one is resolved now.
@@ -64,9 +64,9 @@ class WatchedFileSink(FileSink):
         encoding: The encoding of text. Default UTF-8.
         delay: Open the file at the first event instead of now. Default False.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
-        keep_bytes: How many of the bytes written last are kept in memory to be written again; text such as ``"1 MB"``
-            too. Default 4 MiB. It has to be more than is written between copy and truncation, while the rotator waits
-            for the disk. 0 keeps nothing, for files that are never truncated.
+        keep_bytes: How many of the last bytes are kept in memory to be written again; text such as ``"1 MB"`` too.
+            Default 4 MiB. It has to be more than is written between copy and truncation, while the rotator waits for
+            the disk. 0 keeps nothing, for files that are never truncated.
         permissions: Permission bits of a file that is made, such as ``0o640``. Default None: those of the process's
             umask.
         buffer_bytes: Size of the buffer in memory, in bytes or as text such as ``"64 KiB"``. Default 0: each event is
@@ -88,14 +88,14 @@ class WatchedFileSink(FileSink):
         ValueError: If *keep_bytes* or an argument of `FileSink` is not usable.
         TypeError: If *filename* is not a path.
 
-    The copy is searched for beside the file, under a name that begins like the file's own up to its last dot, plain or
-    compressed by gzip, bzip2 or xz. If only a part of an event is in the copy, the event is written again as a whole,
-    and the part is cut off, unless the copy is compressed or may not be written. The next event, `flush` or `close`
-    notices a truncation. While other processes append to the same file, the offset of an event is not known: then the
-    sink writes only events again that are certainly missing, and reports the truncation.
+    The copy is searched for in the same directory, under a name that begins like the file's name up to its last dot,
+    plain or compressed by gzip, bzip2 or xz. If the copy contains a part of an event, the whole event is written again,
+    and the part is cut off, unless the copy is compressed or read-only. The next event, `flush` or `close` notices a
+    truncation. While other processes append to the same file, the offset of an event is unknown. Then the sink writes
+    only events again that are certainly missing, and reports the truncation.
 
-    After the file was moved, the program that moved it has 20 ms to create a new one before this sink does; the event
-    that finds the path empty waits for that time.
+    After the file was renamed, the program that renamed it has 20 ms to create a new one before this sink does. The
+    event that finds no file at the path waits for that time.
 
     Safe from any thread and from signal handlers. A forked child writes to the same open file and watches it by itself.
     `close` checks once more for a truncation. On file systems whose inode numbers change while a file is open, the sink
@@ -130,12 +130,12 @@ class WatchedFileSink(FileSink):
         self._device = self._inode = 0
         #: When the open file was opened or found truncated, in nanoseconds by the clock of its file system.
         self._since_ns = 0
-        #: The copies that were found at the last truncation.
+        #: The copies found at the last truncation.
         self._known_copies: set[Identity] = set()
-        #: True while the path leads to something that cannot be opened; and how many events the old file got since.
+        #: True while the path cannot be opened, and the number of events that the old file got since.
         self._astray = False
         self._events_astray = 0
-        #: What to report once the lock is released: errors, and how many events each has lost.
+        #: Errors to report once the lock is released, each with the number of events lost.
         self._notices: deque[tuple[Exception, int]] = deque()
         #: True while a write runs `reopen_if_needed`.
         self._attending = False
@@ -173,14 +173,14 @@ class WatchedFileSink(FileSink):
             return False
         status = _stat(self.base_filename)
         end = recent.end
-        # Size, inode and device by number: names cost twice as much. The first event of a file (0) is for the pipeline.
+        # Size, inode and device by index: names cost twice as much. The first event of a file (0) takes the pipeline.
         if not (status[6] == end and end and status[1] == self._inode and status[2] == self._device):
             return False
         written = _os_write(self._fd, data)
         if written != size:
             self._finish(data, written)
-        # If a signal handler has logged in between, `end` is now below the file's size, and the next check starts
-        # afresh. Not append(): an interrupt may come after a call.
+        # If a signal handler has logged in between, `end` is now below the file's size, and the next check resets it.
+        # Not append(): an interrupt may come after a call.
         recent.items += (data,)
         recent.end = end + size
         recent.room -= size
@@ -209,10 +209,10 @@ class WatchedFileSink(FileSink):
     # -- the pipeline
 
     def deliver(self, event: Mapping[str, Any] | str | bytes) -> None:
-        """Take one event, raising if it could not be put out: what wrappers and routers call.
+        """Take one event, and raise if it cannot be put out; wrappers and routers call this.
 
-        See `Sink.deliver`. With ``on_error="raise"`` it also raises what has happened to the file, although the event
-        is written.
+        See `Sink.deliver`. With ``on_error="raise"`` it also raises errors about the file although the event is
+        written.
         """
         try:
             super().deliver(event)
@@ -243,14 +243,14 @@ class WatchedFileSink(FileSink):
         return done
 
     def reopen(self) -> None:
-        """Open the path again; see `FileSink.reopen`. Not needed here: the next event does it by itself."""
+        """Open the path again; see `FileSink.reopen`. Not needed here: the next event opens it by itself."""
         super().reopen()
         self._tell()
 
     def reopen_if_needed(self) -> None:
-        """Open the path again if it leads to another file than the open one; repair a truncation.
+        """Open the path again if another file is there; repair a truncation.
 
-        Each write calls it under the sink's lock; applications may call it too. What has happened goes to ``on_error``.
+        Each write calls it under the sink's lock; applications may call it too. Errors go to ``on_error``.
         """
         with self._lock:
             attending = self._attending
@@ -267,7 +267,7 @@ class WatchedFileSink(FileSink):
         if self._astray:
             self._events_astray += len(ends)
         if fresh:
-            # Perhaps something had to be written first: a byte order mark, the end of half a line.
+            # A byte order mark or a terminator may have been written first.
             with contextlib.suppress(OSError):
                 end = max(UNKNOWN, os.fstat(self._fd).st_size - len(data))
                 recent.restart(end)
@@ -277,7 +277,7 @@ class WatchedFileSink(FileSink):
             recent.add(data, ends, end)
 
     def _attend(self) -> None:
-        """Call `reopen_if_needed`, the method that a subclass may have overridden, under the lock."""
+        """Call `reopen_if_needed`, which a subclass may have overridden, under the lock."""
         if self._attending:
             return
         self._attending = True
@@ -300,7 +300,7 @@ class WatchedFileSink(FileSink):
         try:
             old = os.fstat(descriptor)
         except OSError:
-            return  # closed by other code: the next write fails, and opens the path
+            return  # other code has closed it: the next write fails and opens the path
         self._check_size(old)
         if status is None and old.st_nlink and not self._astray:
             self._await_mover()
@@ -342,7 +342,7 @@ class WatchedFileSink(FileSink):
                 return
 
     def _follow(self, file: OpenFile) -> None:
-        """Do nothing: the next event looks for itself."""
+        """Do nothing: the next event checks the path itself."""
 
     def _install(self, descriptor: int, prefix: bytes) -> None:
         super()._install(descriptor, prefix)
@@ -351,14 +351,14 @@ class WatchedFileSink(FileSink):
         self._since_ns = status.st_mtime_ns
         self._recent.restart(status.st_size)
 
-    # -- what a rotator missed
+    # -- events that a rotator missed
 
     def _check_size(self, status: os.stat_result) -> None:
         recent = self._recent
         end = recent.end
         descriptor = self._fd if self._fd != NOT_OPEN else self._parked_fd
         if status.st_size < end and descriptor != NOT_OPEN:
-            # Asked anew until no signal handler has written meanwhile: only then do the two belong together.
+            # Repeat until no signal handler has written in between, so that size and `end` belong together.
             end = UNKNOWN
             while end != recent.end:
                 end = recent.end
@@ -369,17 +369,17 @@ class WatchedFileSink(FileSink):
         if size < end and self._regular:
             self._mend(status)
         else:
-            # Another process has written, or a write was interrupted: forget what was written before.
+            # Another process has written, or a write was interrupted: forget the earlier writes.
             self._recent.restart(size)
 
     def _mend(self, status: os.stat_result) -> None:
-        """Write the events again that are neither in the truncated file nor in the copy."""
+        """Write the events again that are in neither the truncated file nor the copy."""
         recent = self._recent
         size = status.st_size
         stands = self._stands(recent, size)
         for _ in range(_LOOKS_AT_CONTENT):
             if not stands and self._fd != NOT_OPEN:
-                # Truncated once more while it was read?
+                # It may have been truncated again while it was read.
                 status = os.fstat(self._fd)
                 size = status.st_size
                 stands = self._stands(recent, size)
@@ -390,7 +390,7 @@ class WatchedFileSink(FileSink):
         standing = [event for start, event in recent.events() if start >= truncated_at]
         again = self._missing(truncated_at, copies)
         if copies:
-            # Not when the file was truncated or written to after that: the next copy may have been begun before.
+            # Not the time of the truncation or of a later write: the next copy may have been started before.
             self._since_ns = max(copy.status.st_mtime_ns for copy in copies)
         else:
             msg = (
@@ -406,7 +406,7 @@ class WatchedFileSink(FileSink):
         self._write_again(again)
 
     def _missing(self, truncated_at: int, copies: list[Copy]) -> list[bytes]:
-        """Return the events from before *truncated_at* that are in none of *copies*; without copies none is known."""
+        """Return the events from before *truncated_at* that are in none of *copies*; an empty list without copies."""
         if not copies:
             return []
         self._known_copies = {identity(copy.status) for copy in copies}
@@ -417,7 +417,7 @@ class WatchedFileSink(FileSink):
                 missing.append(event)
                 for copy in copies:
                     if copy.plain and start < copy.end < end:
-                        with contextlib.suppress(OSError):  # not ours to write
+                        with contextlib.suppress(OSError):  # this process may not write to it
                             self._known_copies.add(identity(copy.drop_half_event(copy.end - start)))
         return missing
 
@@ -443,7 +443,7 @@ class WatchedFileSink(FileSink):
         return content == written[len(written) - size :]
 
     def _lost_with(self, old: os.stat_result) -> list[bytes]:
-        """Return the events that were written to the file after it was deleted, as far as they are kept."""
+        """Return the events written to the file after it was deleted, if they are still kept."""
         if old.st_nlink or not self._events_astray:
             return []
         return [event for _, event in self._recent.events()][-self._events_astray :]
@@ -465,7 +465,7 @@ class WatchedFileSink(FileSink):
             recent.add(data, ends, end)
 
     def _lose(self, events: int, error: Exception | None = None) -> None:
-        """Count *events* that had been delivered as lost, and report them."""
+        """Count *events* as lost that had counted as delivered, and report them."""
         if error is None:
             error = SinkError(f"{self.base_filename!r} was deleted and could not be opened anew")
         # The caller of `emit_batch` counts the events of batches.
@@ -475,7 +475,7 @@ class WatchedFileSink(FileSink):
         self._notices.append((error, events))
 
     def _flush(self) -> None:
-        # Truncation must not go unnoticed for want of another event.
+        # Notice a truncation here: there may be no further event.
         descriptor = self._fd if self._fd != NOT_OPEN else self._parked_fd
         if descriptor != NOT_OPEN and not self._attending:
             self._attending = True
@@ -501,11 +501,11 @@ class WatchedFileSink(FileSink):
             try:
                 error, events = self._notices.popleft()
             except IndexError:
-                return  # another thread tells it
+                return  # another thread reports it
             self._fail(error, None, events=events)
 
     def after_fork(self) -> None:
-        """Reset the sink in a forked child: it keeps the open file, and watches it from its present end."""
+        """Reset the sink in a forked child, which keeps the open file and watches it from its present end."""
         self._recent.restart(UNKNOWN)
         self._notices.clear()
         self._attending = False
