@@ -209,9 +209,11 @@ class Link:
             return
         self.check()
         if not in_time:
-            blocked = "" if self._blocked is None else f": it lets nobody publish ({self._blocked})"
-            msg = f"{self.peer} did not answer in time{blocked}"
-            raise TemporaryDeliveryError(msg)
+            msg = f"{self.peer} did not answer in time"
+            if self._blocked is not None:
+                msg = f"{msg}: it lets nobody publish ({self._blocked})"
+                raise TemporaryDeliveryError(msg)
+            raise TemporaryDeliveryError(msg, halve_after=1)
 
     def step(self, seconds: float) -> None:
         """Send and receive what is ready; wait at most *seconds* for it.

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import (
+    LOST_ATTEMPTS,
     DeliveryError,
     OversizeDeliveryError,
     PausedDeliveryError,
@@ -66,7 +67,10 @@ _STATUS = re.compile(r"(?:^|#)([245]\.\d{1,3}\.\d{1,3})(?!\S*\d)")
 _TOO_LARGE = frozenset({"5.2.3", "5.3.4"})
 _FULL = re.compile("quota|mailbox|full", re.IGNORECASE)
 
-#: The stage after the server got the whole message and before its reply.
+#: The stage of DATA, of the message and of the reply to it: if it fails, the size of the message may be the reason.
+_DATA = "DATA"
+
+#: The stage of a reply to the whole message.
 _MESSAGE = "the message"
 
 #: The advice for each stage when the server refuses everything.
@@ -77,7 +81,7 @@ _ADVICE = {
     "AUTH": "check credentials",
     "MAIL": "check fromaddr, and whether the server asks for credentials or TLS",
     "RCPT": "check toaddrs, and whether the server relays for this host or asks for credentials",
-    "DATA": "check fromaddr and toaddrs, and whether the server asks for credentials or TLS",
+    _DATA: "check fromaddr and toaddrs, and whether the server asks for credentials or TLS",
     _MESSAGE: "check fromaddr and toaddrs, and what the server asks of its senders (SPF, DKIM, credentials)",
 }
 
@@ -288,7 +292,7 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
     if code != _COMPLETED:
         raise _quit_with(connection, _refusal(connection, code, text))
     refused = _name_recipients(connection, recipients)
-    connection.stage = "DATA"
+    connection.stage = _DATA
     try:
         code, text = connection.data(message)
         connection.stage = _MESSAGE
@@ -447,15 +451,17 @@ def _translated(error: Exception, route: Route, connection: Connection | None) -
     if isinstance(error, smtplib.SMTPServerDisconnected):
         reason = error.__context__
         if not isinstance(reason, OSError):
-            return TemporaryDeliveryError(f"{peer} was lost at {stage}: the server hung up")
+            halve_after = LOST_ATTEMPTS if stage == _DATA else None
+            return TemporaryDeliveryError(f"{peer} was lost at {stage}: the server hung up", halve_after=halve_after)
         error = reason
     if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
         msg = f"{peer} was lost at {stage}: {describe(error)}"
-        return (
-            PausedDeliveryError(f"{msg}; {_ADVICE['STARTTLS']}")
-            if is_refused_tls(error)
-            else TemporaryDeliveryError(msg)
-        )
+        if is_refused_tls(error):
+            return PausedDeliveryError(f"{msg}; {_ADVICE['STARTTLS']}")
+        halve_after = None
+        if stage == _DATA:
+            halve_after = 1 if isinstance(error, TimeoutError) else LOST_ATTEMPTS
+        return TemporaryDeliveryError(msg, halve_after=halve_after)
     msg = f"{peer} failed at {stage}: {type(error).__name__}"
     # At AUTH: client and server have no mechanism in common.
     return PausedDeliveryError(f"{msg}; {_ADVICE[stage]}") if stage == "AUTH" else TemporaryDeliveryError(msg)

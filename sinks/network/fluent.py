@@ -332,7 +332,7 @@ class FluentSink(SocketSink):
             self._disconnect()
             self._back_off()
             msg = f"{self._peer} has not acknowledged within {self.timeout} s"
-            raise TemporaryDeliveryError(msg, retry_after=self.retry_period) from None
+            raise TemporaryDeliveryError(msg, self.retry_period, halve_after=1) from None
         except OSError:
             self._wary = not self._answered
             raise

@@ -172,8 +172,11 @@ def test_a_connection_may_be_encrypted(broker, authority):
 def test_timeouts_hold_while_the_broker_is_stopped(broker):
     """Nothing is lost: what was not confirmed is sent again."""
     broker.declare("stopped")
+    told = []
     with (
-        BackgroundSink(AMQPSink(broker.url, routing_key="stopped", timeout=0.3), retry=QUICK, on_error=_quiet) as sink,
+        BackgroundSink(
+            AMQPSink(broker.url, routing_key="stopped", timeout=0.3), retry=QUICK, on_error=told.append
+        ) as sink,
         AMQPSink(broker.url, routing_key="stopped", timeout=0.3, on_error=_quiet) as alone,
     ):
         sink.handle({"event": "a", "n": 0})
@@ -186,6 +189,8 @@ def test_timeouts_hold_while_the_broker_is_stopped(broker):
             assert not sink.flush(0.2)
             assert time.monotonic() - began < 10
             assert alone.stats().dropped == {"error": 1}
+            # What could not be confirmed in time is halved.
+            until(lambda: any(failure.error.halve_after == 1 for failure in told))
         assert sink.flush(LONG)
     assert {0, 2} <= set(_numbers(broker.take("stopped"))) <= {0, 1, 2}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import email
 import email.policy
@@ -36,7 +37,7 @@ from outfall.sinks.mail import message as mail
 from outfall.sinks.mail.client import Route
 from outfall.sinks.mail.smtp import SMTPSink
 from outfall.sinks.testing import SinkContract, assert_balanced
-from tests.sinks._mail import MailServer, Script
+from tests.sinks._mail import Handler, MailServer, Script
 from tests.sinks._processes import PATIENCE_SECONDS, until
 from tests.sinks._wire import free_port, has_ipv6
 
@@ -995,6 +996,26 @@ def test_a_server_that_drips_is_given_up():
         with pytest.raises(TemporaryDeliveryError, match=r"no answer within 0\.15 s"):
             sink.handle({"event": "hello"})
         assert time.monotonic() - started < PATIENCE_SECONDS / 2
+
+
+def test_what_is_too_much_to_be_taken_in_time_is_sent_in_parts():
+    """The server may take the mail after all: the same mail would come with each retry."""
+
+    class Slow(Handler):
+        async def handle_DATA(self, server, session, envelope):
+            if envelope.content.count(b"payment") > 4:  # in the body, not in the base64 of the attachment
+                await asyncio.sleep(PATIENCE_SECONDS)
+            return await super().handle_DATA(server, session, envelope)
+
+    retry = RetryPolicy(start_seconds=0.01, max_seconds=0.01)
+    with MailServer(handler=Slow()) as server:
+        mail = sink_for(server, timeout=0.5, subject="failed")
+        with BackgroundSink(mail, linger=5, retry=retry, on_error=lambda _: None) as sink:
+            for number in range(8):
+                sink.handle({"event": f"payment {number}"})
+            assert sink.flush(PATIENCE_SECONDS)
+            assert sink.stats().delivered == 8
+        assert len(server.mails) > 1
 
 
 def test_a_server_that_never_stops_talking_is_given_up():

@@ -15,7 +15,7 @@ import time
 import pytest
 import trustme
 
-from outfall import BackgroundSink, FluentSink, SpoolSink
+from outfall import BackgroundSink, FluentSink, RetryPolicy, SpoolSink
 from outfall.sinks.core.item import Batch, Encoded
 from outfall.sinks.errors import MissingDependencyError, PausedDeliveryError, TemporaryDeliveryError
 from outfall.sinks.testing import SinkContract, assert_balanced
@@ -265,6 +265,26 @@ def test_a_time_out_amid_a_send_leaves_no_broken_chunk(forward):
         sink.handle({"event": "whole"})
         assert forward.wait(1) == [{"event": "whole"}]
         sink.close()
+
+
+def test_what_is_too_much_to_be_acknowledged_in_time_is_sent_in_parts(forward):
+    """The same batch would be as slow each time, and come again and again."""
+    taken = [0]
+
+    def is_little(_number, _sock):
+        before, taken[0] = taken[0], len(forward.entries)
+        return taken[0] - before <= 4
+
+    forward.before_answer = is_little
+    retry = RetryPolicy(start_seconds=0.01, max_seconds=0.01)
+    with BackgroundSink(
+        _sink(forward, timeout=0.5, retry_start=0.01), linger=5, retry=retry, on_error=lambda _: None
+    ) as sink:
+        for number in range(8):
+            sink.handle({"event": "e", "n": number})
+        assert sink.flush(60)
+        assert sink.stats().delivered == 8
+    assert {record["n"] for record in forward.wait(16)} == set(range(8))
 
 
 def test_a_peer_that_is_away_costs_the_exit_its_one_deadline():
