@@ -117,8 +117,8 @@ _Labels = tuple[str, str, str]
 class SinkMetrics:
     """Read the ledgers of all open sinks and listeners of this process as metrics; a collector for Prometheus.
 
-    ``outfall_last_delivery_timestamp_seconds`` is the time of the last reading at which more events were delivered than
-    at the one before. So it is as exact as readings are frequent.
+    ``outfall_last_delivery_timestamp_seconds`` is the time of the last reading that found more delivered events than
+    the reading before it. So its precision is the interval between readings.
 
     A forked child has its own numbers, since its ledgers start empty. Safe from any thread.
     """

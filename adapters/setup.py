@@ -272,10 +272,10 @@ def configure(
         excepthook: Whether uncaught exceptions become events: those of the main thread, of other threads, and those
             that Python cannot raise, as in ``__del__``. The exit status does not change. Default False.
         drain_on_sigterm: Whether SIGTERM drains all sinks of the process, for 5 s at most, before it ends the process
-            as usual; the program runs on meanwhile, and a second signal ends it at once. By default Python ends at the
-            first, and events that wait in memory are lost. If the program has set a handler for the signal, the sinks
+            as usual. Meanwhile the program continues, and a second signal ends it at once. Without this, Python ends at
+            the first signal, and events in memory are lost. If the program has set a handler for the signal, the sinks
             are drained, and then the handler is called; from then on events are delivered in the thread that logs them.
-            A process that ignores the signal goes on ignoring it. Default False.
+            A process that ignores the signal still ignores it. Default False.
         env: Whether the environment variable ``OUTFALL_SINKS`` (URLs and paths, separated by blanks) adds sinks, and
             ``OUTFALL_LEVEL`` sets *level*. Default False.
 
@@ -451,7 +451,7 @@ def _install(
     before = structlog.get_config()
     undo.append(lambda: structlog.configure(**before) if configured else structlog.reset_defaults())
     structlog.configure(
-        # Rendered here, where the caller is on the stack; an exc_info the sinks see to.
+        # The stack is rendered here, where the caller is on it. Sinks render exceptions.
         processors=[StackInfoRenderer()],
         # The outlet filters by level, so that existing bound loggers follow the levels of a later set-up.
         wrapper_class=structlog.make_filtering_bound_logger(0),

@@ -1,4 +1,4 @@
-"""SIGTERM, at which Python ends a process without its exit hooks: `configure` has the sinks drained first."""
+"""Drains the sinks at SIGTERM, for `configure`: by default the signal ends Python without its exit hooks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-#: Handlers of set-ups, and the program's own one that each calls.
+#: The program's own handler, by the handler of a set-up that calls it.
 _before: dict[Any, Any] = {}
 
 
 def drain_on_sigterm(in_force: Callable[[], bool]) -> Callable[[], None]:
-    """Drain all sinks at SIGTERM, before that does what it did so far; return what puts the old handler back.
+    """Install a handler that drains all sinks at SIGTERM and then calls the old one; return a function to restore it.
 
     Args:
-        in_force: Called at a signal. If it returns False, the signal does only what it did so far.
+        in_force: Called at a signal. If it returns False, only the old handler is called.
 
-    A process that ignores the signal, or handles it outside of Python, stays as it is. To be called in the main thread.
+    Nothing changes if the process ignores the signal, or handles it outside of Python. Call it in the main thread.
     """
     installed = signal.getsignal(signal.SIGTERM)
     before = _before.get(installed, installed)
@@ -35,7 +35,7 @@ def drain_on_sigterm(in_force: Callable[[], bool]) -> Callable[[], None]:
     def on_sigterm(number: int, frame: FrameType | None) -> None:
         if callable(before):
             if in_force():
-                # What failed is counted, and the interrupted code does not expect an exception.
+                # Failures are counted. The interrupted code does not expect an exception.
                 with contextlib.suppress(Exception):
                     lifecycle.drain()
             before(number, frame)
@@ -44,15 +44,15 @@ def drain_on_sigterm(in_force: Callable[[], bool]) -> Callable[[], None]:
         if not in_force():
             _end()
         try:
-            # The interrupted code may hold what a sink needs, so it goes on meanwhile. A `threading.Thread` would need
-            # a lock to start, which that code may hold as well.
+            # In a thread: the interrupted code may hold a lock that a sink needs, and has to continue. Starting a
+            # `threading.Thread` takes a lock too, which that code may hold.
             start_new_thread(_drain_and_end, ())
         except RuntimeError:
             _drain_and_end()
 
     def restore() -> None:
         if signal.getsignal(signal.SIGTERM) is on_sigterm:
-            with contextlib.suppress(ValueError):  # not in the main thread: the handler stays, and is not in force
+            with contextlib.suppress(ValueError):  # not the main thread: the handler stays installed, without effect
                 signal.signal(signal.SIGTERM, installed)
         _before.pop(on_sigterm, None)
 
@@ -71,5 +71,5 @@ def _drain_and_end() -> None:
 def _end() -> NoReturn:
     """End the process as SIGTERM does by default."""
     os.kill(os.getpid(), signal.SIGTERM)
-    # The first process of a container: the system spares it, if it has no handler.
+    # The signal does not end the first process of a container without a handler.
     os._exit(128 + signal.SIGTERM)

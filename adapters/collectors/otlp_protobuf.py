@@ -15,7 +15,7 @@ CONTENT_TYPE = "application/x-protobuf"
 
 
 class Messages:
-    """Makes messages of what the JSON of Protocol Buffers says, and reads answers.
+    """Converts requests from their JSON form to Protocol Buffers, and reads responses.
 
     Raises:
         MissingDependencyError: If opentelemetry-proto is not installed.
@@ -49,7 +49,7 @@ class Messages:
         return bytes(made.SerializeToString())
 
     def rejected(self, body: bytes) -> int:
-        """Return how many records an ``ExportLogsServiceResponse`` says were refused; 0 if *body* is none."""
+        """Return the number of refused records in *body*, an ``ExportLogsServiceResponse``; 0 if it is not one."""
         try:
             answer = self._service.ExportLogsServiceResponse.FromString(body)
         except Exception:  # the error's class differs between implementations

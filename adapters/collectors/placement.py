@@ -75,10 +75,10 @@ class Placement:
         return event
 
     def beside(self, made: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-        """Return *made* with the fields of *rest* after it, each where it can go, and no value lost.
+        """Return *made* with the fields of *rest* added after it; no value is lost.
 
-        A name that is taken, or is a level of another, gets ``_`` at its end, and so gets the part of a name that is a
-        value elsewhere. A part of a name that is empty or blank is ``_``. Integers beyond 64 bits are text.
+        ``_`` is added to a name that is taken or has other names below it, and to a part of a name that has a value
+        elsewhere. An empty or blank part of a name becomes ``_``. Integers beyond 64 bits become text.
         """
         tree: Tree = {**self._own, **{name: {} for name in self._objects}}
         _mark(tree, made)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     #: The type of the object that each command's module adds its parser to.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-#: Exit codes. 2 is argparse's, for what it cannot parse.
+#: Exit codes. argparse uses 2 for arguments that it cannot parse.
 DONE, NOT_ALL_DELIVERED, UNUSABLE = 0, 1, 2
 
 EXIT_CODES = (

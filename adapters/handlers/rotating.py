@@ -316,7 +316,7 @@ class RotatingFileHandler(BaseRotatingHandler, _RotatingFileHandler):
 
 
 def _shift_numbered(rotation_filename: Callable[[str], str], path: str, count: int) -> str:
-    """Rename the numbered files of *path* one number up, as far as the first gap; return the name this frees."""
+    """Rename the numbered files of *path* one number up, up to the first free number; return the name this frees."""
     names: list[str] = []
     while len(names) < count:
         names.append(rotation_filename(f"{path}.{len(names) + 1}"))

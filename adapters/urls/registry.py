@@ -152,7 +152,7 @@ def unknown_scheme(scheme: str) -> str:
     """Return the message that *scheme* is unknown, with the nearest known one."""
     known = sorted({*SCHEMES, *_plugins()})
     near = nearest(scheme, known)
-    # A collector alone says nothing of how it is reached.
+    # A collector's name alone lacks the transport: suggest all schemes of the collector.
     meant = [near] if near else [name for name in known if name.partition("+")[0] == scheme.partition("+")[0]]
     return f"the scheme {scheme!r} is not known" + (f": did you mean {' or '.join(map(repr, meant))}?" if meant else "")
 

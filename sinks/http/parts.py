@@ -160,7 +160,7 @@ class Parts:
             if result.retry_after is not None:
                 self._wait = max(self._wait or 0.0, result.retry_after)
         if delivered > 0:
-            self._acquit_the_server()
+            self._confirm_refusals()
 
     def _divided(self, part: Sequence[int], batch: Batch, size: int) -> list[Sequence[int]]:
         """Divide *part* into pieces that fit, assuming that each event adds to the body in proportion to its data."""
@@ -211,7 +211,7 @@ class Parts:
         self._history.rounds += 1
         return PausedDeliveryError(f"{error.reason}; {_NOT_AN_EVENT}")
 
-    def _acquit_the_server(self) -> None:
+    def _confirm_refusals(self) -> None:
         """Record that an event was taken, so that events refused before are the cause of their refusals.
 
         Events refused before the first one was taken are sent once more: a gateway may have refused them.

@@ -87,7 +87,7 @@ class ConnectedSink(ByteSink):
         self.sock: socket.socket | None = None
         #: A socket that is being connected. A forked child closes it.
         self._candidate: socket.socket | None = None
-        #: For `SocketSink.handle`: what asks whether the peer has closed a stream, and what sends; None if it may not.
+        #: Functions for `SocketSink.handle`: one checks whether the peer has closed a stream, one sends. Or None.
         self._poll: Callable[[int], list[Any]] | None = None
         self._send: Callable[[bytes], int] | None = None
         #: When the next checks are due, by the system's monotonic clock: whether the peer has closed the connection,
@@ -135,8 +135,7 @@ class ConnectedSink(ByteSink):
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
-        #: True if there is something to do after an event has been sent. No attribute of the class has this name: the
-        #: interpreter would look for it much longer.
+        #: True if there is something to do after an event has been sent. Not a class attribute, whose lookup is slower.
         self._aftermath = False
         #: Failures of events that were counted as delivered: the error, and the number of events.
         self._refused: deque[tuple[Exception, int]] = deque()
@@ -328,7 +327,7 @@ class ConnectedSink(ByteSink):
         except OSError:
             raise
         except BaseException:
-            # Nobody knows how much was sent.
+            # How much was sent is unknown.
             self._disconnect()
             raise
         if not self._proven:

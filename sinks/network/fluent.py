@@ -413,7 +413,7 @@ class FluentSink(SocketSink):
         return made
 
     def _listen(self, sock: socket.socket) -> None:
-        """Wait a moment for the peer to ask for a login: the last one may have closed for want of it."""
+        """Wait a moment for the peer to request a login, which may be why it closed the last connection."""
         try:
             greeting = self._read(sock, self._unpacker(), now() + _MOMENT_SECONDS)
         except TimeoutError:

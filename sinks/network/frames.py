@@ -245,7 +245,7 @@ class PickleFrames:
 
     def encode(self, event: dict[str, Any], render: Callable[[dict[str, Any]], bytes]) -> bytes:
         """Return the pickled record of *event*."""
-        # The values take the way through JSON: they may not be picklable, or need a class that the receiver lacks.
+        # Values are converted to those of JSON: others may not be picklable, or need a class that the receiver lacks.
         return _pickled(Encoded(line_to_send(event), level_of(event), 0.0).event, level_of(event))
 
     def encode_item(self, item: Encoded) -> bytes:

@@ -77,7 +77,7 @@ class Incoming:
         return True
 
     def receive(self, moment: float) -> tuple[bytes, bool]:
-        """Return what has come, up to this many bytes, and whether the peer has closed the connection."""
+        """Receive once; return the data, and whether the peer has closed the connection."""
         chunks: list[bytes] = []
         ended = False
         try:
@@ -89,7 +89,7 @@ class Incoming:
             while not ended and pending is not None and pending():
                 chunks.append(self.sock.recv(_CHUNK_BYTES))
         except OSError as error:
-            # What came before it counts, whether it is a reset or the end of the available data.
+            # Data received before the error counts. The error is a reset, or means that no more data is available now.
             ended = not would_block(error)
         data = b"".join(chunks)
         if data:

@@ -159,9 +159,9 @@ class SocketListener:
         lifecycle.join(self)
 
     def _fresh_state(self) -> None:
-        #: Around start and stop.
+        #: Held during start and stop.
         self._lock = threading.RLock()
-        #: Around the counts.
+        #: Guards the counts.
         self._ledger_lock = threading.RLock()
         self._accepted = self._events = self._failed = 0
         self._rejected: defaultdict[str, int] = defaultdict(int)
@@ -179,7 +179,7 @@ class SocketListener:
         #: When accepting continues after there were too many open files.
         self._accept_again: float | None = None
 
-    # -- what applications call
+    # -- methods for applications
 
     @property
     def address(self) -> tuple[str, int] | str:
@@ -376,7 +376,7 @@ class SocketListener:
             self._accepted += 1
 
     def _receive(self, peer: Incoming, now: float) -> None:
-        """Receive from *peer*, up to this many bytes."""
+        """Receive once from *peer*, and pass on the complete frames."""
         if peer.handshaking and not self._shake_hands(peer):
             return
         data, ended = peer.receive(now)
@@ -510,7 +510,7 @@ class SocketListener:
 
     def _finish(self) -> None:
         """Receive what has come until `stop` was called, within its timeout."""
-        # Nobody wakes the others any more. A connection that is not accepted yet may have sent everything already.
+        # Nothing waits here any more. A connection that is not accepted yet may have sent everything already.
         idle = False
         while not idle and monotonic() < self._stop_deadline:
             try:
@@ -558,7 +558,7 @@ class SocketListener:
         except Exception as raised:
             report(SinkFailure(self.name, cleaned(raised, None), 0, time.time()))
 
-    # -- the process's life, see outfall.sinks.core.lifecycle
+    # -- fork and exit, see outfall.sinks.core.lifecycle
 
     def hasten(self, deadline: float) -> None:
         """Do nothing: events are passed on at once."""
@@ -568,7 +568,7 @@ class SocketListener:
         self.stop(timeout)
 
     def after_fork(self) -> None:
-        """Be stopped in a forked child; close its copies of the parent's sockets without shutting them down."""
+        """Reset the listener in a forked child: stopped; it closes its copies of the parent's sockets, nothing more."""
         peers, selector, bound, wake = self._peers, self._selector, self._bound, self._wake
         self._fresh_state()
         for sock in (*list(peers), bound and bound.sock, *(wake or ())):

@@ -202,7 +202,7 @@ class SocketSink(ConnectedSink):
         self._interrupting: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._given_up = False
 
-    # -- what applications call
+    # -- methods for applications
 
     def handle(self, event: Mapping[str, Any] | str | bytes) -> None:
         """Take one event: `deliver` under the error policy. Never raises, unless ``on_error`` is ``"raise"``.
@@ -262,7 +262,7 @@ class SocketSink(ConnectedSink):
                         except Exception:
                             raise
                         except BaseException:
-                            # Nobody knows how much was sent.
+                            # How much was sent is unknown.
                             self._disconnect()
                             raise
                         finally:
@@ -478,7 +478,7 @@ class SocketSink(ConnectedSink):
                 self._ledger.delivered += 1
                 delivered = True
         except BaseException:
-            if delivered:  # an interrupt on leaving, which is counted instead
+            if delivered:  # interrupted after the send, and counted as interrupted
                 self._ledger.delivered -= 1
             raise
 

@@ -154,7 +154,7 @@ class SysLogSink(SocketSink):
     #: Numbers of facilities by name.
     facility_names: ClassVar[Mapping[str, int]] = {name: number for number, name in enumerate(get_args(Facility))}
 
-    #: Names of priorities by lower-case name of the level; other levels go by their number. A subclass may replace
+    #: Names of priorities by lower-case name of the level; for other levels the number decides. A subclass may replace
     #: it.
     priority_map: ClassVar[Mapping[str, str]] = {
         "debug": "debug",
@@ -283,7 +283,7 @@ class SysLogSink(SocketSink):
 
     @property
     def append_nul(self) -> bool | None:
-        """Whether a NUL byte ends each message, or None, which ends it where that is usual. Settable."""
+        """Whether a NUL byte ends each message; None if that depends on format and framing. Settable."""
         return self._append_nul
 
     @append_nul.setter
@@ -350,10 +350,10 @@ class SysLogSink(SocketSink):
     def map_priority(self, level: str) -> str:
         """Return the name of the priority for the level named *level*.
 
-        The default looks in `priority_map` for the lower-case name. A level that is not there goes by its number (one
-        registered with `logging.addLevelName`, ``"level 35"``): ``"debug"`` below 20, ``"info"`` from there,
-        ``"notice"`` from 25, ``"warning"`` from 30, ``"error"`` from 40, ``"critical"`` from 50. An unknown
-        level is a ``"warning"``.
+        The default looks in `priority_map` for the lower-case name. For any other level (one registered with
+        `logging.addLevelName`, ``"level 35"``) the number decides: ``"debug"`` below 20, ``"info"`` from 20,
+        ``"notice"`` from 25, ``"warning"`` from 30, ``"error"`` from 40, ``"critical"`` from 50. An unknown level is a
+        ``"warning"``.
         """
         known = self.priority_map.get(level) or self.priority_map.get(level.lower())
         if known is not None:
@@ -497,7 +497,7 @@ class SysLogSink(SocketSink):
             )
             try:
                 start = f"{head} {data}".encode()
-            except UnicodeEncodeError:  # a lone surrogate, which the slower way replaces
+            except UnicodeEncodeError:  # a lone surrogate, which `rendered_fields` replaces
                 return made(rfc5424.rendered_fields(fields), message)
             return b"%s %s" % (start, message) if message else start
 
