@@ -1,9 +1,11 @@
-"""Events of other shapes than the usual: more fields and fewer, nested ones, one with an exception."""
+"""Events of other shapes: more fields and fewer, nested ones, values that JSON does not have, an exception."""
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -40,6 +42,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "20 fields": _FIELDS | {f"field_{number}": number for number in range(15)},
     "60 fields": _FIELDS | {f"field_{number}": f"value {number}" for number in range(55)},
     "nested": _FIELDS | {"order": {"lines": [{"item": "bolt M4", "left": 3}, {"item": "nut M4", "left": 0}]}},
+    "a date, a Decimal": _FIELDS | {"paid": dt.datetime(2026, 3, 14, tzinfo=dt.timezone.utc), "sum": Decimal("9.95")},
 }
 _WITH_EXCEPTION = _FIELDS | {"exc_info": _error()}
 
@@ -62,7 +65,7 @@ def _floor(shape: dict[str, Any]) -> SetUp:
         descriptor = os.open(directory / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         write, dumps, option = os.write, orjson.dumps, orjson.OPT_APPEND_NEWLINE
         try:
-            yield _loop(lambda event: write(descriptor, dumps(event, None, option)), shape, None)
+            yield _loop(lambda event: write(descriptor, dumps(event, str, option)), shape, None)
         finally:
             os.close(descriptor)
 

@@ -15,7 +15,7 @@ from orjson import dumps
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import METADATA
 from outfall.sinks.event.exceptions import ExcInfo, add_parts, exc_info_of, parts_of_text, traceback_text
-from outfall.sinks.event.jsonable import cut, items_of, plain_fields, type_name
+from outfall.sinks.event.jsonable import cut, items_of, plain_fields, plain_value, type_name
 from outfall.sinks.event.levels import NUMBERS
 
 if TYPE_CHECKING:
@@ -188,6 +188,17 @@ class OrjsonRenderer:
             pass
         # Outside of the except block: within it, exc_info=True would mean orjson's own exception.
         try:
+            if prepared is None:
+                prepared = self._prepared(event)
+            # An event that is not a mapping has become a field, and is not the container of the items.
+            parents = {id(event if issubclass(type(event), Mapping) else prepared)}
+            made = {k: v if type(v) in _SCALARS else plain_value(v, 1, parents) for k, v in prepared.items()}
+            return dumps(made, None, option)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            pass  # a number or text that orjson refuses, or a key that is not text
+        try:
             return self._render_slowly(event, prepared, option)
         except RecursionError:  # the stack has no room even for this call
             return dumps(_LOST, None, option)
@@ -198,7 +209,11 @@ class OrjsonRenderer:
         Raises:
             BaseException: The exceptions that methods of hostile keys raise.
         """
-        made: dict[Any, Any] = dict(items_of(event)) if issubclass(type(event), Mapping) else {"event": event}
+        made: dict[Any, Any]
+        if type(event) is dict:
+            made = event.copy()
+        else:
+            made = dict(items_of(event)) if issubclass(type(event), Mapping) else {"event": event}
         for key in METADATA:
             made.pop(key, None)
         if "exc_info" in made:

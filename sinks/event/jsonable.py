@@ -8,6 +8,7 @@ import decimal
 import enum
 import math
 import os
+import pathlib
 import uuid
 from collections import deque
 from collections.abc import Mapping, ValuesView
@@ -50,7 +51,7 @@ def plain(value: Any) -> Any:
       its text if it is not JSON.
     - Everything else (exceptions, classes, functions, generators, which are never consumed) becomes its ``repr``.
     """
-    return _plain(value, 0, set())
+    return plain_value(value, 0, set())
 
 
 def cut(event: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +103,8 @@ def plain_key(key: Any) -> str:
     return _represent(key)
 
 
-def _plain(value: Any, depth: int, parents: set[int]) -> Any:
+def plain_value(value: Any, depth: int, parents: set[int]) -> Any:
+    """Return `plain` of *value*, which is *depth* levels deep in containers with the ids *parents*."""
     kind = type(value)
     if kind is str:
         return _text(value)
@@ -128,7 +130,7 @@ def _guarded(value: Any, depth: int, parents: set[int]) -> Any:
         if issubclass(type(value), dict):
             return _mapping(_items_of_dict(value), depth, parents)
         if issubclass(type(value), list):
-            return [_plain(item, depth + 1, parents) for item in list.copy(value)]
+            return [plain_value(item, depth + 1, parents) for item in list.copy(value)]
         return _convert(value, depth, parents)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -143,11 +145,17 @@ def _convert(value: Any, depth: int, parents: set[int]) -> Any:
     kind = type(value)
     if issubclass(kind, enum.Enum):
         # Not .value, which may be a property that raises.
-        return _plain(value._value_, depth + 1, parents)
+        return plain_value(value._value_, depth + 1, parents)
+    if issubclass(kind, (dt.date, dt.time)):  # a datetime is a date
+        return _text(str.__str__(value.isoformat()))
+    if issubclass(kind, (decimal.Decimal, uuid.UUID, pathlib.PurePath)):
+        return _text(str.__str__(str(value)))
+    if issubclass(kind, dt.timedelta):
+        return dt.timedelta.total_seconds(value)
     if issubclass(kind, tuple):
-        return [_plain(item, depth + 1, parents) for item in tuple.__iter__(value)]
+        return [plain_value(item, depth + 1, parents) for item in tuple.__iter__(value)]
     if issubclass(kind, (set, frozenset)):
-        return _in_order([_plain(item, depth + 1, parents) for item in set(value)])
+        return _in_order([plain_value(item, depth + 1, parents) for item in set(value)])
     if issubclass(kind, str):
         return _text(str.__str__(value))
     if issubclass(kind, int):
@@ -159,32 +167,26 @@ def _convert(value: Any, depth: int, parents: set[int]) -> Any:
         return _decoded(memoryview(value))
     if kind is orjson.Fragment:
         return _fragment(value)
-    if issubclass(kind, (dt.datetime, dt.date, dt.time)):
-        return _text(str.__str__(value.isoformat()))
-    if issubclass(kind, dt.timedelta):
-        return dt.timedelta.total_seconds(value)
-    if issubclass(kind, (decimal.Decimal, uuid.UUID)):
-        return _text(str.__str__(str(value)))
     if isinstance(value, os.PathLike):
         path = os.fspath(value)
         return _text(str.__str__(path)) if isinstance(path, str) else _decoded(memoryview(path))
     if issubclass(kind, (type, BaseException)):
         return _represent(value)
     if issubclass(kind, deque):
-        return [_plain(item, depth + 1, parents) for item in list(deque.__iter__(value))]
+        return [plain_value(item, depth + 1, parents) for item in list(deque.__iter__(value))]
     fields = _fields(value)
     if fields is not None:
         return _mapping(fields, depth, parents)
     if issubclass(kind, Mapping):
         return _mapping(items_of(value), depth, parents)
     if issubclass(kind, (AbstractSet, ValuesView)):
-        return [_plain(item, depth + 1, parents) for item in list(islice(value, _MAX_FOREIGN_ITEMS))]
+        return [plain_value(item, depth + 1, parents) for item in list(islice(value, _MAX_FOREIGN_ITEMS))]
     if str(kind.__module__).partition(".")[0] == "numpy" and callable(getattr(value, "tolist", None)):
         listed = value.tolist()
-        return _represent(value) if type(listed) is kind else _plain(listed, depth + 1, parents)
+        return _represent(value) if type(listed) is kind else plain_value(listed, depth + 1, parents)
     hook = getattr(kind, "__structlog__", None)
     if callable(hook):
-        return _plain(value.__structlog__(), depth + 1, parents)
+        return plain_value(value.__structlog__(), depth + 1, parents)
     return _represent(value)
 
 
@@ -201,7 +203,7 @@ def _mapping(items: list[tuple[Any, Any]], depth: int, parents: set[int]) -> dic
     made: dict[str, Any] = {}
     numbers: dict[str, int] = {}
     for key, item in items:
-        name = plain_key(key)
+        name = key if type(key) is str and key.isascii() else plain_key(key)
         if name in made:
             # Two keys have the same text, such as 1 and "1": keep both, the later one with a number added.
             number = numbers.get(name, 2)
@@ -209,7 +211,9 @@ def _mapping(items: list[tuple[Any, Any]], depth: int, parents: set[int]) -> dic
                 number += 1
             numbers[name] = number + 1
             name = f"{name}#{number}"
-        made[name] = _plain(item, depth + 1, parents)
+        kind = type(item)
+        usual = item is None or kind is bool or (kind is str and item.isascii())
+        made[name] = item if usual else plain_value(item, depth + 1, parents)
     return made
 
 

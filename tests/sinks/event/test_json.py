@@ -207,10 +207,10 @@ def test_keys_come_in_the_order_asked_for(extra):
 
 
 def test_keys_come_in_the_order_asked_for_beside_hostile_ones(armed):
-    """A key that cannot be compared does not upset the others."""
+    """A key that cannot be compared keeps its place, and the others theirs."""
     event = {Raising(): 1, "a": 2, "event": 3}
     armed()
-    assert list(read(OrjsonRenderer(key_order=("event",)).render(event)))[:2] == ["event", "a"]
+    assert list(read(OrjsonRenderer(key_order=("event",)).render(event)).values()) == [3, 1, 2]
 
 
 def test_the_order_neither_shows_metadata_nor_an_exception_unrendered():
