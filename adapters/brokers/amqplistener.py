@@ -48,7 +48,8 @@ class AMQPListener(BrokerListener):
         name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *url* is not usable, an argument is out of range, or *reject* comes with *dead_letter*.
+        ValueError: If *url* is not usable, an argument is out of range, a sink only keeps events in memory, or *reject*
+            comes with *dead_letter*.
         TypeError: If one of *sinks* or *dead_letter* is no sink, or *on_error* is not callable.
         MissingDependencyError: If pika is not installed; the extra ``amqp`` brings it.
 

@@ -55,7 +55,7 @@ class KafkaListener(BrokerListener):
 
     Raises:
         ValueError: If librdkafka refuses *config*, if *config* has a setting that belongs to *servers*, *group* or this
-            class, or if another argument is out of range.
+            class, if a sink only keeps events in memory, or if another argument is out of range.
         TypeError: If one of *sinks* or *dead_letter* is no sink, or *on_error* is not callable.
         MissingDependencyError: If confluent-kafka is not installed; the extra ``kafka`` brings it.
 

@@ -97,6 +97,9 @@ class BrokerListener(HasClient, Telling):
         on_error: Called with a `SinkFailure` for each failure.
         name: The name of the listener in reports and stats.
 
+    Raises:
+        ValueError: If a sink keeps events in memory, as a `BackgroundSink` does: they would be acknowledged there.
+
     A batch is acknowledged once each sink has settled all of it. At most two batches are in flight: the broker keeps
     the rest for other processes.
     """
@@ -126,6 +129,13 @@ class BrokerListener(HasClient, Telling):
     ) -> None:
         for sink in sinks:
             checked_sink(sink, "sinks")
+            if sink.keeps_in_memory:
+                msg = (
+                    f"sinks: {sink!r} keeps events in memory, where a kill would lose what the broker has been told is "
+                    f"delivered: give the sink that delivers (sink.target, or open_sink(url, background=False)), or a "
+                    f"collector's function the directory of a spool, as in loki_sink(url, labels, spool=directory)"
+                )
+                raise ValueError(msg)
         if not callable(on_error):
             msg = f"on_error={on_error!r} is not callable"
             raise TypeError(msg)

@@ -83,7 +83,8 @@ class RedisListener(BrokerListener):
         name: The name of the listener in reports and stats. Default: the name of its class.
 
     Raises:
-        ValueError: If *url* is no such URL, *kind* is neither, or another argument is out of range.
+        ValueError: If *url* is no such URL, *kind* is neither, a sink only keeps events in memory, or another argument
+            is out of range.
         TypeError: If one of *sinks* or *dead_letter* is no sink, or an argument is of another type.
         MissingDependencyError: Without redis-py; it comes with the extra ``redis``.
 

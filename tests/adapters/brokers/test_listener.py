@@ -8,12 +8,16 @@ import time
 import pytest
 
 from outfall import (
+    BackgroundSink,
     BatchResult,
     CaptureSink,
+    FanoutSink,
     FileSink,
+    MemorySink,
     NullSink,
     PausedDeliveryError,
     RetryPolicy,
+    SpoolSink,
     TemporaryDeliveryError,
 )
 from outfall.adapters.brokers.listener import BrokerListener, Reading
@@ -305,3 +309,13 @@ def test_wrong_arguments_are_refused_at_construction():
         Listener(Broker(), NullSink(), retry=3)
     with pytest.raises(TypeError, match="dead_letter"):
         Listener(Broker(), NullSink(), dead_letter="x")
+
+
+def test_a_sink_that_only_keeps_events_is_refused(tmp_path):
+    """What it has taken would be acknowledged to the broker, and a kill would lose it."""
+    with BackgroundSink(NullSink()) as keeper, pytest.raises(ValueError, match=r"in memory.*sink\.target.*spool="):
+        Listener(Broker(), NullSink(), keeper)
+    with FanoutSink(MemorySink(9)) as keeper, pytest.raises(ValueError, match="in memory"):
+        Listener(Broker(), keeper)
+    with SpoolSink(NullSink(), tmp_path) as sink, Listener(Broker(), sink):
+        pass
