@@ -157,10 +157,8 @@ class CursorFile:
         Raises:
             OSError: If that fails. The previous cursor stays valid.
         """
-        data, made = encode(cursor, self._turn + 1), False
-        if self._descriptor == -1:
-            made = self._open()
-            data = encode(cursor, self._turn + 1)
+        made = self._descriptor == -1 and self._open()
+        data = encode(cursor, self._turn + 1)
         offset = _PLACE_BYTES * (self._turn % 2)
         if made:
             data, offset = data + b"\n".rjust(_PLACE_BYTES), 0

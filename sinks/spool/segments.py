@@ -5,6 +5,7 @@ Nothing here knows of targets, threads or owners.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -23,14 +24,16 @@ class Segment:
 
     Args:
         number: The position among the segments of the store.
+        path: The path of the file.
         size: The size in bytes. For the segment that is appended to: its size when it was opened.
         events: The number of lines. For the segment that is appended to: the number when it was opened.
     """
 
-    __slots__ = ("events", "number", "settled", "size")
+    __slots__ = ("events", "number", "path", "settled", "size")
 
-    def __init__(self, number: int, size: int = 0, events: int = 0) -> None:
+    def __init__(self, number: int, path: str, size: int = 0, events: int = 0) -> None:
         self.number: int = number
+        self.path: str = path
         self.size: int = size
         self.events: int = events
         #: How many of the lines are settled.
@@ -41,11 +44,6 @@ class Segment:
         """How many of its events are not settled; negative if the file has more lines than were known."""
         return self.events - self.settled
 
-    @property
-    def name(self) -> str:
-        """The name of the file."""
-        return f"{self.number:08}.v{FORMAT}.ndjson"
-
 
 class Appender:
     """Appends events to the current segment. Use it from one thread at a time.
@@ -53,15 +51,15 @@ class Appender:
     It outlives the segment, so that a hot path can keep it: `Store.roll` exchanges the file.
     """
 
-    __slots__ = ("before", "descriptor", "end", "events", "found", "limit", "unsure")
+    __slots__ = ("descriptor", "earlier", "end", "events", "found", "limit", "unsure")
 
     def __init__(self) -> None:
         self.descriptor: int = _NOT_OPEN
         #: The size of the whole lines in the segment, in bytes.
         self.end: int = 0
-        #: How many events were appended to this segment, and to earlier ones.
+        #: How many events were appended to all segments so far, and how many of them to earlier ones.
         self.events: int = 0
-        self.before: int = 0
+        self.earlier: int = 0
         #: Up to this size events may be appended without a check; -1 for none. The owner sets it.
         self.limit: int = -1
         #: True if an interrupt may have come between a write and its count.
@@ -225,14 +223,19 @@ class Reader:
             os.close(descriptor)
 
 
-def segments_in(path: str) -> list[tuple[int, str]]:
-    """Return the number and name of each segment in the store at *path*, oldest first.
+def name_of(number: int) -> str:
+    """Return the name of the file of the segment with this *number*."""
+    return f"{number:08}.v{FORMAT}.ndjson"
+
+
+def segments_in(path: str) -> dict[int, Segment]:
+    """Return the segments in the store at *path* by number, oldest first; their events are not counted.
 
     Raises:
         NewerFormatError: If a later version of Outfall has written one.
         OSError: If the directory cannot be read.
     """
-    found: list[tuple[int, str]] = []
+    found: dict[int, Segment] = {}
     for name in os.listdir(path):
         match = _NAME.fullmatch(name)
         if match is None:
@@ -240,8 +243,10 @@ def segments_in(path: str) -> list[tuple[int, str]]:
         if int(match[2]) > FORMAT:
             msg = f"{name} has format {int(match[2])}; this version of Outfall knows {FORMAT}"
             raise NewerFormatError(msg)
-        found.append((int(match[1]), name))
-    return sorted(found)
+        number, file = int(match[1]), os.path.join(path, name)
+        with contextlib.suppress(FileNotFoundError):  # its owner has removed it
+            found[number] = Segment(number, file, os.path.getsize(file))
+    return dict(sorted(found.items()))
 
 
 def is_segment(name: str) -> bool:

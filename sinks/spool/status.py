@@ -13,7 +13,7 @@ from outfall.sinks.core.item import item_of
 from outfall.sinks.errors import SinkError
 from outfall.sinks.spool import cursor as cursors
 from outfall.sinks.spool.lines import raw_of
-from outfall.sinks.spool.segments import Reader, Segment, count_lines, segments_in
+from outfall.sinks.spool.segments import Reader, count_lines, name_of, segments_in
 from outfall.sinks.spool.store import LEDGER_NAME, is_alive, is_spool, owner_of, stores_in
 
 
@@ -129,11 +129,11 @@ def unsettled(path: str) -> list[tuple[str, int]]:
     except cursors.CursorError:
         place = None
     segments = segments_in(path)
-    if place is None or not segments or place.segment > segments[-1][0] + 1:
+    if place is None or not segments or place.segment > max(segments) + 1:
         place = cursors.Cursor(0, 0)
     return [
-        (os.path.join(path, name), place.offset if number == place.segment else 0)
-        for number, name in segments
+        (segment.path, place.offset if number == place.segment else 0)
+        for number, segment in segments.items()
         if number >= place.segment
     ]
 
@@ -143,7 +143,7 @@ def _in_flight(path: str, files: list[tuple[str, int]]) -> int:
         place = cursors.read(path)
     except cursors.CursorError:
         return 0
-    if place is None or place.end is None or not files or not files[0][0].endswith(Segment(place.segment).name):
+    if place is None or place.end is None or not files or not files[0][0].endswith(name_of(place.segment)):
         return 0
     return len(_lines(files[0][0], place.offset, place.end, 1_000_000))
 

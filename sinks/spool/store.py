@@ -18,7 +18,7 @@ from outfall.sinks.errors import SinkError
 from outfall.sinks.spool import cursor as cursors
 from outfall.sinks.spool.cursor import Cursor, CursorError
 from outfall.sinks.spool.lines import own_raws_of, raws_of
-from outfall.sinks.spool.segments import Appender, Reader, Segment, count_lines, is_segment, segments_in
+from outfall.sinks.spool.segments import Appender, Reader, Segment, count_lines, is_segment, name_of, segments_in
 
 if TYPE_CHECKING:
     from outfall.sinks.core.item import Raw
@@ -27,6 +27,8 @@ _NAME = re.compile(r"(\d{19,20})-(\d{1,10})-([0-9a-f]{8})")
 
 #: The file with the owner's ledger, for `SpoolStatus`.
 LEDGER_NAME = "status.json"
+
+_OWN_FILES = frozenset({LEDGER_NAME, cursors.FILE_NAME})
 
 #: An empty file that marks a directory as a spool while it contains no store.
 MARK = ".outfall-spool"
@@ -144,58 +146,46 @@ class Store:
 
     def _recover(self) -> str | None:
         """Find the segments and the offset to resume at; return what is wrong with the files, or None."""
-        sizes = {number: os.path.getsize(self._path(name)) for number, name in segments_in(self.path)}
+        found = segments_in(self.path)
         wrong: str | None = None
         place: Cursor | None = None
         try:
             place = cursors.read(self.path)
         except CursorError as error:
             wrong = str(error)
-        if place is None and wrong is None and sizes and min(sizes) > 1:
+        if place is None and wrong is None and found and min(found) > 1:
             wrong = "the cursor is missing"
-        if place is not None and sizes:
-            wrong = self._doubt(place, sizes)
+        if place is not None and found:
+            wrong = self._doubt(place, found)
             if wrong is not None:
                 place = None
         if place is not None:
             # The last owner died after it moved the cursor and before it removed the segments that were settled.
-            for number in [number for number in sizes if number < place.segment]:
-                os.unlink(self._path(Segment(number).name))
-                del sizes[number]
-            if place.segment in sizes:
+            for number in [number for number in found if number < place.segment]:
+                os.unlink(found.pop(number).path)
+            if place.segment in found:
                 self.offset = place.offset
                 if place.end is not None:
                     self._flight = place
-        for number in sorted(sizes):
-            segment = Segment(number, sizes[number])
-            segment.events = count_lines(self._path(segment.name), 0 if self.segments else self.offset)
+        for segment in found.values():
+            segment.events = count_lines(segment.path, 0 if self.segments else self.offset)
             self.segments.append(segment)
         self._noted = place
         return wrong
 
-    def _doubt(self, place: Cursor, sizes: dict[int, int]) -> str | None:
+    @staticmethod
+    def _doubt(place: Cursor, found: dict[int, Segment]) -> str | None:
         """Return why the cursor *place* is wrong; None if it is consistent with the segments' *sizes*."""
-        if place.segment not in sizes:
+        if place.segment not in found:
             # Segments are removed oldest first. The cursor is one past the last segment when all is settled.
-            past = place == Cursor(max(sizes) + 1, 0)
-            return None if past or min(sizes) > place.segment else "the cursor is ahead of the data"
-        if max(place.offset, place.end or 0) > sizes[place.segment]:
+            past = place == Cursor(max(found) + 1, 0)
+            return None if past or min(found) > place.segment else "the cursor is ahead of the data"
+        segment = found[place.segment]
+        if max(place.offset, place.end or 0) > segment.size:
             return "the cursor is ahead of the data"
-        if not all(self._ends_a_line(place.segment, offset) for offset in (place.offset, place.end) if offset):
+        if not all(_ends_a_line(segment.path, offset) for offset in (place.offset, place.end) if offset):
             return "the cursor points into the midst of a line"
         return None
-
-    def _ends_a_line(self, number: int, offset: int) -> bool:
-        descriptor = os.open(self._path(Segment(number).name), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            at_the_end = os.fstat(descriptor).st_size == offset
-            return at_the_end or os.pread(descriptor, 1, offset - 1) == b"\n"
-        finally:
-            os.close(descriptor)
-
-    def path_of(self, segment: Segment) -> str:
-        """Return the path of the file of *segment*."""
-        return self._path(segment.name)
 
     def _path(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -218,9 +208,10 @@ class Store:
             # without a cursor nothing can be delivered, so that no segment could be removed.
             self._note(Cursor(self._newest + 1, 0))
         while True:
-            segment = Segment(self._newest + 1)
+            number = self._newest + 1
+            segment = Segment(number, self._path(name_of(number)))
             try:
-                descriptor = appender.create(self.path_of(segment))
+                descriptor = appender.create(segment.path)
                 break
             except FileExistsError:
                 # An interrupt came after this file had been created and before it was recorded.
@@ -230,12 +221,12 @@ class Store:
         if self.appended:
             last = self.segments[-1]
             last.size = appender.end
-            last.events = appender.events
+            last.events = appender.events - appender.earlier
         self.segments += (segment,)
         self.appended = True
         self._newest += 1
-        appender.before += appender.events
-        appender.end = appender.events = 0
+        appender.earlier = appender.events
+        appender.end = 0
         appender.descriptor = descriptor
         appender.limit = -1
         appender.unsure = False
@@ -254,7 +245,7 @@ class Store:
             return None
         segment = self.segments[place]
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(segment.name))
+            os.unlink(segment.path)
         del self.segments[place]
         if place == 0:
             # The cursor file names a segment that is gone. Recovery starts at the next one.
@@ -298,7 +289,7 @@ class Store:
         key = None
         if flight is not None and flight.end is not None and flight.segment == head.number and self.offset < flight.end:
             stop, key, lines, size = min(stop, flight.end), flight.key, stop, stop
-        taken, after = self._reader.lines(self._path(head.name), head.number, self.offset, stop, lines, size)
+        taken, after = self._reader.lines(head.path, head.number, self.offset, stop, lines, size)
         raws, corrupt = own_raws_of(taken) if self.mine else raws_of(taken)
         if key is None:
             key = f"{self.name}.{head.number}.{self.offset}-{after}"
@@ -348,7 +339,7 @@ class Store:
         """
         following = self.segments[1].number if len(self.segments) > 1 else self.segments[0].number + 1
         self._note(Cursor(following, 0))
-        return self._path(self.segments[0].name)
+        return self.segments[0].path
 
     def shift(self) -> int:
         """Forget the first segment, whose file the caller removes; return its `Segment.left`. Guarded."""
@@ -369,7 +360,7 @@ class Store:
         if not self.appended:
             return True
         try:
-            found = os.stat(self._path(self.segments[-1].name))
+            found = os.stat(self.segments[-1].path)
             own = os.fstat(appender.descriptor)
         except OSError:
             return False
@@ -396,7 +387,8 @@ class Store:
                 old, self._lock_descriptor = self._lock_descriptor, descriptor
                 os.close(old)
         if self.appended and appender.descriptor == _NOT_OPEN:
-            self.segments[-1].size, self.segments[-1].events = appender.end, appender.events
+            last = self.segments[-1]
+            last.size, last.events = appender.end, appender.events - appender.earlier
             self.appended = False
         lost = self._restore_segments(appender)
         self._cursor.close()
@@ -407,7 +399,7 @@ class Store:
     def _restore_segments(self, appender: Appender) -> int:
         lost = 0
         for segment in list(self.segments):
-            path = self._path(segment.name)
+            path = segment.path
             current = self.appended and segment is self.segments[-1]
             read = self._reader.descriptor if segment.number == self._reader.number else _NOT_OPEN
             source = appender.descriptor if current else read
@@ -479,14 +471,11 @@ class Store:
         """Delete the store, whose events are all settled, and unlock it."""
         with contextlib.suppress(OSError):
             # The cursor goes last: without it, the next owner would deliver remaining segments again.
-            for name in sorted(filter(_is_ours, os.listdir(self.path)), key=lambda name: name == cursors.FILE_NAME):
-                os.unlink(self._path(name))
+            for name in sorted(os.listdir(self.path), key=cursors.FILE_NAME.__eq__):
+                if name in _OWN_FILES or name.endswith(".tmp") or is_segment(name):
+                    os.unlink(self._path(name))
             os.rmdir(self.path)
         self.release()
-
-
-def _is_ours(name: str) -> bool:
-    return name in {cursors.FILE_NAME, LEDGER_NAME} or name.endswith(".tmp") or is_segment(name)
 
 
 def mark(directory: str) -> None:
@@ -554,6 +543,15 @@ def _locked(path: str) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _ends_a_line(path: str, offset: int) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        at_the_end = os.fstat(descriptor).st_size == offset
+        return at_the_end or os.pread(descriptor, 1, offset - 1) == b"\n"
+    finally:
+        os.close(descriptor)
 
 
 def _is_file(path: str, descriptor: int) -> bool:

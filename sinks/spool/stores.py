@@ -81,7 +81,7 @@ class Depot:
     @property
     def stored(self) -> int:
         """How many events were appended."""
-        return self.out.before + self.out.events
+        return self.out.events
 
     def count(self) -> int:
         """Return how many events were appended, those included that an interrupt left uncounted."""
@@ -174,7 +174,7 @@ class Depot:
                 self.own = Store.create(self.directory, sync=self._sync)
             own = self.own
             if own.appended:
-                self._unsynced.append(own.path_of(own.segments[-1]))
+                self._unsynced.append(own.segments[-1].path)
             try:
                 own.roll(out)
             except OSError as error:
@@ -198,7 +198,8 @@ class Depot:
         except OSError as error:
             # The line counted as stored already.
             self.lost["error"] += 1
-            self.out.before += 1
+            self.out.events += 1
+            self.out.earlier += 1
             self.settled += 1
             self.news.append((error, 1))
 
@@ -299,6 +300,8 @@ class Depot:
             OSError: If a cursor cannot be written.
         """
         for store in self._stores():
+            if store.appended and len(store.segments) == 1:
+                continue  # all that it has is appended to
             while True:
                 with self._lock:
                     spent = store.hold_spent()
@@ -422,8 +425,8 @@ class Depot:
             if store is self.own:
                 self._broken = None
                 if appended and not store.appended:
-                    out.before += out.events
-                    out.end = out.events = 0
+                    out.earlier = out.events
+                    out.end = 0
             self._forget(store, left, "lost", "segments were removed by somebody else")
             return True
 
@@ -464,9 +467,9 @@ class Depot:
             if own is None or self.out.unsure or self._broken is not None or self.waiting():
                 return
             self.own = None
-            self.out.before += self.out.events
             self.out.close()
-            self.out.end = self.out.events = 0
+            self.out.earlier = self.out.events
+            self.out.end = 0
             self._measure()
         own.remove()
 

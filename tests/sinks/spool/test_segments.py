@@ -9,7 +9,7 @@ import pytest
 
 from outfall.sinks.spool import segments
 from outfall.sinks.spool.cursor import NewerFormatError
-from outfall.sinks.spool.segments import Appender, Reader, Segment, count_lines, is_segment, segments_in
+from outfall.sinks.spool.segments import Appender, Reader, count_lines, is_segment, name_of, segments_in
 
 
 @pytest.fixture
@@ -200,8 +200,8 @@ def test_segments_are_found_in_the_order_of_their_numbers(tmp_path):
     """By number and not by text, and nothing else in the directory is taken for one."""
     for name in ("00000002.v1.ndjson", "123456789.v1.ndjson", "00000010.v1.ndjson", "1.v1.ndjson", "cursor.json", "x"):
         (tmp_path / name).touch()
-    assert [number for number, _ in segments_in(str(tmp_path))] == [2, 10, 123456789]
-    assert Segment(2).name == "00000002.v1.ndjson"
+    assert list(segments_in(str(tmp_path))) == [2, 10, 123456789]
+    assert name_of(2) == "00000002.v1.ndjson"
     assert is_segment("00000002.v7.ndjson")
     assert not is_segment("00000002.v1.ndjson.tmp")
 
