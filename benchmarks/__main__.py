@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from benchmarks.harness import Figures, Group
 
 
-#: How far above its budget a row may be before ``--check`` calls it exceeded: medians of ratios vary by a few percent
-#: from one run to the next on a machine that does nothing else.
+#: The tolerance above a budget before ``--check`` reports it as exceeded: medians of ratios vary by a few percent from
+#: one run to the next, even on an idle machine.
 TOLERANCE = 0.1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what *arguments* ask for, print the tables, return the exit status.
+    """Measure what *arguments* ask for, print the tables, and return the exit status.
 
-    The status is 0 whether or not the budgets are met: a busy machine is no failure. With ``--check`` it is 1 if one is
-    exceeded by more than the tolerance, and 2 if one could not be looked at.
+    The status is 0 even if budgets are exceeded, since the machine may be busy. With ``--check`` it is 1 if a budget is
+    exceeded by more than the tolerance, and 2 if one could not be checked.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             options.json.write_text(text + "\n", encoding="utf-8")
     if options.publish is not None:
-        # Without the single rounds, which are many.
+        # Without the samples of each round, which are many.
         groups = [{**group, "rows": [_without_samples(row) for row in group["rows"]]} for group in report["groups"]]
         charts.publish(options.publish, {**report, "groups": groups})
     return _check(report) if options.check else 0
@@ -68,7 +68,7 @@ def _without_samples(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(report: dict[str, Any]) -> int:
-    """Print which budgets are exceeded by more than the tolerance, or could not be looked at; return the status."""
+    """Print the budgets that are exceeded by more than the tolerance, or could not be checked; return the status."""
     above, unknown, kept = [], [], 0
     for group in report["groups"]:
         for row in group["rows"]:
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _default_directory() -> Path:
-    # /tmp is often kept in memory; /var/tmp has to survive a reboot, so it is on a disk.
+    # /tmp is often in memory. /var/tmp survives a reboot, so it is on a disk.
     lasting = Path("/var/tmp")  # noqa: S108 - TemporaryDirectory makes a private one in it
     return lasting if lasting.is_dir() else Path(tempfile.gettempdir())
 

@@ -1,8 +1,8 @@
-"""The command ``python -m benchmarks.brokers``: events into Redis, RabbitMQ and Kafka and out, beside bare clients.
+"""The command ``python -m benchmarks.brokers``: events into and out of Redis, RabbitMQ and Kafka, next to bare clients.
 
-CPU time of this process: the brokers are others. A floor makes the same JSON of the same events, or parses it, and
-calls the client of the broker as plainly as it can be called, 500 messages at a time. Redis and RabbitMQ are real ones;
-in the place of Kafka is the mock cluster of librdkafka.
+It measures the CPU time of this process; the brokers are other processes. A floor renders or parses the same JSON and
+calls the broker's client as directly as possible, 500 messages at a time. Redis and RabbitMQ are real; for Kafka it
+uses the mock cluster of librdkafka.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ QUEUE, TOPIC = "benchmark", "benchmark"
 
 
 def _batches(take: Callable[[list[bytes]], object]) -> Run:
-    """Return what makes JSON of so many events and gives *take* 500 at a time."""
+    """Return a function that renders a number of events and passes the JSON to *take*, 500 at a time."""
     waiting: list[bytes] = []
 
     def handle(event: dict[str, Any]) -> None:
@@ -128,7 +128,7 @@ def _kafka_floor(mock: MockProcess) -> SetUp:
 
 
 def _filled(fill: Callable[[int], object], empty: Callable[[int], float]) -> SetUp:
-    """Return what puts so many messages into a broker, and then has them taken out again, which is what is timed."""
+    """Return a set-up that fills a broker with messages, and then takes them out, which is timed."""
 
     @contextmanager
     def setup(_directory: Path) -> Iterator[Run]:
@@ -151,7 +151,7 @@ def _bodies(events: int) -> list[bytes]:
 def _listened(made: Callable[[], Any]) -> Callable[[int], float]:
     def empty(events: int) -> float:
         with made() as listener:
-            # A group of Kafka takes seconds to begin. How it is taken out is timed from the first batch on.
+            # A group of Kafka takes seconds to start. Timing begins at the first batch.
             while not listener.stats().delivered:
                 sleep(0.001)
             began = process_time()

@@ -1,8 +1,8 @@
-"""What was measured, as charts and text for the documentation: ``docs/benchmarks``.
+"""Draws the results as charts, and writes text, for the documentation: ``docs/benchmarks``.
 
-A chart is an SVG, one for light pages and one for dark ones, drawn here by hand: bars, a line for what the path could
-cost at least, and a mark for the budget of each of our own. They are drawn from ``results.json`` alone, so they can be
-drawn again without measuring: ``python -m benchmarks.charts docs/benchmarks``.
+A chart is an SVG, in one version for light pages and one for dark pages: bars, a line for the lowest possible cost, and
+a mark for the budget of each of our own rows. Charts are drawn from ``results.json`` alone, so they can be drawn again
+without measuring: ``python -m benchmarks.charts docs/benchmarks``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Chart:
     """One chart.
 
     Args:
-        slug: The beginning of its files' names.
-        title: What is compared, for who cannot see it.
-        bars: What is shown: (group, row) and, where the row's name does not do, a label.
-        by: What a bar's length is: ``"floor"`` or ``"peer"``, how many times what the row is compared with;
-            ``"median"``, the group's unit; ``"rate"``, the floor's events per second, of which it has a part.
-        axis: What 1 stands for, or the unit.
+        slug: The beginning of the names of its files.
+        title: A description of the comparison, for people who cannot see the chart.
+        bars: The rows to show, as (group, row), with a label if the row's name is not suitable.
+        by: The length of a bar: ``"floor"`` or ``"peer"``, the ratio to that row; ``"median"``, in the group's unit;
+            ``"rate"``, the ratio to the floor's events per second.
+        axis: What 1 means, or the unit.
     """
 
     slug: str
@@ -46,7 +46,7 @@ class Chart:
 _F = "times an os.write of the ready line"
 _PJL = "python-json-logger[orjson]"
 
-#: In the order of the page: a chart for each thing that has a budget.
+#: In the order of the page: one chart for each comparison with a budget.
 CHARTS = (
     Chart(
         "file",
@@ -287,7 +287,7 @@ CHARTS = (
 )
 
 
-# -- from what was measured to bars
+# -- from results to bars
 
 
 @dataclass(frozen=True)
@@ -295,11 +295,11 @@ class Bar:
     """One bar.
 
     Args:
-        label: What stands above it.
-        value: Its length; None where the library was not installed.
-        text: The value in words.
-        budget: Where the mark is, or None.
-        ours: Whether it is one of Outfall's.
+        label: The text above it.
+        value: Its length; None if the library was not installed.
+        text: The value as text.
+        budget: The position of the mark, or None.
+        ours: True for a row of Outfall's.
     """
 
     label: str
@@ -313,7 +313,7 @@ def bars_of(chart: Chart, results: dict[str, Any]) -> list[Bar]:
     """Return the bars of *chart*.
 
     Raises:
-        KeyError: If *results* do not have one of its rows.
+        KeyError: If one of its rows is not in *results*.
     """
     found = {(group["name"], row["name"]): row for group in results["groups"] for row in group["rows"]}
     return [_bar(chart, found[bar[0], bar[1]], bar[-1]) for bar in chart.bars]
@@ -323,9 +323,9 @@ def _bar(chart: Chart, row: dict[str, Any], label: str) -> Bar:
     value: float | None = row["median"]
     if chart.by != "median" and value is not None:
         ratio = row["peer_ratio"] if chart.by == "peer" else row["floor_ratio"]
-        # What the others are compared with is compared with nothing.
+        # The row that the others are compared with has no ratio.
         value = 1.0 if ratio is None else ratio
-    # A budget is about the peer where there is one.
+    # A row with a peer has its budget as a ratio to the peer.
     budget: float | None = row["budget"] if (row["peer"] is None) == (chart.by != "peer") else None
     if chart.by == "rate":
         value, budget = value and 1 / value, budget and 1 / budget
@@ -363,18 +363,18 @@ THEMES = (
 )
 
 _WIDTH, _ROW, _BAR, _TOP, _BOTTOM = 520, 46, 14, 6, 24
-#: Where the values stand, right of the longest bar.
+#: The position of the values, right of the longest bar.
 _VALUES = 150
-#: A bar longer than so many times our longest is broken off: ours could not be told from nothing.
+#: A bar longer than our longest times this is cut off: otherwise ours would be too short to see.
 _LONGEST = 12.0
-#: How wide the gap in such a bar is, and how far from its end.
+#: The width of the gap in such a bar, and its distance from the end.
 _GAP, _GAP_FROM_END = 5, 24
 
 
 def draw(chart: Chart, bars: Sequence[Bar], theme: Theme) -> str:
     """Return the SVG."""
     lengths = [bar.value for bar in bars if bar.value is not None]
-    # What has a budget is what the chart is about.
+    # The scale fits our own rows with a budget, which the chart is about.
     ours = [each for bar in bars if bar.ours and bar.budget and bar.value for each in (bar.value, bar.budget)]
     scale = min(max(lengths + ours, default=1.0), _LONGEST * max(ours or lengths, default=1.0))
     height = _TOP + _ROW * len(bars) + _BOTTOM
@@ -429,7 +429,7 @@ def _text(x: float, y: float, text: str, colour: str, *, weight: int = 400, size
 
 
 def publish(directory: Path, results: dict[str, Any] | None = None) -> None:
-    """Write *results*, charts and texts into *directory*; without results, those that are there are shown again.
+    """Write *results*, charts and texts into *directory*; without results, use those that are there.
 
     Raises:
         KeyError: If a group or row that a chart shows was not measured.

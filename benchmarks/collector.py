@@ -1,4 +1,4 @@
-"""An HTTP collector on loopback, in a process of its own, that does next to nothing: it counts the events it gets."""
+"""An HTTP collector on loopback, in another process, that only counts the events it gets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from benchmarks.events import REQUEST_ID
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A thread for each connection, and blocking reads: what costs least for a few busy connections. An event is known by
-# its request id, which no format encodes.
+# A thread for each connection, and blocking reads: this costs least for a few busy connections. An event is recognized
+# by its request id, which no format encodes.
 _PROGRAM = """
 import socket, sys, threading
 
@@ -77,15 +77,15 @@ while True:
     threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
 """
 
-#: How often the collector is asked how much it has, in seconds.
+#: How often the collector is asked for its counts, in seconds.
 _INTERVAL = 0.002
 
 
 class Collector:
-    """The collector, from the outside.
+    """A client of the collector.
 
     Args:
-        port: Where it listens, on 127.0.0.1.
+        port: The collector's port, on 127.0.0.1.
     """
 
     def __init__(self, port: int) -> None:
@@ -94,17 +94,17 @@ class Collector:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def counts(self, *, forget: bool = False) -> tuple[int, int, int]:
-        """Return how many events, requests and bytes have come; forget them if asked to."""
+        """Return the numbers of events, requests and bytes that have come; reset them with *forget*."""
         self._connection.request("GET", "/count-and-forget" if forget else "/count")
         events, requests, size = map(int, self._connection.getresponse().read().split())
         return events, requests, size
 
     def close(self) -> None:
-        """Close the connection that asks."""
+        """Close the connection."""
         self._connection.close()
 
     def wait(self, events: int, patience_seconds: float, at_most_seconds: float = math.inf) -> tuple[int, float]:
-        """Wait for so many, as long as more come; return how many have come, and when the last was seen to have.
+        """Wait for *events* events, for as long as more come; return how many came, and when the last one was seen.
 
         The time is that of `time.perf_counter`.
         """
@@ -120,7 +120,7 @@ class Collector:
 
 @contextmanager
 def collector() -> Iterator[Collector]:
-    """Give a collector that has nothing yet."""
+    """Start a collector and yield its client."""
     command = [sys.executable, "-c", _PROGRAM, REQUEST_ID]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -5,7 +5,7 @@
 ``level``      ``"info"``
 ``logger``     a dotted name
 ``event``      the message, two words
-``request_id`` a UUID as text, what a middleware binds for the length of a request
+``request_id`` a UUID as text, which a middleware would bind for each request
 ``method``     text
 ``path``       text
 ``status``     an integer
@@ -14,8 +14,8 @@
 ``order_id``   an integer that changes from event to event, so that no two lines are the same
 =============  ==========================================================================
 
-The dict is built anew for each event within what is timed, since applications do so too. It is written out in each loop
-and not made by a function: the call would be counted among the floor's costs and flatter every ratio.
+Each event is a new dict, made within the timed code, as in applications. It is written out in each loop rather than
+made by a function: the call would count as a cost of the floor, and make every ratio look better.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 TIMESTAMP = "2026-03-14T15:09:26.535897Z"
 REQUEST_ID = "0b7c1f5e-8a4d-4c58-9f0e-6a2d31c4e7b9"
 
-#: What must be found in a line, in whatever shape a library writes it.
+#: The texts that a line must contain, whatever the library's format is.
 PROOF = (b"request finished", REQUEST_ID.encode(), b"/api/v1/orders", b"203.0.113.7", b"200", b"12.345")
 
 
 def drive(
     handle: Callable[[dict[str, Any]], object], after: Callable[[], object] | None = None
 ) -> Callable[[int], None]:
-    """Return what gives *handle* so many events, and then calls *after*, within what is timed."""
+    """Return a function that passes a number of events to *handle*, and then calls *after*; all of it is timed."""
 
     def run(events: int) -> None:
         for number in range(events):
@@ -62,8 +62,8 @@ def drive(
 
 
 def drive_logging(handler: logging.Handler) -> Callable[[int], None]:
-    """Return what logs so many events, by `logging`'s own calls, to *handler* alone."""
-    # getLogger's would stay in the process, and propagate to whatever is configured in it.
+    """Return a function that logs a number of events by `logging`, to *handler* alone."""
+    # A logger of getLogger would stay in the process, and propagate to configured handlers.
     log = logging.Logger("shop.orders", logging.INFO)  # noqa: LOG001
     log.addHandler(handler)
 
@@ -86,7 +86,7 @@ def drive_logging(handler: logging.Handler) -> Callable[[int], None]:
 
 
 def drive_loguru(logger: Any) -> Callable[[int], None]:
-    """Return what logs so many events by the calls of loguru's *logger*."""
+    """Return a function that logs a number of events by loguru's *logger*."""
 
     def run(events: int) -> None:
         for number in range(events):

@@ -1,13 +1,13 @@
-"""How rows are declared and measured.
+"""Declares rows and measures them.
 
-The rows of a group take turns, A B C A B C …, in one process: whatever slows the machine for a while slows them all. Of
-each row the median over the rounds is shown. Ratios are taken within each round, and of those the median.
+The rows of a group are measured alternately, A B C A B C …, in one process, so that a disturbance of the machine
+affects all of them. The result of a row is the median over its rounds. Ratios are computed within each round, and the
+result is the median of these.
 
-What is timed is one call that logs so many events: by the wall clock, or by the CPU time of the process, all its
-threads included, or of the calling thread alone. CPU time says what a path costs whoever pays for it, and is hardly
-disturbed by what else runs on the machine. Untimed are the set-up, one round to warm up, and what follows each
-call: a collection of garbage, and proof that each event is in the file, which then is emptied. While a call is timed no
-garbage is collected, whosever it is.
+One call that logs a number of events is timed: by the wall clock, by the CPU time of the process with all its threads,
+or by that of the calling thread. CPU time includes the cost of all threads, and depends little on other programs. Not
+timed are the set-up, one round to warm up, and the work after each call: a garbage collection, and the check that each
+event is in the file, which is then emptied. Garbage collection is off during a timed call.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    #: Logs so many events. Returns None, or the seconds it took where it measured that itself.
+    #: Logs a number of events. Returns None, or the seconds it took if it measured them itself.
     Run = Callable[[int], float | None]
-    #: Gets an empty directory of its own; gives the `Run`, and cleans up after it.
+    #: Gets its own empty directory; yields the `Run`, and cleans up after it.
     SetUp = Callable[[Path], AbstractContextManager[Run]]
 
 
 def every_line_written(directory: Path, events: int) -> None:
-    """Assert that the files in *directory* hold one whole line for each event, and empty them."""
+    """Assert that the files in *directory* contain one whole line for each event, and empty them."""
     lines = 0
     for path in directory.iterdir():
-        # By the path: sinks and handlers append, so that they go on at the new end.
+        # Truncated by path: sinks and handlers append, so they continue at the new end.
         content = path.read_bytes()
         lines += content.count(b"\n")
         last = content[content.rfind(b"\n", 0, -1) + 1 :]
@@ -48,24 +48,25 @@ def every_line_written(directory: Path, events: int) -> None:
 
 
 def nothing_written(directory: Path, events: int) -> None:
-    """Assert nothing: for what writes no file."""
+    """Assert nothing, for rows that write no file."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way for events to go.
+    """One way to log events.
 
     Args:
-        name: What the table calls it.
-        setup: A context manager that gets an empty directory and gives a callable that logs so many events. It may
-            import what is not installed: such a row is left out and said to be.
-        floor: Name of the row in the group that does the same with nothing around it. Default None: this is one.
-        peer: Name of the row in the group that somebody else's library takes for the same. Default None.
-        budget: Greatest ratio to the peer, or to the floor where there is no peer; without either, greatest median in
-            the group's unit. Default None: no budget, just for comparison.
-        proof: Called after each timed call with the directory and the number of events; raises if they are not there,
-            and makes room for the next. Where not all have to be there, it returns the share that is. Default
-            `every_line_written`.
+        name: The name in the table.
+        setup: A context manager that gets an empty directory and yields a callable that logs a number of events. It may
+            import packages that are not installed: then the row is left out, and the table says so.
+        floor: The name of the row in the group that does the same with no library around it. Default None: this row is
+            a floor.
+        peer: The name of the row in the group that does the same by another library. Default None.
+        budget: The greatest ratio to the peer, or to the floor if there is no peer; without either, the greatest median
+            in the group's unit. Default None: no budget.
+        proof: Called after each timed call with the directory and the number of events. It raises if events are
+            missing, and makes room for the next call. If not all have to arrive, it returns the share that did.
+            Default `every_line_written`.
     """
 
     name: str
@@ -78,21 +79,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are measured in turns.
+    """Rows that are measured alternately.
 
     Args:
-        name: What ``--only`` calls it.
-        about: One line for the table's head.
-        rows: The rows, in the order in which they take turns.
-        rounds: How many turns each row has by default.
-        events: How many events it logs in each by default.
-        unit: What medians are shown in, per event.
-        clock: What is measured: ``"wall"`` (default), ``"process"``, the CPU time of all threads, or ``"thread"``, that
-            of the caller alone.
-        per_event: False if a run returns one figure in seconds that is not to be divided by the number of events.
+        name: The name for ``--only``.
+        about: One line for the head of the table.
+        rows: The rows, in their order.
+        rounds: The default number of rounds.
+        events: The default number of events in a round.
+        unit: The unit of medians, per event.
+        clock: ``"wall"`` (default), ``"process"`` for the CPU time of all threads, or ``"thread"`` for that of the
+            calling thread.
+        per_event: False if a run returns a number of seconds that is not to be divided by the number of events.
 
     Raises:
-        ValueError: If two rows share a name, or a floor or peer is not in the group.
+        ValueError: If two rows have the same name, or a floor or peer is not in the group.
     """
 
     name: str
@@ -118,15 +119,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one row.
+    """The results of one row.
 
     Args:
         row: The row.
-        samples: What one event took in each round, in the group's unit.
+        samples: The time of one event in each round, in the group's unit.
         missing: Why there are no samples, or None.
-        floor: The figures of the row's floor, or None.
-        peer: The figures of the row's peer, or None.
-        shares: Which part of the events arrived in each round, where the row's proof says so.
+        floor: The results of the row's floor, or None.
+        peer: The results of the row's peer, or None.
+        shares: The share of events that arrived in each round, if the row's proof returns it.
     """
 
     row: Row
@@ -148,7 +149,7 @@ class Figures:
 
     @property
     def spread(self) -> float | None:
-        """Half the distance between the quartiles, as a part of the median: how restless the machine was."""
+        """Half the distance between the quartiles, as a share of the median: how much the machine was disturbed."""
         if len(self.samples) < 2:
             return None
         first, middle, third = quantiles(self.samples, n=4)
@@ -156,24 +157,24 @@ class Figures:
 
     @property
     def floor_ratio(self) -> float | None:
-        """How many times its floor this row takes."""
+        """The ratio to the floor, or None."""
         return self._ratio(self.floor)
 
     @property
     def peer_ratio(self) -> float | None:
-        """How many times its peer this row takes."""
+        """The ratio to the peer, or None."""
         return self._ratio(self.peer)
 
     @property
     def measured(self) -> float | None:
-        """What the budget is about."""
+        """The number that the budget limits, or None."""
         if self.row.peer is not None:
             return self.peer_ratio
         return self.median if self.row.floor is None else self.floor_ratio
 
     @property
     def met(self) -> bool | None:
-        """Whether the budget is met; None if there is none or nothing to tell it by."""
+        """Whether the budget is met; None if there is no budget or no result."""
         if self.row.budget is None or self.measured is None:
             return None
         return self.measured <= self.row.budget
@@ -184,7 +185,7 @@ class Figures:
         return median(own / its for own, its in zip(self.samples, other.samples, strict=True))
 
 
-#: So many turns each row has at least, however long they take.
+#: The least number of rounds, however long they take.
 FEWEST_ROUNDS = 3
 
 
@@ -199,14 +200,14 @@ def measure(
     """Measure *group*; return the figures of its rows, in their order.
 
     Args:
-        group: What to measure.
-        directory: An empty one, on the file system that is to be measured. It is empty again afterwards.
-        rounds: How many turns each row has. Default the group's own number.
-        events: How many events each row logs in a turn. Default the group's own number.
-        seconds: After so long no new round is begun, once there were `FEWEST_ROUNDS`. Default None: all are had.
+        group: The group.
+        directory: An empty directory, on the file system to measure. It is empty again afterwards.
+        rounds: The number of rounds. Default: the group's own.
+        events: The number of events in a round. Default: the group's own.
+        seconds: No further round starts after this time, once there were `FEWEST_ROUNDS`. Default None: no limit.
 
     Raises:
-        AssertionError: If a row did not do what it was timed for.
+        AssertionError: If a row did not log all events.
     """
     rounds = group.rounds if rounds is None else rounds
     events = group.events if events is None else events
@@ -218,7 +219,7 @@ def measure(
     with ExitStack() as stack:
         runs: list[tuple[Row, Run, Path]] = []
         for index, row in enumerate(group.rows):
-            own = directory / f"{group.name}-{index:02}"  # proofs may remember something by it
+            own = directory / f"{group.name}-{index:02}"  # proofs use it as a key
             own.mkdir()
             stack.callback(shutil.rmtree, own)
             try:
@@ -272,7 +273,7 @@ def _turns(rounds: int, seconds: float | None) -> Iterator[int]:
 def _without_garbage_collection() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.collect()
-    # What the set-up made is out of the collections between the turns, which then take next to no time.
+    # Later collections skip the objects that the set-up made, and take next to no time.
     gc.freeze()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What the figures were measured on: they mean little without."""
+"""Describes the machine and the software of a measurement, on which the results depend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-#: Libraries that are measured, or that what is measured rests on.
+#: The measured libraries, and those they depend on.
 LIBRARIES = (
     *("outfall", "orjson", "structlog", "requests"),
     *("loguru", "python-json-logger", "concurrent-log-handler", "opentelemetry-sdk", "python-logstash-async"),
@@ -23,7 +23,7 @@ def describe(directory: Path) -> dict[str, Any]:
         "machine": f"{_processor()}, {os.cpu_count()} CPUs",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "file system": _file_system(directory),
-        # Whoever else uses the machine shows in the figures.
+        # Other programs on the machine affect the results.
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "libraries": {name: _version(name) for name in LIBRARIES},
@@ -48,12 +48,12 @@ def _processor() -> str:
 
 
 def _file_system(directory: Path) -> str | None:
-    """Return the type of the file system that *directory* is on, where Linux tells."""
+    """Return the type of the file system of *directory*, on Linux; else None."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return None
     resolved = directory.resolve()
-    # Of nested mounts the longest, of mounts over each other the last.
+    # Of nested mounts take the longest path, of mounts at the same path the last.
     found = [(len(mount), kind) for _, mount, kind, *_ in mounts if resolved.is_relative_to(mount)]
     return max(reversed(found), key=lambda each: each[0])[1] if found else None

@@ -1,7 +1,7 @@
 """The command ``python -m benchmarks.scale``: how cost grows with the number of sinks and files, and with bytes.
 
-Each figure is of a process of its own; opening and closing are CPU time. What should grow no faster than its cause
-stands beside figures for a tenth and a hundredth of it.
+Each result comes from a process of its own; opening and closing are measured in CPU time. A cost that should grow in
+proportion is shown with the cost of a tenth and of a hundredth.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _LINE = b'{"event":"request finished","level":"info","timestamp":"2026-03-14T15:
 
 
 def _resident() -> int:
-    """Return how many bytes of memory the process has in use."""
+    """Return the memory of the process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize()
 
 
 def open_sinks(directory: Path, number: int, kind: str) -> dict[str, float]:
-    """Open *number* sinks of *kind*, use each once, close all."""
+    """Open *number* sinks of *kind*, use each once, and close all."""
     import outfall
 
     make: Callable[[int], outfall.Sink] = {
@@ -49,7 +49,7 @@ def open_sinks(directory: Path, number: int, kind: str) -> dict[str, float]:
         ),
     }[kind]
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    with make(number) as first:  # imports what all need
+    with make(number) as first:  # imports the modules
         first.handle({"event": "x", "level": "info"})
     before = _resident()
     begin = process_time()
@@ -70,7 +70,7 @@ def open_sinks(directory: Path, number: int, kind: str) -> dict[str, float]:
 
 
 def exit_of_sinks(directory: Path, number: int, kind: str) -> dict[str, float]:
-    """Leave *number* open sinks to the exit of the process, each with an event that waits."""
+    """Leave *number* open sinks to the exit of the process, each with a waiting event."""
     program = f"""
 import sys, time
 from pathlib import Path
@@ -90,7 +90,7 @@ print(time.time(), flush=True)
 
 
 def rotated_files(directory: Path, number: int) -> dict[str, float]:
-    """Roll over beside *number* rotated files that are kept."""
+    """Roll over a file that has *number* rotated files."""
     import outfall
 
     for each in range(number):
@@ -128,7 +128,7 @@ def large_events(directory: Path, size: int) -> dict[str, float]:
 
 
 def large_spool(directory: Path, size: int) -> dict[str, float]:
-    """Start on a spool of *size* bytes that a dead process has left, and look at it."""
+    """Start with a spool of *size* bytes that a dead process has left, and read its status."""
     import outfall
 
     number = max(1, size // len(_LINE))
@@ -178,7 +178,7 @@ os._exit(0)
 
 
 def _families(options: argparse.Namespace) -> list[tuple[str, str, Sequence[int], tuple[str, ...]]]:
-    """Return what is measured: in words, its function, the numbers it grows by, more arguments of the function."""
+    """Return the measurements: a description, the function, the numbers, and further arguments of the function."""
     families: list[tuple[str, str, Sequence[int], tuple[str, ...]]] = [
         (f"open {kind}s", "open_sinks", options.sinks, (kind,))
         for kind in ("FileSink", "RotatingFileSink", "BackgroundSink(FileSink)")

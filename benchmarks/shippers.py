@@ -1,8 +1,8 @@
-"""Ways to bring events to an HTTP collector: ours, the bare one, and those of others.
+"""Ways to send events to an HTTP collector: by Outfall, by a bare request, and by other libraries.
 
-Each is a context manager that gets the collector's URL, and gives a callable that logs so many events and one that
-waits until what was logged is on its way, as far as the library has such a thing. All are used as they come, with the
-defaults that they have; that means batches, queues and intervals of very different sizes.
+Each is a context manager that gets the collector's URL. It yields a callable that logs a number of events, and one that
+waits until they are sent, if the library has such a function. All libraries are used with their defaults, which means
+batches, queues and intervals of very different sizes.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    #: Logs so many events; waits until they are on their way.
+    #: Logs a number of events; waits until they are sent.
     Open = tuple[Callable[[int], object], Callable[[], object]]
 
-#: How many events the bare request has, and by default the sinks.
+#: The number of events in the bare request, and by default in a batch of the sinks.
 BATCH = 500
 
 
 @dataclass(frozen=True)
 class Shipper:
-    """One way.
+    """One way to send events.
 
     Args:
-        name: What tables call it.
+        name: The name in tables.
         open: Gets the collector's URL.
-        part: One in so many of a round's events is logged, and figures are scaled: for ways that take milliseconds for
-            each. Default 1: all.
-        patience_seconds: How long nothing may come before what is missing counts as lost. Default 1.
-        whole: True if all has to arrive. Default False.
+        part: Only one in so many events of a round is logged, and results are scaled, for ways that take milliseconds
+            for each event. Default 1: all.
+        patience_seconds: How long nothing may arrive before missing events count as lost. Default 1.
+        whole: True if all events have to arrive. Default False.
     """
 
     name: str
@@ -122,23 +122,23 @@ def _flushed(sink: BackgroundSink) -> Callable[[], object]:
 
 
 class _HTTPHandler(logging.handlers.HTTPHandler):
-    """The standard library's, which leaves each connection to the garbage collector, which then warns."""
+    """The standard library's handler, which leaves connections to the garbage collector, which emits warnings."""
 
     connection: http.client.HTTPConnection | None = None
 
     def getConnection(self, host: str, secure: bool) -> http.client.HTTPConnection:  # noqa: N802 - logging's
-        """Close the last event's connection, and make one."""
+        """Close the connection of the last event, and make another."""
         self.close_last()
         self.connection = super().getConnection(host, secure)
         return self.connection
 
     def close_last(self) -> None:
-        """Close the last event's connection."""
+        """Close the connection of the last event."""
         if self.connection is not None:
             self.connection.close()
 
     def close(self) -> None:
-        """Close the last event's connection."""
+        """Close the connection of the last event."""
         self.close_last()
         super().close()
 
@@ -176,12 +176,12 @@ def _open_telemetry(url: str) -> Iterator[Open]:
     from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
     from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 
-    # It says on stderr what it drops.
+    # It reports dropped events on stderr.
     logging.getLogger("opentelemetry").disabled = True
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(endpoint=url)))
     with warnings.catch_warnings():
-        # It moved to a package of its own; the class is the same.
+        # The class was moved to another package, and is the same.
         warnings.simplefilter("ignore", DeprecationWarning)
         handler = LoggingHandler(logger_provider=provider)
     for name in ("opentelemetry.sdk._shared_internal", "opentelemetry.exporter.otlp.proto.http._log_exporter"):
@@ -218,6 +218,6 @@ SHIPPERS = (
     Shipper("HTTPHandler", _plain_handler, part=40),
     Shipper("QueueHandler, QueueListener → HTTPHandler", _queue_handler, part=40),
     Shipper("OpenTelemetry: BatchLogRecordProcessor, OTLP", _open_telemetry, patience_seconds=6.0),
-    # It sends what is left over every ten seconds.
+    # It sends remaining events every ten seconds.
     Shipper("python-logstash-async: HttpTransport", _logstash, part=20, patience_seconds=12.0),
 )

@@ -1,6 +1,6 @@
-"""The command ``python -m benchmarks.sustained``: so many events a second for a minute, by each way to a collector.
+"""The command ``python -m benchmarks.sustained``: for a minute, sends events to a collector at a fixed rate.
 
-Each way is a process of its own, which ends when its time is over, whatever it has not sent by then.
+Each way runs in a process of its own, which ends when its time is over, even if it has not sent all events.
 """
 
 from __future__ import annotations
@@ -25,25 +25,22 @@ if TYPE_CHECKING:
 
     from benchmarks.shippers import Shipper
 
-#: Events are logged in portions, so many a second.
+#: Events are logged in portions; this is the number of portions per second.
 _PORTIONS_PER_SECOND = 50
 
-#: How long what was logged may take to arrive after the last call.
+#: How long events may take to arrive after the last call.
 _GRACE_SECONDS = 15.0
 
 
 def sustain(shipper: Shipper, peer: Collector, seconds: float, rate: int) -> dict[str, Any]:
-    """Log *rate* events a second for so many *seconds*; return what came of it.
-
-    A way that is slower than that logs as many as it can.
-    """
+    """Log *rate* events per second for *seconds*, or as many as the shipper can; return the results."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
 
         def tell(made: dict[str, Any]) -> None:
             os.write(writer, json.dumps(made).encode())
-            # Without what threads may still have to do.
+            # Exit without waiting for other threads.
             os._exit(0)
 
         try:
@@ -72,11 +69,11 @@ def _measure(
         while (now := perf_counter()) - begin < seconds:
             log(portion)
             portions.append(perf_counter() - now)
-            # The next portion's time; one that is late is not waited for.
+            # Sleep until the next portion is due; a late portion follows at once.
             time.sleep(max(0.0, begin + len(portions) * portion / rate - perf_counter()))
         end = perf_counter()
         logged = len(portions) * portion
-        # What is left is pushed where the library can; by a thread, since it may take longer than there is time.
+        # In a thread, since draining may take longer than the time that is left.
         threading.Thread(target=drain, daemon=True).start()
         arrived, last = peer.wait(logged, _GRACE_SECONDS, at_most_seconds=_GRACE_SECONDS)
         portions.sort()

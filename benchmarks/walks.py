@@ -1,8 +1,8 @@
-"""The command ``python -m benchmarks.walks``: how many calls an event's way takes, and how often it changes module.
+"""The command ``python -m benchmarks.walks``: counts the calls on the path of an event, and the changes of module.
 
-A *call* is one of a Python function of the package, in any thread. A *jump* is a call of a function in another module
-than the thread's call before. The counts do not depend on the machine: they say how far a reader has to follow.
-Importing is not counted.
+A *call* is a call of a Python function of the package, in any thread. A *jump* is a call of a function in another
+module than the thread's previous call. The counts do not depend on the machine: they say how far a reader has to follow
+the code. Imports are not counted.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _EVENT = {"event": "request finished", "level": "info", "timestamp": "2026-03-14
 
 @dataclass
 class Walk:
-    """What was counted.
+    """The counts.
 
     Args:
         calls: Calls of functions of the package.
-        jumps: Those that came into another module than the thread's call before.
+        jumps: Calls into another module than the thread's previous call.
     """
 
     calls: int = 0
@@ -64,7 +64,7 @@ _REAL: dict[str, str] = {}
 
 @contextmanager
 def counted() -> Iterator[Walk]:
-    """Count what happens within, in this thread and in those that start meanwhile."""
+    """Count the calls within the context, in this thread and in those that start meanwhile."""
     walk = Walk()
     threading.setprofile(walk.note)
     sys.setprofile(walk.note)
@@ -83,7 +83,7 @@ class _Taking(Sink):
 
 
 def walks(directory: Path) -> Iterator[tuple[str, Walk]]:
-    """Count each way; *directory* is an empty one."""
+    """Count each path; *directory* is an empty directory."""
     with FileSink(directory / "file.jsonl") as sink:
         sink.handle(_EVENT)
         with counted() as walk:
@@ -116,7 +116,7 @@ def _lived(
     target: Callable[[ExitStack, Path], Sink],
     around: Callable[[Sink, Path], Sink],
 ) -> Walk:
-    """Count the whole life of a worker that delivers ten events: its start, the batch, the end."""
+    """Count the whole life of a worker that delivers ten events: its start, the batch, and its end."""
     own = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
     sink = around(target(stack, own), own)
     with counted() as walk:
@@ -138,7 +138,7 @@ def _file(_stack: ExitStack, directory: Path) -> Sink:
 def _http(stack: ExitStack, _directory: Path) -> Sink:
     url = stack.enter_context(collector()).url
     with HTTPSink(url, body=NDJSON()) as first:
-        first.handle(_EVENT)  # what is imported once
+        first.handle(_EVENT)  # imports the modules
     return HTTPSink(url, body=NDJSON())
 
 

@@ -1,4 +1,4 @@
-"""What was measured, in words and tables for the documentation."""
+"""Writes the results as text and tables for the documentation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 _PJL = "python-json-logger[orjson]"
 
-#: The table on top of the page: what, the group, our row, the others' row.
+#: The table at the top of the page: description, group, our row, the other row.
 SUMMARY = (
     ("structlog into a file", "structlog", "structlog → FileSink, last processor", "structlog → BytesLogger"),
     ("logging into a file", "stdlib", "SinkHandler → FileSink, callsite=False", f"FileHandler + {_PJL}"),
@@ -55,7 +55,7 @@ SUMMARY = (
     ),
 )
 
-#: Why a row cannot keep its budget, or has not yet.
+#: The reasons why rows do not keep their budget.
 REASONS = {
     "FileSink, throttled, none held back": "as FileSink with a processor; its window is looked up, and a clock is read",
     "FileSink, a storm of one message, throttled": "the event's window is looked up, and a clock is read",
@@ -98,7 +98,7 @@ REASONS = {
 
 
 def number(value: float) -> str:
-    """Return *value* with as many digits as are worth showing."""
+    """Return *value* with the digits that are significant."""
     return f"{value:.0f}" if value >= _WHOLE_FROM else f"{value:.2f}" if value >= _TWO_PLACES_FROM else f"{value:.3f}"
 
 
@@ -106,7 +106,7 @@ _WHOLE_FROM, _TWO_PLACES_FROM = 20, 0.1
 
 
 def machine_of(results: dict[str, Any]) -> str:
-    """Return when, with what and on what was measured."""
+    """Return the date, machine and software of the measurement."""
     libraries = ", ".join(f"{name} {version}" for name, version in results["libraries"].items() if version)
     return (
         f"Measured on {results['date']} on {results['machine']}, {results['system']}, file system"
@@ -115,7 +115,7 @@ def machine_of(results: dict[str, Any]) -> str:
 
 
 def summary_of(results: dict[str, Any]) -> str:
-    """Return the table on top of the page: what an event costs, beside what it costs with what others use."""
+    """Return the table at the top of the page: what an event costs with Outfall, and with other libraries."""
     found = {(group["name"], row["name"]): (row, group["unit"]) for group in results["groups"] for row in group["rows"]}
     lines = ["| what | with Outfall | with others | others are |", "| --- | --- | --- | --- |"]
     for what, group, ours, theirs in SUMMARY:
@@ -127,7 +127,7 @@ def summary_of(results: dict[str, Any]) -> str:
 
 
 def budgets_of(results: dict[str, Any]) -> str:
-    """Return a table of what has a budget, whether it was kept, and the reason where it was not.
+    """Return a table of the budgets: whether each was kept, and if not, the reason.
 
     Raises:
         KeyError: If a budget was not kept and `REASONS` has no reason for it.
@@ -147,7 +147,7 @@ def budgets_of(results: dict[str, Any]) -> str:
 
 
 def measured_of(row: dict[str, Any], unit: str) -> tuple[float, str]:
-    """Return what the budget of *row* is about, and its unit."""
+    """Return the number that the budget of *row* limits, and its unit."""
     if row["peer"] is not None:
         return row["peer_ratio"] or 0.0, ""
     if row["floor"] is not None:
@@ -156,7 +156,7 @@ def measured_of(row: dict[str, Any], unit: str) -> tuple[float, str]:
 
 
 def figures_of(results: dict[str, Any]) -> str:
-    """Return a table of everything that was measured, for each group."""
+    """Return a table of all results of each group."""
     parts: list[str] = []
     for group in results["groups"]:
         parts.append(f"**{group['name']}**: {group['about']}. {group['rounds']} rounds of {group['events']}.\n")

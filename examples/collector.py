@@ -1,6 +1,7 @@
-"""A collector to try things out with: it takes lines of JSON by POST, and appends them to a file.
+"""A collector for experiments: it accepts lines of JSON by POST, and appends them to a file.
 
-``python examples/collector.py collected.jsonl`` prints its URL and serves until it is ended. A port may follow.
+``python examples/collector.py collected.jsonl`` prints its URL, and serves until the process is ended. A port may be
+given as a second argument.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pathlib import Path
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Takes all lines of a request, or none."""
+    """Accept all lines of a request, or none."""
 
-    protocol_version = "HTTP/1.1"  # so that connections are kept
+    protocol_version = "HTTP/1.1"  # keeps connections alive
     file: Path
 
     def do_POST(self) -> None:
-        """Append the request's lines to the file; answer 204, or 400 if one of them is no JSON."""
+        """Append the request's lines to the file; respond with 204, or with 400 if a line is not JSON."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
@@ -38,11 +39,11 @@ class Collector(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing about each request."""
+        """Print nothing for each request."""
 
 
 def open_file(path: Path) -> Path:
-    """Make the file if it is missing; take away half a line that a killed collector has left, and answered nobody."""
+    """Create the file if it is missing; remove the half line of a killed collector, which has not acknowledged it."""
     path.touch()
     with path.open("r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)

@@ -1,7 +1,7 @@
-"""Many processes, one file: each sends its events to a listener in the parent, which writes them.
+"""Many processes, one file: each process sends its events to a listener in the parent, which writes them.
 
-Run it as ``python examples/many_processes.py events.jsonl``. No process but the parent opens the file, so nothing has
-to be locked, and it may rotate as it likes.
+Run it as ``python examples/many_processes.py events.jsonl``. Only the parent opens the file, so no lock is needed, and
+the file may rotate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outfall import RotatingFileSink, SocketListener, SocketSink
 
 
 def work(address: tuple[str, int], worker: int, events: int) -> None:
-    """Log so many events: what runs in each process."""
+    """Log *events* events; each process runs this function."""
     sink = SocketSink(*address)
     add_time = structlog.processors.TimeStamper(fmt="iso")
     structlog.configure(processors=[structlog.processors.add_log_level, add_time, sink])
@@ -30,7 +30,7 @@ def work(address: tuple[str, int], worker: int, events: int) -> None:
 
 
 def main() -> None:
-    """Start the listener and the processes, wait for them, and say what is in the file."""
+    """Start the listener and the processes, wait for them, and print what the file contains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--processes", type=int, default=4)

@@ -1,10 +1,10 @@
-"""A small HTTP service whose every event goes through Outfall.
+"""A small HTTP service that logs everything through Outfall.
 
-It answers a few hundred real requests on loopback. Some of them fail, some make a handler raise. The service
-logs with structlog; its libraries (urllib3, http.server) log with the standard library. All of it ends in five
-sinks, each with its own level, renderer and redaction. One is a file that rolls over; one keeps events on disk until
-a collector in another process has them, which is killed midway and started again. At the end what the JSON file and the
-collector have is read back, summed up and compared with the ledgers.
+It answers a few hundred real requests on loopback. Some requests fail, and some make a handler raise. The service logs
+with structlog; its libraries (urllib3, http.server) log with the standard library. All events go to five sinks, each
+with its own level, renderer and redaction. One sink is a file that rolls over. Another stores events on disk until a
+collector in another process has them; that collector is killed midway and started again. At the end the program reads
+the JSON file and the collector's file, and compares them with the ledgers.
 
 Run it with ``make demo``, or ``python examples/service.py --help``.
 """
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from outfall import SinkFailure, SinkStats
 
-# -- Redaction. A processor gets its own copy of the event, so what one sink hides another may still show.
+# -- Redaction. Each sink's processors get their own copy of the event, so one sink may show what another hides.
 
 SECRET_FIELDS = frozenset({"password", "token", "card"})
 SECRET_IN_QUERY = re.compile(r"\b(password|token)=([^&\s\"']+)")
@@ -87,7 +87,7 @@ def redact(hide: Callable[[str], str]) -> Processor:
 
 
 def without_people(_logger: WrappedLogger, _method_name: str, event: EventDict) -> EventDict:
-    """Take out who it was: the client's address, the order, and whatever stands in a query."""
+    """Remove personal data: the client's address, the order, and the values in query strings."""
     event.pop("client", None)
     event.pop("order", None)
     return {key: QUERY.sub("?...", value) if isinstance(value, str) else value for key, value in event.items()}
@@ -99,9 +99,9 @@ SHOP = "shop"  # the service's own logger
 
 
 class AtMost:
-    """A processor that lets *number* events of each kind pass: enough to see what they are like.
+    """A processor that passes the first *number* events of each kind, as a sample.
 
-    A kind is an event's name and level if the service logs it, and a logger and level if a library does.
+    A kind is the event's name and level if the service logs it, and the logger and level if a library does.
     """
 
     def __init__(self, number: int) -> None:
@@ -121,7 +121,7 @@ class AtMost:
 
 
 def error_in_one_line(_logger: WrappedLogger, _method_name: str, event: EventDict) -> EventDict:
-    """Replace the exception by its type and message."""
+    """Replace the exception by one line with its type and message."""
     if event.pop("exc_info", None):
         event["error"] = repr(sys.exc_info()[1])
     return event
@@ -131,8 +131,8 @@ def error_in_one_line(_logger: WrappedLogger, _method_name: str, event: EventDic
 
 
 def open_sinks(directory: Path, collector_url: str, outages: list[SinkFailure]) -> FanoutSink:
-    """Return one sink that stands for five; what goes wrong on the way to the collector is added to *outages*."""
-    for left in archive_files(directory):  # by an earlier run; the other files are opened with mode="w"
+    """Return one sink for all five; failures of the collector are added to *outages*."""
+    for left in archive_files(directory):  # of an earlier run; the other files are opened with mode="w"
         left.unlink()
     console = StreamSink(
         sys.stdout,
@@ -148,7 +148,7 @@ def open_sinks(directory: Path, collector_url: str, outages: list[SinkFailure]) 
         mode="w",
         name="everything",
         level="debug",
-        # The traceback is made text first, so that it is redacted too.
+        # The traceback is rendered first, so that it is redacted too.
         processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***")],
         renderer=OrjsonRenderer(key_order=("timestamp", "level", "logger", "event")),
     )
@@ -164,37 +164,37 @@ def open_sinks(directory: Path, collector_url: str, outages: list[SinkFailure]) 
         directory / "archive.jsonl",
         max_bytes=32_000,
         backup_count=100,
-        compression="gzip",  # in the background
+        compression="gzip",  # in a background thread
         name="archive",
         level="info",
         processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***")],
     )
-    collector = SpoolSink(  # which keeps events on disk until the collector has them, whatever becomes of it meanwhile
+    collector = SpoolSink(  # stores events on disk until the collector has them
         HTTPSink(collector_url, body=NDJSON(), compression="gzip"),
         directory / "spool",
         retry=RetryPolicy(max_seconds=0.5),  # for a demonstration; a real outage takes longer
-        on_error=outages.append,  # shown in the report, instead of on stderr
+        on_error=outages.append,  # shown in the report, not on stderr
         name="collector",
         level="info",
         processors=[structlog.processors.format_exc_info, redact(lambda _secret: "***"), without_people],
     )
-    # What all five need is done once, here: the request's fields go into the libraries' events as well.
+    # This processor runs once for all five sinks. It adds the request's fields to the events of libraries too.
     return FanoutSink(console, everything, warnings, archive, collector, name="fanout", processors=[merge_contextvars])
 
 
 def archive_files(directory: Path) -> list[Path]:
-    """Return the files of the sink that rolls over, the newest first."""
+    """Return the files of the sink that rolls over, newest first."""
     return sorted(directory.glob("archive.jsonl*"), key=lambda path: int((re.findall(r"\d+", path.name) or [0])[0]))
 
 
 def configure_logging(sink: FanoutSink) -> None:
-    """Lead structlog and the standard library into *sink*."""
+    """Make structlog and the standard library log to *sink*."""
     structlog.configure(
         processors=[structlog.stdlib.add_logger_name, structlog.processors.TimeStamper(fmt="iso")],
         logger_factory=SinkLoggerFactory(sink),
         cache_logger_on_first_use=True,
     )
-    # Not by basicConfig, which would give the handler a formatter: events would arrive as text.
+    # Not basicConfig, which would give the handler a formatter: events would become text.
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
     root.addHandler(SinkHandler(sink))
@@ -207,7 +207,7 @@ server_log = logging.getLogger("http.server")
 
 
 class RefusedError(Exception):
-    """The request cannot be answered; the client is told why."""
+    """The request cannot be answered; the client gets the reason."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -215,13 +215,13 @@ class RefusedError(Exception):
 
 
 class HungUpError(Exception):
-    """The connection is to be closed without an answer."""
+    """The connection has to be closed without a response."""
 
 
 class Shop(BaseHTTPRequestHandler):
-    """Items to look at, orders, a login, a slow report, and a route that answers only when asked twice."""
+    """Routes for items, orders, a login, a slow report, and one that answers only the second request."""
 
-    wbufsize = -1  # each answer leaves in one piece
+    wbufsize = -1  # each response is sent as a whole
     items = frozenset({"1", "2", "3"})
     password = "correct-horse"  # noqa: S105 - a demonstration's
     request_ids = itertools.count(1)
@@ -236,7 +236,7 @@ class Shop(BaseHTTPRequestHandler):
         self.respond()
 
     def respond(self) -> None:
-        """Answer one request, with its fields bound to every event that is logged meanwhile."""
+        """Answer one request; all events logged meanwhile get its fields."""
         with bound_contextvars(
             request_id=f"r{next(self.request_ids):04}",
             method=self.command,
@@ -254,7 +254,7 @@ class Shop(BaseHTTPRequestHandler):
             except Exception:
                 log.exception("handler raised")
                 answer, status = {"error": "internal"}, HTTPStatus.INTERNAL_SERVER_ERROR
-            # Before the answer: a client that has it finds every event of its request logged.
+            # Log before the response: a client that has the response then finds all events of its request.
             log.log(
                 logging.WARNING if status >= HTTPStatus.BAD_REQUEST else logging.INFO,
                 "request finished",
@@ -281,7 +281,7 @@ class Shop(BaseHTTPRequestHandler):
             case "POST", "orders":
                 order = orjson.loads(body)
                 log.info("order received", order=order)
-                return {"total": 12 * order["quantity"]}  # a KeyError, if the client left it out
+                return {"total": 12 * order["quantity"]}  # raises a KeyError if the client omits it
             case "GET", "report":
                 time.sleep(int(query["rows"]) / 10_000)
                 return {"rows": query["rows"]}
@@ -302,16 +302,16 @@ class Shop(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Log what the server itself has to say by `logging`, not on stderr."""
+        """Log the server's own messages by `logging`, not to stderr."""
         server_log.info(format, *args)
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
-    """Run the service on a free port of the loopback interface; give its URL."""
+    """Run the service on a free port of the loopback interface; yield its URL."""
     Shop.visits.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Shop)
-    server.daemon_threads = False  # so that closing it waits for the requests in progress and their events
+    server.daemon_threads = False  # closing the server waits for requests in progress, and for their events
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -322,11 +322,11 @@ def serving() -> Iterator[str]:
         server.server_close()
 
 
-# -- The collector, for which a process of its own stands here
+# -- The collector, in a process of its own
 
 
 class CollectorProcess:
-    """A collector that appends what it gets to *file*. It can be killed, and started again at the same address."""
+    """A collector that appends events to *file*. It can be killed, and started again at the same address."""
 
     def __init__(self, file: Path) -> None:
         file.unlink(missing_ok=True)
@@ -345,7 +345,7 @@ class CollectorProcess:
         self.url = self._process.stdout.readline().strip()
 
     def kill(self) -> None:
-        """End it, without a chance to finish what it does."""
+        """Kill it."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -360,7 +360,7 @@ CARD = "4111-1111-1111-1111"
 
 
 def request(session: requests.Session, url: str, number: int) -> int:
-    """Make request *number*, one of ten kinds in turn; return its status."""
+    """Make request *number*, which determines one of ten kinds; return its status."""
     order = {"item": 2, "quantity": 1 + number % 3, "payment": {"card": CARD, "token": "tok-9a0364b9"}}
     kinds: list[tuple[str, str, Any]] = [
         ("GET", "/items/1", None),
@@ -371,7 +371,7 @@ def request(session: requests.Session, url: str, number: int) -> int:
         ("POST", "/orders", order),
         ("POST", "/orders", {"item": 2, "payment": order["payment"]}),  # no quantity: the handler raises
         ("GET", f"/report?rows={number % 7 * 50}", None),  # slow
-        ("GET", f"/flaky?visit={number}", None),  # urllib3 has to try twice, and warns of it
+        ("GET", f"/flaky?visit={number}", None),  # urllib3 has to retry, and logs a warning
         ("GET", "/nowhere", None),  # not found
     ]
     method, path, body = kinds[number % len(kinds)]
@@ -379,11 +379,11 @@ def request(session: requests.Session, url: str, number: int) -> int:
 
 
 def make_requests(url: str, numbers: range, clients: int = 4) -> Counter[int]:
-    """Make requests, several at a time; return how often each status came."""
+    """Make requests, several at the same time; return the number of each status."""
 
     def client(first: int) -> list[int]:
         with requests.Session() as session:
-            session.trust_env = False  # no proxy on the way to loopback
+            session.trust_env = False  # no proxy for loopback
             session.mount("http://", HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0)))
             return [request(session, url, number) for number in numbers[first::clients]]
 
@@ -395,14 +395,14 @@ def make_requests(url: str, numbers: range, clients: int = 4) -> Counter[int]:
 
 
 class Summary(NamedTuple):
-    """What the JSON file says."""
+    """The content of the JSON files."""
 
     lines: int
     by_logger_and_level: Counter[tuple[str, str]]
     finished: list[dict[str, Any]]
-    #: Size in bytes, and events, of each file of the archive.
+    #: The size in bytes and the number of events of each file of the archive.
     archive: dict[str, tuple[int, int]]
-    #: How many events of each level the collector has.
+    #: The number of events at the collector, by level.
     collected: Counter[str]
 
 
@@ -414,7 +414,7 @@ def read_back(directory: Path) -> Summary:
         written = path.read_bytes()
         text = gzip.decompress(written) if path.suffix == ".gz" else written
         archive[path.name] = len(written), len([orjson.loads(line) for line in text.splitlines()])
-    # The batch that was on its way when the collector was killed may be there twice.
+    # The batch in flight when the collector was killed may be there twice.
     lines = dict.fromkeys((directory / "collected.jsonl").read_bytes().splitlines())
     collected = [orjson.loads(line) for line in lines]
     return Summary(
@@ -427,7 +427,7 @@ def read_back(directory: Path) -> Summary:
 
 
 def what_is_wrong(summary: Summary, statuses: Counter[int], fanout: SinkStats) -> list[str]:
-    """Compare file, client and ledgers; return what does not agree."""
+    """Compare file, client and ledgers; return the differences."""
     wrong = [
         f"{sink.name} accepted {sink.accepted} events and delivered {sink.delivered}"
         for sink in (fanout, *fanout.targets)
@@ -451,7 +451,7 @@ def what_is_wrong(summary: Summary, statuses: Counter[int], fanout: SinkStats) -
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print *rows* below *columns*; numbers to the right."""
+    """Print *rows* below *columns*, with numbers aligned to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     print(f"\n{title}\n")
@@ -464,7 +464,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def print_report(summary: Summary, fanout: SinkStats) -> None:
-    """Print what the file holds, and each sink's ledger."""
+    """Print what the file contains, and the ledger of each sink."""
     print_table(
         "Events in service.jsonl",
         ["logger", "level", "events"],
@@ -497,12 +497,12 @@ def print_report(summary: Summary, fanout: SinkStats) -> None:
 
 
 class Outage(NamedTuple):
-    """What the killing of the collector showed."""
+    """The results of killing the collector."""
 
     killed_after: int
     started_after: int
     waiting: int
-    failures: list[SinkFailure]  # the first, if there is one
+    failures: list[SinkFailure]  # the first failure, if there is one
 
 
 def request_through_an_outage(
@@ -511,11 +511,11 @@ def request_through_an_outage(
     """Make *count* requests; kill the collector after a third of them, and start it again after the second third."""
     third = count // 3
     statuses = make_requests(url, range(third))
-    sink.flush(30)  # so that what is on disk later is what was logged during the outage
+    sink.flush(30)  # so that the disk later holds only events of the outage
     collector.kill()
     statuses += make_requests(url, range(third, 2 * third))
     waiting = sum(target.spooled for target in sink.stats().targets)
-    # On a fast machine the requests are made before the spool has tried to deliver any of this.
+    # On a fast machine all requests are finished before the spool tries to deliver one of the events.
     while waiting and not failures:
         time.sleep(0.01)
     collector.start()
@@ -524,7 +524,7 @@ def request_through_an_outage(
 
 
 def print_outage(outage: Outage) -> None:
-    """Print what happened while the collector was away."""
+    """Print what happened while the collector did not run."""
     print("\nThe collector's outage\n")
     print(f"  It was killed after {outage.killed_after} requests, and started again after {outage.started_after}.")
     print(f"  {outage.waiting} events were on disk by then. All have arrived since.")
@@ -533,7 +533,7 @@ def print_outage(outage: Outage) -> None:
 
 
 def run(directory: Path, count: int) -> int:
-    """Serve, request, report; return the exit code."""
+    """Serve, send requests, and report; return the exit code."""
     print(f"A sample of what the console sink shows of {count} requests:\n")
     failures: list[SinkFailure] = []
     with (
@@ -543,9 +543,9 @@ def run(directory: Path, count: int) -> int:
         configure_logging(sink)
         with serving() as url:
             statuses, outage = request_through_an_outage(url, count, collector, sink, failures)
-        # What the last batch makes urllib3 log is an event too, and comes before the sinks are closed.
+        # urllib3 logs an event while the last batch is sent. Flush it before the sinks are closed.
         sink.flush(30)
-    # Closed: all that was accepted has been settled.
+    # The sinks are closed: every accepted event has an outcome.
     summary = read_back(directory)
     print_report(summary, sink.stats())
     wrong = what_is_wrong(summary, statuses, sink.stats())
@@ -558,12 +558,12 @@ def run(directory: Path, count: int) -> int:
 
 
 def main() -> int:
-    """Read the command line, and run."""
+    """Parse the command line, and run."""
     parser = argparse.ArgumentParser(description="Run a service, request it, and show what its sinks received.")
     parser.add_argument("--directory", type=Path, help="where to keep the log files (default: nowhere)")
     parser.add_argument("--requests", type=int, default=400, help="how many to make (default: %(default)s)")
     arguments = parser.parse_args()
-    # The collector is on loopback, whatever proxy this machine has.
+    # The collector is on loopback: use no proxy.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     if arguments.directory is None:
         with tempfile.TemporaryDirectory(prefix="outfall-demo-") as directory:

@@ -214,7 +214,7 @@ else:
             msg = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(msg)
         found = import_module(f"{__name__}.{module}")
-        # Its other names too: nothing can be imported once the interpreter ends, and what is called then is in use.
+        # Store all names of the module: once the interpreter shuts down, nothing can be imported.
         globals().update({each: getattr(found, each) for each, home in _MODULES.items() if home == module})
         return globals()[name]
 

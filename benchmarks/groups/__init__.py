@@ -1,4 +1,4 @@
-"""What is measured, in the order in which it is."""
+"""The groups of rows, in the order in which they are measured."""
 
 from benchmarks.groups import (
     background,

@@ -1,6 +1,6 @@
-"""What the caller pays where a thread delivers: `BackgroundSink`, the `QueueHandler` of `logging`, loguru.
+"""The caller's cost if a thread delivers: `BackgroundSink`, the `QueueHandler` of `logging`, and loguru.
 
-The target does nothing. Events come in bursts, between which what waits is delivered or taken out, untimed.
+The target does nothing. Events come in bursts. Between bursts the waiting events are delivered, which is not timed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Counting(Sink):
-    """A target that does nothing but count."""
+    """A target that only counts events."""
 
     taken = 0
 
@@ -74,7 +74,7 @@ def _sink_handler(_directory: Path) -> AbstractContextManager[Run]:
 
 @contextmanager
 def _queue_handler(_directory: Path) -> Iterator[Run]:
-    """The standard library's, which formats records and puts them into the queue."""
+    """The standard library's handler, which formats records and puts them into the queue."""
     queue: SimpleQueue[Any] = SimpleQueue()
     logged = 0
 
@@ -94,7 +94,7 @@ def _queue_handler(_directory: Path) -> Iterator[Run]:
 
 @contextmanager
 def _loguru(_directory: Path) -> Iterator[Run]:
-    """Loguru with its thread, into a function that counts."""
+    """Loguru with its own thread, into a function that counts."""
     from loguru import logger
 
     taken = logged = 0
@@ -103,8 +103,8 @@ def _loguru(_directory: Path) -> Iterator[Run]:
         nonlocal taken
         taken += 1
 
-    with suppress(ValueError):  # it is gone the second time
-        logger.remove(0)  # the handler on stderr that loguru begins with
+    with suppress(ValueError):  # it was removed before
+        logger.remove(0)  # loguru's initial handler on stderr
     handler = logger.add(count, format="{message}", serialize=True, enqueue=True)
     run = drive_loguru(logger)
 

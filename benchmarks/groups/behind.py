@@ -1,9 +1,9 @@
-"""What a thread in front of a sink costs and hides: all CPU of the process, the caller's share, rates, the worst calls.
+"""The cost of a thread in front of a sink: CPU of the process, CPU of the caller, rates, and the slowest calls.
 
-Everything is sustained, with default settings: events come as fast as a loop makes them, more than a batch has, into
-targets that do their work. `BEHIND` counts the CPU time of the whole process, caller and worker, until the last event
-is delivered; `CALLER` counts the calling thread alone; `RATE` is what eight threads get through; `TAIL` is the slowest
-call of `handle` among a thousand.
+The load is sustained, with default settings: a loop logs as fast as it can, more events than fit into a batch, and the
+targets do real work. `BEHIND` is the CPU time of the whole process, caller and worker, until the last event is
+delivered. `CALLER` is that of the calling thread. `RATE` is the rate of eight threads. `TAIL` is the slowest call of
+`handle` among a thousand.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from benchmarks.harness import Run, SetUp
     from outfall import Encoded
 
-    #: Makes a sink, with what it needs on the stack, for a row with this directory.
+    #: Makes a sink for a row with this directory; the stack closes what the sink needs.
     Make = Callable[[ExitStack, Path], Sink]
 
 THREADS = 8
-#: So much waits in a worker at most while it is measured, as by default.
+#: The number of events in a round, all of which may wait in the worker.
 EVENTS = 20_000
 
 
@@ -88,7 +88,7 @@ def _files(number: int) -> Make:
 
 
 def _behind(make: Make, **arguments: Any) -> Make:
-    """Return what puts a BackgroundSink in front of what *make* makes."""
+    """Return a function that puts a BackgroundSink in front of the sink that *make* makes."""
 
     def made(stack: ExitStack, directory: Path) -> Sink:
         return BackgroundSink(make(stack, directory), on_error="raise", **arguments)
@@ -97,7 +97,7 @@ def _behind(make: Make, **arguments: Any) -> Make:
 
 
 def each_file_has(files: int) -> Callable[[Path, int], None]:
-    """Return a proof that each of so many files has every event."""
+    """Return a proof that each of *files* files has every event."""
 
     def proof(directory: Path, events: int) -> None:
         every_line_written(directory, events * files)
@@ -106,7 +106,7 @@ def each_file_has(files: int) -> Callable[[Path, int], None]:
 
 
 def forgotten(directory: Path, _events: int) -> None:
-    """Empty what a peer has written; that all was sent, the ledger says."""
+    """Empty the file that a peer has written; the ledger says that all events were sent."""
     (directory / "received").open("wb").close()
 
 
@@ -114,7 +114,7 @@ def forgotten(directory: Path, _events: int) -> None:
 
 
 def _sustained(make: Make) -> SetUp:
-    """Until the last event is delivered."""
+    """Measure until the last event is delivered."""
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
@@ -130,7 +130,7 @@ def _sustained(make: Make) -> SetUp:
 
 
 def _called(make: Make) -> SetUp:
-    """The caller's CPU alone, while the worker works beside it."""
+    """Measure the caller's CPU time alone, while the worker runs."""
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
@@ -151,7 +151,7 @@ def _called(make: Make) -> SetUp:
 
 
 def _by_threads(make: Make) -> SetUp:
-    """Until the last event of `THREADS` threads is delivered, by the wall."""
+    """Measure wall time until the last event of `THREADS` threads is delivered."""
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
@@ -173,7 +173,7 @@ def _by_threads(make: Make) -> SetUp:
 
 
 def _longest(make: Make, threads: int) -> SetUp:
-    """The time within which 999 of 1 000 calls of handle return."""
+    """Measure the time within which 999 of 1 000 calls of handle return."""
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
@@ -208,7 +208,7 @@ def _longest(make: Make, threads: int) -> SetUp:
 
 @contextmanager
 def _queued(_directory: Path) -> Iterator[Run]:
-    """One ``orjson.dumps`` and one ``SimpleQueue.put`` for each event, into a queue that is emptied afterwards."""
+    """One ``orjson.dumps`` and one ``SimpleQueue.put`` for each event; the queue is emptied afterwards."""
     queue: SimpleQueue[bytes] = SimpleQueue()
     put, dumps = queue.put, orjson.dumps
     log = drive(lambda event: put(dumps(event)))
@@ -224,7 +224,7 @@ def _queued(_directory: Path) -> Iterator[Run]:
 
 
 def _written_to(files: int) -> SetUp:
-    """One ``orjson.dumps`` and so many ``os.write`` for each event."""
+    """One ``orjson.dumps`` and *files* calls of ``os.write`` for each event."""
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
@@ -251,7 +251,7 @@ def _written_to(files: int) -> SetUp:
 
 @contextmanager
 def _queue_listener(directory: Path) -> Iterator[Run]:
-    """The standard library's queue and listener, into a file of JSON."""
+    """The standard library's queue and listener, which writes JSON to a file."""
     import logging
     import logging.handlers
 
@@ -287,7 +287,7 @@ def _sink_handler(directory: Path) -> Iterator[Run]:
 
 
 class _Counting(Sink):
-    """A target that does nothing but count."""
+    """A target that only counts events."""
 
     taken = 0
 
@@ -377,7 +377,7 @@ RATE = Group(
     f"{THREADS} threads at once, until the last event is delivered",
     (
         Row(f"FileSink, {THREADS} threads", _by_threads(_file)),
-        # One and a half times its events a second.
+        # At least 1.5 times its events per second.
         Row(
             f"BackgroundSink(FileSink), {THREADS} threads",
             _by_threads(_behind(_file)),
@@ -385,7 +385,7 @@ RATE = Group(
             budget=0.67,
         ),
         Row("FanoutSink(two FileSinks), 1 thread", _sustained(_files(2)), proof=each_file_has(2)),
-        # Seven tenths of one thread's events a second.
+        # At least 0.7 times the events per second of one thread.
         Row(
             f"FanoutSink(two FileSinks), {THREADS} threads",
             _by_threads(_files(2)),

@@ -1,4 +1,4 @@
-"""What a worker pays to make the body of a request of ready items: the formats of collectors."""
+"""The worker's cost of encoding ready items as the body of a request: the formats of collectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events to an HTTP collector in another process: end to end, what the caller pays, and how many arrive."""
+"""Events sent to an HTTP collector in another process: end to end, the caller's cost, and the share that arrives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Run, SetUp
 
-#: The share that arrived of what was logged in the last turn, by the row's directory.
+#: The share of events that arrived in the last round, by the row's directory.
 _arrived: dict[Path, float] = {}
 
 
@@ -35,7 +35,7 @@ def _setup(shipper: Shipper, *, caller: bool) -> SetUp:
                 peer.counts(forget=True)
                 assert arrived or not shipper.whole
                 _arrived[directory] = arrived / logged
-                # As if all of a turn's events had been logged, and, end to end, for those that arrived.
+                # Scaled to all events of a round; end to end, to the events that arrived.
                 return (end - begin) * events / logged if caller else (last - begin) * events / max(1, arrived)
 
             yield run
@@ -44,12 +44,12 @@ def _setup(shipper: Shipper, *, caller: bool) -> SetUp:
 
 
 def share_arrived(directory: Path, _events: int) -> float:
-    """Return which part of the events arrived."""
+    """Return the share of events that arrived."""
     return _arrived.pop(directory)
 
 
 def all_arrived(directory: Path, events: int) -> float:
-    """Assert that all have arrived."""
+    """Assert that all events have arrived."""
     share = share_arrived(directory, events)
     assert share == 1, f"{share:.1%} arrived"
     return share
@@ -65,7 +65,7 @@ def _row(shipper: Shipper, *, caller: bool, budget: float | None = None) -> Row:
     )
 
 
-#: As many events a second as the floor's.
+#: The same number of events per second as the floor.
 _BUDGETS = {"BackgroundSink(HTTPSink(NDJSON))": 1.0}
 
 GROUP = Group(

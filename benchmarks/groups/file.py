@@ -33,27 +33,27 @@ def _sink(**arguments: Any) -> SetUp:
 
 
 def _same(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Be a processor that does nothing."""
+    """Return *event*: a processor that does nothing."""
     return event
 
 
 def _rendered(_logger: object, _name: str, event: dict[str, Any]) -> bytes:
-    """Be a renderer of one's own."""
+    """Return *event* as JSON: a custom renderer."""
     return dumps(event)
 
 
-#: More than ever come in its window.
+#: Its window is never full.
 _PASSING = Throttle(10**12, "1 day")
 
 
 @contextmanager
 def _storm(directory: Path) -> Iterator[Run]:
-    """Log one message, of which a throttle lets the first pass and holds back the others."""
+    """Log one message repeatedly; a throttle passes the first and suppresses the others."""
     path = directory / "events.jsonl"
     with FileSink(path, on_error="raise", processors=[Throttle(1, "1 day")]) as sink:
         yield drive(sink.handle)
         assert sink.stats().filtered
-    assert path.read_bytes().count(b"\n") == 2  # the first event, and how many others there were
+    assert path.read_bytes().count(b"\n") == 2  # the first event, and the number of suppressed ones
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The drop-in handlers for streams and files, each beside its original: the same records and formatter."""
+"""The drop-in handlers for streams and files, each next to its original: the same records and formatter."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ GROUP = Group(
     (
         *_pair("StreamHandler", logging.StreamHandler, _stream),
         *_pair("FileHandler", logging.FileHandler, _file),
-        # Its file is not emptied, which it would notice and tell.
+        # Its file is not emptied, since the handler would notice and report it.
         *_pair("WatchedFileHandler", logging.handlers.WatchedFileHandler, _file, every_line_rotated),
         *_pair(
             "RotatingFileHandler",

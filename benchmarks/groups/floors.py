@@ -1,4 +1,4 @@
-"""The least that a path can cost."""
+"""The lowest possible cost of each path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Run
 
-#: What the buffered floor, and the sinks compared with it, keep in memory.
+#: The buffer of the buffered floor, and of the sinks that are compared with it.
 BUFFER_BYTES = 64 * 1024
 
 
@@ -27,7 +27,7 @@ BUFFER_BYTES = 64 * 1024
 def _written(directory: Path) -> Iterator[Run]:
     """One ``orjson.dumps`` and one system call for each event."""
     descriptor = os.open(directory / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    # As fast as Python can call them: without attribute lookups, and orjson's arguments by position.
+    # As fast as Python can call them: no attribute lookups, and positional arguments for orjson.
     write, dumps, option = os.write, orjson.dumps, orjson.OPT_APPEND_NEWLINE
 
     def run(events: int) -> None:
@@ -91,12 +91,12 @@ def _buffered(directory: Path) -> Iterator[Run]:
         yield run
 
 
-#: So many events are put into a queue before it is emptied.
+#: The number of events put into a queue before it is emptied.
 BURST = 500
 
 
 def in_bursts(log: Callable[[int], object], drain: Callable[[], object]) -> Run:
-    """Return what logs events by bursts and calls *drain* after each, which is not timed: the caller's side alone."""
+    """Return a function that logs in bursts and calls *drain* after each; only the logging is timed."""
 
     def run(events: int) -> float:
         seconds = 0.0
@@ -148,7 +148,7 @@ def _queued(_directory: Path) -> Iterator[Run]:
 
 
 def emptied(get: Callable[[], object]) -> int:
-    """Call *get* until it raises `queue.Empty`; return how many times it did not."""
+    """Call *get* until it raises `queue.Empty`; return the number of items."""
     taken = 0
     try:
         while True:

@@ -1,4 +1,4 @@
-"""The drop-in handlers, each beside its original: the same records, formatters and peers."""
+"""The drop-in handlers, each next to its original: the same records, formatters and peers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FORMAT = (
     "%(client)s %(order_id)s"
 )
 
-#: Records that came to the end of each row's way, by its directory.
+#: The number of records that each row has delivered, by its directory.
 _counts: dict[Path, list[int]] = {}
 _collectors: dict[Path, Collector] = {}
 
 
 class _Counter(logging.Handler):
-    """What costs nothing: the end of the way."""
+    """A handler that only counts records."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def _listener(module: Any) -> SetUp:
 
 
 class _Tidy(logging.handlers.HTTPHandler):
-    """The original, but for the connections that it leaves open."""
+    """The original handler, with the connections closed that it leaves open."""
 
     _last: Any = None
 
@@ -132,7 +132,7 @@ class _Tidy(logging.handlers.HTTPHandler):
         return self._last
 
     def tidy(self) -> None:
-        """Close the last one."""
+        """Close the last connection."""
         if self._last is not None:
             self._last.close()
 

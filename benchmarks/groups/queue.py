@@ -1,7 +1,7 @@
-"""Into a queue or a buffer: `QueueSink` and `MemorySink`, beside `logging`'s `QueueHandler` and loguru.
+"""Putting events into a queue or a buffer: `QueueSink` and `MemorySink`, next to `logging`'s `QueueHandler` and loguru.
 
-The caller's side alone. Events come in bursts, between which the queue is emptied, untimed. What `MemorySink` hands on
-every 100 events, to a target that does nothing, is the caller's side as well.
+Only the caller's side is measured. Events come in bursts, and the queue is emptied between them, which is not timed.
+`MemorySink` flushes every 100 events to a target that does nothing; this is a part of the caller's side.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.harness import Run, SetUp
     from outfall import Sink
 
-#: How many events MemorySink and MemoryHandler hold.
+#: The capacity of MemorySink and MemoryHandler.
 CAPACITY = 100
 
 

@@ -1,6 +1,6 @@
-"""Files that roll over, with a rollover for every mebibyte written, beside those of others.
+"""Files that roll over, with a rollover for every mebibyte, next to those of other libraries.
 
-Ready event dicts to the sinks; `logging` calls to `SinkHandler` and to the handlers of others; loguru by its own calls.
+The sinks get ready event dicts; `SinkHandler` and other libraries' handlers get `logging` calls; loguru its own calls.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from benchmarks.harness import Run, SetUp
 
 MAX_BYTES = 1024 * 1024
-#: More than come between two proofs, which remove them.
+#: More than are made between two proofs, which remove the rotated files.
 BACKUPS = 100
 
-#: Lines that the proof before has left in the current file, by directory.
+#: The number of lines that the last proof left in the current file, by directory.
 _left: dict[Path, int] = {}
 
 
 def every_line_rotated(directory: Path, events: int) -> None:
-    """Raise unless so many lines came since the last call, in all files together; remove the rotated ones."""
+    """Assert that all files together got *events* lines since the last call; remove the rotated files."""
     lines = {path: path.read_bytes().count(b"\n") for path in directory.glob("events*")}
     came = sum(lines.values()) - _left.get(directory, 0)
     if came != events:

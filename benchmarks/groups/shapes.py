@@ -1,4 +1,4 @@
-"""Events of other shapes: more fields and fewer, nested ones, values that JSON does not have, an exception."""
+"""Events of unusual shapes: more or fewer fields, nested ones, values that JSON does not have, and an exception."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _error() -> ValueError:
     raise AssertionError
 
 
-#: What an event of so many fields has; each proof of `benchmarks.events` is in it.
+#: The fields from which events are made; they contain every text of `benchmarks.events.PROOF`.
 _FIELDS: dict[str, Any] = {
     "level": "info",
     "event": "request finished",

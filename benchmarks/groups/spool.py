@@ -1,4 +1,4 @@
-"""Events kept on disk until a collector has them: end to end, and what the caller pays meanwhile."""
+"""Events stored on disk until a collector has them: end to end, and the caller's cost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _spool(**arguments: Any) -> Callable[[str], AbstractContextManager[Open]]:
 
 @contextmanager
 def _logstash(url: str) -> Iterator[Open]:
-    """The handler with its queue in SQLite, as its documentation has it."""
+    """The handler with its queue in SQLite, set up as its documentation shows."""
     from logstash_async.handler import AsynchronousLogstashHandler
     from logstash_async.transport import HttpTransport
 
@@ -65,7 +65,7 @@ def _logstash(url: str) -> Iterator[Open]:
 
 _SPOOL = Shipper("SpoolSink(HTTPSink(NDJSON))", _spool(), whole=True)
 _SYNCED = Shipper('SpoolSink(HTTPSink(NDJSON)), fsync="interval"', _spool(fsync="interval"), whole=True)
-# It sends what is left over every ten seconds.
+# It sends remaining events every ten seconds.
 _SQLITE = Shipper("python-logstash-async: SQLite, HttpTransport", _logstash, part=20, patience_seconds=12.0)
 
 
@@ -82,7 +82,7 @@ def _row(shipper: Shipper, *, caller: bool = False, budget: float | None = None)
 GROUP = Group(
     "spool",
     "a burst of events, kept on disk, to an HTTP collector in another process, until the last has arrived",
-    # Half of the floor's events per second.
+    # At least half of the floor's events per second.
     (_row(FLOOR), _row(_SPOOL, budget=2.0), _row(_SYNCED), _row(_SQLITE)),
     rounds=5,
     events=20_000,
@@ -93,18 +93,18 @@ class _Taking(Sink):
     """A target that does nothing."""
 
     def emit_batch(self, batch: Sequence[Encoded]) -> None:
-        """Take *batch*."""
+        """Accept *batch*."""
 
 
 class _Away(Sink):
-    """A target that does not answer: what is logged meanwhile stays on disk."""
+    """A target that does not answer, so that events stay on disk."""
 
     def __init__(self) -> None:
         super().__init__()
         self.back = threading.Event()
 
     def emit_batch(self, batch: Sequence[Encoded]) -> None:
-        """Hang."""
+        """Block."""
         self.back.wait()
 
 

@@ -1,4 +1,4 @@
-"""What importing costs, in interpreters started for it."""
+"""The cost of imports, in new interpreters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[2]
 
-# Timed within the new interpreter, since starting one takes longer than any of this.
+# Timed within the new interpreter, since starting it takes longer than the imports.
 _CODE = """\
 {before}
 from time import perf_counter
@@ -31,8 +31,8 @@ print(perf_counter() - begin)
 def _imported(timed: str, before: str = "") -> SetUp:
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
-        # With the compiled modules that an installation has, made in the round that warms up, even where the
-        # environment forbids to write any.
+        # Use compiled modules, as an installation has them. The warm-up round makes them, even if the environment
+        # forbids to write any.
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(directory)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -48,7 +48,7 @@ def _imported(timed: str, before: str = "") -> SetUp:
 def _seconds_printed(code: str, environment: dict[str, str]) -> float:
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=_ROOT,  # so that it works uninstalled too
+        cwd=_ROOT,  # so that it works without an installation
         env=environment,
         check=True,
         stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
-"""`logging` into a `FileSink`, beside its own `logging.FileHandler` with JSON, and loguru.
+"""`logging` into a `FileSink`, next to its own `logging.FileHandler` with JSON, and loguru.
 
-Compared are lines that say the same: there is a pair with and a pair without the call site, which `SinkHandler` adds
-where it is asked to.
+Lines with the same fields are compared: one pair with and one pair without the call site, which `SinkHandler` adds on
+request.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Run, SetUp
 
-#: What SinkHandler adds of the call site for True, by the record's names.
+#: The call-site fields that SinkHandler adds for True, by the names of the record.
 _CALLSITE = ("pathname", "lineno", "funcName", "process", "processName", "thread", "threadName", "taskName")
 
 
 class _JSONFormatter(logging.Formatter):
-    """What people write by hand: the interpreter's own json over the record's main fields and its extra ones."""
+    """A typical custom formatter: the interpreter's own json, with the record's main fields and its extra ones."""
 
     _standard = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
 
@@ -45,7 +45,7 @@ class _JSONFormatter(logging.Formatter):
 
 @contextmanager
 def drive_handler(handler: logging.Handler) -> Iterator[Run]:
-    """Log to *handler* alone; close it at the end."""
+    """Yield a function that logs to *handler* alone; close the handler at the end."""
     try:
         yield drive_logging(handler)
     finally:
@@ -86,11 +86,11 @@ def _python_json_logger(*, callsite: bool) -> SetUp:
 
 @contextmanager
 def loguru_into_file(directory: Path, **arguments: Any) -> Iterator[Run]:
-    """Log by loguru's own calls, into a file that its *arguments* describe."""
+    """Log by loguru's own calls, into a file with the settings *arguments*."""
     from loguru import logger
 
-    with suppress(ValueError):  # it is gone the second time
-        logger.remove(0)  # the handler on stderr that loguru begins with
+    with suppress(ValueError):  # it was removed before
+        logger.remove(0)  # loguru's initial handler on stderr
     handler = logger.add(directory / "events.jsonl", format="{message}", serialize=True, **arguments)
 
     try:

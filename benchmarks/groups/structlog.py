@@ -1,7 +1,7 @@
-"""structlog into a `FileSink`, both ways in, beside structlog's own fastest way to a file.
+"""structlog into a `FileSink`, by both adapters, next to structlog's own fastest logger.
 
-All three have the processors of a usual configuration: contextvars, level and timestamp. A request's logger is bound
-once, its identifier comes from contextvars, and each call adds what that event alone knows.
+All three have the processors of a usual configuration: contextvars, level and timestamp. As for a request, the logger
+is bound once, its identifier comes from contextvars, and each call adds the fields of its event.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _drive(factory: Callable[..., Any], *last: Callable[..., Any]) -> Iterator[Run]:
-    """Log through the usual chain, then *last*, to the logger that *factory* makes."""
+    """Log through the usual chain and the processors *last*, to the logger that *factory* makes."""
     processors: tuple[Any, ...] = (
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
         *last,
     )
-    # Not structlog.configure(): the rows take turns, each with a configuration of its own.
+    # Not structlog.configure(): each row has a configuration of its own.
     wrapped = structlog.wrap_logger(
         factory(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG)
     )

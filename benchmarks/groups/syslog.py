@@ -1,7 +1,7 @@
-"""Datagrams to a syslog daemon on loopback, beside `logging.handlers.SysLogHandler`.
+"""Datagrams to a syslog daemon on loopback, next to `logging.handlers.SysLogHandler`.
 
-The daemon is a UDP socket that nobody reads while a turn is timed: a reader would take the time from the writer, and
-what does not fit into its buffer the system throws away, from all rows alike.
+The daemon is a UDP socket that is not read during a timed call: a reader would take CPU time from the writer. The
+system discards datagrams that do not fit into the socket's buffer, for all rows alike.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Run, SetUp
 
-#: The daemons, by the directory of the row.
+#: The daemons, by the row's directory.
 _daemons: dict[Path, socket.socket] = {}
 
 
 def arrived(directory: Path, events: int) -> None:
-    """Raise unless datagrams with the event came; throw them all away."""
+    """Assert that datagrams with the event came; discard them all."""
     daemon = _daemons[directory]
-    # Some of the first always fit into the buffer.
+    # The first datagrams always fit into the buffer.
     for number in range(events):
         try:
             message = daemon.recv(65_536)
@@ -44,7 +44,7 @@ def arrived(directory: Path, events: int) -> None:
 
 @contextmanager
 def listening(directory: Path) -> Iterator[tuple[str, int]]:
-    """Give the address of a daemon for the row with *directory*, whose proof is `arrived`."""
+    """Yield the address of a daemon for the row with *directory*, whose proof is `arrived`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
         daemon.bind(("127.0.0.1", 0))
         daemon.settimeout(0)

@@ -1,4 +1,4 @@
-"""One file and eight threads: what waiting for each other costs. There is no budget."""
+"""One file and eight threads: the cost of waiting for each other. There is no budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ THREADS = 8
 
 
 def _shared(row: Row, peer: str | None = None) -> Row:
-    """Return *row* with its events logged by `THREADS` threads at once."""
+    """Return *row* with its events logged by `THREADS` threads at the same time."""
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:
@@ -49,7 +49,7 @@ GROUP = Group(
     "threads",
     f"{THREADS} threads on one file; µs for each event of all threads together",
     (
-        # O_APPEND alone keeps the lines apart, so the floor needs no lock.
+        # O_APPEND keeps the lines whole, so the floor needs no lock.
         _shared(floors.WRITTEN),
         _shared(_row(file.GROUP, "FileSink"), peer=_PEER.name),
         _shared(_row(stdlib.GROUP, "SinkHandler → FileSink, callsite=False"), peer=_PEER.name),

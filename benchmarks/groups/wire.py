@@ -1,6 +1,6 @@
-"""`SocketSink` and `DatagramSink`, beside a bare socket and the standard library's handlers.
+"""`SocketSink` and `DatagramSink`, next to a bare socket and the standard library's handlers.
 
-The peer is another process, which does nothing but read and write what it has read to a file.
+The peer is another process, which only reads, and writes what it gets to a file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Run, SetUp
 
-#: How long the peer may take to write what was sent, before that is a failure.
+#: How long the peer may take to write everything, before it counts as a failure.
 PATIENCE_SECONDS = 30.0
 
 _PEER = """
@@ -58,7 +58,7 @@ while True:
 
 @contextmanager
 def peer(directory: Path, kind: str) -> Iterator[tuple[str, int]]:
-    """Give the address of a process that writes what it gets to a file, datagrams with their length before them."""
+    """Yield the address of a process that writes what it gets to a file, each datagram after its length."""
     command = [sys.executable, "-c", _PEER, kind, str(directory / "received")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -80,7 +80,7 @@ def _frames(directory: Path) -> list[bytes]:
 
 
 def every_frame_received(directory: Path, events: int) -> None:
-    """Assert that the peer has one whole frame for each event, and forget them."""
+    """Assert that the peer has one whole frame for each event, and empty its file."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while len(frames := _frames(directory)) < events:
         assert time.monotonic() < deadline, f"{len(frames)} frames for {events} events"
@@ -89,7 +89,7 @@ def every_frame_received(directory: Path, events: int) -> None:
 
 
 def some_datagrams_received(directory: Path, events: int) -> None:
-    """Assert that the peer has got datagrams, of which the system may drop some, and forget them."""
+    """Assert that the peer has got datagrams, some of which the system may drop, and empty its file."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     before, frames = -1, _frames(directory)
     while not frames or len(frames) not in (before, events):
@@ -101,7 +101,7 @@ def some_datagrams_received(directory: Path, events: int) -> None:
 
 def _look_at(directory: Path, frames: list[bytes], events: int) -> None:
     assert len(frames) == events, f"{len(frames)} frames for {events} events"
-    # A pickle has the numbers in a form of its own.
+    # A pickle has its own form for numbers.
     assert b"request finished" in frames[-1], frames[-1]
     assert REQUEST_ID.encode() in frames[-1], frames[-1]
     (directory / "received").open("wb").close()
@@ -175,7 +175,7 @@ def _sink(kind: str, made: type[SocketSink], **arguments: Any) -> SetUp:
 
 
 def logged(kind: str, made: Callable[[tuple[str, int]], logging.Handler]) -> SetUp:
-    """Return what logs to the handler that *made* makes for the address of a peer with sockets of *kind*."""
+    """Return a set-up that logs to the handler that *made* makes for the address of a peer with sockets of *kind*."""
 
     @contextmanager
     def setup(directory: Path) -> Iterator[Run]:

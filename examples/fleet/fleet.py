@@ -1,9 +1,9 @@
-"""A fleet on one machine: four services log, Redis is between, two relays deliver; then things break.
+"""A fleet on one machine: four services log to Redis, two relays deliver the events, and two failures are simulated.
 
 Run it as ``make fleet``, or ``python examples/fleet/fleet.py``; it needs ``redis-server`` and the extra ``redis``. It
-starts a server of its own on loopback, four services that log through a spool into one stream, and two relays that
-share the work. In the midst of it a relay is killed, then Redis is killed and started again. In the end it says
-whether each event has arrived, and how many came twice.
+starts its own server on loopback, four services that log through a spool to one stream, and two relays that share the
+work. Midway a relay is killed, and then Redis is killed and started again. At the end the program prints whether each
+event has arrived, and how many came twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a port that no program listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
@@ -41,11 +41,11 @@ def wait_for(condition: object, what: str, seconds: float = 120.0) -> None:
 
 
 class Fleet:
-    """The processes, all of which end when the program does.
+    """The processes. All of them end with the program.
 
     Args:
-        directory: For all files.
-        events: How many each service logs.
+        directory: The directory for all files.
+        events: How many events each service logs.
     """
 
     def __init__(self, directory: Path, events: int) -> None:
@@ -62,7 +62,7 @@ class Fleet:
         return process
 
     def start_redis(self) -> subprocess.Popen[bytes]:
-        """Start Redis, which writes each event to its disk before it answers."""
+        """Start Redis, which writes each event to disk before it answers."""
         program = shutil.which("redis-server")
         if program is None:
             sys.exit("redis-server is not installed: sudo apt-get install redis-server")
@@ -72,7 +72,7 @@ class Fleet:
         return server
 
     def redis_answers(self) -> bool:
-        """Return True if Redis takes connections and has read its files."""
+        """Return True if Redis accepts connections and has loaded its files."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                 connection.sendall(b"PING\r\n")
@@ -81,7 +81,7 @@ class Fleet:
             return False
 
     def start_relay(self, number: int) -> subprocess.Popen[bytes]:
-        """Start a relay, which takes over what a dead one had after two seconds."""
+        """Start a relay, which after two seconds takes over the events of a dead relay."""
         source = f"{self.url}?key=logs&group=archive&claim_after=2s&batch_size=200"
         target = f"file:{self.directory}/archive-{number}.jsonl"
         return self.start(f"relay-{number}", sys.executable, "-m", "outfall", "relay", source, target)
@@ -101,7 +101,7 @@ class Fleet:
         return found
 
     def end(self) -> None:
-        """End all processes that still run."""
+        """Kill all processes that still run."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
@@ -109,7 +109,7 @@ class Fleet:
 
 
 def run(fleet: Fleet) -> int:
-    """Let it all happen; return the exit code."""
+    """Run the simulation; return the exit code."""
     redis = fleet.start_redis()
     relays = [fleet.start_relay(1), fleet.start_relay(2)]
     services = [fleet.start_service(number) for number in range(SERVICES)]

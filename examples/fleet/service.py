@@ -1,7 +1,7 @@
-"""One service of the fleet: logs so many events into a stream of Redis, through a spool.
+"""A service of the fleet: logs events to a stream of Redis, through a spool.
 
-Run it as ``python service.py redis://127.0.0.1 SPOOL NUMBER EVENTS``. When ``handle`` returns, an event is on disk;
-when the spool is closed, all of them are in Redis. What cannot be delivered is for the next start.
+Run it as ``python service.py redis://127.0.0.1 SPOOL NUMBER EVENTS``. When ``handle`` returns, an event is on disk.
+When the spool is closed, all events are in Redis. Events that cannot be delivered are delivered at the next start.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from outfall import RedisSink, SpoolSink
 
 
 def main() -> int:
-    """Log, and deliver."""
+    """Log events, and deliver them."""
     url, directory, service, events = sys.argv[1:]
     sink = SpoolSink(RedisSink(url, "logs", max_events=10_000_000), directory, batch_size=500)
     add_time = structlog.processors.TimeStamper(fmt="iso")
