@@ -183,9 +183,10 @@ class KafkaListener(BrokerListener):
         if not partitions.keys() >= set(numbers):  # some were taken away meanwhile
             messages = [message for message in messages if message.partition() in partitions]
             numbers = [message.partition() for message in messages]
-        last = dict(zip(numbers, messages, strict=True))
-        first = dict(zip(reversed(numbers), reversed(messages), strict=True))
-        tokens = [partitions[number].hold(first[number].offset(), last[number].offset()) for number in last]
+        tokens: list[_Span] = []
+        for number in set(numbers):
+            first, last = numbers.index(number), -1 - numbers[::-1].index(number)
+            tokens.append(partitions[number].hold(messages[first].offset(), messages[last].offset()))
         levels = {place: _level_in(headers) for place, each in enumerate(messages) if (headers := each.headers())}
 
         def time_of(place: int) -> float | None:
@@ -198,14 +199,28 @@ class KafkaListener(BrokerListener):
         """Return an empty reading if the partitions of this listener hold no more messages."""
         if not self._joined:
             return None
-        for number, partition in list(self._partitions.items()):
-            place = _place(self._topic, number)
-            begin, end = consumer.get_watermark_offsets(place, timeout=self._timeout)
-            if begin < end and partition.next < 0:
-                partition.next = consumer.committed([place], timeout=self._timeout)[0].offset
-            if begin < end and partition.next < end:
+        new = [_place(self._topic, number) for number, each in self._partitions.items() if each.next < 0]
+        if new:
+            for place in consumer.committed(new, timeout=self._timeout):
+                self._partitions[place.partition].next = place.offset
+        ends = self._offsets(consumer, _END)
+        if any(each.next < ends[number] for number, each in self._partitions.items()):
+            # What is before the first message that there is was deleted.
+            begins = self._offsets(consumer, _BEGINNING)
+            if any(max(each.next, begins[number]) < ends[number] for number, each in self._partitions.items()):
                 return None
         return None if self._came else Reading([], [])
+
+    def _offsets(self, consumer: Any, which: int) -> dict[int, int]:
+        """Return for each partition the offset of its *which*, in one request to each broker."""
+        places = [_place(self._topic, number, which) for number in self._partitions]
+        if not places:  # there are more listeners than partitions
+            return {}
+        found = consumer.offsets_for_times(places, timeout=self._timeout)
+        for place in found:
+            if place.error is not None:
+                raise failure_of(place.error)
+        return {place.partition: place.offset for place in found}
 
     def _acknowledge(self, tokens: list[_Span]) -> None:
         touched: set[_Partition] = set()
@@ -329,6 +344,9 @@ def _place(topic: str, partition: int, offset: int = -1001) -> Any:
 
 #: Errors of a commit for partitions that the group has given to another consumer.
 _TAKEN_AWAY = frozenset({"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS", "_NO_OFFSET", "_STATE"})
+
+#: The offsets that ask for the end of a partition, and for its first message.
+_END, _BEGINNING = -1, -2
 
 #: How many seconds a wait may take before it checks again.
 _LOOK_SECONDS = 0.2
