@@ -178,15 +178,19 @@ class ElasticsearchBulk(CollectorFormat):
         usual = self._placement.usual(item.data)
         event = item.event if usual is None else usual
         own = _date(event) if "@timestamp" in event else None
+        document: dict[str, Any] = {"@timestamp": own}
         if self._ecs:
             when = take_utc_text(item, event)
-            document: dict[str, Any] = {"@timestamp": own or when} | _common(item, event)
+            _put_common(document, item, event)
         else:
-            document = {"@timestamp": own or utc_text(nanoseconds(item, event))}
-        if usual is not None and document.keys().isdisjoint(event):
-            document.update(event)
-            return orjson.dumps(document)
-        return dump(self._placement.beside(document, event))
+            when = utc_text(nanoseconds(item, event))
+        if own is None:
+            document["@timestamp"] = when
+        # All other names of the document have dots, which a usual event has not.
+        if usual is None or "@timestamp" in event or ("message" in event and "message" in document):
+            return dump(self._placement.beside(document, event))
+        document.update(event)
+        return orjson.dumps(document)
 
     def read(
         self,
@@ -276,9 +280,8 @@ def _date(event: dict[str, Any]) -> str | int | None:
     return own if isinstance(own, str) and _STRICT_DATE.fullmatch(own) else utc_text(exact)
 
 
-def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
-    """Remove the fields of *event* that the Elastic Common Schema has names for; return them by these names."""
-    made: dict[str, Any] = {}
+def _put_common(made: dict[str, Any], item: Encoded, event: dict[str, Any]) -> None:
+    """Move the fields of *event* that the Elastic Common Schema has names for to *made*."""
     level = take_level(item, event)
     if level is not None:
         made["log.level"] = level
@@ -295,7 +298,6 @@ def _common(item: Encoded, event: dict[str, Any]) -> dict[str, Any]:
     for field, name, digits in _IDS:
         if field in event and (identity := take_id(event, field, digits)) is not None:
             made[name] = identity
-    return made
 
 
 _IDS = (("trace_id", "trace.id", TRACE_DIGITS), ("span_id", "span.id", SPAN_DIGITS))

@@ -230,20 +230,18 @@ def _written(fields: Mapping[str, Any]) -> orjson.Fragment:
     """Return the JSON of `_key_values`, at half the cost, for usual fields that need no escapes."""
     made = [
         f'{{"key":"{name}","value":{{"stringValue":"{value}"}}}}'
-        if type(value) is str
-        else f'{{"key":"{name}","value":{_written_value(value)}}}'
+        if (kind := type(value)) is str
+        else f'{{"key":"{name}","value":{{"intValue":"{value}"}}}}'
+        if kind is int
+        else f'{{"key":"{name}","value":{{"doubleValue":{value!r}}}}}'
+        if kind is float
+        else f'{{"key":"{name}","value":{_OTHERS[value]}}}'
         for name, value in fields.items()
     ]
     return orjson.Fragment(f"[{','.join(made)}]")
 
 
-def _written_value(value: float | bool | None) -> str:
-    if type(value) is int:
-        return f'{{"intValue":"{value}"}}'
-    if type(value) is float:
-        return f'{{"doubleValue":{value!r}}}'
-    return "{}" if value is None else '{"boolValue":true}' if value else '{"boolValue":false}'
-
+_OTHERS = {None: "{}", True: '{"boolValue":true}', False: '{"boolValue":false}'}
 
 _IDS = (("trace_id", "traceId", TRACE_DIGITS), ("span_id", "spanId", SPAN_DIGITS))
 

@@ -65,13 +65,12 @@ class Placement:
                     return None
             elif kind is dict or kind is list or (kind is float and abs(value) > self._usual_float):
                 return None
-        names = event.keys()
-        if not names <= self._usual:
-            for name in names - self._usual:
+        if not self._usual.issuperset(event):
+            for name in event.keys() - self._usual:
                 if "." in name or not name.strip() or name[-1] == "_" or name in self._own or name in self._objects:
                     return None
-            if len(self._usual) + len(names) <= _MOST_NAMES:
-                self._usual.update(names)
+            if len(self._usual) + len(event) <= _MOST_NAMES:
+                self._usual.update(event)
         return event
 
     def beside(self, made: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
