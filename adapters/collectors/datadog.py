@@ -14,14 +14,14 @@ from outfall.adapters.collectors.fields import (
     TRACE_DIGITS,
     dump,
     hex_id,
+    take_exception,
     take_level,
+    take_message,
     take_utc_text,
     text_of,
 )
 from outfall.adapters.collectors.placement import Placement
 from outfall.sinks.errors import OversizeDeliveryError
-from outfall.sinks.event.event import message_key
-from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.event.fit import shortened
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ class DatadogLogs(CollectorFormat):
         for name in _OWN:
             if (value := event.pop(name, None)) is not None:
                 made[name] = text_of(value)
-        message = event.pop(message_key(event), None)
+        message = take_message(event)
         if message is not None:
-            made["message"] = text_of(message)
+            made["message"] = message
         elif "message" in event:  # None, but Datadog requires text
             del event["message"]
         made["timestamp"] = take_utc_text(item, event)
@@ -129,9 +129,8 @@ class DatadogLogs(CollectorFormat):
         logger = event.pop("logger", None)
         if logger is not None:
             made["logger"] = {"name": text_of(logger)}
-        if "exception" in event and (failure := take_failure(event)) is not None:
-            parts = {"stack": failure.stack, "kind": failure.kind, "message": failure.message}
-            made["error"] = {name: text for name, text in parts.items() if text is not None}
+        if error := take_exception(event, stack="stack", kind="kind", message="message"):
+            made["error"] = error
         ids = {
             name: str(int(identity, 16) % _SPAN_IDS)
             for name, digits in (("trace_id", TRACE_DIGITS), ("span_id", SPAN_DIGITS))

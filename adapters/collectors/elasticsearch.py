@@ -11,13 +11,13 @@ import orjson
 from outfall.adapters.collectors.answers import CollectorFormat, not_the_collector, parsed
 from outfall.adapters.collectors.factory import shipped, with_path, with_query
 from outfall.adapters.collectors.fields import (
-    SPAN_DIGITS,
-    TRACE_DIGITS,
     dump,
     exact_time,
     nanoseconds,
-    take_id,
+    take_exception,
+    take_ids,
     take_level,
+    take_message,
     take_utc_text,
     text_of,
     utc_text,
@@ -25,8 +25,6 @@ from outfall.adapters.collectors.fields import (
 from outfall.adapters.collectors.placement import Placement
 from outfall.sinks.core.item import Batch, BatchResult
 from outfall.sinks.errors import PausedDeliveryError, TemporaryDeliveryError
-from outfall.sinks.event.event import message_key
-from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.http.endpoint import with_socket_as_host
 
 if TYPE_CHECKING:
@@ -285,22 +283,17 @@ def _put_common(made: dict[str, Any], item: Encoded, event: dict[str, Any]) -> N
     level = take_level(item, event)
     if level is not None:
         made["log.level"] = level
-    message = event.pop(message_key(event), None)
+    message = take_message(event)
     if message is not None:
-        made["message"] = text_of(message)
+        made["message"] = message
     made["ecs.version"] = _ECS_VERSION
     logger = event.pop("logger", None)
     if logger is not None:
         made["log.logger"] = text_of(logger)
-    if "exception" in event and (failure := take_failure(event)) is not None:
-        parts = {"error.type": failure.kind, "error.message": failure.message, "error.stack_trace": failure.stack}
-        made.update((name, text) for name, text in parts.items() if text is not None)
-    for field, name, digits in _IDS:
-        if field in event and (identity := take_id(event, field, digits)) is not None:
-            made[name] = identity
-
-
-_IDS = (("trace_id", "trace.id", TRACE_DIGITS), ("span_id", "span.id", SPAN_DIGITS))
+    if "exception" in event:
+        made |= take_exception(event, kind="error.type", message="error.message", stack="error.stack_trace")
+    if "trace_id" in event or "span_id" in event:
+        made |= take_ids(event, "trace.id", "span.id")
 
 
 @overload

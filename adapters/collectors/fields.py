@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from outfall.sinks.event.depth import too_deep
-from outfall.sinks.event.event import timestamp_of
+from outfall.sinks.event.event import message_key, timestamp_of
+from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.event.jsonable import plain
 from outfall.sinks.event.levels import level_name
 
@@ -96,12 +97,33 @@ def take_level(item: Encoded, event: dict[str, Any]) -> str | None:
     return level_name(item.level)
 
 
-def take_id(event: dict[str, Any], field: str, digits: int) -> str | None:
-    """Return the `hex_id` in *field*, and remove the field; None if it does not hold one."""
-    identity = hex_id(event.get(field), digits)
-    if identity is not None:
-        del event[field]
-    return identity
+def take_ids(event: dict[str, Any], trace: str, span: str) -> dict[str, str]:
+    """Return the `hex_id` of trace and span by these names, and remove the fields; others stay as they are."""
+    made: dict[str, str] = {}
+    for field, name, digits in (("trace_id", trace, TRACE_DIGITS), ("span_id", span, SPAN_DIGITS)):
+        if field in event and (identity := hex_id(event[field], digits)) is not None:
+            del event[field]
+            made[name] = identity
+    return made
+
+
+def take_message(event: dict[str, Any]) -> str | None:
+    """Return the message of *event* as text, and remove its field; None if there is none."""
+    message = event.pop(message_key(event), None)
+    return None if message is None else text_of(message)
+
+
+def take_exception(event: dict[str, Any], **names: str) -> dict[str, str]:
+    """Return the parts of the exception in *event*, and remove their fields; see `take_failure`.
+
+    Args:
+        event: The event.
+        names: The name for each part that is wanted: ``kind``, ``message``, ``stack``.
+    """
+    failure = take_failure(event)
+    if failure is None:
+        return {}
+    return {name: text for part, name in names.items() if (text := getattr(failure, part)) is not None}
 
 
 def take_utc_text(item: Encoded, event: dict[str, Any]) -> str:

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from outfall.adapters.collectors.answers import CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
-from outfall.adapters.collectors.fields import (
-    dump,
-    syslog_severity,
-    take_level,
-    take_time,
-    text_of,
-)
+from outfall.adapters.collectors.fields import dump, syslog_severity, take_level, take_message, take_time, text_of
 from outfall.adapters.collectors.placement import Placement
-from outfall.sinks.event.event import message_key
 from outfall.sinks.event.exceptions import MESSAGE, TYPE, take_failure
 
 if TYPE_CHECKING:
@@ -75,8 +68,7 @@ class GELFMessage(CollectorFormat):
     def _message(self, item: Encoded) -> bytes:
         event = item.event
         when = take_time(item, event)
-        message = event.pop(message_key(event), None)
-        short = "" if message is None else text_of(message)
+        short = take_message(event) or ""
         made: dict[str, Any] = {
             "version": "1.1",
             "host": self._host,

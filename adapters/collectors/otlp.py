@@ -16,20 +16,12 @@ import orjson
 
 from outfall.adapters.collectors.answers import CollectorFormat, parsed
 from outfall.adapters.collectors.factory import shipped, with_path
-from outfall.adapters.collectors.fields import (
-    SPAN_DIGITS,
-    TRACE_DIGITS,
-    dump,
-    take_id,
-    take_level,
-    take_time,
-)
+from outfall.adapters.collectors.fields import dump, take_exception, take_ids, take_level, take_time
 from outfall.adapters.collectors.otlp_protobuf import CONTENT_TYPE, Messages
 from outfall.adapters.collectors.placement import Placement
 from outfall.sinks.core.arguments import checked_choice
 from outfall.sinks.core.item import BatchResult, TypedEncoded
 from outfall.sinks.event.event import message_key
-from outfall.sinks.event.exceptions import take_failure
 from outfall.sinks.http.answers import header
 
 if TYPE_CHECKING:
@@ -198,9 +190,8 @@ def _record(item: Encoded, event: dict[str, Any], *, usual: bool, protobuf: bool
     level = take_level(item, event)
     if level is not None:
         record["severityText"] = level
-    for field, name, digits in _IDS:
-        if field in event and (identity := take_id(event, field, digits)) is not None:
-            record[name] = identity
+    if "trace_id" in event or "span_id" in event:
+        record |= take_ids(event, "traceId", "spanId")
     if "trace_flags" in event and (flags := _flags(event["trace_flags"])) is not None:
         record["flags"] = flags
         del event["trace_flags"]
@@ -209,9 +200,8 @@ def _record(item: Encoded, event: dict[str, Any], *, usual: bool, protobuf: bool
         said = event.pop(message)
         record["body"] = {"stringValue": said} if type(said) is str else any_value(said)
     made: dict[str, Any] = {}
-    if "exception" in event and (failure := take_failure(event)) is not None:
-        told = (("type", failure.kind), ("message", failure.message), ("stacktrace", failure.stack))
-        made = {f"exception.{name}": text for name, text in told if text is not None}
+    if "exception" in event:
+        made |= take_exception(event, kind="exception.type", message="exception.message", stack="exception.stacktrace")
     if not _CALLSITE.keys().isdisjoint(event):
         for field in _CALLSITE.keys() & event.keys():
             name, kind = _CALLSITE[field]
@@ -242,8 +232,6 @@ def _written(fields: Mapping[str, Any]) -> orjson.Fragment:
 
 
 _OTHERS = {None: "{}", True: '{"boolValue":true}', False: '{"boolValue":false}'}
-
-_IDS = (("trace_id", "traceId", TRACE_DIGITS), ("span_id", "spanId", SPAN_DIGITS))
 
 #: Names of attributes have to be unique and not empty, and backends take dots in them for nesting.
 _placement = Placement(objects=("exception",), deepest=10**6)

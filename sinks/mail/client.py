@@ -435,16 +435,18 @@ def _refusal(connection: Connection, code: int, text: bytes) -> DeliveryError:
     return PausedDeliveryError(f"{msg}; {_ADVICE[stage]}")
 
 
+def _lost(what: str, error: Exception, halve_after: int | None = None) -> DeliveryError:
+    msg = f"{what}: {describe(error)}"
+    if is_refused_tls(error):
+        return PausedDeliveryError(f"{msg}; {_ADVICE['STARTTLS']}")
+    return TemporaryDeliveryError(msg, halve_after=halve_after)
+
+
 def _translated(error: Exception, route: Route, connection: Connection | None) -> DeliveryError:
     peer = _peer(route)
     if connection is None:
         # With TLS from the first byte on, an invalid certificate is among these errors.
-        msg = f"no connection to {peer}: {describe(error)}"
-        return (
-            PausedDeliveryError(f"{msg}; {_ADVICE['STARTTLS']}")
-            if is_refused_tls(error)
-            else TemporaryDeliveryError(msg)
-        )
+        return _lost(f"no connection to {peer}", error)
     stage = connection.stage
     if isinstance(error, smtplib.SMTPResponseException):
         return _refusal(connection, error.smtp_code, _as_bytes(error.smtp_error))
@@ -455,13 +457,10 @@ def _translated(error: Exception, route: Route, connection: Connection | None) -
             return TemporaryDeliveryError(f"{peer} was lost at {stage}: the server hung up", halve_after=halve_after)
         error = reason
     if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException):
-        msg = f"{peer} was lost at {stage}: {describe(error)}"
-        if is_refused_tls(error):
-            return PausedDeliveryError(f"{msg}; {_ADVICE['STARTTLS']}")
         halve_after = None
         if stage == _DATA:
             halve_after = 1 if isinstance(error, TimeoutError) else LOST_ATTEMPTS
-        return TemporaryDeliveryError(msg, halve_after=halve_after)
+        return _lost(f"{peer} was lost at {stage}", error, halve_after)
     msg = f"{peer} failed at {stage}: {type(error).__name__}"
     # At AUTH: client and server have no mechanism in common.
     return PausedDeliveryError(f"{msg}; {_ADVICE[stage]}") if stage == "AUTH" else TemporaryDeliveryError(msg)

@@ -51,11 +51,6 @@ class Mailbox:
     address: str
     header: str
 
-    @property
-    def is_international(self) -> bool:
-        """True if only a server with SMTPUTF8 (RFC 6531) accepts it."""
-        return not self.address.isascii()
-
 
 def parse_addresses(given: Sequence[str], argument: str) -> list[Mailbox]:
     """Return the mailboxes in *given*; each text has one address, or several separated by commas.
@@ -240,7 +235,8 @@ def compose(
     if attachment is not None:
         name, subtype, content = attachment
         body.add_attachment(content, maintype="application", subtype=subtype, filename=name)
-    domain = sender.address.rpartition("@")[2] if "@" in sender.address and not sender.is_international else "localhost"
+    # Only a server with SMTPUTF8 accepts an address that is not ASCII.
+    domain = sender.address.rpartition("@")[2] if "@" in sender.address and sender.address.isascii() else "localhost"
     head = [
         f"From: {sender.header}",
         "To: " + ",\r\n ".join(mailbox.header for mailbox in recipients),

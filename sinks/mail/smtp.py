@@ -287,9 +287,7 @@ class SMTPSink(Sink):
         """Send one mail."""
         item = self.encode(event)
         if isinstance(event, TextEvent):
-            rendered = event.rendered()
-            text = rendered if isinstance(rendered, str) else rendered.decode("utf-8", "backslashreplace")
-            attachment = None
+            text, attachment = _decoded(event.rendered()), None
         else:
             text = self._text(event, item)
             attachment = ("event.json", "json", item.data) if self.attach_json else None
@@ -327,13 +325,7 @@ class SMTPSink(Sink):
 
             return readable(item.event)
         name = event.get("_name") or level_name(level_of(event))
-        rendered = self._renderer(event.get("_logger"), name, without_metadata(event))
-        if isinstance(rendered, str):
-            return rendered
-        if isinstance(rendered, (bytes, bytearray, memoryview)):
-            return bytes(rendered).decode("utf-8", "backslashreplace")
-        msg = f"the renderer returned {type(rendered).__name__}, not str or bytes"
-        raise TypeError(msg)
+        return _decoded(self._renderer(event.get("_logger"), name, without_metadata(event)))
 
     def _subject_of(self, event: dict[str, Any]) -> str:
         from outfall.sinks.mail.message import one_line
@@ -400,8 +392,11 @@ class SMTPSink(Sink):
                 "use secure=() or implicit_tls=True, or allow_insecure=True if that is what you want"
             )
             raise ValueError(msg)
-        port = self.mailport or (_SMTPS_PORT if self._implicit_tls else _SMTP_PORT)
-        return Route(self.mailhost, port, self._timeout, self._context, self._implicit_tls, credentials, by_token)
+        return Route(self.mailhost, self._port, self._timeout, self._context, self._implicit_tls, credentials, by_token)
+
+    @property
+    def _port(self) -> int:
+        return self.mailport or (_SMTPS_PORT if self._implicit_tls else _SMTP_PORT)
 
     def _watch(self, connection: Connection | None) -> None:
         if connection is None:
@@ -429,8 +424,7 @@ class SMTPSink(Sink):
             self._fail_unraised(error, event)
 
     def _describe(self) -> str:
-        port = self.mailport or (_SMTPS_PORT if self._implicit_tls else _SMTP_PORT)
-        return f"to {', '.join(mailbox.address for mailbox in self._recipients)} via {self.mailhost}:{port}"
+        return f"to {', '.join(mailbox.address for mailbox in self._recipients)} via {self.mailhost}:{self._port}"
 
     def after_fork(self) -> None:
         """Reset the sink in a forked child; close the descriptor of a connection that the parent is using."""
@@ -442,6 +436,16 @@ class SMTPSink(Sink):
         self._remarks.clear()
         self._asking = False
         super().after_fork()
+
+
+def _decoded(rendered: Any) -> str:
+    """Return *rendered*, a renderer's result, as text."""
+    if isinstance(rendered, str):
+        return rendered
+    if isinstance(rendered, (bytes, bytearray, memoryview)):
+        return bytes(rendered).decode("utf-8", "backslashreplace")
+    msg = f"the renderer returned {type(rendered).__name__}, not str or bytes"
+    raise TypeError(msg)
 
 
 def _checked_host(mailhost: Any) -> tuple[str, int | None]:

@@ -128,14 +128,6 @@ class DatagramSink(SocketSink):
     def _usual_frame(self) -> MakeFrame | None:
         return _line if type(self._codec) is JSONLines else _datagram
 
-    def make_frame(self, event: dict[str, Any]) -> bytes:
-        """Return the datagram for *event*, shortened if necessary. Called outside the sink's lock.
-
-        Raises:
-            PermanentDeliveryError: If it cannot be made short enough.
-        """
-        return super().make_frame(event)
-
     def _frame(self, payload: bytes) -> bytes:
         codec = self._codec
         return pack_length(len(payload)) + payload if codec.length_in_datagrams else payload + delimiter_of(codec)

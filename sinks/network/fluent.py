@@ -9,6 +9,7 @@ import hmac
 import os
 import socket
 import struct
+from functools import partial
 from importlib import import_module
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -24,10 +25,9 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
 )
 from outfall.sinks.event.event import timestamp_of
-from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, Level
-from outfall.sinks.network.peer import OversizeError, await_socket, checked_limit
+from outfall.sinks.network.peer import await_socket, checked_limit
 from outfall.sinks.network.socket import SocketSink
 
 if TYPE_CHECKING:
@@ -188,9 +188,6 @@ class FluentSink(SocketSink):
             name=name,
         )
 
-    def _usual_frame(self) -> None:
-        return None
-
     # -- messages
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
@@ -199,38 +196,19 @@ class FluentSink(SocketSink):
         Raises:
             PermanentDeliveryError: If it cannot be shortened enough.
         """
-        entry = self._entry(event, None)
-        if len(entry) > self._limit:
-            entry = self._shortened(event)
-        return self._message([entry], os.urandom(16))
-
-    def _frame(self, payload: bytes) -> bytes:
-        return payload
+        return self._message([self._fitting(event, None)], os.urandom(16))
 
     @property
     def _limit(self) -> int:
         return self.max_chunk_bytes - _OVERHEAD_BYTES
 
-    def _shortened(self, event: dict[str, Any]) -> bytes:
-        made = shortened(event, lambda short: self._entry(short, None), self._limit)
-        if made is None:
-            msg = f"the event cannot be made to fit into {self._limited_by}={self.max_chunk_bytes}"
-            raise OversizeError(msg)
-        return made
-
     def encode(self, event: dict[str, Any]) -> Encoded:
         """Return *event* as a batch item: JSON, and the values that JSON cannot represent."""
         return typed(Sink.encode(self, event), event)
 
-    @property
-    def needs_moment(self) -> bool:
-        """See `Forwarding.needs_moment`: True, since an entry contains the event's time."""
-        return True
-
-    @property
-    def takes_any_number(self) -> bool:
-        """See `Forwarding.takes_any_number`: False, since the size of a message is limited."""
-        return False
+    def _fitting(self, event: dict[str, Any], when: float | None) -> bytes:
+        entry = self._entry(event, when)
+        return entry if len(entry) <= self._limit else self._shortened(event, partial(self._entry, when=when))
 
     def _entry(self, event: dict[str, Any], when: float | None) -> bytes:
         """Return the entry of *event*, whose time is *when* unless it has a timestamp."""
@@ -275,9 +253,7 @@ class FluentSink(SocketSink):
         size = 0
         for place, item in enumerate(batch):
             try:
-                entry = self._entry(item.event, item.time)
-                if len(entry) > self._limit:
-                    entry = self._shortened({"timestamp": item.time, **item.event})
+                entry = self._fitting(item.event, item.time)
             except DeliveryError as error:
                 rejected[place] = str(error)
                 continue

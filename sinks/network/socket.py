@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -395,18 +396,22 @@ class SocketSink(ConnectedSink):
     def make_frame(self, event: dict[str, Any]) -> bytes:
         """Return the bytes to send for *event*: the length in four bytes, big-endian, and the codec's payload.
 
-        If the codec has a delimiter, as `JSONLines` has, the delimiter ends the payload, and no length precedes it. An
-        event that is too large is shortened. Called outside the sink's lock.
+        If the codec has a delimiter, as `JSONLines` has, the delimiter ends the payload, and no length precedes it. Nor
+        does one in a datagram, unless the codec says so, as `PickleFrames` does. An event that is too large is
+        shortened. Called outside the sink's lock.
 
         Raises:
             PermanentDeliveryError: If it cannot be shortened enough.
         """
-        data = self._frame(self.codec.encode(event, self.render))
-        return data if len(data) <= self._limit else self._shortened(event)
+        data = self._whole_frame(event)
+        return data if len(data) <= self._limit else self._shortened(event, self._whole_frame)
 
     def _frame_of(self, item: Encoded) -> bytes:
         data = self._frame(self.codec.encode_item(item))
-        return data if len(data) <= self._limit else self._shortened(item.event)
+        return data if len(data) <= self._limit else self._shortened(item.event, self._whole_frame)
+
+    def _whole_frame(self, event: dict[str, Any]) -> bytes:
+        return self._frame(self.codec.encode(event, self.render))
 
     def _frame(self, payload: bytes) -> bytes:
         delimiter = delimiter_of(self._codec)
@@ -416,8 +421,13 @@ class SocketSink(ConnectedSink):
     def _limit(self) -> int:
         return self.max_frame_bytes + (len(delimiter_of(self._codec)) or LENGTH_BYTES)
 
-    def _shortened(self, event: dict[str, Any]) -> bytes:
-        data = shortened(event, lambda short: self._frame(self.codec.encode(short, self.render)), self._limit)
+    def _shortened(self, event: dict[str, Any], make: Callable[[dict[str, Any]], bytes]) -> bytes:
+        """Return what *make* makes of *event*, shortened to the limit.
+
+        Raises:
+            OversizeError: If it cannot be shortened enough.
+        """
+        data = shortened(event, make, self._limit)
         if data is None:
             msg = f"the event cannot be made to fit into {self._limited_by}={getattr(self, self._limited_by)}"
             raise OversizeError(msg)
@@ -485,16 +495,10 @@ class SocketSink(ConnectedSink):
     def _await_turn(self, data: bytes) -> Exception | None:
         """Wait for the turn and send *data*, a complete frame; return the error if that fails."""
         try:
-            self._put_frame(lambda frame: self._send_undivided(self._send_made, frame), data)
+            self._put_frame(partial(self._send_undivided, partial(self._send_by, self._push)), data)
         except Exception as error:
             return error
         return None
-
-    def _send_made(self, data: bytes) -> None:
-        self._send_by(self._push, data)
-
-    def _send_frames(self, frames: Frames) -> None:
-        self._send_by(self._push_together, frames)
 
     def _push_together(self, frames: Frames) -> None:
         (self._push_frames if self._ends else self._push_datagrams)(frames)
@@ -561,7 +565,7 @@ class SocketSink(ConnectedSink):
                     if done == end:
                         break
                     try:
-                        self._send_undivided(self._send_frames, chunk)
+                        self._send_undivided(partial(self._send_by, self._push_together), chunk)
                         done = end
                     except OversizeError as error:
                         done = end - len(chunk) + 1

@@ -9,6 +9,7 @@ import re
 import socket
 import struct
 import uuid
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from outfall.sinks.core.item import typed
 from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.event.event import TextEvent, message_key
-from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, Level, level_name, level_of
 from outfall.sinks.network.peer import await_socket, checked_limit
@@ -155,9 +155,6 @@ class JournaldSink(SocketSink):
             name=name,
         )
 
-    def _usual_frame(self) -> None:
-        return None
-
     # -- entries
 
     def make_frame(self, event: dict[str, Any]) -> bytes:
@@ -188,11 +185,9 @@ class JournaldSink(SocketSink):
         return self.max_entry_bytes
 
     def _fitting(self, event: dict[str, Any], level: float, when: float | None) -> bytes:
-        made = self._entry(event, level, when)
-        if len(made) <= self._limit:
-            return made
-        short = shortened(event, lambda less: self._entry(less, level, when), self._limit)
-        return self._shortened(event) if short is None else short
+        make = partial(self._entry, level=level, when=when)
+        made = make(event)
+        return made if len(made) <= self._limit else self._shortened(event, make)
 
     def _entry(self, event: dict[str, Any], level: float, when: float | None) -> bytes:
         """Return the fields of *event* in the form of the protocol."""

@@ -272,6 +272,16 @@ def test_an_entry_over_the_limit_is_shortened(journal):
     assert 1000 < len(fields["TEXT"][0]) < 2000
 
 
+def test_an_entry_that_cannot_be_shortened_is_dropped(journal):
+    """The journal gets nothing of it, not even the event as JSON."""
+    with _sink(journal, identifier="x" * 600, max_entry_bytes=512, on_error=lambda _: None) as sink:
+        sink.handle({"event": "e"})
+        assert sink.stats().dropped == {"oversize": 1}
+    with _sink(journal) as sink:
+        sink.handle({"event": "next"})
+    assert receive(journal)["MESSAGE"] == [b"next"]
+
+
 def test_text_of_somebody_else_and_another_renderer(journal):
     """Text is the message; a renderer makes the message and no more."""
     with _sink(journal) as sink:
