@@ -12,7 +12,13 @@ from outfall.adapters.brokers.client import package
 from outfall.sinks.core.arguments import MAX_PORT
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.reporting import place_of
-from outfall.sinks.errors import DeliveryError, PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError
+from outfall.sinks.errors import (
+    LOST_ATTEMPTS,
+    DeliveryError,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    TemporaryDeliveryError,
+)
 
 if TYPE_CHECKING:
     import os
@@ -122,8 +128,12 @@ class RedisServer:
         if isinstance(error, refused) or code in _PAUSING or any(word in text for word in _PAUSING_WORDS):
             return PausedDeliveryError(named)
         if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
-            timed_out = isinstance(error, (redis.TimeoutError, TimeoutError))
-            return TemporaryDeliveryError(named, halve_after=1 if timed_out else None)
+            halve_after = None
+            if isinstance(error, (redis.TimeoutError, TimeoutError)):
+                halve_after = 1
+            elif " connecting to " not in text:
+                halve_after = LOST_ATTEMPTS  # the connection was lost, perhaps because of what was sent
+            return TemporaryDeliveryError(named, halve_after=halve_after)
         if code in _TEMPORARY or isinstance(error, _temporary(redis)):
             return TemporaryDeliveryError(named)
         if isinstance(error, redis.ResponseError):
@@ -228,7 +238,9 @@ class _TimedSocket:
         return self._sock
 
     def sendall(self, *arguments: Any) -> None:
-        self._hurry().sendall(*arguments)
+        # A server that takes less than is sent says so before it hangs up: what it said is read like any answer.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._hurry().sendall(*arguments)
 
     def recv(self, *arguments: Any) -> Any:
         return self._hurry().recv(*arguments)

@@ -123,6 +123,23 @@ def test_a_full_server_refuses_event_by_event_and_takes_the_rest_later(server):
     server.client.delete("full")
 
 
+def test_an_event_too_large_for_the_server_costs_no_other(server):
+    """The server hangs up in the midst of the batch; it says why when the event comes alone."""
+    told = []
+    server.client.config_set("proto-max-bulk-len", 1 << 20)
+    try:
+        with BackgroundSink(RedisSink(server.url, "large"), linger=60, retry=QUICK, on_error=told.append) as sink:
+            for number in range(9):
+                sink.handle({"event": "x" * (2 << 20 if number == 4 else 10), "n": number})
+            assert sink.flush(PATIENCE_SECONDS)
+            assert sink.stats().dropped == {"rejected": 1}
+    finally:
+        server.client.config_set("proto-max-bulk-len", 512 << 20)
+    assert sorted({*_numbers(server, "large")}) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert any("invalid bulk length" in str(failure.error) for failure in told)
+    server.client.delete("large")
+
+
 def test_a_refused_login_pauses_until_it_is_mended(server):
     """The events are kept, and nothing that is told holds the password."""
     server.client.acl_setuser("shop", enabled=True, passwords=["+right"], keys=["*"], commands=["+@all"])
