@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: What the words in the terms come to. A word that is not here depends on something else: on a target, on an option.
 SYMBOLS = {
     "✓": {"kept", "waits", "no wait", "written", "taken", "others get it", "next gets it"},
-    "◐": {"bounded", "set aside", "seconds lost", "what has left", "who flushes waits", "by fsync", "on_full"},
+    "◐": {"bounded", "set aside", "seconds lost", "what has left", "flusher waits", "by fsync", "on_full"},
     "✗": {"lost", "lost, reported", "dropped", "refused"},
     "\N{EN DASH}": {"\N{EN DASH}", "no matter"},
     "?": {"not tested"},
