@@ -177,7 +177,7 @@ class Delivery:
             part = self._fitting(parts)
             left: Batch | None
             failure: Exception
-            self.attempting = len(part)
+            events = self.attempting = len(part)
             try:
                 result = self._target.emit_batch(part)
             except (TemporaryDeliveryError, OSError) as error:
@@ -187,18 +187,22 @@ class Delivery:
                 attempts = 1
                 continue
             else:
-                left = self._taken(part, result)
-                failure = TemporaryDeliveryError("the target took a part of a batch")
-                retry_after = None if result is None else result.retry_after
+                if result is None:
+                    self._failures = self._pauses = 0
+                    self._settle(Outcome(delivered=events))
+                left = None if result is None else self._taken(part, result)
+                if result is None or left is None:
+                    self._grow(part)
+                    attempts = 1
+                    continue
+                failure, retry_after = TemporaryDeliveryError("the target took a part of a batch"), result.retry_after
             finally:
                 self.attempting = 0
-            if left is None:
-                attempts = 1
-                continue
-            if len(left) < len(part):
+            if len(left) < events:
                 attempts = 1
             if attempts == self._retry.max_attempts and not isinstance(failure, PausedDeliveryError):
-                self._give_up(left, failure)
+                for item in left:
+                    self._refuse(item, failure, "retries")
                 attempts = 1
                 continue
             parts.appendleft(left)
@@ -225,13 +229,8 @@ class Delivery:
 
     # -- the outcome of a part
 
-    def _taken(self, part: Batch, result: BatchResult | None) -> Batch | None:
+    def _taken(self, part: Batch, result: BatchResult) -> Batch | None:
         """Settle the events of *part* that the target has taken or refused; return those to try again, or None."""
-        if result is None:
-            self._failures = self._pauses = 0
-            self._grow(part)
-            self._settle(Outcome(delivered=len(part)))
-            return None
         places = range(len(part))
         retry = sorted({index for index in result.retry if index in places})
         rejected = {
@@ -247,10 +246,7 @@ class Delivery:
             self._tell(PermanentDeliveryError("the target refused events and did not say which"), unknown)
         for index, reason in rejected.items():
             self._refuse(part[index], PermanentDeliveryError(reason), "rejected")
-        if not retry:
-            self._grow(part)
-            return None
-        return part.part(retry)
+        return part.part(retry) if retry else None
 
     def _split(self, part: Batch, error: Exception, parts: deque[Batch]) -> None:
         """Put the halves of *part* back; if it is a single event, settle it as refused because of *error*."""
@@ -294,10 +290,6 @@ class Delivery:
             grown = _size(part) * _GROWTH
             if grown > self._timely_bytes:
                 self._timely_bytes = grown if grown < _LARGE_BYTES else float("inf")
-
-    def _give_up(self, part: Batch, error: Exception) -> None:
-        for item in part:
-            self._refuse(item, error, "retries")
 
     def _refuse(self, item: Encoded, error: Exception, reason: str) -> None:
         """Give *item* to the dead letter sink, or count it as dropped."""

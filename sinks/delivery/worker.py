@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import time
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,7 +42,7 @@ class FullError(TemporaryDeliveryError):
     dropped_as = "overflow"
 
 
-class _Mark:
+class Mark:
     """A number of events that must be done before a flush returns."""
 
     __slots__ = ("number",)
@@ -143,7 +144,7 @@ class Worker:
         #: True once the sink is gone. From then on failures go to `_on_error`, which was the sink's.
         self._abandoned = False
         self._on_error: Any = report
-        self._marks: list[_Mark] = []
+        self._marks: list[Mark] = []
         #: Wakes the threads that wait for events to be settled.
         self.bells = Bells()
         self._target_gone = False
@@ -190,9 +191,9 @@ class Worker:
 
     # -- waiting for the thread
 
-    def is_done(self, number: int) -> bool:
-        """Return True if a flush that waits for *number* events may return."""
-        return self.done >= number
+    def is_done(self, mark: Mark) -> bool:
+        """Return True if a flush that waits for *mark* may return."""
+        return self.done >= mark.number
 
     def settle_all(self, deadline: float, number: int | None = None) -> bool:
         """Wait until all events so far are settled; return False if *deadline*, by `now`, passes first.
@@ -203,17 +204,13 @@ class Worker:
         """
         if threading.current_thread() is self.thread:
             return False  # called by the target or by on_error, in the thread itself, which cannot wait for itself
-        mark = _Mark(self.put if number is None else number)
-
-        def done() -> bool:
-            return self.is_done(mark.number)
-
+        mark = Mark(self.put if number is None else number)
         self._marks.append(mark)
         try:
-            if not done():
+            if not self.is_done(mark):
                 self.urgent_until = max(self.urgent_until, deadline)
                 self.rouse()
-            return self.bells.wait(deadline - now(), done)
+            return self.bells.wait(deadline - now(), partial(self.is_done, mark))
         finally:
             self._marks.remove(mark)
             if not self._marks and not self.stopping:
@@ -293,8 +290,7 @@ class Worker:
             if token is not None:
                 self.finish(taken, token)
             self.done += len(taken)
-        if self.bells:
-            self.bells.ring()
+        self.bells.ring()
 
     def _next(self) -> tuple[Any, Any] | None:
         """Wait for events and take a batch; return None if the thread has to end."""

@@ -47,6 +47,22 @@ if TYPE_CHECKING:
 
 _FSYNCS = ("never", "interval", "always")
 
+#: The fields of `SinkStats` that other processes can read.
+_PUBLISHED = (
+    "accepted",
+    "adopted",
+    "filtered",
+    "delivered",
+    "dropped",
+    "retried",
+    "dead_lettered",
+    "spooled",
+    "last_error",
+)
+
+#: A subclass that overrides one of these does not take the shortcut in `handle`.
+_HOOKS = ("deliver", "_put", "_take", "encode")
+
 _LARGEST_SEGMENT_BYTES = 16 * 2**20
 
 if sys.version_info >= (3, 11):
@@ -194,22 +210,11 @@ class SpoolSink(DeferredSink):
         )
         self._out = self._depot.out
         interval = self._fsync == "interval"
-        self._worker: SpoolWorker = SpoolWorker(
-            lambda: self,
-            self.name,
-            self._target,
-            self._ledger,
-            self._depot,
-            batch_size=self._batch_size,
-            linger=self._linger_seconds,
-            sync_seconds=self._sync_seconds if interval else None,
-            retry=self._retry,
-            dead_letter=self._dead_letter,
-        )
+        self._worker: SpoolWorker = SpoolWorker(self, self._depot, self._sync_seconds if interval else None)
         #: True after a wait for room has timed out, until there is room again.
         self._impatient = False
-        #: The state that `publish` wrote last.
-        self._published: tuple[object, ...] = ()
+        #: What `publish` wrote last.
+        self._published: dict[str, object] = {}
         #: The number of events dropped before they were stored.
         self._refused = 0
 
@@ -334,45 +339,43 @@ class SpoolSink(DeferredSink):
 
     # -- methods for the pipeline
 
-    def _take(self, item: Encoded) -> None:
-        if self._worker.thread is None:
-            check_threads()
-        self._keep(line_of(item.data, item.level, item.time))
-
     @property
     def plain(self) -> bool:
         """False, since a stored line needs the event's time."""
         return False
 
-    def _keep(self, line: bytes) -> None:
-        """Store *line*; without room for it, apply the policy *on_full*.
+    def _take(self, item: Encoded) -> None:
+        """Store *item*; without room for it, apply the policy *on_full*.
 
         Raises:
             FullError: If there is no room.
-            OSError: If the line cannot be written.
+            OSError: If it cannot be written.
         """
+        worker = self._worker
+        if worker.thread is None:
+            check_threads()
+        line = line_of(item.data, item.level, item.time)
         if len(line) > self._max_bytes:
             msg = f"{self.name}: an event of {len(line)} bytes is more than max_bytes={self._max_bytes}"
             raise FullError(msg)
         deadline = now() + self._block_seconds
         while True:
-            failure: Exception = FullError(f"{self.name} is full: {self._max_bytes} bytes wait for the target")
-            seen = self._worker.settled
+            failure: OSError | None = None
+            seen = worker.settled
             try:
-                stored = self._stored(line)
+                if self._stored(line):
+                    self._impatient = False
+                    return
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
-                stored, failure = False, error
-            if stored:
-                self._impatient = False
-                return
+                failure = error
             left = deadline - now()
             if self._on_full != "block" or self._impatient or left <= 0:
                 self._impatient = True
-                raise failure
+                raise failure or FullError(f"{self.name} is full: {self._max_bytes} bytes wait for the target")
             # In small steps, since other programs may free room on the disk.
-            self._worker.bells.wait(min(left, 0.1), partial(self._has_settled_more, seen))
+            worker.bells.wait(min(left, 0.1), partial(self._has_settled_more, seen))
 
     def _has_settled_more(self, than: int) -> bool:
         return self._worker.settled != than or self._closed
@@ -424,24 +427,11 @@ class SpoolSink(DeferredSink):
     def publish(self) -> None:
         """Write the ledger to a file for `SpoolStatus`, if it has changed."""
         with self._ledger.lock:
-            stats = self._stats()
-        state = (stats.accepted, stats.adopted, stats.spooled, stats.retried, stats.last_error)
-        if state == self._published:
-            return
-        self._published = state
-        fields = {
-            "time": time(),
-            "accepted": stats.accepted,
-            "adopted": stats.adopted,
-            "filtered": stats.filtered,
-            "delivered": stats.delivered,
-            "dropped": stats.dropped,
-            "retried": stats.retried,
-            "dead_lettered": stats.dead_lettered,
-            "spooled": stats.spooled,
-            "last_error": stats.last_error,
-        }
-        self._depot.publish(dumps(fields, None, orjson.OPT_APPEND_NEWLINE))
+            stats = self._counted()
+        fields = {name: getattr(stats, name) for name in _PUBLISHED}
+        if fields != self._published:
+            self._published = fields
+            self._depot.publish(dumps({"time": time(), **fields}, None, orjson.OPT_APPEND_NEWLINE))
 
     # -- counting and reporting
 
@@ -458,8 +448,12 @@ class SpoolSink(DeferredSink):
             return super().stats()
 
     def _stats(self) -> SinkStats:
+        return replace(self._counted(), targets=(self._target.stats(),))
+
+    def _counted(self) -> SinkStats:
+        """Return the ledger without those of the targets; called under its lock."""
         depot = self._depot
-        stats = self._ledger.stats(self.name, targets=(self._target.stats(),))
+        stats = self._ledger.stats(self.name)
         accepted, adopted = depot.stored + self._refused, depot.adopted_events
         dropped = {**stats.dropped}
         for reason, events in depot.lost.items():
@@ -469,11 +463,10 @@ class SpoolSink(DeferredSink):
 
     def _refresh(self) -> None:
         self._turn = self._lock.turn
-        own = type(self)
-        usual = all(
-            getattr(own, hook) is getattr(SpoolSink, hook) for hook in ("deliver", "_put", "_take", "_keep", "encode")
-        ) and not (self._processors or self._closed or self._reporting or self._fsync == "always")
-        self._option = LINE if usual and self._target.plain and not self._target.level else None
+        busy = self._processors or self._closed or self._reporting or self._fsync == "always"
+        own = [hook for hook in _HOOKS if getattr(type(self), hook) is not getattr(SpoolSink, hook)]
+        usual = not (busy or own) and self._target.plain and not self._target.level
+        self._option = LINE if usual else None
 
     def _describe(self) -> str:
         return f"{self.directory!r} to {self._target!r}"

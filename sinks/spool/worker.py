@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from outfall.sinks.core.bells import Flag
 from outfall.sinks.core.clock import now
@@ -17,10 +17,8 @@ from outfall.sinks.delivery.worker import Worker
 from outfall.sinks.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from outfall.sinks.core.ledger import Ledger
-    from outfall.sinks.delivery.delivery import RetryPolicy
+    from outfall.sinks.delivery.worker import Mark
+    from outfall.sinks.spool.sink import SpoolSink
     from outfall.sinks.spool.store import Portion, Store
     from outfall.sinks.spool.stores import Depot
 
@@ -45,16 +43,9 @@ class SpoolWorker(Worker):
     it is not held while the thread waits for the target.
 
     Args:
-        owner: Returns the sink.
-        name: The sink's name.
-        target: Where the batches go.
-        ledger: The sink's counts.
+        sink: The sink, for its settings.
         depot: The files on disk.
-        batch_size: How many events the target gets at a time.
-        linger: How many seconds the first event of a batch waits for more.
         sync_seconds: How often a second thread syncs the files to the medium; None for never.
-        retry: How often a failed batch is tried again. Default ``RetryPolicy()``.
-        dead_letter: A sink for events that the target refuses for good. Default None: they are dropped.
     """
 
     put: int
@@ -62,24 +53,19 @@ class SpoolWorker(Worker):
     ended: bool
     urgent_until: float
 
-    def __init__(
-        self,
-        owner: Callable[[], Any],
-        name: str,
-        target: Sink,
-        ledger: Ledger,
-        depot: Depot,
-        *,
-        batch_size: int,
-        linger: float,
-        sync_seconds: float | None,
-        retry: RetryPolicy | None,
-        dead_letter: Sink | None,
-    ) -> None:
+    def __init__(self, sink: SpoolSink, depot: Depot, sync_seconds: float | None) -> None:
         super().__init__(
-            owner, name, target, ledger, batch_size=batch_size, linger=linger, retry=retry, dead_letter=dead_letter
+            lambda: sink,
+            sink.name,
+            sink._target,
+            sink._ledger,
+            batch_size=sink._batch_size,
+            linger=sink._linger_seconds,
+            retry=sink._retry,
+            dead_letter=sink._dead_letter,
         )
         self.depot = depot
+        self._publish = sink.publish
         #: True while dead processes are known to have left stores that are not adopted yet.
         self.unadopted: bool = False
         #: When the thread looks for such stores next, by `now`.
@@ -109,7 +95,7 @@ class SpoolWorker(Worker):
 
     def waiting(self) -> int:
         """Return how many events wait; adopted ones count as a whole batch, since they must not linger."""
-        self.put = self.depot.stored
+        self.put = self.depot.out.events
         return self.put - self.depot.settled + self.batch_size * bool(self.depot.adopted)
 
     def take(self) -> tuple[Portion, Store] | None:
@@ -120,13 +106,14 @@ class SpoolWorker(Worker):
             return None
         store, portion = found
         self.depot.begin(store, portion)
-        self._reach()
+        if self.done != self.depot.settled:
+            self._reach()
         return portion, store
 
     def rest(self) -> None:
         """Bring files and cursors up to date; at exit, remove them."""
         self.depot.rest()
-        self._owner().publish()
+        self._publish()
         leaving = self.leaving
         if leaving:
             self.depot.retire()
@@ -136,15 +123,14 @@ class SpoolWorker(Worker):
     def _reach(self) -> None:
         """Set `done`, and wake the callers that wait for it, or for room."""
         self.done = self.depot.settled
-        if self.bells:
-            self.bells.ring()
+        self.bells.ring()
 
-    def is_done(self, number: int) -> bool:
-        """Return True if *number* events are settled, and so are all that dead processes have left."""
+    def is_done(self, mark: Mark) -> bool:
+        """Return True if the events up to *mark* are settled, and so are all that dead processes have left."""
         # In this order: adopting adds a store to `adopted` before it clears `unadopted`.
         adopted = not self.unadopted and not self.depot.adopted
-        left = self._left == self.leaving or self.depot.stored > number
-        return self.ended or (self.done >= number and adopted and left)
+        left = self._left == self.leaving or self.depot.out.events > mark.number
+        return self.ended or (self.done >= mark.number and adopted and left)
 
     def prepared(self, taken: Portion) -> Batch:
         """Return the batch for the target."""
@@ -232,7 +218,7 @@ class SpoolWorker(Worker):
         if moment >= self._chores_due:
             self._chores_due = moment + _CHORE_SECONDS
             self.depot.check()
-            self._owner().publish()
+            self._publish()
         if moment >= self.adopt_due:
             self.unadopted = self.depot.adopt()
             self.adopt_due = moment + (_CHORE_SECONDS if self.unadopted else _ADOPT_SECONDS)
@@ -303,9 +289,12 @@ class SpoolWorker(Worker):
         if thread is not None and thread is not threading.current_thread():
             released(thread.join, max(_GRACE_SECONDS, deadline - now()))
         stopped = thread is None or not thread.is_alive()
-        if self.lock.acquire(timeout=_GRACE_SECONDS):
+        held = self.lock.acquire(timeout=_GRACE_SECONDS)
+        # Without the lock the disk hangs or is slow. The events stay on disk, and the lock's holder closes the files,
+        # unless it has released the lock before `_left_open` was set.
+        self.ended, self._left_open = True, not held
+        if held or self.lock.acquire(blocking=False):
             try:
-                self.ended = True
                 if stopped and (self.depot.waiting() or self.depot.adopted):
                     with contextlib.suppress(OSError):
                         self.depot.tidy()
@@ -313,14 +302,6 @@ class SpoolWorker(Worker):
                 self.depot.close()
             finally:
                 self.lock.release()
-        else:
-            # The disk hangs or is slow. The events stay on disk.
-            self.ended = self._left_open = True
-            if self.lock.acquire(blocking=False):  # its holder may have released it before `_left_open` was set
-                try:
-                    self.depot.close()
-                finally:
-                    self.lock.release()
         self.bells.ring()
         return stopped
 

@@ -1667,12 +1667,12 @@ def test_an_outage_does_not_reach_the_application(spool):
     sink.handle(event(0))
     until(lambda: sink.target.attempts)
     calls = []
-    sink._keep, keep = (lambda line: calls.append(line) or keep(line)), sink._keep
+    sink._take, take = (lambda item: calls.append(item) or take(item)), sink._take
     for number in range(1, 2000):
         sink.handle(event(number))
     assert sink.stats().spooled == 2000
     assert len(calls) < 20, "the long way was taken"
-    del sink._keep
+    del sink._take
     sink.target.default.set()
     assert sink.flush(PATIENCE_SECONDS)
     assert sink.target.numbers == list(range(2000))
