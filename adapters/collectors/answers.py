@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -26,14 +26,27 @@ class CollectorFormat(BodyFormat):
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Check that the response is not a page of HTML.
+        """Return what the collector says of *batch*; None if it took all events.
 
         Raises:
-            PausedDeliveryError: If it is one.
+            PausedDeliveryError: If the response is a page of HTML, or says that the collector takes nothing.
+            DeliveryError: If the collector took no event.
         """
         if is_page(response_headers, response_body):
             raise not_the_collector(response_status, title_of(response_body))
+        return self._outcome(Answer(response_status, response_headers, response_body), batch)
+
+    def _outcome(self, answer: Answer, batch: Sequence[Encoded]) -> BatchResult | None:
+        """Return what *answer*, which is no page, says of *batch*."""
         return None
+
+
+class Answer(NamedTuple):
+    """The parts of a response of 2xx."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 def not_the_collector(status: int, title: str = "") -> PausedDeliveryError:

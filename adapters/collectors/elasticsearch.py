@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import orjson
 
-from outfall.adapters.collectors.answers import CollectorFormat, not_the_collector, parsed
+from outfall.adapters.collectors.answers import Answer, CollectorFormat, not_the_collector, parsed
 from outfall.adapters.collectors.factory import shipped, with_path, with_query
 from outfall.adapters.collectors.fields import (
     dump,
@@ -190,13 +190,7 @@ class ElasticsearchBulk(CollectorFormat):
         document.update(event)
         return orjson.dumps(document)
 
-    def read(
-        self,
-        response_status: int,
-        response_headers: Mapping[str, str],
-        response_body: bytes,
-        batch: Sequence[Encoded],
-    ) -> BatchResult | None:
+    def _outcome(self, answer: Answer, batch: Sequence[Encoded]) -> BatchResult | None:
         """Return the documents to try again, and the refused ones.
 
         Raises:
@@ -204,17 +198,16 @@ class ElasticsearchBulk(CollectorFormat):
                 bulk API.
             TemporaryDeliveryError: If all documents have to be tried again.
         """
-        super().read(response_status, response_headers, response_body, batch)
-        answer = parsed(response_body)
+        said = parsed(answer.body)
         statuses: list[tuple[int, str]] = []
         try:
-            statuses = [_status(item) for item in answer["items"]] if answer["errors"] else []
-            known = len(statuses) >= len(batch) or not answer["errors"]
+            statuses = [_status(item) for item in said["items"]] if said["errors"] else []
+            known = len(statuses) >= len(batch) or not said["errors"]
         except (ValueError, TypeError, KeyError, AttributeError):
             known = False
         if not known:
             # Unknown which documents are in the index.
-            raise not_the_collector(response_status)
+            raise not_the_collector(answer.status)
         retry: list[int] = []
         rejected: dict[int, str] = {}
         # A doubtful error is about the index if every document gets it.

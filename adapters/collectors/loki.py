@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 
 import orjson
 
-from outfall.adapters.collectors.answers import CollectorFormat
+from outfall.adapters.collectors.answers import Answer, CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import found_at, item_nanoseconds, nanoseconds, paths_of, text_of
 from outfall.sinks.core.item import data_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from outfall.adapters.collectors.factory import TokenOptions
-    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.item import Encoded
     from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.spool.sink import SpoolSink
 
@@ -157,22 +157,10 @@ class LokiStreams(CollectorFormat):
         }
         return tuple(labels.items())
 
-    def read(
-        self,
-        response_status: int,
-        response_headers: Mapping[str, str],
-        response_body: bytes,
-        batch: Sequence[Encoded],
-    ) -> BatchResult | None:
-        """Check whether Loki is configured to refuse everything at present.
-
-        Raises:
-            PausedDeliveryError: If so (``block_ingestion_until``), or if the response is a page of HTML.
-        """
-        if response_status == _BLOCKED:
+    def _outcome(self, answer: Answer, batch: Sequence[Encoded]) -> None:
+        if answer.status == _BLOCKED:
             msg = f"Loki takes nothing at present (status {_BLOCKED}, block_ingestion_until)"
             raise PausedDeliveryError(msg)
-        return super().read(response_status, response_headers, response_body, batch)
 
 
 def _label_value(value: object) -> str:

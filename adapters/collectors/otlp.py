@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from outfall.adapters.collectors.answers import CollectorFormat, parsed
+from outfall.adapters.collectors.answers import Answer, CollectorFormat, parsed
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import dump, take_exception, take_ids, take_level, take_time
 from outfall.adapters.collectors.otlp_protobuf import CONTENT_TYPE, Messages
@@ -139,26 +139,14 @@ class OTLPLogs(CollectorFormat):
             }
         )
 
-    def read(
-        self,
-        response_status: int,
-        response_headers: Mapping[str, str],
-        response_body: bytes,
-        batch: Sequence[Encoded],
-    ) -> BatchResult | None:
-        """Return the number of records that the collector refused; None if it refused none.
-
-        Raises:
-            PausedDeliveryError: If the response is a page of HTML.
-        """
-        super().read(response_status, response_headers, response_body, batch)
+    def _outcome(self, answer: Answer, batch: Sequence[Encoded]) -> BatchResult | None:
         rejected = 0
         # By the response's own type: some servers respond in JSON whatever they get.
-        if "protobuf" in (header(response_headers, "content-type") or "").lower():
-            rejected = 0 if self._messages is None else self._messages.rejected(response_body)
+        if "protobuf" in (header(answer.headers, "content-type") or "").lower():
+            rejected = 0 if self._messages is None else self._messages.rejected(answer.body)
         else:
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                rejected = int(parsed(response_body)["partialSuccess"]["rejectedLogRecords"])
+                rejected = int(parsed(answer.body)["partialSuccess"]["rejectedLogRecords"])
         if rejected <= 0:
             return None
         if rejected >= len(batch):

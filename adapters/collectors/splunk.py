@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, overload
 
-from outfall.adapters.collectors.answers import CollectorFormat, not_the_collector, parsed
+from outfall.adapters.collectors.answers import Answer, CollectorFormat, not_the_collector, parsed
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import dump, found_at, nanoseconds, paths_of, text_of
 from outfall.sinks.errors import PausedDeliveryError, PermanentDeliveryError, TemporaryDeliveryError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from outfall.adapters.collectors.factory import SinkOptions
-    from outfall.sinks.core.item import BatchResult, Encoded
+    from outfall.sinks.core.item import Encoded
     from outfall.sinks.delivery.background import BackgroundSink
     from outfall.sinks.errors import DeliveryError
     from outfall.sinks.spool.sink import SpoolSink
@@ -120,23 +120,10 @@ class SplunkEvents(CollectorFormat):
         made = b'{"time":%d.%06d,"event":%b%b' % (seconds, rest, data, self._constants)
         return made + (b',"fields":%b}' % dump(fields) if fields else b"}")
 
-    def read(
-        self,
-        response_status: int,
-        response_headers: Mapping[str, str],
-        response_body: bytes,
-        batch: Sequence[Encoded],
-    ) -> BatchResult | None:
-        """Check that the response has code 0.
-
-        Raises:
-            DeliveryError: The error for another code.
-        """
-        super().read(response_status, response_headers, response_body, batch)
-        code = _code(response_body)
+    def _outcome(self, answer: Answer, batch: Sequence[Encoded]) -> None:
+        code = _code(answer.body)
         if code != _SUCCESS:
-            raise not_the_collector(response_status) if code is None else _failure(code)
-        return None
+            raise not_the_collector(answer.status) if code is None else _failure(code)
 
     def refusal(
         self,

@@ -20,7 +20,7 @@ from outfall.sinks.http.deadlines import Adapter, Exchange, abandon_pools, keep_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from outfall.sinks.http.endpoint import Request
+    from outfall.sinks.http.endpoint import Endpoint, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +44,25 @@ class Transport:
     """A session of requests, for one thread at a time.
 
     Args:
-        peer: The server, for messages: ``"host:port"``.
-        session: The user's own session, or None to make one.
-        context: See `HTTPSink` for this and the next three.
-        verify: True, False, or a path.
-        cert: A path, a pair of paths, or None.
-        proxies: By scheme, or None for those of the environment.
-        socket_path: The path of a Unix socket to connect to instead of the URL's host, or None.
-        max_connection_age: Seconds after which a connection is replaced, or None.
+        endpoint: The settings. Those of the connection are read now, its timeout and authentication at each request.
     """
 
-    def __init__(
-        self,
-        *,
-        peer: str,
-        session: requests.Session | None,
-        context: ssl.SSLContext | None,
-        verify: bool | str,
-        cert: Any,
-        proxies: Mapping[str, str] | None,
-        socket_path: str | None = None,
-        max_connection_age: float | None = None,
-    ) -> None:
-        self._peer = peer
-        self._max_connection_age = max_connection_age
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
         #: When the current connection was opened, by the monotonic clock.
         self._connected_at = 0.0
-        self._adapter = Adapter(context, socket_path) if session is None else None
-        self._session = session if session is not None else requests.Session()
+        session = endpoint.session
+        self._adapter = Adapter(endpoint.context, endpoint.socket_path) if session is None else None
+        self._session = requests.Session() if session is None else session
         if self._adapter is not None:
             self._session.mount("http://", self._adapter)
             self._session.mount("https://", self._adapter)
             self._session.headers.clear()
             # The environment's proxies do not apply to Unix sockets.
-            self._session.trust_env = socket_path is None
+            self._session.trust_env = endpoint.socket_path is None
         # None leaves the user's session its own setting.
-        self._verify = None if session is not None and verify is True else verify
-        self._cert = cert
-        self._proxies = dict(proxies or {})
+        self._verify = None if session is not None and endpoint.verify is True else endpoint.verify
+        self._proxies = dict(endpoint.proxies or {})
         #: The settings of arguments and environment, merged at the first request.
         self._settings: Any = None
         #: True after a response: then there may be an open connection, which the server may have closed meanwhile.
@@ -97,25 +78,26 @@ class Transport:
 
         The errors name the peer and the cause. They contain nothing of URL, headers or body.
         """
+        endpoint = self._endpoint
         if _CRASHES and sys.is_finalizing():
-            msg = f"{self._peer} is not asked any more: Python 3.13.0 crashes in requests when the interpreter ends"
+            msg = f"{endpoint.peer} is not asked any more: Python 3.13.0 crashes in requests when the interpreter ends"
             raise TemporaryDeliveryError(msg)
-        age = self._max_connection_age
+        age, timeout = endpoint.max_connection_age, endpoint.timeout
         if self._used and age is not None and self._adapter is not None and monotonic() - self._connected_at >= age:
             self._adapter.disconnect()
-        exchange = Exchange(*request.timeout)
+        exchange = Exchange(*timeout)
         if self._adapter is not None:
             self._adapter.exchange = exchange
         while True:
             stale = self._used and not exchange.fresh
             try:
-                if self._adapter is None or request.auth is not None:
-                    reply = self._by_session(request)
+                if self._adapter is None or endpoint.auth is not None:
+                    reply = self._by_session(request, timeout)
                 else:
-                    reply = self._by_adapter(request, self._adapter)
+                    reply = self._by_adapter(request, self._adapter, timeout[0])
             except Exception as error:
                 again = stale and not (exchange.fresh or exchange.received or self._aborted) and _has_ended(error)
-                failure = self._translated(error, exchange, request.timeout)
+                failure = self._translated(error, exchange, timeout)
                 _forget_frames(error)
             else:
                 self._used = True
@@ -134,18 +116,18 @@ class Transport:
         finally:
             del failure  # its traceback refers to this frame: without this they form a cycle
 
-    def _by_adapter(self, request: Request, adapter: Adapter) -> Reply:
+    def _by_adapter(self, request: Request, adapter: Adapter, connect_seconds: float) -> Reply:
         """Send the request without the session, which would read .netrc, and the whole response of a redirect."""
         if self._settings is None:
             self._settings = self._session.merge_environment_settings(
-                request.url, self._proxies, stream=True, verify=self._verify, cert=self._cert
+                request.url, self._proxies, stream=True, verify=self._verify, cert=self._endpoint.cert
             )
         prepared = requests.PreparedRequest()
         prepared.prepare(method=request.method, url=request.url, headers=request.headers, data=request.body)
-        response = adapter.send(prepared, timeout=(request.timeout[0], adapter.exchange.left()), **self._settings)
+        response = adapter.send(prepared, timeout=(connect_seconds, adapter.exchange.left()), **self._settings)
         return Reply(response.status_code, response.headers, *read_body(response, request.limit_bytes))
 
-    def _by_session(self, request: Request) -> Reply:
+    def _by_session(self, request: Request, timeout: tuple[float, float]) -> Reply:
         """Send the request by the session, with its hooks, cookies and headers."""
         session = self._session
         read: dict[int, tuple[requests.Response, Reply]] = {}
@@ -164,14 +146,14 @@ class Transport:
             # Without auth, requests reads .netrc, whose credentials would replace a token.
             auth=_no_auth
             if any(name.lower() == "authorization" for name in request.headers)
-            else request.auth or session.auth or _no_auth,
-            timeout=request.timeout,
+            else self._endpoint.auth or session.auth or _no_auth,
+            timeout=timeout,
             allow_redirects=False,
             proxies=dict(self._proxies),
             hooks={"response": [keep, *(hooks if isinstance(hooks, (list, tuple)) else [hooks])]},
             stream=True,
             verify=self._verify,
-            cert=self._cert,
+            cert=self._endpoint.cert,
         )
         if id(response) not in read:  # a hook has replaced the response
             keep(response)
@@ -199,10 +181,11 @@ class Transport:
     # -- translation of failures
 
     def _translated(self, error: Exception, exchange: Exchange, timeout: tuple[float, float]) -> DeliveryError:
+        peer = self._endpoint.peer
         if isinstance(error, _UNUSABLE):
-            return PausedDeliveryError(f"no request to {self._peer} can be made: {type(error).__name__}")
+            return PausedDeliveryError(f"no request to {peer} can be made: {type(error).__name__}")
         if not isinstance(error, _TRANSPORTS):
-            return TemporaryDeliveryError(f"{self._peer}: the request failed ({type(error).__name__})")
+            return TemporaryDeliveryError(f"{peer}: the request failed ({type(error).__name__})")
         root = _root(error)
         by_proxy = isinstance(error, requests.exceptions.ProxyError)
         connected = exchange.connected or (self._adapter is None and not isinstance(error, requests.ConnectTimeout))
@@ -216,11 +199,11 @@ class Transport:
         else:
             what = f"could not be reached: {_told(root)}"
         if _refuses_tls(root):
-            return PausedDeliveryError(f"{self._peer} {what}")
+            return PausedDeliveryError(f"{peer} {what}")
         halve_after = None
         if connected and not by_proxy:
             halve_after = 1 if isinstance(root, TimeoutError) else LOST_ATTEMPTS
-        return TemporaryDeliveryError(f"{self._peer} {what}", halve_after=halve_after)
+        return TemporaryDeliveryError(f"{peer} {what}", halve_after=halve_after)
 
 
 #: On this version the process crashes if requests makes a response object during the interpreter's last collection.

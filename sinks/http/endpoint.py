@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, quote, quote_plus, unquote, urlsplit, urlu
 
 from outfall.sinks.core.arguments import checked_seconds, is_loopback
 from outfall.sinks.core.credentials import asked, is_sendable
-from outfall.sinks.network.peer import checked_age
+from outfall.sinks.network.peer import checked_age, checked_context
 
 if TYPE_CHECKING:
     import ssl
@@ -35,10 +35,8 @@ class Request:
     Args:
         method: The method.
         url: The URL, without credentials.
-        headers: All headers except ``Content-Length`` and those that *auth* adds.
+        headers: All headers except ``Content-Length`` and those that an authentication object adds.
         body: The body, or None.
-        auth: An authentication object of requests, which is called with the prepared request; or None.
-        timeout: Seconds to connect, and for the rest.
         limit_bytes: The number of bytes of the response to read.
     """
 
@@ -46,8 +44,6 @@ class Request:
     url: str
     headers: dict[str, str]
     body: bytes | None
-    auth: Any
-    timeout: tuple[float, float]
     limit_bytes: int
 
 
@@ -84,12 +80,15 @@ class Endpoint:
         self.timeout: tuple[float, float] = checked_timeout(timeout)
         self._token = _checked_token(token)
         self._token_scheme = _checked_scheme(token_scheme)
-        self._verify = _checked_verify(verify)
-        self._cert = _checked_cert(cert)
-        self._session = _checked_session(session)
-        self._context = _checked_context(ssl_context, self._verify, self._cert, session)
-        self._proxies = _checked_proxies(proxies)
-        self._max_connection_age = checked_age(max_connection_age)
+        self.verify: bool | str = _checked_verify(verify)
+        self.cert: str | tuple[str, str] | None = _checked_cert(cert)
+        self.session: requests.Session | None = _checked_session(session)
+        self.context: ssl.SSLContext | None = checked_context(ssl_context)
+        if ssl_context is not None and (verify is not True or cert is not None or session is not None):
+            msg = "ssl_context: it replaces verify and cert, and does not apply to your own session"
+            raise ValueError(msg)
+        self.proxies: dict[str, str] | None = _checked_proxies(proxies)
+        self.max_connection_age: float | None = checked_age(max_connection_age)
         if max_connection_age is not None and session is not None:
             msg = "max_connection_age: it does not apply to the connections of your own session"
             raise ValueError(msg)
@@ -106,7 +105,7 @@ class Endpoint:
         self._transport = Transport
 
     def __repr__(self) -> str:
-        return self.peer if self._socket_path is not None else f"{urlsplit(self._url).scheme}://{self.peer}"
+        return self.peer if self.socket_path is not None else f"{urlsplit(self._url).scheme}://{self.peer}"
 
     @property
     def url(self) -> str:
@@ -129,13 +128,13 @@ class Endpoint:
         parts = urlsplit(bare)
         self._check_credentials(parts, peer, auth)
         is_socket = parts.scheme == UNIX
-        for argument, value in (("session", self._session), ("proxies", self._proxies)):
+        for argument, value in (("session", self.session), ("proxies", self.proxies)):
             if is_socket and value is not None:
                 msg = f"{argument}: {UNIX}:// connects by itself"
                 raise ValueError(msg)
         self._url, self.peer, self._auth = bare, peer, auth
         #: The path of the Unix socket, or None.
-        self._socket_path: str | None = unquote(parts.netloc) if is_socket else None
+        self.socket_path: str | None = unquote(parts.netloc) if is_socket else None
         #: The URL for requests; for a Unix socket the host is ``localhost``, since HTTP requires one.
         self.request_url: str = urlunsplit(parts._replace(scheme="http", netloc="localhost")) if is_socket else bare
         #: The authentication object, which changes prepared requests; or None.
@@ -161,7 +160,7 @@ class Endpoint:
             content: The headers that describe the body.
         """
         headers = {"Accept-Encoding": "identity", "Idempotency-Key": key}
-        if self._session is None:  # else the session adds its own
+        if self.session is None:  # else the session adds its own
             headers |= {"User-Agent": "outfall", "Accept": "*/*"}
         headers |= content
         for name in self.headers:
@@ -185,16 +184,7 @@ class Endpoint:
 
     def open(self) -> Transport:
         """Return a new transport for requests."""
-        return self._transport(
-            peer=self.peer,
-            session=self._session,
-            context=self._context,
-            verify=self._verify,
-            cert=self._cert,
-            proxies=self._proxies,
-            socket_path=self._socket_path,
-            max_connection_age=self._max_connection_age,
-        )
+        return self._transport(self)
 
     def _check_credentials(self, parts: SplitResult, peer: str, auth: Any) -> None:
         """Check the credentials for a URL.
@@ -206,7 +196,7 @@ class Endpoint:
         if (self._token is not None) + (auth is not None) + authorized > 1:
             msg = "token, auth, headers: more than one of them has the Authorization"
             raise ValueError(msg)
-        session = self._session
+        session = self.session
         credentials = (
             auth is not None
             or self._token is not None
@@ -402,20 +392,6 @@ def _checked_cert(cert: Any) -> str | tuple[str, str] | None:
             msg = f"cert={path!r}: there is no such file"
             raise ValueError(msg)
     return (texts[0], texts[1]) if pair else texts[0]
-
-
-def _checked_context(context: Any, verify: Any, cert: Any, session: Any) -> ssl.SSLContext | None:
-    if context is None:
-        return None
-    import ssl
-
-    if not isinstance(context, ssl.SSLContext):
-        msg = f"ssl_context={context!r} is not an ssl.SSLContext"
-        raise TypeError(msg)
-    if verify is not True or cert is not None or session is not None:
-        msg = "ssl_context: it replaces verify and cert, and does not apply to your own session"
-        raise ValueError(msg)
-    return context
 
 
 def _checked_proxies(proxies: Any) -> dict[str, str] | None:

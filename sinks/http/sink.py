@@ -313,8 +313,6 @@ class HTTPSink(Sink):
                 url,
                 endpoint.headers_for(key, token, content),
                 data,
-                endpoint.auth,
-                endpoint.timeout,
                 self._body.max_response_bytes if self._reads else _MAX_IGNORED_BYTES,
             )
         )
@@ -338,12 +336,10 @@ class HTTPSink(Sink):
                     self._drop_transport()
 
     def _failure(self, reply: Reply, batch: Batch, token: str | None) -> DeliveryError:
-        own = None
-        if type(self._body).refusal is not BodyFormat.refusal:
-            try:
-                own = self._body.refusal(reply.status, reply.headers, reply.body)
-            except Exception:
-                own = None
+        try:
+            own = self._body.refusal(reply.status, reply.headers, reply.body)
+        except Exception:
+            own = None
         if own is not None:
             return self._cleaned(own, batch, token)
         failure = failure_of(

@@ -13,7 +13,7 @@ from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import DeliveryError, ReentrantEventError
 from outfall.sinks.event.event import TextEvent, message_key, without_metadata
 from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
-from outfall.sinks.network.peer import host_and_port, is_host
+from outfall.sinks.network.peer import checked_context, host_and_port, is_host
 
 if TYPE_CHECKING:
     import ssl
@@ -146,7 +146,7 @@ class SMTPSink(Sink):
         self.username, self.password = _checked_credentials(credentials)
         self.timeout = timeout
         self._implicit_tls = bool(implicit_tls)
-        self._ssl_context = _checked_context(ssl_context)
+        self._ssl_context = checked_context(ssl_context)
         self.secure = secure
         self.allow_insecure: bool = bool(allow_insecure)
         self.attach_json: bool = bool(attach_json)
@@ -479,17 +479,6 @@ def _checked_credentials(credentials: Any) -> tuple[str | None, str | Callable[[
         msg = "credentials=… is not (username, password), two texts, nor a name and a callable that returns a token"
         raise TypeError(msg)
     return credentials[0], cast("Any", credentials[1])
-
-
-def _checked_context(context: Any) -> ssl.SSLContext | None:
-    if context is None:
-        return None
-    import ssl
-
-    if not isinstance(context, ssl.SSLContext):
-        msg = f"ssl_context={context!r} is not an ssl.SSLContext"
-        raise TypeError(msg)
-    return context
 
 
 def _version_of(files: Sequence[Any]) -> list[tuple[int, ...]]:

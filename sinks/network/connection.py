@@ -244,7 +244,9 @@ class ConnectedSink(ByteSink):
     # -- sending
 
     def send(self, data: bytes) -> None:
-        """Send *data*, one frame or datagram; connect first if necessary, and try once more after a failure.
+        """Send *data*, one frame, datagram or message of syslog without its framing.
+
+        Connect first if necessary, and try once more after a failure.
 
         Called under the sink's lock.
 

@@ -21,35 +21,25 @@ class Incoming:
         handshaking: Whether a TLS handshake comes first.
     """
 
-    began: float
-    buffer: bytearray
-    counted: int
-    handshaking: bool
-    heard: float
-    interest: int
-    proven: bool
-    skipping: int
-    sock: socket.socket
-
     __slots__ = ("began", "buffer", "counted", "handshaking", "heard", "interest", "proven", "skipping", "sock")
 
     def __init__(self, sock: socket.socket, moment: float, *, handshaking: bool) -> None:
-        self.sock = sock
+        self.sock: socket.socket = sock
         #: The received bytes of an incomplete frame.
-        self.buffer = bytearray()
+        self.buffer: bytearray = bytearray()
         #: How many bytes of an oversized frame are still to be discarded; for lines, whether the rest of one is.
-        self.skipping = 0
+        self.skipping: int = 0
         #: How many bytes of `buffer` the listener's total includes.
-        self.counted = 0
+        self.counted: int = 0
         #: When this frame began; for the first frame, when the connection began.
-        self.began = moment
+        self.began: float = moment
         #: When data came last.
-        self.heard = moment
+        self.heard: float = moment
         #: True once a complete frame has come.
-        self.proven = False
-        self.handshaking = handshaking
+        self.proven: bool = False
+        self.handshaking: bool = handshaking
         #: The events that the selector waits for.
-        self.interest = selectors.EVENT_READ
+        self.interest: int = selectors.EVENT_READ
 
     @property
     def unfinished(self) -> bool:

@@ -391,11 +391,9 @@ class SocketListener:
             line = b"" if peer.skipping else peer.last_line()
             if line.strip():
                 try:
-                    event = self._decoded(line)
+                    self._pass_on(line, "line")
                 except FrameError:
                     self._reject("truncated", f"{why} after {len(line)} bytes of a line")
-                else:
-                    self._hand_on(event)
             self._drop(peer)
         elif peer.unfinished:
             self._refuse(peer, "truncated", f"{why} after {len(peer.buffer)} bytes of a frame")
@@ -407,7 +405,7 @@ class SocketListener:
         try:
             over = peer.shake_hands()
         except FrameError as error:
-            self._refuse(peer, *_why(error))
+            self._refuse(peer, error.reason, str(error))
             return False
         if peer.interest != before and self._selector is not None:
             self._selector.modify(peer.sock, peer.interest, peer)
@@ -417,16 +415,13 @@ class SocketListener:
         """Pass on the complete frames in what came."""
         delimiter, limit = delimiter_of(self.codec), self.max_frame_bytes
         if delimiter:
-            self._take_lines(peer.lines(data, now, limit, delimiter))
+            self._pass_on_each(peer.lines(data, now, limit, delimiter))
         else:
             try:
                 for payload in peer.frames(data, now, limit):
-                    if isinstance(payload, int):
-                        self._reject("oversize", f"a frame of {payload} bytes came, where max_frame_bytes={limit}")
-                    else:
-                        self._hand_on(self._decoded(payload))
+                    self._pass_on(payload, "frame")
             except FrameError as error:
-                self._refuse(peer, *_why(error))
+                self._refuse(peer, error.reason, str(error))
                 return
         self._buffered += len(peer.buffer) - peer.counted
         peer.counted = len(peer.buffer)
@@ -434,19 +429,26 @@ class SocketListener:
             greatest = max(self._peers.values(), key=lambda each: len(each.buffer))
             self._refuse(greatest, "overload", f"{self._buffered} bytes of half frames are in memory")
 
-    def _take_lines(self, payloads: Iterable[bytes | int]) -> None:
+    def _pass_on_each(self, payloads: Iterable[bytes | int]) -> None:
         """Pass on the events in *payloads*; a bad one does not affect the others."""
         for payload in payloads:
-            if isinstance(payload, int):
-                limit = self.max_frame_bytes
-                self._reject("oversize", f"a line of {payload} bytes or more came, where max_frame_bytes={limit}")
-                continue
             try:
-                event = self._decoded(payload)
+                self._pass_on(payload, "line")
             except FrameError as error:
-                self._reject(*_why(error))
-            else:
-                self._hand_on(event)
+                self._reject(error.reason, str(error))
+
+    def _pass_on(self, payload: bytes | int, what: str) -> None:
+        """Pass the event in *payload* to the sinks; a number is the length of one that is too long.
+
+        Raises:
+            FrameError: If it is not an event.
+        """
+        if isinstance(payload, int):
+            more = " or more" if what == "line" else ""
+            limit = self.max_frame_bytes
+            self._reject("oversize", f"a {what} of {payload} bytes{more} came, where max_frame_bytes={limit}")
+        else:
+            self._hand_on(self._decoded(payload))
 
     def _decoded(self, payload: bytes) -> dict[str, Any]:
         try:
@@ -476,17 +478,11 @@ class SocketListener:
             return
         delimiter = delimiter_of(self.codec)
         if delimiter:
-            self._take_lines(line for line in data.split(delimiter) if line.strip())
-            return
-        if prefix and (len(data) < prefix or length_of(data) != len(data) - prefix):
+            self._pass_on_each(line for line in data.split(delimiter) if line.strip())
+        elif prefix and (len(data) < prefix or length_of(data) != len(data) - prefix):
             self._reject("garbage", f"a datagram of {len(data)} bytes that does not begin with its length")
-            return
-        try:
-            event = self._decoded(data[prefix:])
-        except FrameError as error:
-            self._reject(*_why(error))
-            return
-        self._hand_on(event)
+        else:
+            self._pass_on_each((data[prefix:],))
 
     def _hand_on(self, event: dict[str, Any]) -> None:
         for sink in self.sinks:
@@ -589,7 +585,3 @@ _ACCEPTS_AT_ONCE = 128
 _DATAGRAMS_AT_ONCE = 256
 _ACCEPT_PAUSE_SECONDS = 0.1
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-def _why(error: FrameError) -> tuple[str, str]:
-    return error.reason, str(error)

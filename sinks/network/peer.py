@@ -8,7 +8,7 @@ import os
 import re
 import select
 import socket
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core.arguments import MAX_PORT, checked_seconds, checked_size
 from outfall.sinks.errors import PermanentDeliveryError
@@ -237,19 +237,32 @@ def checked_tls(tls: ssl.SSLContext | Literal[True] | None, port: int | None) ->
         ValueError: If there is a context for a Unix socket.
         TypeError: If *tls* is no context.
     """
-    if tls is None:
-        return None
-    import ssl
-
-    if port is None:
+    if tls is not None and port is None:
         msg = f"tls={tls!r} with port=None: a Unix socket is not encrypted"
         raise ValueError(msg)
     if tls is True:
+        import ssl
+
         return ssl.create_default_context()
-    if not isinstance(tls, ssl.SSLContext):
-        msg = f"tls={tls!r} is neither an ssl.SSLContext nor True"
+    return checked_context(tls, "tls", "neither an ssl.SSLContext nor True")
+
+
+def checked_context(
+    context: Any, argument: str = "ssl_context", otherwise: str = "not an ssl.SSLContext"
+) -> ssl.SSLContext | None:
+    """Return *context*, a TLS context or None.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if context is None:
+        return None
+    import ssl
+
+    if not isinstance(context, ssl.SSLContext):
+        msg = f"{argument}={context!r} is {otherwise}"
         raise TypeError(msg)
-    return tls
+    return context
 
 
 def identity_of(sock: socket.socket | None) -> tuple[int, int] | None:

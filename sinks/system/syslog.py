@@ -355,10 +355,7 @@ class SysLogSink(SocketSink):
         ``"notice"`` from 25, ``"warning"`` from 30, ``"error"`` from 40, ``"critical"`` from 50. An unknown level is a
         ``"warning"``.
         """
-        known = self.priority_map.get(level) or self.priority_map.get(level.lower())
-        if known is not None:
-            return known
-        return usual_priority(level)
+        return self.priority_map.get(level) or self.priority_map.get(level.lower()) or usual_priority(level)
 
     def get_message_id(self, event: Mapping[str, Any]) -> str:
         """Return the MSGID of RFC 5424, which names the kind of event. Default: none."""
@@ -545,22 +542,11 @@ class SysLogSink(SocketSink):
         self._kind = socket.SocketKind(kind)  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
         self._ends = kind == socket.SOCK_STREAM  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
 
-    def send(self, data: bytes) -> None:
-        """Send *data*, an unframed message; connect first if necessary, and try once more after a failure.
-
-        Called under the sink's lock.
-
-        Raises:
-            DeliveryError: If it could not be sent.
-        """
-        super().send(data)
-
     def _on_wire(self, data: bytes) -> bytes:
         if self._ends_with_nul(datagram=not self._ends):
             data += b"\0"
-        return self._framed(data) if self._ends else data
-
-    def _framed(self, data: bytes) -> bytes:
+        if not self._ends:
+            return data
         if self.framing == "octet":
             return b"%d %s" % (len(data), data)
         if self.framing == "lf":

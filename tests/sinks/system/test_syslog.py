@@ -592,7 +592,7 @@ def test_no_event_is_two_messages_in_a_stream(form, framing):
                 rendered[0] = event if isinstance(event, str) else ident
                 for message in (each.make_frame(given_event), each._frame_of(each.encode(given_event))):
                     messages.append(message)
-                    stream += each._framed(message)
+                    stream += each._on_wire(message)
         assert unframed(stream, framing) == messages
         for message in messages:
             assert len(message) <= limit
