@@ -25,14 +25,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from outfall.adapters.setup import open_sinks
 from outfall.sinks.core.ledger import SinkStats
 from outfall.sinks.core.lifecycle import participants
 from outfall.sinks.core.sink import Sink
-from outfall.sinks.errors import MissingDependencyError
+from outfall.sinks.errors import extra_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,59 +55,34 @@ class _Series(NamedTuple):
     counts: bool
 
 
+#: What each number of a ledger that counts events says.
+_EVENTS = {
+    "accepted": "Events that passed level and processors",
+    "adopted": "Events taken over from a dead process's spool",
+    "filtered": "Events that level or processors rejected",
+    "delivered": "Events that the target took",
+    "dropped": "Lost events, by reason",
+    "dead_lettered": "Refused events that a dead letter sink took",
+    "pending": "Events in memory without an outcome yet",
+    "spooled": "Events on disk that are not delivered",
+}
+
+_LAST = "When events were last seen to be delivered, in seconds since the epoch"
+
 _SERIES = {
-    "accepted": _Series(
-        "outfall_events_accepted",
-        "outfall.events.accepted",
-        "{event}",
-        "Events that passed level and processors",
-        True,
-    ),
-    "adopted": _Series(
-        "outfall_events_adopted",
-        "outfall.events.adopted",
-        "{event}",
-        "Events taken over from a dead process's spool",
-        True,
-    ),
-    "filtered": _Series(
-        "outfall_events_filtered",
-        "outfall.events.filtered",
-        "{event}",
-        "Events that level or processors rejected",
-        True,
-    ),
-    "delivered": _Series(
-        "outfall_events_delivered", "outfall.events.delivered", "{event}", "Events that the target took", True
-    ),
-    "dropped": _Series("outfall_events_dropped", "outfall.events.dropped", "{event}", "Lost events, by reason", True),
-    "dead_lettered": _Series(
-        "outfall_events_dead_lettered",
-        "outfall.events.dead_lettered",
-        "{event}",
-        "Refused events that a dead letter sink took",
-        True,
-    ),
+    name: _Series(
+        f"outfall_events_{name}", f"outfall.events.{name}", "{event}", about, name not in ("pending", "spooled")
+    )
+    for name, about in _EVENTS.items()
+} | {
     "retried": _Series("outfall_retries", "outfall.retries", "{attempt}", "Repeated attempts", True),
-    "pending": _Series(
-        "outfall_events_pending", "outfall.events.pending", "{event}", "Events in memory without an outcome yet", False
-    ),
-    "spooled": _Series(
-        "outfall_events_spooled", "outfall.events.spooled", "{event}", "Events on disk that are not delivered", False
-    ),
     "used": _Series("outfall_spool_used_bytes", "outfall.spool.used", "By", "The size of a spool on disk", False),
     "max": _Series("outfall_spool_max_bytes", "outfall.spool.max", "By", "The largest size of a spool on disk", False),
-    "last": _Series(
-        "outfall_last_delivery_timestamp_seconds",
-        "outfall.last_delivery",
-        "s",
-        "When events were last seen to be delivered, in seconds since the epoch",
-        False,
-    ),
+    "last": _Series("outfall_last_delivery_timestamp_seconds", "outfall.last_delivery", "s", _LAST, False),
 }
 
 #: The fields of a ledger that are numbers.
-_NUMBERS = ("accepted", "adopted", "filtered", "delivered", "dead_lettered", "retried", "pending", "spooled")
+_NUMBERS = (*(name for name in _EVENTS if name != "dropped"), "retried")
 
 #: The values of the labels: sink, where, and the reason of drops.
 _Labels = tuple[str, str, str]
@@ -165,7 +139,7 @@ class SinkMetrics:
 
     def collect(self) -> Iterator[Any]:
         """Yield the metrics; ``prometheus_client`` calls this at each scrape."""
-        core = _package("prometheus_client.core", "prometheus")
+        core = extra_module("prometheus_client.core", "prometheus")
         found = self.read()
         for name, series in _SERIES.items():
             labels = ("sink", "where", "reason") if name == "dropped" else ("sink", "where")
@@ -189,7 +163,7 @@ def register(registry: Any = None) -> SinkMetrics:
     Raises:
         MissingDependencyError: Without prometheus_client; it comes with the extra ``prometheus``.
     """
-    client = _package("prometheus_client", "prometheus")
+    client = extra_module("prometheus_client", "prometheus")
     made = SinkMetrics()
     (client.REGISTRY if registry is None else registry).register(made)
     return made
@@ -204,14 +178,22 @@ def observe(meter_provider: Any = None) -> SinkMetrics:
     Raises:
         MissingDependencyError: Without opentelemetry-api; it comes with the extra ``otel``.
     """
-    metrics = _package("opentelemetry.metrics", "otel")
+    metrics = extra_module("opentelemetry.metrics", "otel")
     provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
     meter = provider.get_meter("outfall")
     made = SinkMetrics()
 
+    #: The last reading, less the numbers that have been observed: each collection reads the ledgers once.
+    waiting: dict[str, dict[_Labels, float]] = {}
+
     def observations(name: str, _options: Any) -> list[Any]:
+        numbers = waiting.pop(name, None)
+        if numbers is None:
+            found = made.read()
+            numbers = found.pop(name)
+            waiting.update(found)
         given: list[Any] = []
-        for (sink, where, reason), number in made.read()[name].items():
+        for (sink, where, reason), number in numbers.items():
             attributes = {"sink": sink, "where": where} | ({"reason": reason} if reason else {})
             given.append(metrics.Observation(number, attributes))
         return given
@@ -220,13 +202,6 @@ def observe(meter_provider: Any = None) -> SinkMetrics:
         make = meter.create_observable_counter if series.counts else meter.create_observable_gauge
         make(series.otel, [partial(observations, name)], unit=series.unit, description=series.about)
     return made
-
-
-def _package(name: str, extra: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise MissingDependencyError(name.partition(".")[0], extra) from None
 
 
 def _spools(sink: Sink) -> Iterator[Any]:

@@ -19,6 +19,12 @@ No exception made here holds an event, a header, a URL's credentials or any othe
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
 #: The ``halve_after`` of a lost connection. The size of the batch may not be the reason, so at first the same batch is
 #: sent again under the same key, by which the target can recognise it.
 LOST_ATTEMPTS = 4
@@ -68,6 +74,18 @@ class MissingDependencyError(SinkError):
     def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
         """Pickle the two arguments, since ``args`` holds the message."""
         return type(self), (self.package, self.extra)
+
+
+def extra_module(name: str, extra: str) -> Any:
+    """Return the module *name*, which the *extra* of the distribution installs.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise MissingDependencyError(name.partition(".")[0], extra) from None
 
 
 class DeliveryError(SinkError):

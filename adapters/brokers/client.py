@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.arguments import checked_seconds
-from outfall.sinks.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from outfall.sinks.event.units import Span
@@ -23,18 +21,6 @@ def timeout_of(timeout: Span) -> float:
         msg = f"timeout={timeout!r} is not above 0, or has no end"
         raise ValueError(msg)
     return seconds
-
-
-def package(name: str, extra: str) -> Any:
-    """Import the package *name*, which the *extra* of the distribution installs, and return it.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError:
-        raise MissingDependencyError(name.partition(".")[0], extra) from None
 
 
 class HasClient:

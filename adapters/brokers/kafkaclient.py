@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks.errors import (
     DeliveryError,
-    MissingDependencyError,
     OversizeDeliveryError,
     PausedDeliveryError,
     PermanentDeliveryError,
     TemporaryDeliveryError,
+    extra_module,
 )
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ def made(kind: str, settings: dict[str, Any]) -> Any:
         ValueError: If librdkafka refuses *settings*. The message holds no secret.
         MissingDependencyError: If confluent-kafka is not installed.
     """
-    try:
-        import confluent_kafka
-    except ImportError:
-        raise MissingDependencyError(package="confluent_kafka", extra="kafka") from None
+    confluent_kafka = extra_module("confluent_kafka", "kafka")
     given = dict(settings)
     if "logger" not in given:
         import logging

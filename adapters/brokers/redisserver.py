@@ -8,7 +8,6 @@ from os import fspath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from outfall.adapters.brokers.client import package
 from outfall.sinks.core.arguments import MAX_PORT
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.reporting import place_of
@@ -18,6 +17,7 @@ from outfall.sinks.errors import (
     PausedDeliveryError,
     PermanentDeliveryError,
     TemporaryDeliveryError,
+    extra_module,
 )
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class RedisServer:
         if userinfo is not None:
             name, _, secret = userinfo.partition(":")
             username, password = unquote(name) or username, unquote(secret) or password
-        self.redis: Any = package("redis", "redis")
-        retry = package("redis.retry", "redis").Retry(package("redis.backoff", "redis").NoBackoff(), 0)
+        self.redis: Any = extra_module("redis", "redis")
+        retry = extra_module("redis.retry", "redis").Retry(extra_module("redis.backoff", "redis").NoBackoff(), 0)
         tls: dict[str, Any] = {}
         if scheme.lower() == "rediss":
             tls = {"ssl": True, "ssl_cert_reqs": "required" if verify is not False else "none"}
@@ -113,7 +113,7 @@ class RedisServer:
                 connection_class=_timed(kind, exchange), host=place[0], port=place[1], **self._login, **usual
             )
             return self.redis.Redis(connection_pool=pool)
-        module = package("redis.sentinel", "redis")
+        module = extra_module("redis.sentinel", "redis")
         sentinels = module.Sentinel(self.places, sentinel_kwargs=self._usual, **self._login, **usual)
         kind = getattr(module, f"SentinelManaged{tls}Connection")
         return sentinels.master_for(self.sentinel, connection_class=_timed(kind, exchange))

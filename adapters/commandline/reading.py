@@ -7,23 +7,19 @@ import glob
 import gzip
 import io
 import os
-import stat
 import sys
 import zlib
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
-from outfall.sinks.errors import MissingDependencyError
 from outfall.sinks.event.event import timestamp_of
 from outfall.sinks.event.json import loads
+from outfall.sinks.files.compression import open_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _BLOCK = 1 << 16
-
-#: The first bytes of compressed files.
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True)
@@ -59,24 +55,7 @@ def open_events(name: str) -> IO[bytes]:
         OSError: If it cannot be read.
         MissingDependencyError: If it is compressed by zstd, and zstandard is not installed.
     """
-    if name == "-":
-        return sys.stdin.buffer
-    file = open(name, "rb")  # noqa: SIM115 - the caller closes it
-    try:
-        begun = file.peek(4)[:4] if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
-        if begun.startswith(_GZIP):
-            file.close()
-            return cast("IO[bytes]", gzip.open(name))
-        if begun == _ZSTD:
-            try:
-                import zstandard
-            except ImportError:
-                raise MissingDependencyError(package="zstandard", extra="zstd") from None
-            return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    return sys.stdin.buffer if name == "-" else open_lines(name)
 
 
 def lines_of(name: str, complain: Callable[[str], None]) -> Iterator[Line]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outfall.adapters.commandline.arguments import add_command, count, unusable
+from outfall.sinks.errors import MissingDependencyError
 from outfall.sinks.event.chained import NOTHING, ChainKey, SealedLine, sealed_line
 from outfall.sinks.event.json import loads
-from outfall.sinks.files.sealing import open_lines
+from outfall.sinks.files.compression import open_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -88,7 +89,7 @@ def _lines(name: str) -> Iterator[bytes]:
     try:
         with open_lines(name) as lines:
             yield from lines
-    except ImportError:
+    except MissingDependencyError:
         unusable(f"{name!r} is compressed by zstd: pip install 'outfall[zstd]'")
     except OSError as error:
         unusable(f"{name!r} cannot be read: {error.strerror or error}")

@@ -15,23 +15,8 @@ from logging.handlers import DEFAULT_TCP_LOGGING_PORT as DEFAULT_TCP_LOGGING_POR
 from logging.handlers import DEFAULT_UDP_LOGGING_PORT as DEFAULT_UDP_LOGGING_PORT
 from logging.handlers import SYSLOG_TCP_PORT as SYSLOG_TCP_PORT
 from logging.handlers import SYSLOG_UDP_PORT as SYSLOG_UDP_PORT
+from sys import modules as _modules
 
-from outfall.adapters.handlers import (
-    base,
-    buffers,
-    eventlog,
-    file,
-    http,
-    mail,
-    openfile,
-    queue,
-    rotating,
-    socket,
-    stream,
-    syslog,
-    timed,
-    watched,
-)
 from outfall.adapters.handlers.buffers import BufferingHandler, MemoryHandler
 from outfall.adapters.handlers.eventlog import NTEventLogHandler
 from outfall.adapters.handlers.file import FileHandler
@@ -47,23 +32,9 @@ from outfall.adapters.handlers.watched import WatchedFileHandler
 
 # structlog's CallsiteParameterAdder, in a ProcessorFormatter, looks for the frame that logged: it skips frames whose
 # module's name begins with "logging". The twins' ``emit`` is among the frames that it has to skip.
-for _module in (
-    base,
-    stream,
-    file,
-    openfile,
-    rotating,
-    timed,
-    watched,
-    socket,
-    syslog,
-    mail,
-    http,
-    eventlog,
-    buffers,
-    queue,
-):
-    vars(_module)["__name__"] = f"logging.{_module.__name__}"
+for _name, _module in list(_modules.items()):
+    if _name.startswith(f"{__name__}."):
+        vars(_module)["__name__"] = f"logging.{_name}"
 
 __all__ = [
     "BaseRotatingHandler",

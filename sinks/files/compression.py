@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from outfall.sinks.core import flock, threads
-from outfall.sinks.errors import MissingDependencyError
+from outfall.sinks.errors import extra_module
 from outfall.sinks.files.listing import names_in
 
 if TYPE_CHECKING:
@@ -66,6 +67,34 @@ def _zstd(source: int, destination: str) -> None:
         zstandard.ZstdCompressor().copy_stream(plain, compressed)
 
 
+#: The first bytes of compressed files.
+_GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+def open_lines(path: str) -> IO[bytes]:
+    """Open the file at *path* for reading; decompress it if it begins like a file of gzip or zstd.
+
+    Raises:
+        OSError: If it cannot be read.
+        MissingDependencyError: If it is compressed by zstd, and zstandard is not installed.
+    """
+    file = open(path, "rb")  # noqa: SIM115 - the caller closes it
+    try:
+        begun = file.peek(4)[:4] if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+        if begun.startswith(_GZIP_MAGIC):
+            import gzip
+
+            file.close()
+            return cast("IO[bytes]", gzip.open(path))
+        if begun == _ZSTD_MAGIC:
+            decompressor = extra_module("zstandard", "zstd").ZstdDecompressor()
+            return io.BufferedReader(decompressor.stream_reader(file, read_across_frames=True, closefd=True))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 class Compressor:
     """Compress rotated files in a thread, which ends when no file is left.
 
@@ -90,10 +119,7 @@ class Compressor:
             self._method: Callable[[Any, str], object] = _gzip
             self.ending: str = ".gz"
         elif method == "zstd":
-            try:
-                import zstandard  # noqa: F401 - an extra  # pyright: ignore[reportUnusedImport]
-            except ImportError:
-                raise MissingDependencyError(package="zstandard", extra="zstd") from None
+            extra_module("zstandard", "zstd")
             self._method = _zstd
             self.ending = ".zst"
         elif callable(method):

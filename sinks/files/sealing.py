@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.lifecycle import here
 from outfall.sinks.event.chained import sealed_line
+from outfall.sinks.files.compression import ENDINGS, open_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,31 +76,11 @@ def last_sealed_line(path: str, rotated: Sequence[str]) -> bytes | None:
     """Return the last line of a chain in the file at *path*, else in the first of *rotated* that has any."""
     for each in (path, *rotated):
         with contextlib.suppress(OSError, EOFError):
-            lines = _lines_backwards(each) if not each.endswith((".gz", ".zst")) else reversed(_lines_of(each))
+            lines = _lines_backwards(each) if not each.endswith(ENDINGS) else reversed(_lines_of(each))
             for line in lines:
                 if sealed_line(line) is not None:
                     return line
     return None
-
-
-def open_lines(path: str) -> Any:
-    """Open the file at *path* for reading lines, decompressed if its name says so.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    if path.endswith(".gz"):
-        import gzip
-
-        return gzip.open(path, "rb")
-    if path.endswith(".zst"):
-        import io
-
-        import zstandard
-
-        source = open(path, "rb")  # noqa: SIM115 - closed with what is returned
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True))
-    return open(path, "rb")
 
 
 def _lines_of(path: str) -> list[bytes]:

@@ -13,12 +13,12 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import (
     DeliveryError,
-    MissingDependencyError,
     OversizeDeliveryError,
     PausedDeliveryError,
     PermanentDeliveryError,
     SinkClosedError,
     TemporaryDeliveryError,
+    extra_module,
 )
 from outfall.sinks.event.event import NaiveTimestamps, checked_naive, zoned
 from outfall.sinks.event.fields import Projection
@@ -491,10 +491,7 @@ def _compressor(compression: Any) -> Callable[[bytes], bytes] | None:
 
         return lambda body: gzip.compress(body, compresslevel=6, mtime=0)
     if compression == "zstd":
-        try:
-            import zstandard
-        except ImportError:
-            raise MissingDependencyError(package="zstandard", extra="zstd") from None
+        zstandard = extra_module("zstandard", "zstd")
         return lambda body: zstandard.ZstdCompressor().compress(body)
     msg = f"compression={compression!r} is not 'gzip', 'zstd' or None"
     raise ValueError(msg)

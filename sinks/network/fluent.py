@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 from functools import partial
-from importlib import import_module
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -20,9 +19,9 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.core.sink import OnError, Sink
 from outfall.sinks.errors import (
     DeliveryError,
-    MissingDependencyError,
     PausedDeliveryError,
     TemporaryDeliveryError,
+    extra_module,
 )
 from outfall.sinks.event.event import timestamp_of
 from outfall.sinks.event.json import OrjsonRenderer
@@ -167,7 +166,7 @@ class FluentSink(SocketSink):
         #: Whether the events of a message are sent as one value; settable.
         self.packed: bool = bool(packed)
         self.max_chunk_bytes: int = checked_limit(max_chunk_bytes, "max_chunk_bytes")
-        self._msgpack = _msgpack()
+        self._msgpack: Any = extra_module("msgpack", "fluent")
         self._answers: Any = None
         #: Whether the peer has acknowledged a message on this connection; whether it closed the last one without.
         self._answered = self._wary = False
@@ -438,13 +437,6 @@ class FluentSink(SocketSink):
 
 
 _json = OrjsonRenderer()
-
-
-def _msgpack() -> Any:
-    try:
-        return import_module("msgpack")
-    except ImportError:
-        raise MissingDependencyError(package="msgpack", extra="fluent") from None
 
 
 def _digest(*parts: bytes) -> str:

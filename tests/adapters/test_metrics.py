@@ -114,6 +114,35 @@ def test_opentelemetry_observes_the_same_numbers():
     assert points["outfall.events.pending"] == 0
 
 
+def test_opentelemetry_reads_each_ledger_once_for_a_collection():
+    """All instruments observe the numbers of one moment, and each collection those of its own."""
+    sdk = pytest.importorskip("opentelemetry.sdk.metrics")
+    export = pytest.importorskip("opentelemetry.sdk.metrics.export")
+    reader = export.InMemoryMetricReader()
+    provider = sdk.MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
+    readings = []
+
+    class Watched(NullSink):
+        def stats(self):
+            readings.append(super().stats())
+            return readings[-1]
+
+    metrics.observe(provider)
+    with Watched(name="watched") as sink:
+        for collection in (1, 2):
+            sink.handle({"event": "a"})
+            found = json.loads(reader.get_metrics_data().to_json())
+            assert len(readings) == collection
+            points = {
+                metric["name"]: point["value"]
+                for metric in found["resource_metrics"][0]["scope_metrics"][0]["metrics"]
+                for point in metric["data"]["data_points"]
+                if point["attributes"]["sink"] == "watched"
+            }
+            assert points["outfall.events.accepted"] == points["outfall.events.delivered"] == collection
+    provider.shutdown()
+
+
 def test_a_missing_package_names_its_extra(monkeypatch):
     """Nothing else of the module needs it."""
     import sys
