@@ -61,19 +61,19 @@ def test_the_table_lists_every_sink_and_no_other():
     assert sorted(listed) == sorted(sinks - BASES)
 
 
-#: The code in the table of wishes, with the wish.
-WISHES = [
-    (wish, code)
-    for row in TEXT.partition("What to write for which wish")[2].partition("\n## ")[0].splitlines()
+#: The code in the table of tasks, with the task.
+TASKS = [
+    (task, code)
+    for row in TEXT.partition("What to write for common tasks")[2].partition("\n## ")[0].splitlines()
     if row.startswith("| ")
-    for wish, _, cell in [row.strip("| ").partition(" | ")]
+    for task, _, cell in [row.strip("| ").partition(" | ")]
     for code in re.findall(r"`((?:log = |with )?(?:outfall|structlog)\.[^`]+)`", cell)
 ]
 
 
 @pytest.mark.usefixtures("own_logging")
-@pytest.mark.parametrize(("wish", "code"), WISHES, ids=[wish for wish, _ in WISHES])
-def test_what_the_table_says_can_be_written(wish, code, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("task", "code"), TASKS, ids=[task for task, _ in TASKS])
+def test_what_the_table_says_can_be_written(task, code, tmp_path, monkeypatch, capsys):
     """Each entry is a whole statement, which opens what it names and connects to nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OUTFALL_SINKS", "file:env.jsonl")
@@ -95,6 +95,6 @@ def test_what_the_table_says_can_be_written(wish, code, tmp_path, monkeypatch, c
             _outlet.setup.close(1)
 
 
-def test_the_table_has_the_wishes():
+def test_the_table_has_the_tasks():
     """So that the test above looks at them."""
-    assert len(WISHES) >= 12
+    assert len(TASKS) >= 12
