@@ -115,7 +115,9 @@ class _Buffer(Worker):
     def settle(self, outcome: Outcome) -> None:
         """Count the outcome of some events, which makes room; wake the callers that wait for it."""
         self.impatient = self.impatient and not outcome.events
-        super().settle(outcome)
+        with self.lock:
+            super().settle(outcome)
+            self.set_limit()
         # Once a quarter is free: waking threads for little room costs them and the worker many context switches.
         if self.bells and self.put - self.settled <= self.capacity * 3 // 4:
             self.bells.ring()

@@ -371,7 +371,6 @@ class Worker:
                 return  # `end` has counted them
             self.settled += events
             self.ledger.settle(outcome)
-            self.set_limit()
 
     def tell(self, error: Exception, events: int) -> None:
         """Report *error*, and the number of events lost to it, to the sink or, once it is gone, to its on_error."""

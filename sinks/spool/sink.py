@@ -385,8 +385,9 @@ class SpoolSink(DeferredSink):
         stored = False
         try:
             with self._lock:
-                self._check_open()
-                before = depot.stored
+                if self._closed:
+                    self._check_open()
+                before = self._out.events
                 try:
                     stored = depot.append(line)
                 except BaseException:
@@ -416,8 +417,7 @@ class SpoolSink(DeferredSink):
     def _interrupted(self) -> None:
         """Count an event after a KeyboardInterrupt while it was being stored."""
         with self._lock:
-            if self._out.unsure:
-                self._out.amend()
+            self._depot.count()
             # Another thread may have found the event, if it got the lock first.
             found, self._out.found = self._out.found, 0
             self._depot.set_limit()
@@ -454,7 +454,7 @@ class SpoolSink(DeferredSink):
         """Return the ledger without those of the targets; called under its lock."""
         depot = self._depot
         stats = self._ledger.stats(self.name)
-        accepted, adopted = depot.stored + self._refused, depot.adopted_events
+        accepted, adopted = self._out.events + self._refused, depot.adopted_events
         dropped = {**stats.dropped}
         for reason, events in depot.lost.items():
             dropped[reason] = dropped.get(reason, 0) + events

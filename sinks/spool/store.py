@@ -209,7 +209,7 @@ class Store:
             self._note(Cursor(self._newest + 1, 0))
         while True:
             number = self._newest + 1
-            segment = Segment(number, self._path(name_of(number)))
+            segment = Segment(number, os.path.join(self.path, name_of(number)))
             try:
                 descriptor = appender.create(segment.path)
                 break

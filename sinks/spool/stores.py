@@ -78,17 +78,12 @@ class Depot:
 
     # -- appending; needs the lock
 
-    @property
-    def stored(self) -> int:
-        """How many events were appended."""
-        return self.out.events
-
     def count(self) -> int:
         """Return how many events were appended, those included that an interrupt left uncounted."""
         if self.out.unsure:
             with self._lock:
                 self.out.amend()
-        return self.stored
+        return self.out.events
 
     @property
     def size(self) -> int:
@@ -233,7 +228,7 @@ class Depot:
 
     def waiting(self) -> int:
         """Return how many events of this process are not settled."""
-        return self.stored - self.settled
+        return self.out.events - self.settled
 
     def next(self, lines: int, size: int) -> tuple[Store, Portion] | None:
         """Return the next lines to deliver, from the own store and an adopted one in turn; None if there are none.

@@ -226,7 +226,7 @@ class SpoolWorker(Worker):
     def _sync_at_intervals(self, seconds: float) -> None:
         synced = (0, 0)
         while not self._sync_ended.wait(seconds):
-            state = (self.depot.stored, self.depot.settled)
+            state = (self.depot.out.events, self.depot.settled)
             if state != synced:
                 try:
                     self.depot.sync()
@@ -253,8 +253,8 @@ class SpoolWorker(Worker):
         """Wait until all stored events are settled; return False if *deadline*, by `now`, passes first."""
         depot = self.depot
         if self.stopping:
-            return depot.settled >= depot.stored  # closed: nothing is delivered any more
-        if self.thread is None and not depot.stored and not self.unadopted:
+            return depot.waiting() <= 0  # closed: nothing is delivered any more
+        if self.thread is None and not depot.out.events and not self.unadopted:
             return True
         return super().settle_all(deadline, depot.count()) and not self.ended
 

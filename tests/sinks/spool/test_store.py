@@ -533,7 +533,7 @@ def test_lines_appended_by_somebody_are_delivered_too(tmp_path):
     depot.check()
     _append(depot, 3)
     assert _numbers(_deliver(depot)) == [1, 2, 3]
-    assert depot.stored == 3
+    assert depot.out.events == 3
     assert depot.waiting() == 0
     depot.close()
 
@@ -664,7 +664,7 @@ def test_what_a_signal_handler_stores_in_the_midst_of_all_is_stored(tmp_path, mo
             _append(depot, *range(9))
         events = _numbers(_deliver(depot))
         assert [number for number in events if number != 1000] == list(range(9))
-        assert depot.stored == len(events)
+        assert depot.out.events == len(events)
         assert depot.waiting() == 0
         assert (1000 in events) == (left[0] < 0)
         depot.close()
@@ -751,7 +751,7 @@ def test_retiring_leaves_nothing_behind(tmp_path):
     depot.retire()
     assert stores_in(str(tmp_path)) == []
     _append(depot, 4)
-    assert depot.stored == 5
+    assert depot.out.events == 5
     assert _numbers(_deliver(depot)) == [4]
     depot.close()
 
