@@ -87,6 +87,9 @@ _NUMBERS = (*(name for name in _EVENTS if name != "dropped"), "retried")
 #: The values of the labels: sink, where, and the reason of drops.
 _Labels = tuple[str, str, str]
 
+#: The target of a sink, for the label, and the trees of the sinks behind it, as ``targets`` of its ledger has them.
+_Tree = tuple[str, "list[_Tree]"]
+
 
 class SinkMetrics:
     """Read the ledgers of all open sinks and listeners of this process as metrics; a collector for Prometheus.
@@ -105,27 +108,32 @@ class SinkMetrics:
         """Return the numbers: by the ledger's name for them, then by sink, where, and reason ("" except for drops)."""
         found: dict[str, dict[_Labels, float]] = {name: defaultdict(float) for name in _SERIES}
         for sink in open_sinks():
-            self._add(found, sink.stats(), sink._where())
+            self._add(found, sink.stats(), _tree(sink))
             for spool in _spools(sink):
                 place = (spool.name, spool._where(), "")
                 found["used"][place] += spool.used_bytes
                 found["max"][place] += spool.max_bytes
         for listener in _listeners():
-            self._add(found, listener.stats(), listener._describe() if hasattr(listener, "_describe") else "")
+            # A listener has a ledger for each sink, in front of the sink's own.
+            sinks = [(sink._where(), [_tree(sink)]) for sink, _ in [*getattr(listener, "_accounts", {}).values()]]
+            self._add(found, listener.stats(), (listener._describe() if hasattr(listener, "_describe") else "", sinks))
         self._look_at_deliveries(found)
         return found
 
-    def _add(self, found: dict[str, dict[_Labels, float]], stats: SinkStats, where: str, owner: str = "") -> None:
+    def _add(self, found: dict[str, dict[_Labels, float]], stats: SinkStats, tree: _Tree, owner: str = "") -> None:
+        where, behind = tree
         name = f"{owner}/{stats.name}" if owner else stats.name
         place = (name, where, "")
         for number in _NUMBERS:
             found[number][place] += getattr(stats, number)
         for reason, events in stats.dropped.items():
             found["dropped"][name, where, reason] += events
-        for target in stats.targets:
+        if len(behind) != len(stats.targets):
+            behind = [(where, [])] * len(stats.targets)
+        for target, branch in zip(stats.targets, behind, strict=True):
             # Events of a sink behind a wrapper are counted by the wrapper.
             if target.accepted or target.targets:
-                self._add(found, target, where, name)
+                self._add(found, target, branch, name)
 
     def _look_at_deliveries(self, found: dict[str, dict[_Labels, float]]) -> None:
         now, seen = time.time(), self._seen
@@ -208,9 +216,17 @@ def _spools(sink: Sink) -> Iterator[Any]:
     """Yield the spools among *sink* and the sinks behind it."""
     if hasattr(sink, "used_bytes"):
         yield sink
-    for behind in (getattr(sink, "target", None), *getattr(sink, "sinks", ())):
-        if isinstance(behind, Sink):
-            yield from _spools(behind)
+    for behind in _behind(sink):
+        yield from _spools(behind)
+
+
+def _behind(sink: Sink) -> list[Sink]:
+    return [each for each in (getattr(sink, "target", None), *getattr(sink, "sinks", ())) if isinstance(each, Sink)]
+
+
+def _tree(sink: Sink) -> _Tree:
+    """Return the target of *sink*, and the trees of the sinks behind it."""
+    return sink._where(), [_tree(each) for each in _behind(sink)]
 
 
 def _listeners() -> Iterator[Any]:

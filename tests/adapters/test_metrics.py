@@ -50,6 +50,30 @@ def test_prometheus_gets_each_number_of_each_ledger(tmp_path):
     assert 'outfall_spool_used_bytes{sink="m2"' in text
 
 
+def test_where_is_the_target_of_the_sink_itself(tmp_path):
+    """So that of two sinks of one class behind a router or a listener the one that is away can be seen."""
+    import queue
+
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    events = [{"event": "a", "level": level} for level in ("info", "error")]
+    all_of_it, errors = (
+        FileSink(tmp_path / "all", name="file"),
+        FileSink(tmp_path / "errors", name="file", level="error"),
+    )
+    with (
+        FanoutSink(all_of_it, errors, name="both") as both,
+        QueueListener(waiting, all_of_it, errors, name="reader", respect_sink_level=True) as listener,
+    ):
+        for event in events:
+            both.handle(event)
+            waiting.put(json.dumps(event).encode())
+        assert listener.flush(PATIENCE_SECONDS)
+        found = metrics.SinkMetrics().read()["delivered"]
+    for owner in ("both", "reader"):
+        assert found[f"{owner}/file", all_of_it._where(), ""] == 2
+        assert found[f"{owner}/file", errors._where(), ""] == 1
+
+
 def test_children_of_a_router_and_sinks_of_a_listener_have_their_own():
     """Their names follow their owner's; what a wrapper counts is not counted twice."""
     import queue

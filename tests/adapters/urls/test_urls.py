@@ -202,6 +202,7 @@ def test_a_syslog_daemon_has_a_host_or_a_path(opened, tmp_path):
         ("file:", "has no path"),
         ("file://elsewhere/app.jsonl", "a file on another host"),
         ("file:a?max_byte=3", "no option 'max_byte': did you mean 'max_bytes'"),
+        ("http://h?spool=s&max_bytes=3", "no option 'max_bytes': did you mean 'spool.max_bytes'"),
         ("file:a?max_bytes=3&max_bytes=4", "'max_bytes' is given twice"),
         ("file:a?max_bytes", "'max_bytes' has no value"),
         ("file:a?max_bytes=many", "max_bytes='many'"),
