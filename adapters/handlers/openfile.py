@@ -253,7 +253,8 @@ def open_file(handler: Any, mode: str) -> Any:
         options.update(encoding=encoding, errors="backslashreplace" if errors is None else errors)
     if _is_pipe(path):
         options["opener"] = _open_pipe
-    return getattr(handler, "_builtin_open", open)(path, mode, **options)
+    # A record may come when the interpreter ends, without the name `open` (CPython bpo-26789).
+    return (handler._builtin_open if hasattr(handler, "_builtin_open") else open)(path, mode, **options)
 
 
 def _is_pipe(path: str) -> bool:

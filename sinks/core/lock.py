@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from _thread import get_ident
+from sys import is_finalizing
 from typing import TYPE_CHECKING
 
 from outfall.sinks.core import lifecycle
@@ -167,6 +168,12 @@ class WriteLock:
                 if (late or pauses == _YIELDS) and self._taken_by_hand(frame):
                     self._borrowed, self._depth, self._owner, self._frame = True, 1, me, frame
                     return True
+                if pauses > _YIELDS and is_finalizing():
+                    # The interpreter is shutting down: no other thread runs any more, so none releases the lock.
+                    self._reserved, self._owner, self._frame = None, 0, None
+                    turn.__class__ = _Turn
+                    turn[:] = TURN
+                    continue
                 if late:
                     return False
                 if waited >= _PATIENCE_SECONDS and self._reserved is None:

@@ -27,7 +27,7 @@ from outfall.sinks.core.ledger import Ledger, SinkStats
 from outfall.sinks.core.lock import WriteLock
 from outfall.sinks.core.reentrancy import delivering, thread
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
-from outfall.sinks.core.threads import in_thread
+from outfall.sinks.core.threads import in_thread, start
 from outfall.sinks.errors import (
     PermanentDeliveryError,
     ReentrantEventError,
@@ -309,7 +309,7 @@ class Sink(Guarded, InChain, Forwarding):
             # In a thread, since a peer that does not answer may take longer than the deadline allows.
             work = threading.Thread(target=put, name=f"{self.name} tells what was held back", daemon=True)
             with suppress(RuntimeError):  # the interpreter is shutting down, or there are too many threads
-                work.start()
+                start(work)
                 work.join(max(0.0, deadline - now()))
                 return
         put()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import threading
 from contextlib import suppress
+from sys import is_finalizing
 from typing import TYPE_CHECKING
 
 from outfall.sinks.errors import SinkError
@@ -44,6 +45,9 @@ def start(thread: threading.Thread) -> None:
     Raises:
         RuntimeError: If no thread can be started.
     """
+    if is_finalizing():  # before Python 3.12 the wait for the new thread would never end
+        msg = "the interpreter is shutting down"
+        raise RuntimeError(msg)
     if threading.current_thread() is not threading.main_thread():
         thread.start()
         return

@@ -10,7 +10,7 @@ from dataclasses import replace
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.core import lifecycle
+from outfall.sinks.core import lifecycle, threads
 from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.bells import Bells
 from outfall.sinks.core.clock import now
@@ -404,7 +404,7 @@ class MemorySink(BufferingSink):
             daemon=True,
         )
         try:
-            work.start()
+            threads.start(work)
         except RuntimeError:  # the interpreter is shutting down
             self._flush_in_turn(mine, now() + seconds, failures)
         else:

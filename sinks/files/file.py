@@ -10,6 +10,7 @@ import errno
 from dataclasses import replace
 from itertools import accumulate
 from os import write as _os_write
+from sys import is_finalizing
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -576,14 +577,15 @@ class FileSink(Output):
         super().after_fork()
 
     def __del__(self) -> None:
-        # The sink was garbage collected: write the buffer and close the descriptor. At the end of the interpreter the
-        # names of this module may be gone already.
+        # The sink was garbage collected: write the buffer and close the descriptor.
         try:
+            if is_finalizing():
+                return  # nothing is buffered any more, and an object that goes later may still log
             if not self._closed:
                 self.close(0)
             elif self._given_up:  # no thread writes any more
                 self._release()
-        except Exception:
+        except Exception:  # when the interpreter ends, the names of this module may be gone
             return
 
 

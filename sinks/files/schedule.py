@@ -22,8 +22,9 @@ _EPOCH_WEEKDAY: Final = 3
 #: No local time has ever been as far from UTC as this: the record is 15:56 hours (Manila before 1844).
 _REACH: Final = 16 * 3600
 _EPOCH: Final = dt.datetime(1970, 1, 1)  # by the wall clock
-_FIRST_NAME: Final = dt.datetime(1000, 1, 1)  # strftime pads earlier years on some platforms only
-_LAST_NAME: Final = dt.datetime(9999, 12, 31, 23, 59, 59)
+#: The first and last seconds of the years of four digits: strftime pads earlier years on some platforms only.
+_FIRST_NAME: Final = (dt.datetime(1000, 1, 1) - _EPOCH) // dt.timedelta(seconds=1)
+_LAST_NAME: Final = (dt.datetime(9999, 12, 31, 23, 59, 59) - _EPOCH) // dt.timedelta(seconds=1)
 #: In days; longer than the calendar, and exact in a float when converted to seconds.
 _FOR_EVER: Final = 10**7
 
@@ -180,11 +181,8 @@ class Schedule:
             wall = whole + self._offset(whole)
         else:
             wall = self._week_start(self._day_of(start)) * _DAY
-        try:
-            named = _EPOCH + dt.timedelta(seconds=wall)
-        except OverflowError:
-            named = _LAST_NAME if wall > 0 else _FIRST_NAME
-        return min(max(named, _FIRST_NAME), _LAST_NAME).strftime(self.suffix)
+        # Not by datetime's strftime, which imports a module: a rollover may come when the interpreter ends.
+        return time.strftime(self.suffix, time.gmtime(min(max(wall, _FIRST_NAME), _LAST_NAME)))
 
     def parse(self, text: str) -> float | None:
         """Return the earliest start that `text_of` names *text*, or None if there is none.

@@ -404,8 +404,12 @@ class StreamSink(ByteSink):
         if isinstance(stream, (io.TextIOBase, codecs.StreamReaderWriter, codecs.StreamWriter)):
             # Those of `codecs` are named, since their ``mode`` is that of the binary stream below.
             self._takes_text = True
-        elif isinstance(stream, io.IOBase) or "b" in str(getattr(stream, "mode", "")):
+        elif isinstance(stream, (io.RawIOBase, io.BufferedIOBase)):
             self._takes_text = False
+        else:
+            # tempfile.SpooledTemporaryFile is an `io.IOBase` in either mode.
+            mode = getattr(stream, "mode", "b" if isinstance(stream, io.IOBase) else "")
+            self._takes_text = False if "b" in str(mode) else None
         self._find_layers(stream)
         self._bypass_locked_stream()
 

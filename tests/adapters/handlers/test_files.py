@@ -36,6 +36,7 @@ from tests.adapters._differential import (
     tree,
     watching,
 )
+from tests.sinks._processes import run
 
 NOW = 1_700_000_000
 ORIGINALS = {
@@ -416,3 +417,24 @@ def test_files_that_roll_over_by_time_get_the_same_bytes(arguments, script, name
         return handler
 
     assert_same("TimedRotatingFileHandler", make, script, look, before)
+
+
+@pytest.mark.parametrize(
+    "name", ["FileHandler", "RotatingFileHandler", "TimedRotatingFileHandler", "WatchedFileHandler"]
+)
+def test_a_record_is_written_when_the_interpreter_ends(name, tmp_path):
+    """logging.shutdown has closed the file by then; it is opened again though the name `open` is gone."""
+    script = f"""
+        import builtins, logging, sys
+        from outfall.adapters.handlers import {name}
+        class Last:
+            def __init__(self):
+                self.handler = {name}(sys.argv[1], encoding="utf-8")
+                self.record = logging.makeLogRecord({{"msg": "last words"}})
+            def __del__(self):
+                self.handler.handle(self.record)
+        builtins.last = Last()
+        """
+    result = run(script, tmp_path / "log")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "log").read_text() == "last words\n"

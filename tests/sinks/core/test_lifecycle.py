@@ -77,6 +77,45 @@ def test_exit_handlers_may_still_log(path, when):
     assert _numbers(path) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        "FileSink(path)",
+        "RotatingFileSink(path, max_bytes=50, backup_count=9, compression='gzip')",
+        "TimedRotatingFileSink(path, 'midnight', max_bytes=50)",
+        "MemorySink(9, target=FileSink(path))",
+    ],
+)
+@pytest.mark.parametrize(
+    "last",
+    # In the cycle the sink is finalized first.
+    ["builtins.last = Last(sink)", "last = Last(sink); sink.owner = last; del sink, last"],
+    ids=["later", "with the sink"],
+)
+def test_an_object_that_ends_with_the_interpreter_may_still_log(tmp_path, make, last):
+    """Its events are written, a rollover included, though no thread can be started."""
+    result = run(
+        f"""
+        import builtins, sys
+        from outfall import FileSink, MemorySink, RotatingFileSink, TimedRotatingFileSink
+        path = sys.argv[1]
+        sink = {make}
+        class Last:
+            def __init__(self, sink):
+                self.sink = sink
+            def __del__(self):
+                for n in range(2, 5):
+                    self.sink.handle({{"level": "info", "n": n}})
+                    self.sink.flush(1)
+        sink.handle({{"level": "info", "n": 1}})
+        {last}
+        """,
+        tmp_path / "app",
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(number for path in tmp_path.iterdir() for number in _numbers(path)) == [1, 2, 3, 4]
+
+
 def test_a_sink_made_at_exit_buffers_nothing(path):
     """There is nobody left to write what it would keep back."""
     check(

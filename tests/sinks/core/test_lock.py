@@ -300,6 +300,32 @@ def test_a_holder_deep_in_calls_is_not_taken_for_dead():
     assert _free(lock)
 
 
+@pytest.mark.parametrize("way", ["del lock.turn[0]", "lock.acquire()"], ids=["by hand", "by acquire"])
+def test_what_a_thread_holds_that_the_end_of_the_interpreter_has_stopped_is_taken_over(way):
+    """A daemon thread that holds the lock then never runs again, so nobody waits for it."""
+    script = f"""
+        import builtins, os, threading
+        from outfall.sinks.core.lock import WriteLock
+        class Last:
+            def __init__(self, lock, write=os.write):
+                self.lock, self.write = lock, write
+            def __del__(self):
+                for _ in range(2):
+                    with self.lock:
+                        self.write(1, b"taken ")
+        lock = WriteLock()
+        def hold():
+            {way}
+            held.set()
+            threading.Event().wait()
+        held = threading.Event()
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+        builtins.last = Last(lock)
+        """
+    assert check(script) == "taken taken "
+
+
 def test_who_waits_is_served_although_others_never_pause():
     """Threads that write in a tight loop, letting go of the interpreter in each write, starve nobody."""
     lock = WriteLock()

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -796,6 +797,17 @@ def test_a_stream_that_codecs_opened_gets_text(tmp_path):
     with codecs.open(str(tmp_path / "out"), "w", "utf-16") as stream:
         StreamSink(stream, on_error="raise").handle({"event": "é"})
     assert (tmp_path / "out").read_text("utf-16") == '{"event":"é"}\n'
+
+
+@pytest.mark.parametrize(("mode", "wanted"), [("w+", "{'event':'é'}\n"), ("w+b", "{'event':'é'}\n".encode())])
+def test_a_spooled_temporary_file_gets_what_its_mode_says(mode, wanted):
+    """It is an io.IOBase and neither io.TextIOBase nor io.RawIOBase, in memory as on the disk."""
+    with tempfile.SpooledTemporaryFile(20, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        sink = StreamSink(stream, on_error="raise", renderer=lambda *_: "{'event':'é'}")
+        sink.handle({})
+        sink.handle({})
+        stream.seek(0)
+        assert stream.read() == 2 * wanted
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), io.BytesIO()])
