@@ -174,6 +174,10 @@ class ElasticsearchBulk(CollectorFormat):
 
     def _document(self, item: Encoded) -> bytes:
         usual = self._placement.usual(item.data)
+        if usual is not None and self._ecs and b"\\" not in item.data:
+            written = _written_document(item, usual)
+            if written is not None:
+                return written
         event = item.event if usual is None else usual
         own = _date(event) if "@timestamp" in event else None
         document: dict[str, Any] = {"@timestamp": own}
@@ -269,6 +273,24 @@ def _date(event: dict[str, Any]) -> str | int | None:
         return None
     del event["@timestamp"]
     return own if isinstance(own, str) and _STRICT_DATE.fullmatch(own) else utc_text(exact)
+
+
+def _written_document(item: Encoded, event: dict[str, Any]) -> bytes | None:
+    """Return the document for a usual event that needs no escapes; None if it needs more than that."""
+    message, level, logger = event.get("event"), event.get("level"), event.get("logger")
+    if type(message) is not str or type(level) is not str or type(logger) is not str or not _RARE.isdisjoint(event):
+        return None
+    when = take_utc_text(item, event)
+    del event["event"], event["level"], event["logger"]
+    rest = orjson.dumps(event)
+    return (
+        f'{{"@timestamp":"{when}","log.level":"{level}","message":"{message}","ecs.version":"{_ECS_VERSION}",'
+        f'"log.logger":"{logger}"{"," if event else ""}'
+    ).encode() + rest[1:]
+
+
+#: Fields that `_written_document` does not know.
+_RARE = frozenset({"@timestamp", "exception", "level_number", "message", "span_id", "trace_id"})
 
 
 def _put_common(made: dict[str, Any], item: Encoded, event: dict[str, Any]) -> None:

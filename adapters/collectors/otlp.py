@@ -114,7 +114,7 @@ class OTLPLogs(CollectorFormat):
 
     def encode(self, batch: Sequence[Encoded]) -> bytes:
         """Return *batch* as an ``ExportLogsServiceRequest``."""
-        scopes: dict[str, list[dict[str, Any]]] = {}
+        scopes: dict[str, list[Any]] = {}
         protobuf = self._messages is not None
         for item in batch:
             usual = None if isinstance(item, TypedEncoded) else _placement.usual(item.data)
@@ -122,7 +122,12 @@ class OTLPLogs(CollectorFormat):
             logger = event.pop("logger", None)
             if logger is not None and not isinstance(logger, str):
                 event["logger"], logger = logger, None
-            scopes.setdefault(logger or "", []).append(_record(item, event, usual=usual is not None, protobuf=protobuf))
+            # Text without a backslash needs no escapes, and can be written as it is.
+            bare = usual is not None and not protobuf and b"\\" not in item.data
+            record = _written_record(item, event) if bare else None
+            if record is None:
+                record = _record(item, event, usual=usual is not None, bare=bare)
+            scopes.setdefault(logger or "", []).append(record)
         if self._messages is not None:
             return self._messages.request(self._attributes, scopes)
         return orjson.dumps(
@@ -168,7 +173,7 @@ def _checked_resource(resource: Any) -> dict[str, Any]:
     return dict(resource)
 
 
-def _record(item: Encoded, event: dict[str, Any], *, usual: bool, protobuf: bool) -> dict[str, Any]:
+def _record(item: Encoded, event: dict[str, Any], *, usual: bool, bare: bool) -> dict[str, Any]:
     when = str(take_time(item, event))
     record: dict[str, Any] = {
         "timeUnixNano": when,
@@ -199,12 +204,31 @@ def _record(item: Encoded, event: dict[str, Any], *, usual: bool, protobuf: bool
         event = _placement.beside(made, event)
     elif made:
         event = made | event
-    written = usual and not protobuf and b"\\" not in item.data
-    record["attributes"] = _written(event) if written else _key_values(event)
+    record["attributes"] = orjson.Fragment(_written(event)) if bare else _key_values(event)
     return record
 
 
-def _written(fields: Mapping[str, Any]) -> orjson.Fragment:
+#: Fields that only `_record` knows.
+_RARE = frozenset({"exception", "level_number", "trace_flags", *_CALLSITE})
+
+
+def _written_record(item: Encoded, event: dict[str, Any]) -> orjson.Fragment | None:
+    """Return the JSON of `_record` for a usual event, at two thirds of the cost; None if that has to make it."""
+    message, level = event.get("event"), event.get("level")
+    if type(message) is not str or type(level) is not str or not _RARE.isdisjoint(event):
+        return None
+    when = take_time(item, event)
+    del event["event"], event["level"]
+    ids = ""
+    if "trace_id" in event or "span_id" in event:
+        ids = "".join(f',"{name}":"{identity}"' for name, identity in take_ids(event, "traceId", "spanId").items())
+    return orjson.Fragment(
+        f'{{"timeUnixNano":"{when}","observedTimeUnixNano":"{when}","severityNumber":{severity_number(item.level)},'
+        f'"severityText":"{level}"{ids},"body":{{"stringValue":"{message}"}},"attributes":{_written(event)}}}'
+    )
+
+
+def _written(fields: Mapping[str, Any]) -> str:
     """Return the JSON of `_key_values`, at half the cost, for usual fields that need no escapes."""
     made = [
         f'{{"key":"{name}","value":{{"stringValue":"{value}"}}}}'
@@ -216,7 +240,7 @@ def _written(fields: Mapping[str, Any]) -> orjson.Fragment:
         else f'{{"key":"{name}","value":{_OTHERS[value]}}}'
         for name, value in fields.items()
     ]
-    return orjson.Fragment(f"[{','.join(made)}]")
+    return f"[{','.join(made)}]"
 
 
 _OTHERS = {None: "{}", True: '{"boolValue":true}', False: '{"boolValue":false}'}

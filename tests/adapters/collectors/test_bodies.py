@@ -943,7 +943,8 @@ def test_any_event_gives_bodies_that_parsers_take(events):
 @given(_EVENTS)
 def test_short_cuts_change_nothing(events):
     """What is usual takes a shorter way to the same body."""
-    items = Batch(encoded(*events), "key")
+    usual = {"event": "made", "level": "info", "logger": "shop"}
+    items = Batch(encoded(*events, *(usual | event for event in events), *(event | usual for event in events)), "key")
     for make in (
         lambda: OTLPLogs({"service.name": "x"}),
         lambda: ElasticsearchBulk(ecs=True),
