@@ -116,7 +116,7 @@ class SinkMetrics:
         for listener in _listeners():
             # A listener has a ledger for each sink, in front of the sink's own.
             sinks = [(sink._where(), [_tree(sink)]) for sink, _ in [*getattr(listener, "_accounts", {}).values()]]
-            self._add(found, listener.stats(), (listener._describe() if hasattr(listener, "_describe") else "", sinks))
+            self._add(found, listener.stats(), (listener._where() if hasattr(listener, "_where") else "", sinks))
         self._look_at_deliveries(found)
         return found
 

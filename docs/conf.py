@@ -45,7 +45,7 @@ nitpick_ignore = [
     ("py:class", "outfall.sinks.core.chain.InChain"),
     ("py:class", "outfall.sinks.files.output.Output"),
     ("py:class", "outfall.adapters.brokers.listener.BrokerListener"),
-    ("py:class", "outfall.sinks.delivery.telling.Telling"),
+    ("py:class", "outfall.sinks.delivery.listening.Listening"),
 ]
 
 # -- Text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time as time_module
 from random import random
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,18 +13,15 @@ from structlog import DropEvent
 from outfall.adapters.brokers.client import HasClient, timeout_of
 from outfall.adapters.brokers.lane import Lane, Run, Ticket
 from outfall.sinks.core import lifecycle, threads
-from outfall.sinks.core.arguments import checked_count, checked_seconds
-from outfall.sinks.core.bells import Bells
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.item import Batch
 from outfall.sinks.core.ledger import Ledger
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
-from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.delivery import RetryPolicy
-from outfall.sinks.delivery.telling import Telling
+from outfall.sinks.delivery.listening import Listening
 from outfall.sinks.errors import (
     DeliveryError,
     PausedDeliveryError,
@@ -39,11 +35,11 @@ from outfall.sinks.event.levels import level_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
     from typing_extensions import Self
 
     from outfall.sinks.core.ledger import SinkStats
+    from outfall.sinks.core.sink import Sink
     from outfall.sinks.event.units import Span
 
 
@@ -80,7 +76,7 @@ def _unknown(_place: int) -> None:
     return None
 
 
-class BrokerListener(HasClient, Telling):
+class BrokerListener(HasClient, Listening):
     """A listener that takes events from a broker and hands them to *sinks*, in batches.
 
     A subclass sets its own attributes before it calls this constructor, and implements `_read`, `_acknowledge`,
@@ -104,12 +100,6 @@ class BrokerListener(HasClient, Telling):
     the rest for other processes.
     """
 
-    delivers_later: ClassVar[bool] = True
-    has_owner = False
-
-    #: The timeout of `stop` and `flush` for None, in seconds. Settable.
-    drain_timeout: float = 5.0
-
     #: How many batches may be in flight.
     _READ_AHEAD: ClassVar[int] = 2
 
@@ -127,8 +117,10 @@ class BrokerListener(HasClient, Telling):
         on_error: Callable[[SinkFailure], object] = report,
         name: str | None = None,
     ) -> None:
+        self._configure(sinks, respect_sink_level, batch_size, retry, dead_letter, on_error, name)
+        self._timeout = timeout_of(timeout)
+        self._fresh_state()
         for sink in sinks:
-            checked_sink(sink, "sinks")
             if sink.keeps_in_memory:
                 msg = (
                     f"sinks: {sink!r} keeps events in memory, where a kill would lose what the broker has been told is "
@@ -136,33 +128,14 @@ class BrokerListener(HasClient, Telling):
                     f"collector's function the directory of a spool, as in loki_sink(url, labels, spool=directory)"
                 )
                 raise ValueError(msg)
-        if not callable(on_error):
-            msg = f"on_error={on_error!r} is not callable"
-            raise TypeError(msg)
-        #: Settable while the listener is stopped.
-        self.sinks: tuple[Sink, ...] = sinks
-        self.respect_sink_level: bool = bool(respect_sink_level)
-        self.on_error: Callable[[SinkFailure], object] = on_error
-        self.name: str = type(self).__name__ if name is None else str(name)
-        self._batch_size = checked_count(batch_size, "batch_size", "events")
-        self._retry = retry
-        self._dead_letter = dead_letter
-        self._timeout = timeout_of(timeout)
-        self._fresh_state()
-        for sink in sinks:
             Lane(self, sink, Ledger())  # raises for a sink that nothing can be delivered to
         lifecycle.join(self)
 
     def _fresh_state(self) -> None:
-        self._forget_client()
-        #: Serializes start and stop.
-        self._life = threading.RLock()
+        super()._fresh_state()
         self._run: Run | None = None
+        self._forget_client()
         self._last_reader: threading.Thread | None = None
-        self._ledger = Ledger()
-        #: Each sink and the listener's counts for it, by the sink's identity.
-        self._accounts: dict[int, tuple[Sink, Ledger]] = {}
-        self._bells = Bells()
 
     # -- implemented by subclasses; called by the reader
 
@@ -187,9 +160,8 @@ class BrokerListener(HasClient, Telling):
         """Return the delivery error for *error*, raised by the client. It must hold no event and no secret."""
         raise NotImplementedError
 
-    def _describe(self) -> str:
-        """Return what the listener reads from, without credentials."""
-        raise NotImplementedError
+    def _where(self) -> str:
+        return self._describe()
 
     def _look_after(self) -> None:
         """Do periodic work, such as heartbeats, while messages are in flight. Called often."""
@@ -332,19 +304,6 @@ class BrokerListener(HasClient, Telling):
             targets.append(ledger.stats(sink.name, pending=pending, targets=(sink.stats(),)))
         pending = 0 if run is None else sum(ticket.events for ticket in tuple(run.tickets))
         return self._ledger.stats(self.name, pending=pending, targets=tuple(targets))
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        sinks = ", ".join(sink.name for sink in self.sinks)
-        state = "" if self.running else " stopped"
-        return f"<{type(self).__name__} of {self._describe()} to {sinks or 'nothing'}{state}>"
 
     # -- the reader
 
@@ -569,27 +528,7 @@ class BrokerListener(HasClient, Telling):
             self._ledger.delivered += ticket.events
         run.wake()
 
-    # -- counts and reports
-
-    def _account(self, sink: Sink) -> Ledger:
-        return self._accounts.setdefault(id(sink), (sink, Ledger()))[1]
-
-    def _seconds(self, timeout: float | None) -> float:
-        return lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
-
-    def _tell(self, error: Exception, events: int, item: object = None) -> None:
-        told = cleaned(error, item)
-        self._ledger.last_error = describe(told)
-        self._call_on_error(SinkFailure(self.name, told, events, time_module.time(), 0, self._describe()))
-
     # -- exit and fork; see outfall.sinks.core.lifecycle
-
-    def hasten(self, deadline: float) -> None:
-        """Make the threads stop waiting, at exit; `drain` waits for them until *deadline*."""
-        run = self._run
-        if run is not None:
-            for lane in run.lanes:
-                lane.hasten(deadline)
 
     def drain(self, timeout: float) -> None:
         """Stop, at exit. Messages that are not acknowledged by then come again."""

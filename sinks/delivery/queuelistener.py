@@ -8,21 +8,19 @@ import threading
 import time
 import weakref
 from queue import Empty, Full
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import lifecycle, threads
 from outfall.sinks.core.arguments import checked_count, checked_seconds
-from outfall.sinks.core.bells import Bells, Flag
+from outfall.sinks.core.bells import Flag
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.ledger import Ledger
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import delivering
-from outfall.sinks.core.reporting import SinkFailure, cleaned, describe, report
-from outfall.sinks.core.sink import Sink, checked_sink
+from outfall.sinks.core.reporting import SinkFailure, report
 from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.lane import Lane, Ticket
+from outfall.sinks.delivery.listening import Listening
 from outfall.sinks.delivery.queues import SHUT_DOWN, is_closed, put_nowait, renew, task_done
-from outfall.sinks.delivery.telling import Telling
 from outfall.sinks.errors import DeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.event import LevelledEvent, TextEvent, as_event
 from outfall.sinks.network.frames import JSONFrames
@@ -30,11 +28,11 @@ from outfall.sinks.network.frames import JSONFrames
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterable
-    from types import TracebackType
 
     from typing_extensions import Self
 
     from outfall.sinks.core.ledger import SinkStats
+    from outfall.sinks.core.sink import Sink
     from outfall.sinks.delivery.delivery import RetryPolicy
 
 
@@ -77,7 +75,7 @@ class _Run:
         ]
 
 
-class QueueListener(Telling):
+class QueueListener(Listening):
     """Read events from a queue and deliver them to *sinks*, in batches.
 
     Args:
@@ -122,9 +120,6 @@ class QueueListener(Telling):
 
     _sentinel: Any = None
 
-    delivers_later: ClassVar[bool] = True
-    has_owner = False
-
     #: The timeout of `stop` and `flush` if *timeout* is None, in seconds. Settable.
     drain_timeout: float = 5.0
 
@@ -145,21 +140,11 @@ class QueueListener(Telling):
         if type(self).dequeue is QueueListener.dequeue and not callable(getattr(queue, "get", None)):
             msg = f"queue={queue!r} has no get"
             raise TypeError(msg)
-        #: The sinks; settable while the listener is stopped.
-        self.sinks: tuple[Sink, ...] = tuple(checked_sink(sink, "sinks") for sink in sinks)
-        if not callable(on_error):
-            msg = f"on_error={on_error!r} is not callable"
-            raise TypeError(msg)
+        self._configure(sinks, respect_sink_level, batch_size, retry, dead_letter, on_error, name)
         self.queue: Any = queue
-        self.respect_sink_level: bool = bool(respect_sink_level)
-        self._batch_size = checked_count(batch_size, "batch_size", "events")
         self._linger_seconds = checked_seconds(linger, "linger")
         self._capacity = checked_count(capacity, "capacity", "events")
         self._block_seconds = checked_seconds(block_timeout, "block_timeout")
-        self._retry = retry
-        self._dead_letter = dead_letter
-        self.on_error: Callable[[SinkFailure], object] = on_error
-        self.name: str = type(self).__name__ if name is None else str(name)
         self._fresh_state()
         for sink in sinks:
             self._lane(sink)  # refuses what a delivery cannot use
@@ -167,17 +152,11 @@ class QueueListener(Telling):
         lifecycle.join(self)
 
     def _fresh_state(self) -> None:
-        #: Held during start and stop.
-        self._life = threading.RLock()
+        super()._fresh_state()
+        self._run: _Run | None = None
         #: Guards tickets and the end of reading. A lane's lock may be taken while this one is held, not vice versa.
         self._lock = threading.RLock()
-        #: Rung when there is room in a lane.
-        self._bells = Bells()
-        self._run: _Run | None = None
-        self._ledger = Ledger()
         self._pending = 0
-        #: The ledger for each sink, by the sink's identity.
-        self._accounts: dict[int, tuple[Sink, Ledger]] = {}
         #: The number of sentinels in the queue that were for an earlier start.
         self._stale_sentinels = 0
         #: The markers in the queue, by their items there.
@@ -232,8 +211,7 @@ class QueueListener(Telling):
             False if events had to be given up. Then those of an attempt in progress count as
             ``dropped["unconfirmed"]``, others that were read as ``dropped["closed"]``; the rest stays in the queue.
         """
-        seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
-        deadline = now() + seconds
+        deadline = now() + self._seconds(timeout)
         with self._life:
             run = self._run
             if run is None:
@@ -274,8 +252,7 @@ class QueueListener(Telling):
         Args:
             timeout: The time limit in seconds. Default None: `drain_timeout`, 5 s.
         """
-        seconds = lifecycle.patience(self.drain_timeout) if timeout is None else checked_seconds(timeout, "timeout")
-        deadline = now() + seconds
+        deadline = now() + self._seconds(timeout)
         run = self._run
         if run is None or not run.reading or is_closed(self.queue):
             return not self._pending
@@ -314,18 +291,8 @@ class QueueListener(Telling):
         with self._lock:
             return self._ledger.stats(self.name, pending=self._pending, targets=tuple(targets))
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        sinks = ", ".join(sink.name for sink in self.sinks)
-        state = "" if self.running else " stopped"
-        return f"<{type(self).__name__} of a {type(self.queue).__name__} to {sinks or 'nothing'}{state}>"
+    def _describe(self) -> str:
+        return f"a {type(self.queue).__name__}"
 
     # -- the hooks of logging.handlers.QueueListener
 
@@ -440,7 +407,7 @@ class QueueListener(Telling):
         if garbage:
             self._ledger.drop("garbage")
             task_done(self.queue)
-        self._tell(error, None, int(garbage))
+        self._tell(error, int(garbage))
         if not garbage:
             run.stopping.wait(min(0.001 * 2 ** min(failures, 10), 1.0))
         return run.stopping.is_set() and not garbage
@@ -464,7 +431,7 @@ class QueueListener(Telling):
             lost = 0 if ticket.events else 1
             if lost:
                 self._ledger.drop("garbage" if type(self).handle is QueueListener.handle else "error")
-            self._tell(error, item, lost)
+            self._tell(error, lost, item)
         finally:
             run.ticket = None
             self._release([ticket])
@@ -475,7 +442,7 @@ class QueueListener(Telling):
             put_nowait(self.queue, item)
         except Exception as error:
             self._ledger.drop("closed")
-            self._tell(error, item, 1)
+            self._tell(error, 1, item)
 
     def _release(self, tickets: list[Ticket]) -> None:
         """Release *tickets*; count the items that are finished now."""
@@ -561,7 +528,7 @@ class QueueListener(Telling):
             weakref.ref(self),
             f"{self.name} {sink.name}",
             sink,
-            self._accounts.setdefault(id(sink), (sink, Ledger()))[1],
+            self._account(sink),
             release=self._release,
             bells=self._bells,
             capacity=self._capacity,
@@ -596,29 +563,17 @@ class QueueListener(Telling):
             except SHUT_DOWN:
                 return False
             except Exception as error:
-                self._tell(error, None, 0)
+                self._tell(error, 0)
                 return False
             else:
                 return True
 
-    def _tell(self, error: Exception, item: object, events: int) -> None:
-        shown = cleaned(error, item)
-        self._ledger.last_error = describe(shown)
-        self._call_on_error(SinkFailure(self.name, shown, events, time.time()))
-
     # -- fork and exit, see outfall.sinks.core.lifecycle
-
-    def hasten(self, deadline: float) -> None:
-        """Make the threads deliver the waiting events at once; called at exit, before `drain`, with its deadline."""
-        run = self._run
-        if run is not None:
-            for lane in run.lanes:
-                lane.hasten(deadline)
 
     def drain(self, timeout: float) -> None:
         """Deliver the queue at exit; the listener continues, since other exit hooks still log."""
         if self.running and not self.flush(timeout):
-            self._tell(DeliveryError("the process ends before all that is in the queue was delivered"), None, 0)
+            self._tell(DeliveryError("the process ends before all that is in the queue was delivered"), 0)
 
     def after_fork(self) -> None:
         """Reset the listener in a forked child: it is not started, and its ledger and a queue for threads are empty."""
