@@ -124,7 +124,7 @@ class OTLPLogs(CollectorFormat):
                 event["logger"], logger = logger, None
             # Text without a backslash needs no escapes, and can be written as it is.
             bare = usual is not None and not protobuf and b"\\" not in item.data
-            record = _written_record(item, event) if bare else None
+            record: Any = _written_record(item, event) if bare else None
             if record is None:
                 record = _record(item, event, usual=usual is not None, bare=bare)
             scopes.setdefault(logger or "", []).append(record)
