@@ -81,7 +81,7 @@ class WriteLock:
     A forked child must make a new lock.
     """
 
-    __slots__ = ("_borrowed", "_depth", "_frame", "_owner", "_reserved", "turn")
+    __slots__ = ("_borrowed", "_frame", "_owner", "_reserved", "depth", "turn")
 
     def __init__(self) -> None:
         self.turn: list[None] = _Turn(TURN)
@@ -90,7 +90,8 @@ class WriteLock:
         self._owner = 0
         #: The frame that acquired the lock; None while it is free.
         self._frame: FrameType | None = None
-        self._depth = 0
+        #: How often the holding thread has acquired the lock; taking the turn inline counts too.
+        self.depth = 0
         #: True if an outer frame of the same thread has taken the turn inline. That frame puts it back.
         self._borrowed = False
 
@@ -101,16 +102,6 @@ class WriteLock:
         """Acquire the lock; return False if *timeout* seconds pass first (a negative one waits for ever)."""
         return self._take(sys._getframe(1), None if timeout < 0 else timeout)
 
-    @property
-    def nested(self) -> bool:
-        """True if the holding thread has acquired the lock more than once, as in a signal handler."""
-        return self._borrowed or self._depth > 1
-
-    @property
-    def held(self) -> bool:
-        """True if this thread holds the lock, unless it has taken the turn inline."""
-        return self._owner == get_ident()
-
     def release(self) -> None:
         """Release the lock, once for every `acquire`."""
         self.__exit__(None, None, None)
@@ -120,7 +111,7 @@ class WriteLock:
         me = get_ident()
         try:
             del self.turn[0]
-            self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
+            self._borrowed, self.depth, self._owner, self._frame = False, 1, me, frame
         except IndexError:
             self._take(frame, None)
         return self
@@ -128,9 +119,9 @@ class WriteLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        depth = self._depth - 1
-        self._depth = depth
-        if depth == 0:
+        depth = self.depth - 1
+        self.depth = depth
+        if depth == self._borrowed:
             self._owner = 0
             self._frame = None
             if not self._borrowed:
@@ -147,7 +138,7 @@ class WriteLock:
             while True:
                 try:
                     del turn[0]
-                    self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
+                    self._borrowed, self.depth, self._owner, self._frame = False, 1, me, frame
                 except IndexError:
                     pass
                 else:
@@ -155,18 +146,18 @@ class WriteLock:
                 # Compare threads, not frames: a signal handler of the same thread may run here.
                 if self._reserved is not None and self._reserved[0] == me and turn:
                     turn *= 0
-                    self._borrowed, self._depth, self._owner, self._frame = False, 1, me, frame
+                    self._borrowed, self.depth, self._owner, self._frame = False, 1, me, frame
                     return True
                 if self._owner == me:
                     if self._take_from_the_dead():
                         continue
-                    self._depth += 1
+                    self.depth += 1
                     return True
                 waited = now() - began
                 late = seconds is not None and waited >= seconds
                 # Walking the stack costs more than two yields, after which the turn is mostly back.
                 if (late or pauses == _YIELDS) and self._taken_by_hand(frame):
-                    self._borrowed, self._depth, self._owner, self._frame = True, 1, me, frame
+                    self._borrowed, self.depth, self._owner, self._frame = True, 2, me, frame
                     return True
                 if pauses > _YIELDS and is_finalizing():
                     # The interpreter is shutting down: no other thread runs any more, so none releases the lock.

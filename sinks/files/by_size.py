@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
-import stat
 from os import write as _os_write
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -20,7 +18,7 @@ from outfall.sinks.files.file import FileSink
 from outfall.sinks.files.rotating import BaseRotatingFileSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.event.units import Size, Span
@@ -184,12 +182,9 @@ class RotatingFileSink(BaseRotatingFileSink):
         """Return True if *data* would make the file larger than `max_bytes`."""
         if not self._rolls():
             return False
-        size = self._current_size()
-        if size + len(data) <= self.max_bytes:
-            return False
-        size = self._recounted_size()
+        limit = self.max_bytes - len(data)
         # A file that holds nothing but a byte order mark still counts as empty.
-        return size > len(self._prefix) and size + len(data) > self.max_bytes
+        return self._current_size(limit) > max(limit, len(self._prefix))
 
     def do_rollover(self) -> None:
         """Roll over now: shift the numbered files, move the file to ``.1`` and open a new one.
@@ -198,86 +193,77 @@ class RotatingFileSink(BaseRotatingFileSink):
             OSError: If the file system refuses. The current file is kept.
             Exception: Whatever `namer` and `rotator` raise.
         """
-        with self._rollover() as due:
-            if not due:
-                return
-            self._surplus = self._free_first_number()
-            self._move_away(self.rotation_filename(f"{self.base_filename}.1"))
-            for path in self._surplus:
-                with contextlib.suppress(FileNotFoundError):  # retention has deleted it
-                    os.unlink(path)
-            self._surplus = ()
+        try:
+            self._roll_over()
+        except BaseException:
+            self._bounded_by = None  # there may be a file too many now
+            raise
 
-    #: The files that the current rollover has shifted beyond `backup_count`.
-    _surplus: Sequence[str] = ()
-
-    #: The `backup_count` at the last listing of the directory, if no file was beyond it; else None.
-    _bounded_by: int | None = None
+    #: The settings at the last listing of the directory, if shifting limits the number of files since; else None.
+    _bounded_by: tuple[object, ...] | None = None
 
     def get_files_to_delete(self) -> list[str]:
         """Return the paths of the rotated files that exceed `backup_count`, `max_age` or `max_total_bytes`."""
         kept = self.backup_count
+        settings = kept, self.namer, self.max_age, self.max_total_bytes
+        if settings == self._bounded_by:
+            return []
         if kept and self.max_age is None and self.max_total_bytes is None and self._start_of_rotated():
-            # Shifting limits the number. If no file was beyond the limit, only the next number can be one.
-            following = f"{self.base_filename}.{kept + (2 if self._surplus else 1)}"
-            if kept == self._bounded_by and not any(map(os.path.lexists, [following + each for each in self._endings])):
-                return list(self._surplus)
+            # Shifting limits the number, once no file is beyond the limit but the one that was shifted there.
             highest = max((-file.age[0] for file in self.rotated_files()), default=0)
-            self._bounded_by = kept if highest <= kept + 1 else None
+            self._bounded_by = settings if highest <= kept + 1 else None
         return super().get_files_to_delete()
 
-    def _free_first_number(self) -> list[str]:
-        """Shift the numbered files up by one, up to the first free number; return the files beyond `backup_count`.
+    def _make_way(self) -> tuple[str, list[str]]:
+        """Shift the numbered files up by one, up to the first free number."""
+        # Stop at the first gap: after a shift that failed or was killed, the files above it have moved already.
+        names, there = self._numbers_in_use()
+        if len(there) == len(names):  # a rotation that was cut short has left one file too many
+            for ending in there.pop():
+                os.unlink(names[-1] + ending)
+        surplus: list[str] = []  # deleted after the rotation has succeeded, so that a failure deletes nothing
+        for number in range(len(there), 0, -1):
+            for ending in there[number - 1]:
+                os.replace(names[number - 1] + ending, names[number] + ending)
+                if number == self.backup_count:
+                    surplus.append(names[number] + ending)
+        return names[0], surplus
+
+    def _numbers_in_use(self) -> tuple[list[str], list[list[str]]]:
+        """Return the names up to the first free number, and the endings of the files that have each of the other names.
 
         Raises:
+            OSError: If a directory has one of the names.
             SinkError: If `namer` gives all numbers the same name, although more than one file is to be kept.
         """
-        # Stop at the first gap: after a shift that failed or was killed, the files above it have moved already.
         names = [self.rotation_filename(f"{self.base_filename}.1")]
-        endings: list[list[str]] = []
-        while endings_there := self._endings_of(names[-1]):
-            endings.append(endings_there)
+        there: list[list[str]] = []
+        while True:
+            found: list[str] = []
+            for ending in self._endings:
+                path = names[-1] + ending
+                if os.path.lexists(path):
+                    if os.path.isdir(path) and not os.path.islink(path):
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+                    found.append(ending)
+            if (
+                len(found) > 1
+                and not found[0]
+                and compressing.finish_placing(names[-1], [names[-1] + ending for ending in found[1:]])
+            ):
+                found.pop(0)  # else a kill between shifting one and the other would leave two numbers
+            if not found:
+                return names, there
+            there.append(found)
             if 0 < self.backup_count < len(names):
-                break
+                return names, there
             name = self.rotation_filename(f"{self.base_filename}.{len(names) + 1}")
             if name == names[-1]:
-                if not self.backup_count:
-                    msg = f"namer gives all rotated files the name {name!r}"
-                    raise SinkError(msg)
-                break
+                if self.backup_count:
+                    return names, there
+                msg = f"namer gives all rotated files the name {name!r}"
+                raise SinkError(msg)
             names.append(name)
-        if len(endings) == len(names):  # a rotation that was cut short has left one file too many
-            for ending in endings.pop():
-                os.unlink(names[-1] + ending)
-        for number in range(len(endings), 0, -1):
-            for ending in endings[number - 1]:
-                os.replace(names[number - 1] + ending, names[number] + ending)
-        # They are deleted after the rotation has succeeded, so that a failure deletes nothing.
-        if 0 < self.backup_count == len(endings):
-            return [names[-1] + ending for ending in endings[-1]]
-        return []
-
-    def _endings_of(self, stem: str) -> list[str]:
-        """Return the endings of the files named *stem*, plain or compressed.
-
-        Raises:
-            OSError: If a directory has that name.
-        """
-        found: list[str] = []
-        for ending in self._endings:
-            try:
-                mode = os.lstat(stem + ending).st_mode
-            except FileNotFoundError:
-                continue
-            if stat.S_ISDIR(mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), stem + ending)
-            found.append(ending)
-        if len(found) > 1 and not found[0]:
-            # Finish this first: a kill between shifting one and the other would leave them under two numbers.
-            compressing.finish_placing(stem, [stem + ending for ending in found[1:]])
-            if not os.path.lexists(stem):
-                found.pop(0)
-        return found
 
     def names_of_rotated(self, file_name: str) -> Iterator[tuple[tuple[float, int], str]]:
         """Yield the default name for each number in *file_name*; the lowest number is the newest file."""

@@ -22,7 +22,7 @@ from outfall.sinks.files.schedule import Schedule, When
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from outfall.sinks.core.sink import OnError
     from outfall.sinks.event.units import Size, Span
@@ -238,8 +238,11 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             self._finish(data, written)
         return True
 
-    def _trust_descriptor(self) -> None:
-        super()._trust_descriptor()
+    def _verify(self) -> None:
+        super()._verify()
+        self._trust()
+
+    def _trust(self) -> None:
         # By the clock that the shortcut reads anyway. If that clock is set, events take the pipeline for a second.
         self._trusted_from = time.time()
         self._trusted_until = self._trusted_from + VERIFY_SECONDS
@@ -264,7 +267,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             return False
         if now < self.rollover_at and not (self.max_bytes and size + len(data) > self.max_bytes):
             return False
-        size = self._recounted_size()
+        size = self._current_size(-1)
         return size > 0 and (now >= self.rollover_at or size + len(data) > self.max_bytes)
 
     def do_rollover(self) -> None:
@@ -274,18 +277,35 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             OSError: If the file system refuses. The current file is kept.
             Exception: The exceptions of `namer` and `rotator`.
         """
-        with self._rollover() as due:
-            now = time.time()
-            if self._dated is not None and self._dated.path_at(now) != self.base_filename:
-                self._go_on_to(self._dated.path_at(now))
-                self._begin(now, 0)
-                return
-            if not due:
-                return
+        self._roll_over()
+
+    def _move_file(self) -> bool:
+        now = time.time()
+        path = self.base_filename if self._dated is None else self._dated.path_at(now)
+        if path != self.base_filename:
+            self._go_on_to(path)
+        else:
             if self._start is None:
                 self._begin(now, self._current_size())
-            self._move_away(self._free_name())
-            self._begin(now, 0)
+            try:
+                if not super()._move_file():
+                    return False
+            finally:
+                self._found = None
+        self._begin(now, 0)
+        return True
+
+    #: During a rollover: the rotated files, and the one that is added.
+    _found: tuple[list[RotatedFile], RotatedFile] | None = None
+
+    def _make_way(self) -> tuple[str, Sequence[str]]:
+        files = self.rotated_files()
+        name = self._free_name([file.age for file in files])
+        path = os.path.abspath(name)
+        made = self._as_rotated(path)
+        if made is not None and os.path.dirname(path) == self._directory_of_rotated():
+            self._found = files, made
+        return name, ()
 
     def _go_on_to(self, path: str) -> None:
         """Write to *path* from now on, the file of another interval."""
@@ -317,58 +337,53 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         except OSError as error:
             self._note(error)
 
-    def _free_name(self) -> str:
+    def _free_name(self, ages: list[tuple[float, int]]) -> str:
         """Return a free name for the file to rotate, one that sorts as the newest of its interval.
 
-        Numbers of files that retention has deleted are not used again: the file would count as the oldest.
+        Numbers of files that retention has deleted are not used again: the file would count as the oldest. A file
+        whose own name has a date gets a number alone.
+
+        Args:
+            ages: The ages of all rotated files.
         """
-        if self._dated is not None:
-            return self._free_number()
-        stem = f"{self.base_filename}.{self._text_of_interval()}"
-        age = max((age for age, name in self.names_of_rotated(os.path.basename(stem)) if name == stem), default=None)
-        ages = [file.age for file in self.rotated_files()]
-        number = max((number + 1 for start, number in ages if age is not None and start == age[0]), default=0)
+        stem, start = self.base_filename, self._start
+        if self._dated is None:
+            stem += f".{self._schedule.text_of(start or 0.0)}"
+            named = [age[0] for age, name in self.names_of_rotated(os.path.basename(stem)) if name == stem]
+            start = max(named, default=None)
+        number = max((number + 1 for other, number in ages if other == start), default=int(self._dated is not None))
         while True:
             name = self.rotation_filename(f"{stem}.{number}" if number else stem)
             if not any(os.path.lexists(name + ending) for ending in self._endings):
                 break
             number += 1
-        if age is not None:
-            made = (age[0], number)
+        if self._dated is None and start is not None:
+            made = (start, number)
             # After the clock was set back, files named by a later time are older.
             self._overtaken.intersection_update(ages)
             self._overtaken.update(older for older in ages if older > made)
         return name
 
-    def _free_number(self) -> str:
-        """Return a name with the next number, for a file that is full before its interval ends."""
-        start = self._start
-        number = max((age[1] + 1 for age in (file.age for file in self.rotated_files()) if age[0] == start), default=1)
-        while True:
-            name = self.rotation_filename(f"{self.base_filename}.{number}")
-            if not any(os.path.lexists(name + ending) for ending in self._endings):
-                return name
-            number += 1
-
     def rotated_files(self) -> list[RotatedFile]:
         """Return the rotated files, newest first; see `BaseRotatingFileSink.rotated_files`."""
         now = time.time()
-        files = super().rotated_files()
+        found = self._found
+        if found is not None and os.path.lexists(found[1].path):  # else it is not moved yet, or renamed
+            files = sorted((*found[0], found[1]), key=lambda file: file.age, reverse=True)
+        else:
+            files = super().rotated_files()
         if self._dated is not None:
             # Another process may write to the file of a later interval already: it has read the clock a moment later.
             return [file for file in files if file.age[0] <= now]
         # A file named by a time in the future was named before the clock was set back.
         return sorted(files, key=lambda file: file.age in self._overtaken or file.age[0] > now)
 
-    def _text_of_interval(self) -> str:
-        """Return the suffix for the file to rotate: the start of its interval."""
-        return self._schedule.text_of(self._start or 0.0)
-
     def _install(self, descriptor: int, prefix: bytes) -> None:
         super()._install(descriptor, prefix)
-        if self._identity != self._installed:
+        self._trust()
+        if self._shared_file.identity != self._installed:
             # Another file than before: determine its interval.
-            self._installed = self._identity
+            self._installed = self._shared_file.identity
             self._begin_again()
             self._point_link()
 

@@ -304,9 +304,10 @@ def endings(extra: Iterable[str] = ()) -> tuple[str, ...]:
     return ("", *dict.fromkeys((*extra, *ENDINGS)))
 
 
-def finish_placing(plain: str, compressed: list[str]) -> None:
-    """Delete *plain* if one of *compressed* holds its events: a process was killed before it deleted *plain*."""
+def finish_placing(plain: str, compressed: list[str]) -> bool:
+    """Delete *plain* if one of *compressed* holds its events, after a kill; return True if *plain* is gone."""
     with contextlib.suppress(FileNotFoundError):
         made = os.stat(plain).st_mtime_ns
         if any(os.stat(path).st_mtime_ns == made for path in compressed):
             os.unlink(plain)
+    return not os.path.lexists(plain)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
-import time
+from functools import partial
 from itertools import accumulate
 from os import SEEK_CUR as _SEEK_CUR
 from os import SEEK_END as _SEEK_END
@@ -17,17 +16,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import flock
-from outfall.sinks.errors import SinkError
 from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.opening import OPEN_ATTEMPTS, open_current
 from outfall.sinks.files.output import NOT_OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from outfall.sinks.files.sharing import OpenFile
-
-#: How often to retry an operation while other processes may rename the files.
-OPEN_ATTEMPTS = 10
 
 #: Events within this time share one ``stat`` of the path. A ``stat`` costs more than the write itself: it makes Linux
 #: set a new modification time at the next write.
@@ -52,9 +49,6 @@ class SharedFileSink(FileSink):
     #: The size in bytes at which the file rolls over, in subclasses that have one.
     max_bytes: int = 0
 
-    #: True if a signal handler has checked the size, or rolled over, since the last check outside of one.
-    _interrupts: bool = False
-
     def __init__(self, filename: str | os.PathLike[str], *options: Any, multiprocess: bool, **named: Any) -> None:
         if multiprocess and not flock.AVAILABLE:
             msg = f"multiprocess={multiprocess!r}: this platform has no flock()"
@@ -69,24 +63,13 @@ class SharedFileSink(FileSink):
         self._regained: list[bytes] = []
         super().__init__(filename, *options, **named)
 
-    @property
-    def _size(self) -> int | None:
-        """The size of the current file in bytes, as all sinks of this process count it; None: ask the system."""
-        return self._shared_file.size
-
-    @_size.setter
-    def _size(self, size: int | None) -> None:
-        self._shared_file.size = size
-
-    @property
-    def _identity(self) -> tuple[int, int] | None:
-        """Device and inode of the current file."""
-        return self._shared_file.identity
-
-    @property
-    def _directory_lock(self) -> flock.DirectoryLock:
-        """The lock between the processes that rotate the file."""
-        return self._place.directory_lock(self.base_filename)
+    def _fresh_state(self) -> None:
+        super()._fresh_state()
+        #: Keeps the other processes from rotating the file.
+        self._directory_lock: AbstractContextManager[None] = contextlib.nullcontext()
+        if self.multiprocess:
+            lock = self._place.directory_lock(self.base_filename)
+            self._directory_lock, self._opener = lock, partial(open_current, lock)
 
     def _follow(self, file: OpenFile) -> None:
         """Switch to *file*, as in `FileSink`; with *multiprocess* the next event checks the path itself."""
@@ -94,29 +77,27 @@ class SharedFileSink(FileSink):
             super()._follow(file)
 
     def _catch_up(self) -> None:
-        """Open the file if it is not open; with *multiprocess*, find the current file and its size."""
-        if self._fd == self._parked_fd:
-            self._install(*self._open_file())
-        if not self.multiprocess:
-            return
+        """Find the current file and its size, with *multiprocess*; a file is open."""
+        self._look_due = 0.0
         try:
             for _ in range(OPEN_ATTEMPTS):
                 state = state_of(self.base_filename)
-                if state is not None and (state.st_dev, state.st_ino) == self._identity:
+                if state is not None and (state.st_dev, state.st_ino) == self._shared_file.identity:
                     break
                 self._move_on()
             else:
                 return
         except Exception as error:
-            self._size = None
+            self._shared_file.size = None
             self._note(error)
             return
         self._unlooked.clear()
-        if not self._prefix and self._regular and state.st_size != self._size and not self._ends_whole(state.st_size):
+        file, size = self._shared_file, state.st_size
+        if not self._prefix and self._regular and size != file.size and not self._ends_whole(size):
             prefix = self._missing_start(self._fd)
             if prefix:
                 self._install(self._fd, prefix)
-        self._size = state.st_size
+        self._shared_file.size = size
         if self._prefix:
             self._write_start()
 
@@ -143,8 +124,7 @@ class SharedFileSink(FileSink):
         """Write the bytes that must precede the next event, unless another process has written them."""
         with contextlib.ExitStack() as stack:
             try:
-                if not self._place.rolling:  # during a rollover this process holds the lock already
-                    stack.enter_context(self._directory_lock)
+                stack.enter_context(self._directory_lock)
             except Exception as error:
                 self._note(error)
             descriptor = self._parked_fd
@@ -189,13 +169,15 @@ class SharedFileSink(FileSink):
         # After the write, check whether a process died between that check and the write. If a signal handler has logged
         # in between, it has made this check.
         if _lseek(descriptor, 0, _SEEK_CUR) != end and file.size == end:
-            file.size = None
             self._mend(data, len(data))
         self._wrote_at = monotonic()
         return True
 
     def _mend(self, data: bytes, first: int) -> None:
         """Write the first event of *data*, *first* bytes, again if it follows the half line of a killed process."""
+        if not self._regular or self._fd == NOT_OPEN:
+            return
+        self._shared_file.size = None
         end = self._terminator_bytes
         # The event has ended the broken line. The repeated event may follow another one.
         while end and not flock.stands_alone(self._fd, data, end, len(self._byte_order_mark)):
@@ -203,12 +185,6 @@ class SharedFileSink(FileSink):
             if _os_write(self._fd, data) != first:
                 self._install(self._fd, end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.base_filename)
-
-    def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
-        super()._write_or_reopen(data, ends)
-        if self.multiprocess and self._regular and ends and self._fd != NOT_OPEN:
-            self._size = None
-            self._mend(data, ends[0])
 
     def _finish(self, data: bytes, written: int, ends: Sequence[int] = ()) -> None:
         if not (self.multiprocess and self._regular):
@@ -233,15 +209,6 @@ class SharedFileSink(FileSink):
         """Return True if `max_bytes` applies."""
         return True
 
-    def _create(self, flags: int) -> int:
-        if self.multiprocess:
-            state = state_of(self.base_filename)
-            if state is None or stat.S_ISREG(state.st_mode):
-                # Open it for reading too, to see what other processes have left at the end.
-                with contextlib.suppress(PermissionError):
-                    return super()._create(flags & ~os.O_WRONLY | os.O_RDWR)
-        return super()._create(flags)
-
     def _move_on(self) -> None:
         """Switch to the file that another process has created."""
         if self._unlooked and not os.fstat(max(self._fd, self._parked_fd)).st_nlink:
@@ -250,18 +217,18 @@ class SharedFileSink(FileSink):
         self._exchange()
 
     def _write_regained(self) -> None:
-        """Write the events that went to a deleted file to the current one."""
+        """Write the events that went to a deleted file again, like new ones."""
         while self._regained:
             again, self._regained = self._regained, []
             ends = list(accumulate(map(len, again)))
             try:
-                super()._write_whole(b"".join(again), ends)
+                self._write_whole(b"".join(again), ends)
             except Exception as error:
                 lost = len(again) - self._kept
                 self._ledger.delivered -= lost
                 self._count_dropped("error", lost)
                 self._note(error)
-            self._size = None
+            self._kept = 0
 
     def _flush(self) -> None:
         if self._unlooked and self._fd != NOT_OPEN:
@@ -272,80 +239,6 @@ class SharedFileSink(FileSink):
     def _note(self, error: Exception) -> None:
         """Report *error*, after which no event is lost, once the event is written."""
         raise NotImplementedError
-
-    def _current_size(self) -> int:
-        """Return the size of the current file, including the prefix of the next write."""
-        if self._fd == self._parked_fd:
-            self._install(*self._open_file())
-        while (counted := self._shared_file.size) is None:
-            file = self._shared_file
-            file.size = self._size_of_open_file()
-            size, counted = self._size_of_open_file(), file.size
-            if counted is not None and size > counted:
-                file.size = None  # a signal handler has written in between
-        return counted + len(self._prefix) + self._unwritten
-
-    def _recounted_size(self) -> int:
-        """Return the file's size as the system reports it; warn if other processes have appended to the file."""
-        file = self._shared_file
-        counted = file.size
-        # In a signal handler, the interrupted code may have counted bytes that it has not written yet.
-        interrupts, self._interrupts = self._interrupts, self._lock.nested
-        if counted is None or self._fd == self._parked_fd or self._interrupts:
-            return self._current_size()
-        size = self._size_of_open_file()
-        # A signal handler that has logged meanwhile has counted its bytes, or switched to another file.
-        if self._shared_file is file and file.size == counted:
-            file.size = size
-            if size > counted and not interrupts:
-                self._notice_others("was appended to")
-        return self._current_size()
-
-    def _size_of_open_file(self) -> int:
-        descriptor = self._parked_fd if self._prefix else self._fd
-        return os.fstat(descriptor).st_size
-
-    def _notice_others(self, what: str) -> None:
-        """Warn once that another process writes to or rotates the file."""
-        raise NotImplementedError
-
-    def _install(self, descriptor: int, prefix: bytes) -> None:
-        super()._install(descriptor, prefix)
-        self._look_due = 0.0
-
-    def _open_file(self) -> tuple[int, bytes]:
-        if not self.multiprocess:
-            return super()._open_file()
-        for _ in range(OPEN_ATTEMPTS):
-            opened = self._open_current()
-            if opened is not None:
-                return opened
-            time.sleep(0.001)
-        with self._directory_lock:  # no process can rotate the file now
-            opened = self._open_current()
-        if opened is None:
-            msg = f"{self.base_filename!r} was moved away again and again while it was being opened"
-            raise SinkError(msg)
-        return opened
-
-    def _open_current(self) -> tuple[int, bytes] | None:
-        """Open the path; return None if that file was rotated in between."""
-        descriptor, prefix = super()._open_file()
-        current = False
-        try:
-            state = os.fstat(descriptor)
-            identity = (state.st_dev, state.st_ino)
-            # All processes that write to the file share this lock: the file is compressed only after the last of them
-            # has closed it.
-            current = not self._regular or (
-                flock.try_lock(descriptor, shared=True) and identity_of(self.base_filename) == identity
-            )
-        finally:
-            if not current:
-                os.close(descriptor)
-        if not current:
-            return None
-        return descriptor, prefix
 
     def after_fork(self) -> None:
         """Reset the sink in a forked child, which shares the open file; see `FileSink`."""
@@ -367,9 +260,3 @@ def state_of(path: str) -> os.stat_result | None:
         return os.stat(path)
     except FileNotFoundError:
         return None
-
-
-def identity_of(path: str) -> tuple[int, int] | None:
-    """Return device and inode of the file at *path*; None if there is none."""
-    state = state_of(path)
-    return None if state is None else (state.st_dev, state.st_ino)

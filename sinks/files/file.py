@@ -29,6 +29,7 @@ from outfall.sinks.event.event import TextEvent, as_event
 from outfall.sinks.event.json import LINE, OrjsonRenderer
 from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_of, parse_level
 from outfall.sinks.files.buffer import Buffer, append_to_buffer
+from outfall.sinks.files.listing import kept_up
 from outfall.sinks.files.output import NotInTimeError, Output
 from outfall.sinks.files.sealing import write_sealed_line
 from outfall.sinks.files.shortcut import Begun, BegunError, line_by_chain, line_by_screen
@@ -182,7 +183,7 @@ class FileSink(Output):
         self._place.join(self)
         if not self.delay:
             try:
-                with self._lock:
+                with self._lock, kept_up(self.base_filename):
                     self._install(*self._open_file())
             except OSError as error:
                 self._fail(error, None, events=0)

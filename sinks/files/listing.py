@@ -8,9 +8,10 @@ import stat
 import time
 from bisect import bisect_left, insort
 from itertools import islice, takewhile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from outfall.sinks.files.opening import open_file
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 #: Device and inode of a directory, and the time of its last change, in nanoseconds.
 _Stamp = tuple[int, int, int]
@@ -67,22 +68,21 @@ def names_in(directory: str, prefix: str = "") -> list[str]:
     return list(takewhile(lambda name: name.startswith(prefix), islice(names, bisect_left(names, prefix), None)))
 
 
-def open_listed(path: str, flags: int, permissions: int | None) -> int:
-    """Do the same as `open_file`; if that creates the file, add its name to the listing, which stays valid."""
+@contextlib.contextmanager
+def kept_up(path: str) -> Generator[None]:
+    """Keep the last listing valid although the code within the context creates the file at *path*."""
     directory, name = os.path.split(path)
     listing = _last[0]
-    if listing is None or listing.directory != directory:
-        return open_file(path, flags, permissions)
-    try:
-        current = listing.stamp == _stamp_of(directory)
-    except OSError:
-        current = False
-    descriptor = open_file(path, flags, permissions)
+    current = False
+    if listing is not None and listing.directory == directory:
+        with contextlib.suppress(OSError):
+            current = listing.stamp == _stamp_of(directory)
+    yield
+    if listing is None or not current:
+        return
     with contextlib.suppress(OSError):  # the next listing notices it
         place = bisect_left(listing.names, name)
         if listing.names[place : place + 1] != [name] and stat.S_ISREG(os.lstat(path).st_mode):
             insort(listing.names, name)
-        if current:
-            stamp = _stamp_of(directory)
-            _last[0] = listing._replace(stamp=stamp, lasts=_lasts(stamp))
-    return descriptor
+        stamp = _stamp_of(directory)
+        _last[0] = listing._replace(stamp=stamp, lasts=_lasts(stamp))

@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
 from typing import TYPE_CHECKING, Literal
 
+from outfall.sinks.core import flock
+from outfall.sinks.errors import SinkError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from outfall.sinks.core.flock import DirectoryLock
 
 #: The modes of a file. ``"b"`` and ``"t"`` make no difference: bytes are written either way.
 Mode = Literal["a", "w", "x", "ab", "wb", "xb", "at", "wt", "xt", "a+", "w+", "x+"]
@@ -17,7 +23,6 @@ Mode = Literal["a", "w", "x", "ab", "wb", "xb", "at", "wt", "xt", "a+", "w+", "x
 #: 0 on platforms without the flag.
 NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
-_NOCTTY = getattr(os, "O_NOCTTY", 0)
 
 #: How often the end of a file is read before an unfinished line counts as left by a killed process.
 _TAIL_LOOKS = 4
@@ -26,13 +31,11 @@ _TAIL_LOOKS = 4
 _MOST_PERMISSIONS = 0o777
 
 
-def flags_for(mode: str, *, first: bool) -> int:
-    """Return the flags of ``open(2)`` for *mode*; only the *first* opening truncates, or requires a new file."""
-    # O_NONBLOCK: without it, opening a pipe without a reader would block the application.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | _NOCTTY | NONBLOCK
-    if first:
-        flags |= os.O_TRUNC if "w" in mode else os.O_EXCL if "x" in mode else 0
-    return flags
+#: The flags of ``open(2)`` for a log file. Without O_NONBLOCK, opening a pipe that has no reader would block.
+APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | getattr(os, "O_NOCTTY", 0) | NONBLOCK
+
+#: How often to retry an operation while other processes may rename the files.
+OPEN_ATTEMPTS = 10
 
 
 def open_file(path: str, flags: int, permissions: int | None) -> int:
@@ -40,7 +43,7 @@ def open_file(path: str, flags: int, permissions: int | None) -> int:
 
     Args:
         path: The path.
-        flags: The result of `flags_for`.
+        flags: `APPEND`, and perhaps O_TRUNC or O_EXCL.
         permissions: The bits of a file that is created, whatever the umask. None: ``0o666`` minus the umask.
     """
     if permissions is None:
@@ -62,6 +65,56 @@ def open_file(path: str, flags: int, permissions: int | None) -> int:
             os.close(descriptor)
             raise
     return descriptor
+
+
+def open_current(lock: DirectoryLock, path: str, flags: int, permissions: int | None) -> int:
+    """Do as `open_file` for a file that other processes write to and rotate.
+
+    A regular file is open for reading too, to see what other processes have left at its end. The descriptor has a
+    shared ``flock``, so that no process compresses the file before the last writer has closed it.
+
+    Args:
+        lock: Keeps other processes from rotating the file.
+        path: The path.
+        flags: As for `open_file`.
+        permissions: As for `open_file`.
+
+    Raises:
+        SinkError: If the file was moved away each time.
+    """
+    for attempt in range(OPEN_ATTEMPTS + 1):
+        with lock if attempt == OPEN_ATTEMPTS else contextlib.nullcontext():
+            descriptor = _open_readable(path, flags, permissions)
+            current = False
+            try:
+                current = _is_current(path, descriptor)
+            finally:
+                if not current:
+                    os.close(descriptor)
+        if current:
+            return descriptor
+        flags &= ~(os.O_TRUNC | os.O_EXCL)
+        time.sleep(0.001)
+    msg = f"{path!r} was moved away again and again while it was being opened"
+    raise SinkError(msg)
+
+
+def _open_readable(path: str, flags: int, permissions: int | None) -> int:
+    # A pipe is opened for writing alone: else it would have a reader, the sink itself.
+    if os.path.isfile(path) or not os.path.exists(path):
+        with contextlib.suppress(PermissionError):
+            return open_file(path, flags & ~os.O_WRONLY | os.O_RDWR, permissions)
+    return open_file(path, flags, permissions)
+
+
+def _is_current(path: str, descriptor: int) -> bool:
+    """Share the lock on the open file; return False if it is not at *path* any more."""
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        return flock.try_lock(descriptor, shared=True) and os.path.samestat(os.stat(path), state)
+    return False
 
 
 def ends_within_line(path: str, ends: Sequence[bytes]) -> bool:

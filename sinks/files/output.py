@@ -16,21 +16,21 @@ from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.core.clock import now
 from outfall.sinks.errors import SinkClosedError, SinkError
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.files.listing import open_listed
 from outfall.sinks.files.opening import (
+    APPEND,
     NONBLOCK,
     checked_mode,
     checked_path,
     checked_permissions,
     ends_with,
     ends_within_line,
-    flags_for,
+    open_file,
 )
 from outfall.sinks.files.sealing import last_sealed_line, write_sealed
 from outfall.sinks.files.sharing import OpenFile, place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from outfall.sinks.event.units import Span
     from outfall.sinks.files.opening import Mode
@@ -52,8 +52,8 @@ class NotInTimeError(TimeoutError):
 class Output(ByteSink):
     """Keep a file open and write whole events to it, or nothing. The base class of `FileSink`.
 
-    Subclasses override `_open_file` and `_install` if other processes rename the file, and `_finish` and
-    `_write_or_reopen` if other processes write to it.
+    Subclasses set `_opener` if other processes rename the file, and override `_finish` and `_write_or_reopen`
+    if other processes write to it.
 
     Args:
         filename: Path of the file; a relative one is resolved now.
@@ -65,6 +65,9 @@ class Output(ByteSink):
 
     #: True if the size of the file is counted.
     _counts_size: ClassVar[bool] = False
+
+    #: Opens the file, given path, flags and permission bits.
+    _opener: Callable[[str, int, int | None], int] = staticmethod(open_file)
 
     def __init__(
         self,
@@ -284,12 +287,9 @@ class Output(ByteSink):
         else:
             state = os.fstat(descriptor)
             identity = state.st_dev, state.st_ino
-            self._place.opened(identity)
-            self._shared_file = self._place.file_of_others(self, identity) or OpenFile(identity)
-            # Look again: a signal handler may have opened the file by another sink in between.
-            self._shared_file = self._place.file_of_others(self, identity) or self._shared_file
+            self._place.opened(self, identity)
         self._shared_file.size = None
-        self._trust_descriptor()
+        self._verify_at = monotonic() + VERIFY_SECONDS
         self._prefix = prefix
         self._fd, self._parked_fd = (NOT_OPEN, descriptor) if prefix else (descriptor, NOT_OPEN)
 
@@ -307,15 +307,20 @@ class Output(ByteSink):
 
     def _open_file(self) -> tuple[int, bytes]:
         """Open the path; return the descriptor and the bytes to write first."""
-        descriptor = self._create(flags_for(self.mode, first=not self._opened_before))
+        flags = APPEND
+        if not self._opened_before:
+            flags |= os.O_TRUNC if "w" in self.mode else os.O_EXCL if "x" in self.mode else 0
+        descriptor = self._opener(self.base_filename, flags, self.permissions)
         try:
-            kind = os.fstat(descriptor).st_mode
-            regular = stat.S_ISREG(kind)
+            state = os.fstat(descriptor)
+            regular = stat.S_ISREG(state.st_mode)
             # A pipe stays non-blocking, as it was opened, so that flush and close can keep their deadlines.
             if self._sealer is not None and not regular:
                 raise OSError(errno.EINVAL, "a chain is written to regular files alone", self.base_filename)
-            may_block = bool(NONBLOCK) and (stat.S_ISFIFO(kind) or os.isatty(descriptor))
-            prefix = self._missing_start(descriptor) if regular else b""
+            may_block = bool(NONBLOCK) and not regular and (stat.S_ISFIFO(state.st_mode) or os.isatty(descriptor))
+            prefix = b""
+            if regular and (state.st_size or self._byte_order_mark):
+                prefix = self._missing_start(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -325,9 +330,6 @@ class Output(ByteSink):
             self._may_block = may_block
             self._changed()
         return descriptor, prefix
-
-    def _create(self, flags: int) -> int:
-        return open_listed(self.base_filename, flags, self.permissions)
 
     def _missing_start(self, descriptor: int) -> bytes:
         """Return the bytes that must precede the next event: a byte order mark, or a terminator for half a line."""
@@ -362,13 +364,9 @@ class Output(ByteSink):
         if descriptor != NOT_OPEN and self._is_own(descriptor):
             os.close(descriptor)
 
-    def _trust_descriptor(self) -> None:
-        """Skip the check of the descriptor for `VERIFY_SECONDS`."""
-        self._verify_at = monotonic() + VERIFY_SECONDS
-
     def _verify(self) -> None:
         """Check that the descriptor is still this sink's own. If it is not, the next write opens the path again."""
-        self._trust_descriptor()
+        self._verify_at = monotonic() + VERIFY_SECONDS
         descriptor = max(self._fd, self._parked_fd)
         if descriptor == NOT_OPEN or self._is_own(descriptor):
             return

@@ -6,7 +6,9 @@ import contextlib
 import os
 import stat
 import time
+from _thread import get_ident
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core import flock
@@ -17,9 +19,9 @@ from outfall.sinks.errors import SinkError
 from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files import compression as compressing
 from outfall.sinks.files.compression import Compressor
-from outfall.sinks.files.current import OPEN_ATTEMPTS, SharedFileSink, identity_of, state_of
+from outfall.sinks.files.current import SharedFileSink, state_of
 from outfall.sinks.files.listing import names_in
-from outfall.sinks.files.opening import Mode, checked_path
+from outfall.sinks.files.opening import OPEN_ATTEMPTS, Mode, checked_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -291,43 +293,72 @@ class BaseRotatingFileSink(SharedFileSink):
         begun = start = 0  # offsets: of the first unwritten byte, and of the current event
         group: list[int] = []
         try:
-            self._catch_up()
-            self._write_regained()
+            if self._fd == self._parked_fd:
+                self._install(*self._open_file())
+            if self.multiprocess:
+                self._catch_up()
+                self._write_regained()
             for end in ends:
                 event = data[start:end]
-                if self._must_roll(event):
-                    if group:
+                for _ in range(OPEN_ATTEMPTS):  # a file that another process has started may be full already
+                    try:
+                        due = self.should_rollover(event)
+                    except Exception as error:
+                        self._note(error)
+                        break
+                    if due and group:
                         super()._write_whole(data[begun:start], group)
+                        if self.multiprocess:
+                            self._mend(data[begun:start], group[0])
                         kept += len(group)
                         begun, group = start, []
                         self._unwritten = 0
-                    # A file that another process has started may be full already.
-                    for _ in range(OPEN_ATTEMPTS):
-                        if not (self._roll() and self._must_roll(event)):
-                            break
+                    if not (due and self._roll()):
+                        break
                 group.append(end - begun)
                 start = end
                 self._unwritten = start - begun
             self._unwritten = 0
             super()._write_whole(data[begun:], group)
+            if self.multiprocess and group:
+                self._mend(data[begun:], group[0])
         except BaseException:
             self._kept += kept
-            self._size = None
+            self._shared_file.size = None
             self._unwritten = 0
             raise
+
+    def _current_size(self, limit: float = inf) -> int:
+        """Return the size of the file with what the next write begins with; asked of the system if above *limit*."""
+        if self._fd == self._parked_fd:
+            self._install(*self._open_file())
+        file = self._shared_file
+        counted = file.size
+        if counted is not None and counted + len(self._prefix) + self._unwritten > limit:
+            # In a signal handler, the interrupted code may have counted bytes that it has not written yet.
+            interrupts, self._interrupts = self._interrupts, self._lock.depth > 1
+            asked = counted if self._interrupts else os.fstat(max(self._fd, self._parked_fd)).st_size
+            # If a signal handler has logged meanwhile, it has counted its bytes, or switched to another file.
+            if self._shared_file is file and file.size == counted:
+                file.size = asked
+                if asked > counted and not interrupts:
+                    self._notice_others("was appended to")
+        while (size := self._shared_file.size) is None:
+            file = self._shared_file
+            file.size = os.fstat(max(self._fd, self._parked_fd)).st_size
+            found, size = os.fstat(max(self._fd, self._parked_fd)).st_size, file.size
+            if size is not None and found > size:
+                file.size = None  # a signal handler has written in between
+        return size + len(self._prefix) + self._unwritten
+
+    #: True if a signal handler has found the file full, or rolled over, since the last check outside of one.
+    _interrupts = False
 
     def _move_on(self) -> None:
         super()._move_on()
         if self._compressor is not None:
             # The last process that closes a file compresses it.
             self._compressor.start()
-
-    def _must_roll(self, event: bytes) -> bool:
-        try:
-            return self.should_rollover(event)
-        except Exception as error:
-            self._note(error)
-            return False
 
     def close(self, timeout: float | None = None) -> bool:
         """Flush, wait for compression within *timeout*, and close; see `Sink.close`.
@@ -355,11 +386,13 @@ class BaseRotatingFileSink(SharedFileSink):
 
     def _roll(self) -> bool:
         """Roll over, unless that has failed a short time ago; return True if another process has rolled over."""
-        if self._place.rolling or monotonic() < self._retry_at:
+        place = self._place
+        if place.rolling or monotonic() < self._retry_at:
             return False
-        self._interrupts = self._interrupts or self._lock.nested
+        self._interrupts = self._interrupts or self._lock.depth > 1
+        place.rolling = get_ident()
         try:
-            with self._rolling():
+            with self._directory_lock:
                 others = self._others_have_rotated()
                 if not others:
                     self.do_rollover()
@@ -368,6 +401,8 @@ class BaseRotatingFileSink(SharedFileSink):
             self._backoff = min(2 * self._backoff, _BACKOFF_SECONDS[1])
             self._note(error)
             return False
+        finally:
+            place.rolling = 0
         self._retry_at = 0.0
         self._backoff = _BACKOFF_SECONDS[0]
         self._told_failure = ""
@@ -383,22 +418,14 @@ class BaseRotatingFileSink(SharedFileSink):
     @contextlib.contextmanager
     def exclusively(self) -> Generator[None]:
         """Hold the sink's lock, and with *multiprocess* also the lock between processes; for `do_rollover`."""
-        with self._lock, self._rolling():
-            yield
-
-    @contextlib.contextmanager
-    def _rolling(self) -> Generator[None]:
-        """Do the same as `exclusively`, for a caller that holds the sink's lock."""
-        place = self._place
-        rolling, place.rolling = place.rolling, True
-        try:
-            if self.multiprocess:
+        with self._lock:
+            place = self._place
+            rolling, place.rolling = place.rolling, get_ident()
+            try:
                 with self._directory_lock:
                     yield
-            else:
-                yield
-        finally:
-            place.rolling = rolling
+            finally:
+                place.rolling = rolling
 
     @contextlib.contextmanager
     def _beside_writes(self) -> Generator[None]:
@@ -410,31 +437,12 @@ class BaseRotatingFileSink(SharedFileSink):
             with self.exclusively():
                 yield
 
-    @contextlib.contextmanager
-    def _rollover(self) -> Generator[bool]:
-        """Hold the locks for a rollover; yield True if the file is a regular one and not empty."""
-        if self._place.rolling and self._lock.held:
-            yield self._has_something()
-            return
-        with self._lock:
-            if self._closed:
-                yield False
-                return
-            self._flush()
-            with self._rolling():
-                self._others_have_rotated()
-                yield self._has_something()
-
-    def _has_something(self) -> bool:
-        state = state_of(self.base_filename)
-        return state is not None and stat.S_ISREG(state.st_mode) and state.st_size > 0
-
     def _others_have_rotated(self) -> bool:
         """Open the path again if another file is there; return True if so."""
         if self._fd == self._parked_fd:
             return False
         current = identity_of(self.base_filename)
-        if current == self._identity:
+        if current == self._shared_file.identity:
             return False
         known = any(other._shared_file.identity == current for other in self._place.others(self))
         self._move_on()
@@ -457,9 +465,30 @@ class BaseRotatingFileSink(SharedFileSink):
             else:
                 self._notice = warning
 
-    def _move_away(self, dest: str) -> None:
-        """Move the file to *dest*, a free name, by `rotate`, and start a new one; after a failure leave no copy."""
-        before = os.stat(self.base_filename)
+    def _roll_over(self) -> None:
+        """Call `_move_file` under both locks."""
+        if self._place.rolling == get_ident():
+            self._move_file()
+            return
+        with self.exclusively():
+            if not self._closed:
+                self._flush()
+                self._others_have_rotated()
+                self._move_file()
+
+    def _make_way(self) -> tuple[str, Sequence[str]]:
+        """Return a free path to move the file to, and the paths of files to delete after that."""
+        raise NotImplementedError
+
+    def _move_file(self) -> bool:
+        """Move the file away and start a new one; return False if the file is empty or not a regular file."""
+        try:
+            before = os.stat(self.base_filename)
+        except FileNotFoundError:
+            return False
+        if not (stat.S_ISREG(before.st_mode) and before.st_size):
+            return False
+        dest, surplus = self._make_way()
         try:
             self.rotate(self.base_filename, dest)
             self._moved = before.st_dev, before.st_ino
@@ -467,13 +496,17 @@ class BaseRotatingFileSink(SharedFileSink):
         except BaseException:
             # If the file is still in its place, *dest* is a complete or partial copy. Each attempt would leave another
             # copy, and the copies would displace older files.
-            after = state_of(self.base_filename)
-            if after is not None and os.path.samestat(before, after) and after.st_size >= before.st_size:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                after = os.stat(self.base_filename)
+                if os.path.samestat(before, after) and after.st_size >= before.st_size:
                     os.unlink(dest)
             raise
         finally:
             self._moved = None
+        for path in surplus:
+            with contextlib.suppress(FileNotFoundError):  # retention has deleted it
+                os.unlink(path)
+        return True
 
     #: Device and inode of the last moved file, until the new one is started.
     _moved: tuple[int, int] | None = None
@@ -486,15 +519,11 @@ class BaseRotatingFileSink(SharedFileSink):
         Raises:
             SinkError: If the rotator has left the file in its place, and it is not empty.
         """
-        state = state_of(self.base_filename)
-        identity = None if state is None else (state.st_dev, state.st_ino)
-        if identity is not None and identity == (self._moved or self._identity):
-            self._size = None
-            if state is not None and state.st_size:
-                msg = f"the rotator left {self.base_filename!r} where it was"
-                raise SinkError(msg)
-        elif identity is None or identity != self._identity:  # else a signal handler's event has opened it
-            self._exchange()
+        left = self._moved or self._shared_file.identity
+        self._exchange()
+        if self._shared_file.identity == left and os.stat(self.base_filename).st_size:
+            msg = f"the rotator left {self.base_filename!r} where it was"
+            raise SinkError(msg)
         try:
             self._tidy_up()
         except Exception as error:
@@ -528,7 +557,7 @@ class BaseRotatingFileSink(SharedFileSink):
         by_age: dict[tuple[float, int], list[RotatedFile]] = {}
         for file in self.rotated_files():
             # Skip the open file: it was moved away, and there is no new one yet.
-            if identity_of(file.path) == self._identity:
+            if identity_of(file.path) == self._shared_file.identity:
                 continue
             by_age.setdefault(file.age, []).append(file)
         paths: list[str] = []
@@ -565,3 +594,12 @@ class BaseRotatingFileSink(SharedFileSink):
         if self._compressor is not None:
             self._compressor.after_fork()
         super().after_fork()
+
+
+def identity_of(path: str) -> tuple[int, int] | None:
+    """Return device and inode of the file at *path*, or None if there is none."""
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return state.st_dev, state.st_ino

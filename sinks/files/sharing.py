@@ -11,6 +11,7 @@ import contextlib
 import os
 import weakref
 from _thread import RLock
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core import lifecycle
@@ -23,32 +24,28 @@ if TYPE_CHECKING:
     from outfall.sinks.files.output import Output
 
 
+@dataclass(slots=True, eq=False)
 class OpenFile:
     """A file that sinks of this process have open; used under the lock of their `Place`.
 
     Args:
         identity: Device and inode; None while nothing is open.
+        size: Size in bytes as the sinks count it; None if the system has to be asked.
     """
 
-    identity: tuple[int, int] | None
-
-    __slots__ = ("identity", "size")
-
-    def __init__(self, identity: tuple[int, int] | None = None) -> None:
-        self.identity = identity
-        #: Size in bytes as the sinks count it; None if the system has to be asked.
-        self.size: int | None = None
+    identity: tuple[int, int] | None = None
+    size: int | None = None
 
 
 class Place:
     """Sinks of this process whose paths led to one file when they were made."""
 
-    rolling: bool
+    rolling: int
     counts_size: bool
 
     def __init__(self) -> None:
-        #: True while files are being moved: events of hooks and signal handlers must not cause another rollover then.
-        self.rolling = False
+        #: The thread that is moving files, or 0: events of hooks and signal handlers must not cause another rollover.
+        self.rolling = 0
         #: True if a sink counts the size of the file and has to see all writes to it.
         self.counts_size = False
         self._members: tuple[weakref.ref[Output], ...] = ()
@@ -62,7 +59,7 @@ class Place:
         if self._process != os.getpid():
             self._process = os.getpid()
             self._lock = WriteLock()
-            self.rolling = False
+            self.rolling = 0
             for lock in self._directory_locks.values():
                 lock.after_fork()
         return self._lock
@@ -93,20 +90,18 @@ class Place:
             if other is not None and other is not sink:
                 yield other
 
-    def file_of_others(self, sink: Output, identity: tuple[int, int]) -> OpenFile | None:
-        """Return the file of *identity* that another member than *sink* has open, or None."""
-        for member in self._members:
-            other = member()
-            if other is not None and other is not sink and other._shared_file.identity == identity:
-                return other._shared_file
-        return None
-
-    def opened(self, identity: tuple[int, int]) -> None:
-        """Note that a member has opened the file of *identity*, which may have other paths: hard links."""
+    def opened(self, sink: Output, identity: tuple[int, int]) -> None:
+        """Note that *sink* has opened the file of *identity*, which it shares with the members that have it open."""
         before, self._file = self._file, identity
         if before is not None and before != identity:
             _places_of_files.pop(before, None)
-        _places_of_files[identity] = self
+        _places_of_files[identity] = self  # it may have other paths: hard links
+        # First its own: a sink that a signal handler makes from here on finds that.
+        sink._shared_file = OpenFile(identity)
+        for member in self._members:
+            other = member()
+            if other is not None and other is not sink and other._shared_file.identity == identity:
+                sink._shared_file = other._shared_file
 
     def has_open(self, identity: tuple[int, int]) -> bool:
         """Return True if a member has the file of *identity* open."""

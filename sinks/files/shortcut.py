@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from structlog import DropEvent
@@ -12,6 +13,7 @@ from outfall.sinks.event.json import plain_line
 from outfall.sinks.event.levels import NUMBERS, level_name
 
 
+@dataclass(slots=True)
 class Begun:
     """An event that the shortcut has processed in part. The pipeline continues there, and repeats no step.
 
@@ -22,17 +24,10 @@ class Begun:
         error: The exception that a processor or the renderer has raised.
     """
 
-    data: bytes | None
-    error: Exception | None
     event: Any
-    processed: Any
-
-    __slots__ = ("data", "error", "event", "processed")
-
-    def __init__(
-        self, event: Any, *, processed: Any = None, data: bytes | None = None, error: Exception | None = None
-    ) -> None:
-        self.event, self.processed, self.data, self.error = event, processed, data, error
+    processed: Any = None
+    data: bytes | None = None
+    error: Exception | None = None
 
 
 class BegunError(Exception):

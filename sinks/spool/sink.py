@@ -394,7 +394,7 @@ class SpoolSink(DeferredSink):
                     stored = depot.count() > before
                     self._out.found = 0
                     raise
-                if worker.thread is None and self._lock.nested:
+                if worker.thread is None and self._lock.depth > 1:
                     # A signal handler that interrupted the holder of the lock leaves the start to the next event: the
                     # thread must not be started with the lock held.
                     return stored

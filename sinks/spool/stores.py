@@ -96,7 +96,7 @@ class Depot:
         Raises:
             OSError: If it cannot be written.
         """
-        if self._lock.nested:
+        if self._lock.depth > 1:
             self._append_within(line)
             return True
         out = self.out

@@ -23,7 +23,7 @@ import pytest
 from outfall.sinks.core import flock
 from outfall.sinks.core.flock import DirectoryLock
 from outfall.sinks.errors import TemporaryDeliveryError
-from outfall.sinks.files import compression
+from outfall.sinks.files import compression, opening
 from outfall.sinks.files import current as shared
 from outfall.sinks.files import rotating as rotation
 from outfall.sinks.files.by_size import RotatingFileSink
@@ -704,6 +704,21 @@ def test_events_that_share_a_look_are_not_lost_with_a_file_removed_meanwhile(pat
     moved.close()
 
 
+def test_events_that_are_written_again_make_no_file_too_large(path, sink, told, monkeypatch):
+    """They are divided between files, like new ones."""
+    mine, other = sink(), sink()
+    _fill(mine, 0, 2)
+    monkeypatch.setattr(shared, "monotonic", lambda: 0.0)
+    _fill(mine, 2, 8)
+    path.unlink()
+    monkeypatch.undo()
+    _fill(other, 10, 9)
+    _fill(mine, 19, 1)
+    assert _numbers(path.parent) == list(range(2, 20))
+    assert max(file.stat().st_size for file in path.parent.iterdir()) <= 1000
+    assert told == []
+
+
 def test_events_that_cannot_be_written_again_are_counted_and_told(path, sink, told, monkeypatch):
     """The ledger takes back that they were delivered."""
     mine = sink()
@@ -749,14 +764,14 @@ def test_a_directory_in_memory_will_do():
 def test_an_opening_that_is_overtaken_again_and_again_keeps_rotation_out(path, sink, monkeypatch):
     """Where others rotate faster than the file can be opened, it is opened under the lock, and no event is lost."""
     writer = sink(delay=True)
-    opened = RotatingFileSink._open_current
+    is_current = opening._is_current
     looks = []
 
-    def overtaken(self):
-        looks.append(self._directory_lock._depth)
-        return opened(self) if self._directory_lock._depth else None
+    def overtaken(path, descriptor):
+        looks.append(writer._directory_lock._depth)
+        return looks[-1] > 0 and is_current(path, descriptor)
 
-    monkeypatch.setattr(RotatingFileSink, "_open_current", overtaken)
+    monkeypatch.setattr(opening, "_is_current", overtaken)
     _fill(writer, 0, 1)
     assert _numbers(path.parent) == [0]
     assert len(looks) > 2

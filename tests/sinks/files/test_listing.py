@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -83,7 +85,8 @@ def test_a_file_that_another_thread_opens_meanwhile_makes_no_name_come_twice(tmp
 
         def startswith(self, *args):
             if not (tmp_path / "a.0").exists():
-                os.close(listing.open_listed(str(tmp_path / "a.0"), os.O_CREAT | os.O_WRONLY, None))
+                with listing.kept_up(str(tmp_path / "a.0")):
+                    (tmp_path / "a.0").touch()
             return super().startswith(*args)
 
     monkeypatch.setattr(listing, "_lasts", lambda stamp: True)
@@ -116,3 +119,41 @@ def test_a_clock_of_coarse_ticks_makes_no_listing_last(tmp_path, monkeypatch):
         (tmp_path / f"a.{number}").touch()
         with RotatingFileSink(tmp_path / f"b{number}"):
             assert len(names_in(str(tmp_path), "a.")) == number + 1
+
+
+@pytest.mark.parametrize("name", ["app.log", "app-{date:%Y-%m-%d}.log"], ids=["plain", "dated"])
+def test_a_rollover_by_time_looks_for_rotated_files_once(tmp_path, monkeypatch, name):
+    """For the free name and for retention, which keeps the newest files."""
+    looks = []
+
+    def counted(*args):
+        looks.append(args)
+        return names_in(*args)
+
+    monkeypatch.setattr("outfall.sinks.files.rotating.names_in", counted)
+    with TimedRotatingFileSink(tmp_path / name, when="midnight", backup_count=3) as sink:
+        for number in range(6):
+            sink.handle({"n": number})
+            looks.clear()
+            sink.do_rollover()
+            assert len(looks) == 1
+            assert len(sink.rotated_files()) == min(number + 1, 3)
+        assert [Path(file.path).read_text() for file in sink.rotated_files()] == [f'{{"n":{n}}}\n' for n in (5, 4, 3)]
+
+
+def test_retention_by_time_finds_what_a_rotator_gave_another_name(tmp_path):
+    """A rotator that compresses by itself adds an ending of its own."""
+
+    def compress(source, dest):
+        Path(f"{dest}.gz").write_bytes(gzip.compress(Path(source).read_bytes()))
+        Path(source).unlink()
+
+    with TimedRotatingFileSink(tmp_path / "app.log", when="midnight", backup_count=2, rotator=compress) as sink:
+        for number in range(5):
+            sink.handle({"n": number})
+            sink.do_rollover()
+            assert len(list(tmp_path.glob("app.log.*.gz"))) == min(number + 1, 2)
+        assert [gzip.decompress(Path(file.path).read_bytes()) for file in sink.rotated_files()] == [
+            b'{"n":4}\n',
+            b'{"n":3}\n',
+        ]

@@ -339,14 +339,14 @@ def test_a_batch_that_fails_in_its_second_file_tells_what_was_kept(path, monkeyp
         assert result is not None
         assert list(result.retry) == [2, 3, 4, 5]
 
-        def refuse(data):
+        def refuse(descriptor, data):
             raise OSError(errno.EIO, "no")
 
         sink.on_error = lambda failure: None
-        sink._catch_up, catch_up = (lambda: refuse(b"")), sink._catch_up
-        with pytest.raises(OSError, match="no"):
-            sink.emit_batch(batch[2:])
-        sink._catch_up = catch_up
+        with monkeypatch.context() as patch:
+            patch.setattr("outfall.sinks.files.output._os_write", refuse)
+            with pytest.raises(OSError, match="no"):
+                sink.emit_batch(batch[2:])
         assert sink.emit_batch(batch[2:]) is None
     assert in_order(path) == list(range(6))
 

@@ -1054,7 +1054,7 @@ def test_an_event_from_a_signal_handler_comes_after_the_frame_it_interrupts(odd)
 
         def read():
             # Nothing is read until the frame is stuck and the signal has come.
-            until(lambda: sink._lock._depth or not sink._turn)
+            until(lambda: sink._lock.depth or not sink._turn)
             time.sleep(0.03)
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.03)
