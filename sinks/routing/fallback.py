@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from structlog import DropEvent
 
-from outfall.sinks.core.item import Batch, BatchResult, Encoded
 from outfall.sinks.core.reporting import cleaned, describe, report
 from outfall.sinks.errors import (
     ReentrantEventError,
@@ -14,12 +13,13 @@ from outfall.sinks.errors import (
     reason_of,
 )
 from outfall.sinks.event.levels import NOTSET, Level
-from outfall.sinks.routing.parts import key_for, offer, routed
+from outfall.sinks.routing.parts import offer, routed, share
 from outfall.sinks.routing.router import Answers, Router, prepared, tell_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.core.sink import OnError, Sink
 
 
@@ -110,7 +110,8 @@ class FallbackSink(Router):
         Raises:
             TemporaryDeliveryError: If no child could take anything.
         """
-        items = self._routed(batch)
+        batch = self._routed(batch)
+        items: list[Any] = list(batch)
         left: Sequence[int] = range(len(items))
         again: set[int] = set()
         reasons: dict[int, list[str]] = {}
@@ -120,8 +121,7 @@ class FallbackSink(Router):
             wanted = [index for index in left if index not in failed and items[index].parts[place] is not None]
             for _ in range(len(left) - len(failed) - len(wanted)):
                 sink._ledger.filter()
-            parts = [part for index in wanted if (part := items[index].parts[place]) is not None]
-            answer = seen.add(offer(sink, Batch(parts, key_for(batch, wanted, place))))
+            answer = seen.add(offer(sink, share(batch, wanted, place)))
             self._account(sink, len(wanted), answer)
             again.update(wanted[at] for at in answer.waiting)
             failed.update((wanted[at], reason) for at, reason in answer.refused.items())

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from structlog import DropEvent
 
-from outfall.sinks.core.item import Batch, BatchResult, Encoded
+from outfall.sinks.core.item import BatchResult, Encoded
 from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
 from outfall.sinks.core.sink import Sink
@@ -21,7 +20,7 @@ from outfall.sinks.errors import (
 from outfall.sinks.event.event import as_event
 from outfall.sinks.event.json import plain_line
 from outfall.sinks.event.levels import NOTSET
-from outfall.sinks.routing.parts import Note, Routed, key_for, offer, routed
+from outfall.sinks.routing.parts import Note, Routed, offer, part_of, routed, share
 from outfall.sinks.routing.router import Answers, Router, prepared, tell_owner
 
 if TYPE_CHECKING:
@@ -131,44 +130,9 @@ class FanoutSink(Router):
         Raises:
             TemporaryDeliveryError: If no child could take anything.
         """
-        if self.plain:
-            return self._emit_shared(batch if isinstance(batch, Batch) else Batch(batch))
-        items = self._routed(batch)
-        waiting: set[int] = set()
-        seen = Answers()
-        progress = False
-        for place, sink in enumerate(self.sinks):
-            wanted = {
-                index: part
-                for index, item in enumerate(items)
-                if place not in item.done and (part := item.parts[place]) is not None
-            }
-            if not wanted:
-                continue
-            indexes = list(wanted)
-            answer = seen.add(offer(sink, Batch(wanted.values(), key_for(batch, indexes, place))))
-            unsettled = {indexes[at] for at in answer.waiting}
-            waiting |= unsettled
-            progress = progress or len(unsettled) < len(indexes)
-            for index in indexes:
-                if index not in unsettled:
-                    items[index].done.add(place)
-            for at, reason in answer.refused.items():
-                items[indexes[at]].refused[place] = f"{sink.name}: {reason}"
-            self._account(sink, len(indexes), answer)
-        if seen.errors and not progress and len(waiting) == len(items):
-            raise seen.gentlest()
-        rejected = {
-            index: "; ".join(item.refused.values())
-            for index, item in enumerate(items)
-            if item.refused and index not in waiting
-        }
-        return seen.result(sorted(waiting), rejected, max)
-
-    def _emit_shared(self, batch: Batch) -> BatchResult | None:
-        """Pass the same items to every child; note who has taken which only after one has failed."""
+        batch = self._routed(batch)
         mixed = Routed in batch.kinds()  # an event that is not plain has a part for each child
-        notes: dict[int, Note | Routed] = batch.notes.get(self, {})
+        notes: dict[int, Note] = batch.notes.get(self, {})
         waiting: set[int] = set()
         seen = Answers()
         progress = False
@@ -178,18 +142,17 @@ class FanoutSink(Router):
             if notes:
                 indexes = [at for at, place in enumerate(batch.places) if number not in notes[place].done]
             if mixed:
-                indexes = [at for at in indexes if _part_of(batch[at], number) is not None]
+                indexes = [at for at in indexes if part_of(batch[at], number) is not None]
             if not indexes:
                 continue
-            given = batch if len(indexes) == len(batch) else batch.part(indexes)
-            change = partial(_part_of, number=number) if mixed else None
-            answer = seen.add(offer(sink, given.under(str(number), change)))
+            answer = seen.add(offer(sink, share(batch, indexes, number, mixed=mixed)))
             unsettled = {indexes[at] for at in answer.waiting}
             waiting |= unsettled
             progress = progress or len(unsettled) < len(indexes)
             refused = {indexes[at]: f"{sink.name}: {reason}" for at, reason in answer.refused.items()}
             outcomes.append((number, indexes, unsettled, refused))
             self._account(sink, len(indexes), answer)
+        # Note who has taken which event only after one has failed.
         if not notes and not waiting and not any(refused for *_, refused in outcomes):
             return seen.result([], {}, max)
         notes = batch.notes.setdefault(self, {})
@@ -302,8 +265,3 @@ def _plain_line(event: dict[str, Any]) -> bytes | None:
         return plain_line(event, NOTSET)
     except Exception:
         return None
-
-
-def _part_of(item: Any, number: int) -> Any:
-    """Return what the child with this *number* gets of *item*, as it waits: its part, or the shared item."""
-    return item.parts[number] if isinstance(item, Routed) else item

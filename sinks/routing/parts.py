@@ -6,6 +6,7 @@ import re
 from base64 import b64decode, b64encode
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -36,12 +37,10 @@ class Routed(Encoded):
 
     Args:
         parts: The item of each sink, in the order of the sinks; None if the sink filtered the event.
-        done: The indexes of the sinks that do not need it again.
         refused: Why a sink does not take it, by the sink's index.
     """
 
     parts: tuple[Encoded | None, ...] = ()
-    done: set[int] = field(default_factory=set[int], compare=False)
     refused: dict[int, str] = field(default_factory=dict[int, str], compare=False)
 
     @property
@@ -57,7 +56,7 @@ def routed(kind: str, parts: Sequence[Encoded | None], refused: dict[int, str], 
     """Return the item of *parts*, with the level and time of *whole*."""
     written = [refused.get(place) if part is None else _written(part) for place, part in enumerate(parts)]
     data = orjson.dumps({kind: written})
-    return Routed(data, whole.level, whole.time, tuple(parts), set(), dict(refused))
+    return Routed(data, whole.level, whole.time, tuple(parts), dict(refused))
 
 
 def _written(part: Encoded) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def restored(kind: str, data: bytes, level: float, time: float, sinks: Sequence[
             parts.append(_part(content, sink) if isinstance(content, dict) else None)
     except (KeyError, TypeError, ValueError):
         return None
-    return Routed(data, level, time, tuple(parts), set(), refused)
+    return Routed(data, level, time, tuple(parts), refused)
 
 
 def _part(content: dict[str, Any], sink: Sink) -> Encoded:
@@ -181,11 +180,19 @@ def _reason(error: Exception, item: Encoded) -> str:
     return error.reason if isinstance(error, PermanentDeliveryError) else describe(cleaned(error, item.event))
 
 
-def key_for(batch: Sequence[Encoded], indexes: Sequence[int], place: int) -> str:
-    """Return the batch key for the sink at *place* and the items at *indexes*: the same for the same items."""
-    if not isinstance(batch, Batch):
-        return Batch(()).key
-    keys = batch.item_keys
-    from hashlib import blake2b
+def part_of(item: Any, number: int) -> Any:
+    """Return what the sink with this *number* gets of *item*: its part, or the item that all sinks share."""
+    return item.parts[number] if isinstance(item, Routed) else item
 
-    return blake2b(repr((place, [keys[index] for index in indexes])).encode(), digest_size=16).hexdigest()
+
+def share(batch: Batch, indexes: Sequence[int], number: int, *, mixed: bool = True) -> Batch:
+    """Return the batch for the sink with this *number*. Its keys are the same at every retry.
+
+    Args:
+        batch: The router's batch.
+        indexes: Which of its items the sink gets.
+        number: The place of the sink among the router's.
+        mixed: Whether items may have a part for each sink. Default True.
+    """
+    chosen = batch if len(indexes) == len(batch) else batch.part(indexes)
+    return chosen.under(str(number), partial(part_of, number=number) if mixed else None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from structlog import DropEvent
 
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.item import Batch, BatchResult, Encoded
+from outfall.sinks.core.item import Batch, BatchResult, Encoded, item_of
 from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reporting import cleaned, describe, report
 from outfall.sinks.core.sink import OnError, Sink, checked_sink
@@ -88,19 +88,14 @@ class Router(Sink):
         parts = [_encoded(sink, event) for sink in self.sinks]
         return Routed(data, level, time, tuple(parts))
 
-    def _routed(self, batch: Sequence[Encoded]) -> list[Routed]:
-        if not isinstance(batch, Batch):
-            return [
-                item if isinstance(item, Routed) else self._split(item.data, item.level, item.time) for item in batch
-            ]
-        # A retry uses the same objects: they know which sinks have taken the event.
-        notes = batch.notes.setdefault(self, {})
-        items: list[Routed] = []
-        for place, item in zip(batch.places, batch, strict=True):
-            made = item if isinstance(item, Routed) else notes.get(place)
-            items.append(made if isinstance(made, Routed) else self._split(item.data, item.level, item.time))
-            notes[place] = items[-1]
-        return items
+    def _routed(self, batch: Sequence[Encoded]) -> Batch:
+        """Return *batch* with a part for each sink in every item, unless the sinks share their items."""
+        batch = batch if isinstance(batch, Batch) else Batch(batch)
+        return batch if self.plain or batch.kinds() <= {Routed} else batch.under("parts", self._whole)
+
+    def _whole(self, raw: Any) -> Routed:
+        item = item_of(raw)
+        return item if isinstance(item, Routed) else self._split(item.data, item.level, item.time)
 
     def _account(self, sink: Sink, items: int, answer: Answer) -> None:
         """Count a child's *answer* to *items* items, and call its own on_error for what it refused or raised."""

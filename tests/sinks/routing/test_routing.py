@@ -529,6 +529,37 @@ def test_a_processor_of_a_child_may_drop_the_event_for_it() -> None:
     assert fanout._reads_metadata()
 
 
+@pytest.mark.parametrize("router", [FanoutSink, FallbackSink])
+@pytest.mark.parametrize("options", [{}, {"level": "info"}], ids=["shared", "parts"])
+def test_an_event_has_the_same_key_at_every_attempt(router, options) -> None:
+    """By it a target such as Elasticsearch recognises what it has already; other events are not in the way."""
+    keys: list[list[str]] = []
+
+    def note(batch: Batch) -> BatchResult | None:
+        keys.append(batch.item_keys)
+        return BatchResult(retry=[1, 2]) if len(batch) == 3 else None
+
+    target = _Scripted(note, note, **options)
+    with router(target) as sink:
+        batch = Batch(_items(sink, 1, 2, 3), "root")
+        first, second = sink.emit_batch(batch), sink.emit_batch(batch[1:])
+    assert first is not None
+    assert list(first.retry) == [1, 2]
+    assert not second
+    assert keys[1] == keys[0][1:]
+    assert len({*keys[0]}) == 3
+
+
+def test_a_fanout_in_a_fallback_gives_nobody_anything_twice() -> None:
+    """When the whole is tried again, the child that has taken the events is left out."""
+    taking, later = _Scripted(), _Scripted(TemporaryDeliveryError("later"))
+    with BackgroundSink(FallbackSink(FanoutSink(taking, later, level="debug")), retry=AT_ONCE) as sink:
+        for number in range(3):
+            sink.handle({"event": "x", "level": "info", "number": number})
+        assert sink.flush(PATIENCE_SECONDS)
+    assert _numbers(taking.events) == _numbers(later.events) == [0, 1, 2]
+
+
 def test_an_item_without_parts_is_the_event_in_its_data() -> None:
     """So it may be told and dead-lettered like any other."""
     assert Routed(b'{"event":"x"}', 20, 1.0).event == {"event": "x"}
