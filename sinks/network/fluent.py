@@ -31,7 +31,7 @@ from outfall.sinks.network.socket import SocketSink
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from outfall.sinks.event.units import Size, Span
 
@@ -247,8 +247,26 @@ class FluentSink(SocketSink):
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Send the batch in as few messages as its size allows; after a failure leave the rest for a retry."""
         rejected: dict[int, str] = {}
-        entries: list[bytes] = []
+        try:
+            for places, entries in self._chunks(batch, rejected):
+                try:
+                    with self._lock:
+                        self.write(self._message(entries, _key_of(batch, places)))
+                except (DeliveryError, OSError) as error:
+                    if places[0] == 0:
+                        raise
+                    # Raising would say that nothing was taken, and acknowledged events would be sent again.
+                    left = [place for place in range(places[0], len(batch)) if place not in rejected]
+                    return BatchResult(left, rejected, retry_after=getattr(error, "retry_after", None))
+        finally:
+            if self._aftermath:
+                self._settle(raising=False)
+        return BatchResult(rejected=rejected) if rejected else None
+
+    def _chunks(self, batch: Sequence[Encoded], rejected: dict[int, str]) -> Iterator[tuple[list[int], list[bytes]]]:
+        """Yield places and entries for each message; add the events that do not fit into one to *rejected*."""
         places: list[int] = []
+        entries: list[bytes] = []
         size = 0
         for place, item in enumerate(batch):
             try:
@@ -257,43 +275,13 @@ class FluentSink(SocketSink):
                 rejected[place] = str(error)
                 continue
             if entries and size + len(entry) > self._limit:
-                failed = self._emit_chunk(batch, entries, places)
-                if failed is not None:
-                    return self._left(batch, places[0], failed, rejected)
-                entries, places, size = [], [], 0
-            entries.append(entry)
+                yield places, entries
+                places, entries, size = [], [], 0
             places.append(place)
+            entries.append(entry)
             size += len(entry)
-        failed = self._emit_chunk(batch, entries, places) if entries else None
-        if failed is not None:
-            return self._left(batch, places[0], failed, rejected)
-        if self._aftermath:
-            self._settle(raising=False)
-        return BatchResult(rejected=rejected) if rejected else None
-
-    def _emit_chunk(self, batch: Sequence[Encoded], entries: list[bytes], places: list[int]) -> Exception | None:
-        # The same at every retry, so that the receiver can recognize one.
-        if isinstance(batch, Batch):
-            keys = batch.item_keys
-            told = f"{keys[places[0]]} {keys[places[-1]]} {len(places)}"
-            key = hashlib.sha256(told.encode()).digest()[:16]
-        else:
-            key = os.urandom(16)
-        try:
-            with self._lock:
-                self.write(self._message(entries, key))
-        except (DeliveryError, OSError) as error:
-            return error
-        return None
-
-    def _left(self, batch: Sequence[Encoded], first: int, error: Exception, rejected: dict[int, str]) -> BatchResult:
-        if self._aftermath:
-            self._settle(raising=False)
-        if first == 0:
-            raise error
-        # Raising would say that nothing was taken, and acknowledged events would be sent again.
-        left = [place for place in range(first, len(batch)) if place not in rejected]
-        return BatchResult(left, rejected, retry_after=getattr(error, "retry_after", None))
+        if entries:
+            yield places, entries
 
     def _transmit(self, data: bytes) -> None:
         chunk = getattr(data, "chunk", None)
@@ -437,6 +425,14 @@ class FluentSink(SocketSink):
 
 
 _json = OrjsonRenderer()
+
+
+def _key_of(batch: Sequence[Encoded], places: Sequence[int]) -> bytes:
+    """Return a key that is the same at every retry, so that the receiver can recognize one."""
+    if not isinstance(batch, Batch):
+        return os.urandom(16)
+    keys = batch.item_keys
+    return hashlib.sha256(f"{keys[places[0]]} {keys[places[-1]]} {len(places)}".encode()).digest()[:16]
 
 
 def _digest(*parts: bytes) -> str:
