@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import re
 import socket
 import ssl
 import threading
@@ -371,6 +372,9 @@ def failure_of(error: BaseException, peer: str) -> DeliveryError:
                 return OversizeDeliveryError(said)
             return TemporaryDeliveryError(said)
     told = causes[-1]
+    refused = _REFUSED_TLS.search(str(told))  # pika keeps the text of it alone
+    if refused is not None:
+        return PausedDeliveryError(f"no TLS with {peer}: {refused[1]}")
     name = told.strerror if isinstance(told, OSError) and told.strerror else type(told).__name__
     return TemporaryDeliveryError(f"no connection to {peer}: {name}")
 
@@ -393,3 +397,6 @@ def _nothing() -> None:
 _LAST_SECONDS = 0.05
 
 _MOST_CAUSES = 20
+
+#: What OpenSSL says if one end refuses the other's certificate or TLS, and not that the connection has ended.
+_REFUSED_TLS = re.compile(r"\[SSL: (?!UNEXPECTED_EOF)(\w+)\]")

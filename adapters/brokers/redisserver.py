@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from outfall.sinks.core.arguments import MAX_PORT
 from outfall.sinks.core.clock import now
-from outfall.sinks.core.reporting import place_of
+from outfall.sinks.core.reporting import describe, place_of
 from outfall.sinks.errors import (
     LOST_ATTEMPTS,
     DeliveryError,
@@ -19,6 +19,7 @@ from outfall.sinks.errors import (
     TemporaryDeliveryError,
     extra_module,
 )
+from outfall.sinks.network.peer import is_refused_tls
 
 if TYPE_CHECKING:
     import os
@@ -123,6 +124,11 @@ class RedisServer:
         text = _told(error)
         named = f"{self.peer}: {text}"
         redis = self.redis
+        cause: BaseException | None = error
+        while cause is not None:
+            if is_refused_tls(cause):
+                return PausedDeliveryError(f"{self.peer}: {describe(cause)}")
+            cause = cause.__cause__ or cause.__context__
         code = text.partition(" ")[0].removesuffix(":")
         refused = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
         if isinstance(error, refused) or code in _PAUSING or any(word in text for word in _PAUSING_WORDS):
@@ -238,9 +244,12 @@ class _TimedSocket:
         return self._sock
 
     def sendall(self, *arguments: Any) -> None:
-        # A server that takes less than is sent says so before it hangs up: what it said is read like any answer.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        try:
             self._hurry().sendall(*arguments)
+        except OSError as error:
+            if isinstance(error, TimeoutError) or is_refused_tls(error):
+                raise
+            # A server says why before it hangs up, by an alert of TLS too: that is read as the answer.
 
     def recv(self, *arguments: Any) -> Any:
         return self._hurry().recv(*arguments)

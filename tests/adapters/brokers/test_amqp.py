@@ -278,6 +278,16 @@ def test_a_message_that_is_too_large_is_refused_for_good(said):
     assert isinstance(amqplink.failure_of(error, "peer"), OversizeDeliveryError)
 
 
+def test_a_refused_client_certificate_pauses():
+    """With TLS 1.3 it is refused after the handshake, and pika has the text of it alone."""
+    told = "StreamLostError: ('Stream connection lost: SSLError(1, \\'[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13')"
+    failure = amqplink.failure_of(amqplink.exceptions.IncompatibleProtocolError(told), "peer")
+    assert isinstance(failure, PausedDeliveryError)
+    assert "CERTIFICATE_REQUIRED" in str(failure)
+    ended = told.replace("TLSV13_ALERT_CERTIFICATE_REQUIRED", "UNEXPECTED_EOF_WHILE_READING")
+    assert not isinstance(amqplink.failure_of(amqplink.exceptions.StreamLostError(ended), "peer"), PausedDeliveryError)
+
+
 @pytest.mark.parametrize("url", ["redis://host", "amqp://u:secret@host:no/", "", "amqp://u:secret@host?nonsense=1"])
 def test_a_url_that_is_not_usable_is_refused_without_telling_it(url):
     """It may hold a password."""

@@ -11,7 +11,14 @@ import time
 import pytest
 import trustme
 
-from outfall import BackgroundSink, MissingDependencyError, RetryPolicy, SpoolSink, TemporaryDeliveryError
+from outfall import (
+    BackgroundSink,
+    MissingDependencyError,
+    PausedDeliveryError,
+    RetryPolicy,
+    SpoolSink,
+    TemporaryDeliveryError,
+)
 from outfall.adapters.brokers.redis import RedisSink
 from outfall.sinks.core.item import Batch
 from outfall.sinks.testing import SinkContract
@@ -331,7 +338,7 @@ def test_any_member_of_a_cluster_will_do(program, tmp_path):
 
 
 def test_tls_checks_the_certificate(program, tmp_path):
-    """An authority that is not trusted is refused; one that is named in verify is not."""
+    """An authority that is not trusted is refused, and no retry changes that; one named in verify is not."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -341,7 +348,8 @@ def test_tls_checks_the_certificate(program, tmp_path):
         url = f"rediss://localhost:{server.tls_port}"
         told = []
         RedisSink(url, "tls", on_error=told.append).handle({"event": "a"})
-        assert type(told[0].error).__name__ == "TemporaryDeliveryError"
+        assert isinstance(told[0].error, PausedDeliveryError)
+        assert "CERTIFICATE_VERIFY_FAILED" in str(told[0].error)
         with RedisSink(url, "tls", verify=tmp_path / "ca.pem") as sink:
             sink.handle({"event": "a"})
         assert sink.stats().delivered == 1
@@ -351,6 +359,10 @@ def test_tls_checks_the_certificate(program, tmp_path):
         with RedisSink(other, "tls", verify=False) as sink:
             sink.handle({"event": "a"})
         assert server.client.xlen("tls") == 2
+        server.client.config_set("tls-auth-clients", "yes")
+        RedisSink(url, "tls", verify=tmp_path / "ca.pem", on_error=told.append).handle({"event": "a"})
+        assert isinstance(told[2].error, PausedDeliveryError)
+        assert "CERTIFICATE_REQUIRED" in str(told[2].error)
 
 
 def test_the_last_events_of_a_short_script_arrive(server):
