@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from outfall.adapters.brokers.sink import BrokerSink, lacking
@@ -84,22 +85,9 @@ class AMQPSink(BrokerSink):
             msg = "exchange='' and routing_key='': the default exchange needs the name of a queue as routing_key"
             raise ValueError(msg)
         self._addresses = Addresses(url, ssl_context)
-        self._exchange = exchange
-        self._routing_key = routing_key
-        self._persistent = bool(persistent)
-        super().__init__(timeout=timeout, level=level, processors=processors, on_error=on_error, name=name)
-
-    def _connect(self) -> _Publisher:
-        return _Publisher(self._addresses, self._exchange, self._routing_key, persistent=self._persistent)
-
-    def _send(self, client: _Publisher, batch: Sequence[Encoded]) -> BatchResult | None:
-        return client.publish(batch, self._timeout)
-
-    def _disconnect(self, client: _Publisher, seconds: float) -> None:
-        client.close(seconds)
-
-    def _break_off(self, client: _Publisher) -> None:
-        client.abort()
+        self._named = exchange or routing_key
+        connect = partial(_Publisher, self._addresses, exchange, routing_key, persistent=bool(persistent))
+        super().__init__(connect, timeout=timeout, level=level, processors=processors, on_error=on_error, name=name)
 
     def _failure(self, error: Exception) -> DeliveryError:
         from outfall.adapters.brokers.amqplink import failure_of
@@ -107,7 +95,7 @@ class AMQPSink(BrokerSink):
         return failure_of(error, repr(self._addresses))
 
     def _describe(self) -> str:
-        return f"to {self._exchange or self._routing_key!r} at {self._addresses!r}"
+        return f"to {self._named!r} at {self._addresses!r}"
 
 
 #: The states of a message. A broker that returns a message confirms it after that.
@@ -155,7 +143,7 @@ class _Publisher:
             timestamp=None if time is None else int(time),
         )
 
-    def publish(self, batch: Sequence[Encoded], seconds: float) -> BatchResult | None:
+    def send(self, batch: Sequence[Encoded], seconds: float) -> BatchResult | None:
         """Publish *batch* and wait *seconds* for the confirmations; see ``emit_batch``."""
         sound = False
         try:

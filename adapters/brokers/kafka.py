@@ -88,22 +88,11 @@ class KafkaSink(BrokerSink):
         self._topic = checked_topic(topic)
         self._servers = joined(servers)
         self._config = checked_config(config)
-        super().__init__(timeout=timeout, level=level, processors=processors, on_error=on_error, name=name)
+        connect = partial(_Producer, self._servers, self._topic, self._config)
+        super().__init__(connect, timeout=timeout, level=level, processors=processors, on_error=on_error, name=name)
 
     def _keep(self, client: Any) -> None:
         immortalize(client)
-
-    def _connect(self) -> _Producer:
-        return _Producer(self._servers, self._topic, self._config)
-
-    def _send(self, client: _Producer, batch: Sequence[Encoded]) -> BatchResult | None:
-        return client.produce(batch, self._timeout)
-
-    def _disconnect(self, client: _Producer, seconds: float) -> None:
-        client.close()
-
-    def _break_off(self, client: _Producer) -> None:
-        client.aborted = True
 
     def _failure(self, error: Exception) -> DeliveryError:
         return failure_of(error)
@@ -146,8 +135,7 @@ class _Producer:
         self._producer: Any = None
         #: The messages of a batch that was not delivered in time, by the keys of their items.
         self._known: dict[str, tuple[_Flight, int]] = {}
-        #: True once `abort` was asked for: nothing waits any more.
-        self.aborted = False
+        self._aborted = False
         self._open()
 
     def _open(self) -> Any:
@@ -159,7 +147,7 @@ class _Producer:
     def _on_error(self, error: Any) -> None:
         self._log.note(error)
 
-    def produce(self, batch: Sequence[Encoded], seconds: float) -> BatchResult | None:
+    def send(self, batch: Sequence[Encoded], seconds: float) -> BatchResult | None:
         """Produce *batch*, apart from messages in flight, and wait *seconds* for all of it; see ``emit_batch``."""
         # A frame of its own, so that no traceback keeps the producer alive.
         return self._result(self._outcomes(batch, now() + seconds))
@@ -170,7 +158,7 @@ class _Producer:
         spots = self._recognized(batch, flight)
         try:
             self._produce(producer, batch, flight, spots, deadline)
-            while any(of.waiting for of in ({of for of, _ in spots} if spots else (flight,))) and not self.aborted:
+            while any(of.waiting for of in ({of for of, _ in spots} if spots else (flight,))) and not self._aborted:
                 left = deadline - now()
                 if left <= 0:
                     break
@@ -236,7 +224,7 @@ class _Producer:
         self, producer: Any, arguments: tuple[Any, ...], level: float | None, time: float | None, deadline: float
     ) -> bool:
         """Produce a message once the producer's queue has room; return False if it has none before *deadline*."""
-        while not self.aborted and (left := deadline - now()) > 0:
+        while not self._aborted and (left := deadline - now()) > 0:
             producer.poll(min(left, _LOOK_SECONDS))
             with contextlib.suppress(BufferError):
                 self._produce_with(producer.produce, arguments, level, time)
@@ -266,8 +254,12 @@ class _Producer:
             raise failure
         return BatchResult(retry, rejected)
 
-    def close(self) -> None:
-        """Close the producer, and forget its messages in flight."""
+    def abort(self) -> None:
+        """Make what another thread waits for here fail soon."""
+        self._aborted = True
+
+    def close(self, seconds: float = 0) -> None:
+        """Close the producer at once, whatever *seconds* allows, and forget its messages in flight."""
         producer, self._producer = self._producer, None
         self._known = {}
         if producer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.adapters.brokers.client import timeout_of
@@ -97,13 +98,13 @@ class RedisSink(BrokerSink):
     ) -> None:
         self._key = checked_key(key)
         self._kind = checked_choice(kind, "kind", KINDS)
-        self._bound: tuple[Any, ...] = ()
+        bound: tuple[Any, ...] = ()
         if max_events is not None:
             if kind == "list":
                 msg = f"max_events={max_events!r}: a list has no bound; write kind='stream'"
                 raise ValueError(msg)
-            self._bound = ("MAXLEN", "~", checked_count(max_events, "max_events", "events"))
-        self._replicas = checked_size(wait_replicas, "wait_replicas", "replicas")
+            bound = ("MAXLEN", "~", checked_count(max_events, "max_events", "events"))
+        replicas = checked_size(wait_replicas, "wait_replicas", "replicas")
         seconds = timeout_of(timeout)
         self._server = RedisServer(
             url,
@@ -114,24 +115,49 @@ class RedisSink(BrokerSink):
             cert=cert,
             timeout=seconds,
         )
-        super().__init__(timeout=seconds, level=level, processors=processors, on_error=on_error, name=name)
+        connect = partial(_Writer, self._server, self._kind, self._key, bound, replicas)
+        super().__init__(connect, timeout=seconds, level=level, processors=processors, on_error=on_error, name=name)
 
     @property
     def needs_moment(self) -> bool:
         """Whether items need a level and a time: entries of a stream have fields for them, lists do not."""
         return self._kind == "stream"
 
-    def _connect(self) -> RedisLink:
-        return RedisLink(self._server)
+    def _failure(self, error: Exception) -> DeliveryError:
+        return self._server.failure(error)
 
-    def _send(self, client: RedisLink, batch: Sequence[Encoded]) -> BatchResult | None:
-        answers = self._exchange(client, batch)
+    def _describe(self) -> str:
+        return f"to {self._kind} {self._key} at {self._server.peer}"
+
+
+class _Writer(RedisLink):
+    """Appends batches to a key.
+
+    Args:
+        server: Where the server is.
+        kind: ``"stream"`` or ``"list"``.
+        key: The key.
+        bound: The arguments of XADD that bound a stream.
+        replicas: How many replicas must have an event.
+    """
+
+    def __init__(self, server: RedisServer, kind: str, key: str, bound: tuple[Any, ...], replicas: int) -> None:
+        super().__init__(server)
+        self._kind, self._key, self._bound, self._replicas = kind, key, bound, replicas
+
+    def abort(self) -> None:
+        """Make the exchange that another thread is waiting in fail."""
+        self.close()
+
+    def send(self, batch: Sequence[Encoded], seconds: float) -> BatchResult | None:
+        """Append *batch*; see ``emit_batch``."""
+        answers = self._exchange(batch, seconds)
         confirmed: Any = answers.pop() if self._replicas else 0
         failures = {at: each for at, each in enumerate(answers) if isinstance(each, Exception)}
         if failures:
             first = next(iter(failures.values()))
-            if client.failed(first) and len(failures) == len(answers):
-                return self._send(client, batch)
+            if self.failed(first) and len(failures) == len(answers):
+                return self.send(batch, seconds)
             if len(answers) != len(batch):
                 raise first  # RPUSH is all or nothing
             return self._result({at: self._server.failure(each) for at, each in failures.items()}, len(batch))
@@ -151,9 +177,9 @@ class RedisSink(BrokerSink):
         rejected = {at: each.reason for at, each in failures.items() if isinstance(each, PermanentDeliveryError)}
         return BatchResult(retry=[at for at in failures if at not in rejected], rejected=rejected)
 
-    def _exchange(self, client: RedisLink, batch: Sequence[Encoded]) -> list[Any]:
+    def _exchange(self, batch: Sequence[Encoded], seconds: float) -> list[Any]:
         """Send *batch* in one pipeline; return the answers, exceptions among them."""
-        pipe = client.client.pipeline(transaction=False)
+        pipe = self.client.pipeline(transaction=False)
         command, key = pipe.execute_command, self._key
         if self._kind == "list":
             command("RPUSH", key, *data_of(batch))
@@ -166,26 +192,14 @@ class RedisSink(BrokerSink):
                     more: tuple[Any, ...] = () if level is None else ("level", level_name(level))
                     command(*head, data, *more, *(() if time is None else ("time", repr(time))))
         if self._replicas:
-            command("WAIT", self._replicas, max(1, int(self._timeout * _SHARE_OF_WAIT * 1000)))
-        client.exchange.begin()
+            command("WAIT", self._replicas, max(1, int(seconds * _SHARE_OF_WAIT * 1000)))
+        self.exchange.begin()
         try:
             answers: list[Any] = pipe.execute(raise_on_error=False)
         except Exception as error:
-            client.failed(error)
+            self.failed(error)
             raise
         return answers
-
-    def _disconnect(self, client: RedisLink, seconds: float) -> None:
-        client.close()
-
-    def _break_off(self, client: RedisLink) -> None:
-        client.close()
-
-    def _failure(self, error: Exception) -> DeliveryError:
-        return self._server.failure(error)
-
-    def _describe(self) -> str:
-        return f"to {self._kind} {self._key} at {self._server.peer}"
 
 
 KINDS: tuple[Literal["stream", "list"], ...] = ("stream", "list")

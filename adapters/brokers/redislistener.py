@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -169,7 +169,7 @@ class RedisListener(BrokerListener):
         self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
 
     def _read(self, number: int, seconds: float) -> Reading:
-        reader: _Reader | None = self._client
+        reader: _Stream | _List | None = self._client
         if reader is None:
             make = _Stream if self._kind == "stream" else _List
             reader = self._client = make(RedisLink(self._server), self._key, self._group, self.consumer)
@@ -190,7 +190,7 @@ class RedisListener(BrokerListener):
                 self._count_trimmed(reader)
         return reading
 
-    def _count_trimmed(self, reader: _Reader) -> None:
+    def _count_trimmed(self, reader: _Stream | _List) -> None:
         run = self._run
         if now() < self._counted and not (run is not None and (run.flushing or run.stopping)):
             return
@@ -213,7 +213,7 @@ class RedisListener(BrokerListener):
             self._renewed = now() + self._claim_seconds / _SIGNS_OF_LIFE
 
     @contextlib.contextmanager
-    def _moving(self, reader: _Reader) -> Any:
+    def _moving(self, reader: _Stream | _List) -> Any:
         """Make *reader* start over after an error, with another server if need be."""
         try:
             yield
@@ -244,48 +244,29 @@ class RedisListener(BrokerListener):
         return f"{self._kind} {self._key} at {self._server.peer}"
 
 
-class _Reader(Protocol):
-    """Reads events from one kind of key."""
+class _Reader:
+    """Reads one kind of key. `_Stream` has the docstrings of what both kinds do.
 
-    link: RedisLink
-    #: False before the first read and after an error: `begin` is due.
-    ready: bool
-    claim_milliseconds: int
-    next_claim: float
+    Args:
+        link: The connection.
+        key: The key.
+        consumer: The name of this consumer.
+    """
 
-    def begin(self, under_way: list[Any]) -> None:
-        """Prepare the first read, or the next one after an error. *under_way* are the tokens of unsettled messages."""
-
-    def read(self, number: int, seconds: float) -> Reading:
-        """Return messages that no consumer has read."""
-        ...
-
-    def claim(self, number: int, under_way: set[Any]) -> Reading:
-        """Return messages that this listener or a dead one has read, and that are neither settled nor *under_way*."""
-        ...
-
-    def acknowledge(self, tokens: list[Any]) -> None:
-        """Acknowledge the messages of *tokens*."""
-
-    def renew(self, tokens: list[Any]) -> None:
-        """Give a sign of life for this consumer, which has the messages of *tokens* in flight."""
-
-    def give_back(self) -> None:
-        """Return this consumer's unacknowledged messages to the others at once, and remove the consumer."""
-
-    def trimmed(self) -> int:
-        """Return how many events were trimmed unread since any listener of the group last asked."""
-        ...
-
-
-class _Stream:
-    """A stream, read through a consumer group."""
-
-    def __init__(self, link: RedisLink, key: str, group: str, consumer: str) -> None:
-        self.link, self._key, self._group, self._consumer = link, key, group, consumer
+    def __init__(self, link: RedisLink, key: str, consumer: str) -> None:
+        self.link, self._key, self._consumer = link, key, consumer
+        #: False before the first read, and after an error.
         self.ready = False
         self.next_claim = 0.0
         self.claim_milliseconds = 0
+
+
+class _Stream(_Reader):
+    """A stream, read through a consumer group."""
+
+    def __init__(self, link: RedisLink, key: str, group: str, consumer: str) -> None:
+        super().__init__(link, key, consumer)
+        self._group = group
         #: The ID after which to read this consumer's own unacknowledged messages again; None once all are read.
         self._own: bytes | str | None = "0"
         #: Where the search through other consumers' messages continues.
@@ -293,6 +274,7 @@ class _Stream:
         self._counts = True
 
     def begin(self, under_way: list[Any]) -> None:
+        """Prepare the first read, or the next one after an error. *under_way* are the tokens of unsettled messages."""
         redis = self.link.redis
         try:
             info = self.link.call("XINFO STREAM", self._key)
@@ -314,6 +296,7 @@ class _Stream:
         self.ready = True
 
     def read(self, number: int, seconds: float) -> Reading:
+        """Return messages that no consumer has read."""
         waiting = ("BLOCK", max(1, int(seconds * 1000))) if seconds else ()
         return _reading_of(self._group_read("COUNT", number, *waiting, "STREAMS", self._key, ">"))
 
@@ -322,6 +305,7 @@ class _Stream:
         return answer[0][1] if answer else []
 
     def claim(self, number: int, under_way: set[Any]) -> Reading:
+        """Return messages that this listener or a dead one has read, and that are neither settled nor *under_way*."""
         while self._own is not None:
             found = self._group_read("COUNT", number, "STREAMS", self._key, self._own)
             self._own = found[-1][0] if found else None
@@ -346,13 +330,16 @@ class _Stream:
         return _reading_of([entry for entry in entries if entry[1]])
 
     def acknowledge(self, tokens: list[Any]) -> None:
+        """Acknowledge the messages of *tokens*."""
         self.link.call("XACK", self._key, self._group, *tokens)
 
     def renew(self, tokens: list[Any]) -> None:
+        """Give a sign of life for this consumer, which has the messages of *tokens* in flight."""
         if tokens:
             self.link.call("XCLAIM", self._key, self._group, self._consumer, 0, *tokens, "JUSTID", parse_justid=True)
 
     def give_back(self) -> None:
+        """Return this consumer's unacknowledged messages to the others at once, and remove the consumer."""
         who = (self._key, self._group, self._consumer)
         idle = ("IDLE", self.claim_milliseconds, "JUSTID")
         held, place = False, "-"
@@ -371,6 +358,7 @@ class _Stream:
             self.link.call("XGROUP DELCONSUMER", *who)
 
     def trimmed(self) -> int:
+        """Return how many events were trimmed unread since any listener of the group last asked."""
         if not self._counts:
             return 0
         keys = (self._key, _beside(self._key, "trimmed"))
@@ -452,14 +440,11 @@ def _beside(key: str, name: str) -> str:
     return f"{key}:{name}" if tagged else f"{{{key}}}:{name}"
 
 
-class _List:
+class _List(_Reader):
     """A list. Messages that were read are kept in a list of the consumer's own until they are settled."""
 
     def __init__(self, link: RedisLink, key: str, group: str, consumer: str) -> None:
-        self.link, self._key, self._consumer = link, key, consumer
-        self.ready = False
-        self.next_claim = 0.0
-        self.claim_milliseconds = 0
+        super().__init__(link, key, consumer)
         self._consumers = _beside(key, "consumers")
         self._processing = self._processing_of(consumer)
         self._registration = ("SADD", self._consumers, consumer)

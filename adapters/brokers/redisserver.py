@@ -336,8 +336,8 @@ class RedisLink:
         self._place = place
         self.client = self._server.client(place, self.exchange)
 
-    def close(self) -> None:
-        """Close the connection; the client makes another when it is used again."""
+    def close(self, seconds: float = 0) -> None:
+        """Close the connection at once, whatever *seconds* allows; the client makes another when it is used again."""
         pool = self.client.connection_pool
         # The clients of the sentinels have connections of their own.
         asked = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())

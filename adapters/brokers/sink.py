@@ -29,9 +29,13 @@ class BrokerSink(HasClient, Sink):
     """A sink that sends events to a broker through the broker's own client library.
 
     A message is the event's JSON. A subclass sets its own attributes before it calls this constructor, and implements
-    `_connect`, `_send`, `_disconnect`, `_failure` and `_describe`.
+    `_failure` and `_describe`.
 
     Args:
+        connect: Returns a client, which connects when it is first used. It has the methods ``send(batch, seconds)``,
+            which returns or raises once the broker has confirmed or refused each event, as `emit_batch` does, and
+            ``close(seconds)``, both called with the lock held; and ``abort()``, called without the lock, which makes an
+            exchange that another thread is waiting in fail, if possible.
         timeout: Seconds that connecting may take, and each exchange with the broker.
         level: Events below it are left out.
         processors: structlog processors, applied in order to a copy of each event.
@@ -49,6 +53,7 @@ class BrokerSink(HasClient, Sink):
 
     def __init__(
         self,
+        connect: Callable[[], Any],
         *,
         timeout: Span,
         level: Level = NOTSET,
@@ -58,37 +63,16 @@ class BrokerSink(HasClient, Sink):
     ) -> None:
         self._timeout = timeout_of(timeout)
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
-        self._client = self._connect()
+        self._connect = connect
+        self._client = connect()
 
     def _fresh_state(self) -> None:
         super()._fresh_state()
         self._forget_client()
 
-    # -- implemented by subclasses; called with the lock held, except _failure and _break_off
-
-    def _connect(self) -> Any:
-        """Return a client. It connects when it is first used."""
-        raise NotImplementedError
-
-    def _send(self, client: Any, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Send *batch*; return once the broker has confirmed or refused each event; see ``emit_batch``.
-
-        What it raises goes through `_failure`.
-        """
-        raise NotImplementedError
-
-    def _disconnect(self, client: Any, seconds: float) -> None:
-        """Close *client*, within *seconds*."""
-        raise NotImplementedError
-
-    def _break_off(self, client: Any) -> None:
-        """Make the exchange that another thread is waiting in fail, if possible. Called without the lock."""
-
     def _failure(self, error: Exception) -> DeliveryError:
         """Return what *error*, raised by the client, means. It must hold no event and no secret."""
         raise NotImplementedError
-
-    # -- the sink
 
     def emit(self, event: dict[str, Any]) -> None:
         """Send one event, without a retry."""
@@ -114,7 +98,7 @@ class BrokerSink(HasClient, Sink):
                 with delivering():
                     if self._client is None:
                         self._client = self._connect()
-                    return self._send(self._client, batch)
+                    return self._client.send(batch, self._timeout)  # type: ignore[no-any-return]
             except DeliveryError as error:
                 failure = error
             except Exception as error:
@@ -130,13 +114,13 @@ class BrokerSink(HasClient, Sink):
         if client is not None:
             left = self._timeout if self._deadline is None else max(0.0, self._deadline - now())
             with delivering(), contextlib.suppress(Exception):
-                self._disconnect(client, min(left, self._timeout))
+                client.close(min(left, self._timeout))
 
     def _give_up(self) -> None:
         client = self._client
         if client is not None:
             with contextlib.suppress(Exception):
-                self._break_off(client)
+                client.abort()
 
 
 def lacking(batch: Sequence[Encoded]) -> Iterator[tuple[bytes, float | None, float | None]]:

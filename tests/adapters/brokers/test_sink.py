@@ -11,22 +11,21 @@ from outfall.sinks.core.item import Batch, Encoded
 from tests.sinks._processes import in_fork
 
 
+class Client:
+    """Its client."""
+
+    def __init__(self, sink) -> None:
+        self.send = lambda batch, seconds: sink.send(batch)
+        sink.clients += 1
+        self.close = lambda seconds, number=sink.clients: sink.disconnected.append(number)
+
+
 class Sender(BrokerSink):
     """A sink of such a broker."""
 
     def __init__(self, send=lambda batch: None, **options) -> None:
         self.send, self.clients, self.disconnected = send, 0, []
-        super().__init__(timeout=1, **{"on_error": lambda failure: None, **options})
-
-    def _connect(self):
-        self.clients += 1
-        return self.clients
-
-    def _send(self, client, batch):
-        return self.send(batch)
-
-    def _disconnect(self, client, seconds):
-        self.disconnected.append(client)
+        super().__init__(lambda: Client(self), timeout=1, **{"on_error": lambda failure: None, **options})
 
     def _failure(self, error):
         return TemporaryDeliveryError(type(error).__name__)
