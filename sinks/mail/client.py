@@ -85,7 +85,10 @@ _ADVICE = {
     _MESSAGE: "check fromaddr and toaddrs, and what the server asks of its senders (SPF, DKIM, credentials)",
 }
 
-_READY, _COMPLETED, _GO_AHEAD = 220, 250, 354
+#: Codes of success: a client goes by the first digit (RFC 5321, 4.2).
+_COMPLETED = range(200, 300)
+
+_READY = 220
 _LOGGED_IN, _CHALLENGE = 235, 334
 
 
@@ -289,7 +292,7 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
             raise _quit_with(connection, PausedDeliveryError(msg))
     connection.stage = "MAIL"
     code, text = connection.mail(sender, options)
-    if code != _COMPLETED:
+    if code not in _COMPLETED:
         raise _quit_with(connection, _refusal(connection, code, text))
     refused = _name_recipients(connection, recipients)
     connection.stage = _DATA
@@ -297,8 +300,9 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
         code, text = connection.data(message)
         connection.stage = _MESSAGE
     except smtplib.SMTPDataError as error:
+        # The server has not asked for the message, so nothing was sent, even if the code is one of success.
         code, text = error.smtp_code, _as_bytes(error.smtp_error)
-    if code != _COMPLETED:
+    if connection.stage != _MESSAGE or code not in _COMPLETED:
         raise _quit_with(connection, _refusal(connection, code, text))
     # The server has accepted the mail: a failure from here on does not matter.
     connection.reply_seconds = min(_QUIT_SECONDS, route.timeout)
@@ -372,7 +376,7 @@ def _name_recipients(connection: Connection, recipients: Sequence[str]) -> list[
     kinds: set[type[DeliveryError]] = set()
     for address in recipients:
         code, text = connection.rcpt(address)
-        if code in (250, 251, 252):
+        if code in _COMPLETED:
             continue
         refusal = _refusal(connection, code, text)
         if code == 421:

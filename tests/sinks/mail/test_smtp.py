@@ -849,6 +849,7 @@ def test_a_greylisted_mail_is_taken_later(server):
         ("MAIL", b"501 5.1.7 bad sender\r\n", PausedDeliveryError),
         ("MAIL", b"530 5.7.0 authenticate first\r\n", PausedDeliveryError),
         ("MAIL", b"452 4.3.1 disk full\r\n", TemporaryDeliveryError),
+        ("DATA", b"250 OK\r\n", TemporaryDeliveryError),
         ("MAIL", b"552 5.3.4 too big\r\n", OversizeDeliveryError),
         ("MAIL", b"554 5.3.4 too big\r\n", OversizeDeliveryError),
         ("MAIL", b"552 message size exceeds fixed maximum message size\r\n", OversizeDeliveryError),
@@ -887,6 +888,14 @@ def test_what_refusals_mean(verb, reply, kind):
         assert sink._open == []
         until(lambda: server.ended == 1)
         server.replies[verb] = Script.USUAL[verb]
+        sink.handle({"event": "hello"})
+        assert sink.stats().delivered == 1
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "."])
+def test_any_reply_of_success_is_one(verb):
+    """The first digit decides; a mail that was taken would come again and again."""
+    with Script({verb: b"254 taken\r\n"}) as server, sink_for(server) as sink:
         sink.handle({"event": "hello"})
         assert sink.stats().delivered == 1
 
