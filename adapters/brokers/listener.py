@@ -236,7 +236,7 @@ class BrokerListener(HasClient, Listening):
             run.abandoned = True
             left = 0
             for lane in run.lanes:
-                left += sum(lane.end())
+                left += lane.end().events
             self._run = None
             self._bells.ring()
         if left or not run.complete:

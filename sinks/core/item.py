@@ -318,3 +318,12 @@ class BatchResult:
     rejected: Mapping[int, str] = field(default_factory=dict)
     rejected_unknown: int = 0
     retry_after: float | None = None
+
+
+def usable(result: BatchResult, events: int) -> BatchResult:
+    """Return *result* for a batch of so many *events*: each index once, in order, and none beyond the batch."""
+    places = range(events)
+    retry = sorted({index for index in result.retry if index in places})
+    rejected = {index: reason for index, reason in result.rejected.items() if index in places and index not in retry}
+    unknown = max(0, min(result.rejected_unknown, events - len(retry) - len(rejected)))
+    return BatchResult(retry, rejected, unknown, result.retry_after)

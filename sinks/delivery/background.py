@@ -20,7 +20,7 @@ from outfall.sinks.core.reporting import report
 from outfall.sinks.core.threads import check_threads
 from outfall.sinks.delivery.deferred import DeferredSink
 from outfall.sinks.delivery.worker import NEVER, ON_FULL, FullError, Worker
-from outfall.sinks.errors import DeliveryError, ReentrantEventError, SinkClosedError
+from outfall.sinks.errors import DeliveryError, SinkClosedError
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.json import LINE
 from outfall.sinks.event.levels import NOTSET, NUMBERS, Level, parse_level
@@ -41,6 +41,9 @@ _WRITE_BYTES = 4 * 2**20
 
 #: Seconds between two reports of overflow.
 _TELL_SECONDS = 1.0
+
+#: A subclass that overrides one of these does not take the shortcut in `handle`.
+_HOOKS = ("deliver", "encode", "_put", "_take")
 
 #: The shortcut needs the interpreter's global lock; without that each event takes the pipeline.
 _ONE_AT_A_TIME: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -368,27 +371,7 @@ class BackgroundSink(DeferredSink):
             except BaseException:
                 self._count_dropped("interrupted")
                 raise
-        self._handle_in_full(event)
-
-    def _handle_in_full(self, event: Mapping[str, Any] | str | bytes) -> None:
-        caught: Exception
-        try:
-            self.deliver(event)
-        except ReentrantEventError:
-            return  # counted; a report could be logged, and continue the loop
-        except FullError:
-            if self.on_error == "raise":
-                raise
-            self._tell_of_overflow(1)
-            return
-        except Exception as error:
-            caught = error
-        else:
-            return
-        try:
-            self._fail(caught, event)
-        finally:
-            del caught  # its traceback refers to this frame: without this they form a cycle
+        super().handle(event)
 
     def close(self, timeout: float | None = None) -> bool:
         """Deliver the waiting events, then close the target; return False if events had to be given up.
@@ -399,13 +382,12 @@ class BackgroundSink(DeferredSink):
         deadline = now() + self._seconds(timeout)
         if not self._begin_to_close(deadline):
             return self._close_result
-        settled, unconfirmed, lost = self._worker.close(deadline)
-        for reason, events in (("unconfirmed", unconfirmed), ("closed", lost)):
-            if events:
-                self._ledger.drop(reason, events)
+        settled, lost = self._worker.close(deadline)
+        given_up = lost.events
+        if given_up:
+            self._ledger.settle(lost)
         closed = self._target.close(max(0.0, deadline - now()))
         self._tell_of_overflow(0)
-        given_up = unconfirmed + lost
         if given_up:
             self._told(DeliveryError(f"{self.name} was closed before the target had taken everything"), given_up)
         self._close_result = settled and closed and not given_up
@@ -467,18 +449,21 @@ class BackgroundSink(DeferredSink):
             self._tell_of_overflow(0)
 
     def _refresh(self) -> None:
-        own = type(self)
-        usual = all(
-            getattr(own, hook) is getattr(BackgroundSink, hook) for hook in ("deliver", "encode", "_put", "_take")
-        )
         self._floor = max(self._level, self._target.level)
         self._with_moment = self._overflow != "block" or self._target.needs_moment
         self._worker.mixed = self._worker.mixed or self._with_moment
-        busy = self._processors or self._closed or self._reporting
         self._typed = self._target.keeps_types
-        self._plain = _ONE_AT_A_TIME and usual and not busy and self._target.plain
+        busy = self._processors or self._closed or self._reporting
+        own = [hook for hook in _HOOKS if getattr(type(self), hook) is not getattr(BackgroundSink, hook)]
+        self._plain = _ONE_AT_A_TIME and not (busy or own) and self._target.plain
 
     # -- counting and reporting
+
+    def _fail(self, error: Exception, event: object, *, events: int = 1, suppressed: int = 0) -> None:
+        if isinstance(error, FullError) and self.on_error != "raise":
+            self._tell_of_overflow(events)
+        else:
+            super()._fail(error, event, events=events, suppressed=suppressed)
 
     def _tell_of_overflow(self, events: int) -> None:
         """Report dropped events: the first at once, then those of each second together."""
@@ -491,7 +476,7 @@ class BackgroundSink(DeferredSink):
             self._told_at = moment
         error = FullError(f"there was no room while {self._target.name} did not keep up")
         with delivering(value=False):
-            self._fail(error, None, events=untold, suppressed=untold - 1)
+            super()._fail(error, None, events=untold, suppressed=untold - 1)
 
     def _stats(self) -> SinkStats:
         buffer = self._worker

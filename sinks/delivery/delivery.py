@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from outfall.sinks.core.arguments import checked_seconds
+from outfall.sinks.core.item import usable
 from outfall.sinks.core.ledger import Outcome
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import cleaned, describe
@@ -231,22 +232,18 @@ class Delivery:
 
     def _taken(self, part: Batch, result: BatchResult) -> Batch | None:
         """Settle the events of *part* that the target has taken or refused; return those to try again, or None."""
-        places = range(len(part))
-        retry = sorted({index for index in result.retry if index in places})
-        rejected = {
-            index: reason for index, reason in result.rejected.items() if index in places and index not in retry
-        }
-        unknown = max(0, min(result.rejected_unknown, len(part) - len(retry) - len(rejected)))
-        delivered = len(part) - len(retry) - len(rejected) - unknown
+        result = usable(result, len(part))
+        unknown = result.rejected_unknown
+        delivered = len(part) - len(result.retry) - len(result.rejected) - unknown
         if delivered:
             self._failures = self._pauses = 0
         if delivered or unknown:
             self._settle(Outcome(delivered=delivered, dropped={"rejected": unknown} if unknown else {}))
         if unknown:
             self._tell(PermanentDeliveryError("the target refused events and did not say which"), unknown)
-        for index, reason in rejected.items():
+        for index, reason in result.rejected.items():
             self._refuse(part[index], PermanentDeliveryError(reason), "rejected")
-        return part.part(retry) if retry else None
+        return part.part(result.retry) if result.retry else None
 
     def _split(self, part: Batch, error: Exception, parts: deque[Batch]) -> None:
         """Put the halves of *part* back; if it is a single event, settle it as refused because of *error*."""

@@ -159,7 +159,7 @@ class Lane(Worker):
         if not left:
             self._finish(taken, token)
 
-    def end(self) -> tuple[int, int]:
+    def end(self) -> Outcome:
         """End at once and return the numbers of `Worker.end`."""
         with self.lock:
             self.gave_up = self.gave_up or self.put > self.settled

@@ -541,15 +541,12 @@ class QueueListener(Listening):
 
     def _give_up(self, lane: Lane, why: str) -> int:
         """End *lane*, count and report its remaining events as lost, and return their number."""
-        unconfirmed, others = lane.end()
-        for reason, events in (("unconfirmed", unconfirmed), ("closed", others)):
-            if events:
-                lane.ledger.drop(reason, events)
-        lost = unconfirmed + others
-        if lost:
-            lane._tell(DeliveryError(why), lost)
+        lost = lane.end()
+        lane.ledger.settle(lost)
+        if lost.events:
+            lane._tell(DeliveryError(why), lost.events)
         self._release(lane.left())
-        return lost
+        return lost.events
 
     def _enqueue(self, put: Callable[[], object], run: _Run, deadline: float) -> bool:
         """Call *put*, repeatedly while the queue is full; return False if it fails until *deadline*."""

@@ -88,21 +88,6 @@ class Worker:
     `lock` is an RLock. A waiting caller holds no lock, so an interrupt may come at any moment.
     """
 
-    lock: Any
-    put: int
-    settled: int
-    done: int
-    wake_at: int
-    limit: int
-    inline: bool
-    closed: bool
-    stopping: bool
-    ended: bool
-    concluding: bool
-    urgent_until: float
-    delivery: Delivery
-    bells: Bells
-
     def __init__(
         self,
         owner: Callable[[], Any],
@@ -122,31 +107,36 @@ class Worker:
         self.linger = linger
         self.retry = retry
         self.dead_letter = dead_letter
-        self.lock = threading.RLock()
-        self.put = self.settled = self.done = 0
+        self.lock: Any = threading.RLock()
+        self.put: int = 0
+        self.settled: int = 0
+        self.done: int = 0
         #: An event with this number or a higher one wakes the thread.
-        self.wake_at = 0
+        self.wake_at: int = 0
         #: Events with lower numbers need no check: there is room for them, and they do not wake the thread.
-        self.limit = 0
+        self.limit: int = 0
         #: True at exit: each event is delivered in the thread that logs it.
-        self.inline = lifecycle.exiting()
-        #: closed: no more events are accepted. stopping: the thread ends after `urgent_until`. ended: it ends at once.
-        self.closed = self.stopping = self.ended = False
+        self.inline: bool = lifecycle.exiting()
+        #: True if no more events are accepted.
+        self.closed: bool = False
+        #: True if the thread ends after `urgent_until`, and if it ends at once.
+        self.stopping: bool = False
+        self.ended: bool = False
         #: True if the thread ends as soon as nothing waits.
-        self.concluding = False
+        self.concluding: bool = False
         #: The end of the time that a caller waits for the thread, by `now`.
-        self.urgent_until = 0.0
+        self.urgent_until: float = 0.0
         #: Each item wakes the thread. A SimpleQueue: a signal handler may call put() while it interrupts another put().
         self.wakeups: SimpleQueue[None] = SimpleQueue()
         self.thread: threading.Thread | None = None
-        self.delivery = self._new_delivery(self.pause)
+        self.delivery: Delivery = self._new_delivery(self.pause)
         self._owner = owner
         #: True once the sink is gone. From then on failures go to `_on_error`, which was the sink's.
         self._abandoned = False
         self._on_error: Any = report
         self._marks: list[Mark] = []
         #: Wakes the threads that wait for events to be settled.
-        self.bells = Bells()
+        self.bells: Bells = Bells()
         self._target_gone = False
 
     def _new_delivery(self, pause: Callable[[float], bool]) -> Delivery:
@@ -396,13 +386,8 @@ class Worker:
 
     # -- closing
 
-    def close(self, deadline: float) -> tuple[bool, int, int]:
-        """Accept no more events, deliver until *deadline*, and end.
-
-        Returns:
-            True if all was settled; the number of events lost in an attempt still in progress; the number of other lost
-            events.
-        """
+    def close(self, deadline: float) -> tuple[bool, Outcome]:
+        """Accept no more events, deliver until *deadline*, and end; return True if all was settled, and see `end`."""
         with self.lock:
             self.closed = True
             self.urgent_until = max(self.urgent_until, deadline)
@@ -410,10 +395,10 @@ class Worker:
             self.set_limit()
         self.bells.ring()
         settled = self.settle_all(deadline)
-        return settled, *self.end()
+        return settled, self.end()
 
-    def end(self) -> tuple[int, int]:
-        """End at once; return the numbers of events lost in an attempt still in progress, and of other lost events."""
+    def end(self) -> Outcome:
+        """End at once; return the lost events: ``unconfirmed`` in an attempt in progress, the others ``closed``."""
         with self.lock:
             self.closed = self.stopping = self.ended = True
             self.set_limit()
@@ -423,7 +408,7 @@ class Worker:
             self.discard()
         self.wakeups.put(None)
         self.bells.ring()
-        return unconfirmed, lost - unconfirmed
+        return Outcome(dropped={"unconfirmed": unconfirmed, "closed": lost - unconfirmed})
 
     def abandon(self, on_error: Any) -> None:
         """Deliver the waiting events within the exit's deadline, and end. For a sink that was garbage collected.
@@ -442,11 +427,10 @@ class Worker:
         self.wakeups.put(None)
 
     def _give_up_abandoned(self) -> None:
-        unconfirmed, lost = self.end()
-        self.ledger.drop("closed", unconfirmed + lost)
-        if unconfirmed + lost:
-            told = DeliveryError("nobody refers to the sink any more, and its target takes nothing")
-            self._tell(told, unconfirmed + lost)
+        lost = self.end().events
+        self.ledger.drop("closed", lost)
+        if lost:
+            self._tell(DeliveryError("nobody refers to the sink any more, and its target takes nothing"), lost)
         with contextlib.suppress(Exception):
             self.target.flush(0)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from outfall.sinks.core.item import Batch, Encoded
+from outfall.sinks.core.item import Batch, Encoded, usable
 from outfall.sinks.core.reporting import cleaned, describe
 from outfall.sinks.errors import PermanentDeliveryError, TemporaryDeliveryError
 from outfall.sinks.event.jsonable import cut
@@ -165,13 +165,11 @@ def offer(sink: Sink, items: Batch) -> Answer:
 
 
 def _add(result: BatchResult, indexes: Sequence[int], answer: Answer) -> None:
-    places = range(len(indexes))
-    retry = sorted({place for place in result.retry if place in places})
-    rejected = {place: reason for place, reason in result.rejected.items() if place in places and place not in retry}
-    answer.waiting += [indexes[place] for place in retry]
-    answer.refused.update((indexes[place], reason) for place, reason in rejected.items())
-    answer.unknown += max(0, min(result.rejected_unknown, len(indexes) - len(retry) - len(rejected)))
-    if retry:
+    result = usable(result, len(indexes))
+    answer.waiting += [indexes[place] for place in result.retry]
+    answer.refused.update((indexes[place], reason) for place, reason in result.rejected.items())
+    answer.unknown += result.rejected_unknown
+    if result.retry:
         answer.error = TemporaryDeliveryError("the target took a part of a batch", result.retry_after)
         answer.retry_after = result.retry_after
 
