@@ -297,6 +297,8 @@ class Sink(Guarded, InChain, Forwarding):
             if callable(held_back):
                 summaries: Any = held_back()
                 remainders += [Remainder(event, processor) for event in summaries]
+        if not remainders:
+            return
 
         def put() -> None:
             for event in remainders:
@@ -305,7 +307,7 @@ class Sink(Guarded, InChain, Forwarding):
                 except Exception as error:
                     self._fail_unraised(error, event)
 
-        if remainders and self.delivers_through_loggers and not self.delivers_later:
+        if self.delivers_through_loggers and not self.delivers_later:
             # In a thread, since a peer that does not answer may take longer than the deadline allows.
             work = threading.Thread(target=put, name=f"{self.name} tells what was held back", daemon=True)
             with suppress(RuntimeError):  # the interpreter is shutting down, or there are too many threads

@@ -68,7 +68,10 @@ def plain_line(event: Any, level: float, option: int = LINE) -> bytes | None:
 
 def line_to_send(event: Mapping[str, Any]) -> bytes:
     """Return *event* as JSON for another process: with type and message of the exception, if they can be known."""
-    parts = parts_of_text(event)
+    try:
+        parts = parts_of_text(event) if "exception" in event else None
+    except Exception:  # raised by a key
+        parts = None
     return _renderer.render({**event, **parts} if parts else event)
 
 
