@@ -101,20 +101,17 @@ class KafkaSink(BrokerSink):
         return f"to {self._topic!r} at {self._servers}"
 
 
-class _Flight:
-    """The messages that one attempt has produced."""
+#: The outcomes of the messages that one attempt has produced: of each, None while it is in flight, True if it was
+#: delivered, or a tuple with the error, since a KafkaError cannot be compared with None.
+_Outcomes = list[Any]
 
-    __slots__ = ("outcomes", "waiting")
+#: The outcomes that have a message, and its place among them.
+_Spot = tuple[_Outcomes, int]
 
-    def __init__(self) -> None:
-        #: The outcome of each message: None while it is in flight, True if it was delivered, or the error.
-        self.outcomes: list[Any] = []
-        self.waiting = 0
 
-    def settle(self, place: int, error: Any, _message: Any = None) -> None:
-        """Record the outcome of one message; librdkafka calls it as the delivery report."""
-        self.outcomes[place] = True if error is None else error
-        self.waiting -= 1
+def _settle(outcomes: _Outcomes, place: int, error: Any, _message: Any = None) -> None:
+    """Record the outcome of one message; librdkafka calls it as the delivery report."""
+    outcomes[place] = True if error is None else (error,)
 
 
 class _Producer:
@@ -134,7 +131,7 @@ class _Producer:
         self._log = Said()
         self._producer: Any = None
         #: The messages of a batch that was not delivered in time, by the keys of their items.
-        self._known: dict[str, tuple[_Flight, int]] = {}
+        self._known: dict[str, _Spot] = {}
         self._aborted = False
         self._open()
 
@@ -152,34 +149,32 @@ class _Producer:
         # A frame of its own, so that no traceback keeps the producer alive.
         return self._result(self._outcomes(batch, now() + seconds))
 
-    def _outcomes(self, batch: Sequence[Encoded], deadline: float) -> list[Any]:
+    def _outcomes(self, batch: Sequence[Encoded], deadline: float) -> _Outcomes:
         producer = self._open()
-        flight = _Flight()
-        spots = self._recognized(batch, flight)
+        outcomes: _Outcomes = []
+        spots = self._recognized(batch, outcomes)
         try:
-            self._produce(producer, batch, flight, spots, deadline)
-            while any(of.waiting for of in ({of for of, _ in spots} if spots else (flight,))) and not self._aborted:
+            self._produce(producer, batch, outcomes, spots, deadline)
+            while None in _found(outcomes, spots) and not self._aborted:
                 left = deadline - now()
                 if left <= 0:
                     break
                 producer.flush(min(left, _LOOK_SECONDS))
         finally:
             # An interrupt may have come before all messages were produced.
-            if spots is None and flight.waiting:
-                spots = [(flight, place) for place in range(len(flight.outcomes))]
-            if spots is not None and any(of.waiting for of in {of for of, _ in spots}):
-                self._remember(producer, batch, spots)
-        return flight.outcomes if spots is None else [of.outcomes[place] for of, place in spots]
+            if None in _found(outcomes, spots):
+                self._remember(producer, batch, spots or [(outcomes, place) for place in range(len(outcomes))])
+        return _found(outcomes, spots)
 
-    def _recognized(self, batch: Sequence[Encoded], flight: _Flight) -> list[tuple[_Flight, int]] | None:
-        """Return where each item of *batch* is in flight, ``(flight, -1)`` if it is not; None if no item is."""
+    def _recognized(self, batch: Sequence[Encoded], outcomes: _Outcomes) -> list[_Spot] | None:
+        """Return where each item of *batch* is in flight, ``(outcomes, -1)`` if it is not; None if no item is."""
         keys = batch.item_keys if self._known and isinstance(batch, Batch) else []
         if not keys or keys[0] not in self._known:
             self._known = {}
             return None
-        return [self._known.get(key, (flight, -1)) for key in keys]
+        return [self._known.get(key, (outcomes, -1)) for key in keys]
 
-    def _remember(self, producer: Any, batch: Sequence[Encoded], spots: list[tuple[_Flight, int]]) -> None:
+    def _remember(self, producer: Any, batch: Sequence[Encoded], spots: list[_Spot]) -> None:
         """Remember the messages in flight for the retry; withdraw them if nobody will retry."""
         if isinstance(batch, Batch):
             self._known |= {key: spot for key, spot in zip(batch.item_keys, spots, strict=False) if spot[1] >= 0}
@@ -190,19 +185,20 @@ class _Producer:
         self,
         producer: Any,
         batch: Sequence[Encoded],
-        flight: _Flight,
-        spots: list[tuple[_Flight, int]] | None,
+        outcomes: _Outcomes,
+        spots: list[_Spot] | None,
         deadline: float,
     ) -> None:
-        produce, topic, settle = producer.produce, self._topic, flight.settle
+        produce, topic = producer.produce, self._topic
         for place, (body, level, time) in enumerate(lacking(batch)):
+            new = place
             if spots is not None:
                 if spots[place][1] >= 0:
                     continue
-                spots[place] = (flight, len(flight.outcomes))
-            arguments = (topic, body, None, -1, partial(settle, len(flight.outcomes)))
-            flight.outcomes.append(None)
-            flight.waiting += 1
+                new = len(outcomes)
+                spots[place] = (outcomes, new)
+            arguments = (topic, body, None, -1, partial(_settle, outcomes, new))
+            outcomes.append(None)
             try:
                 if level is None and time is None:
                     produce(*arguments)
@@ -210,9 +206,9 @@ class _Producer:
                     self._produce_with(produce, arguments, level, time)
             except BufferError as error:
                 if not self._produce_when_there_is_room(producer, arguments, level, time, deadline):
-                    settle(len(flight.outcomes) - 1, error)
+                    _settle(outcomes, new, error)
             except Exception as error:
-                settle(len(flight.outcomes) - 1, error.args[0] if error.args else error)
+                _settle(outcomes, new, error.args[0] if error.args else error)
 
     @staticmethod
     def _produce_with(produce: Any, arguments: tuple[Any, ...], level: float | None, time: float | None) -> None:
@@ -241,14 +237,14 @@ class _Producer:
         for place, outcome in enumerate(outcomes):
             if outcome is True:
                 continue
-            means = self._log.failure() if outcome is None else failure_of(outcome)
+            means = self._log.failure() if outcome is None else failure_of(outcome[0])
             if isinstance(means, PermanentDeliveryError):
                 rejected[place] = means.reason
             else:
                 retry.append(place)
             if failure is None or isinstance(means, PausedDeliveryError):
                 failure = means
-            if outcome is not None and getattr(outcome, "fatal", bool)():
+            if outcome is not None and getattr(outcome[0], "fatal", bool)():
                 self.close()  # after a fatal error a producer refuses everything
         if failure is not None and len(retry) == len(outcomes):
             raise failure
@@ -266,6 +262,11 @@ class _Producer:
             with contextlib.suppress(Exception):
                 producer.purge()
                 producer.poll(0)
+
+
+def _found(outcomes: _Outcomes, spots: list[_Spot] | None) -> _Outcomes:
+    """Return the outcomes of a batch, whose messages are at *spots*; None: they are *outcomes*."""
+    return outcomes if spots is None else [of[place] for of, place in spots if place >= 0]
 
 
 #: How many seconds a wait may take before it checks again.
