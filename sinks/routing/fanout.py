@@ -132,6 +132,7 @@ class FanoutSink(Router):
         """
         batch = self._routed(batch)
         mixed = Routed in batch.kinds()  # an event that is not plain has a part for each child
+        # The notes may be about other parts of a divided batch alone.
         notes: dict[int, Note] = batch.notes.get(self, {})
         waiting: set[int] = set()
         seen = Answers()
@@ -140,7 +141,9 @@ class FanoutSink(Router):
         for number, sink in enumerate(self.sinks):
             indexes: Sequence[int] = range(len(batch))
             if notes:
-                indexes = [at for at, place in enumerate(batch.places) if number not in notes[place].done]
+                indexes = [
+                    at for at, place in enumerate(batch.places) if place not in notes or number not in notes[place].done
+                ]
             if mixed:
                 indexes = [at for at in indexes if part_of(batch[at], number) is not None]
             if not indexes:

@@ -266,6 +266,19 @@ def test_a_child_that_failed_temporarily_is_tried_again_alone() -> None:
     assert [(stats.delivered, stats.dropped) for stats in fanout.stats().targets] == [(3, {}), (3, {})]
 
 
+def test_all_parts_of_a_divided_batch_go_to_all_children() -> None:
+    """Also to one that has failed at another part: what is noted about that says nothing about these events."""
+    away = _Scripted(TemporaryDeliveryError("away"))
+    healthy = _Scripted()
+    fanout = FanoutSink(away, healthy)
+    batch = Batch(_items(fanout, 1, 2, 3))
+    first, second = batch[:1], batch[1:]
+    assert fanout.emit_batch(first) == BatchResult(retry=[0])
+    assert fanout.emit_batch(second) is None
+    assert fanout.emit_batch(first) is None
+    assert (away.batches, healthy.batches) == ([[1], [2, 3], [1]], [[1], [2, 3]])
+
+
 def test_a_child_that_took_a_part_is_given_the_rest() -> None:
     """What it wants again is retried, under another key, and what it refuses is not."""
     partial = _Scripted(BatchResult(retry=[2], rejected={0: "bad"}, retry_after=3), name="partial")
