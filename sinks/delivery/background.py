@@ -135,14 +135,14 @@ class _Buffer(Worker):
         """Return True if there is room for an event of *size* bytes."""
         return self.put - self.settled < self.capacity and self.room >= size
 
-    def append(self, waiting: Raw | Encoded, level: float) -> int:
+    def append(self, waiting: Raw | Encoded, size: int, level: float) -> int:
         """Store an event, after making room for it by the overflow policy; return the number of evicted events.
 
         Raises:
             FullError: If there is no room.
             SinkClosedError: If the sink is closed.
         """
-        size = len(data_in(waiting)) + _OVERHEAD_BYTES
+        size += _OVERHEAD_BYTES
         self.mixed = self.mixed or not isinstance(waiting, bytes)
         if size > self.capacity_bytes:
             msg = f"{self.name}: an event of {size} bytes is more than capacity_bytes={self.capacity_bytes}"
@@ -441,7 +441,7 @@ class BackgroundSink(DeferredSink):
         waiting: Raw | Encoded = item
         if type(item) is Encoded:
             waiting = (item.data, item.level, item.time, False) if self._with_moment else item.data
-        evicted = buffer.append(waiting, item.level)
+        evicted = buffer.append(waiting, len(item.data), item.level)
         if evicted:
             self._ledger.drop("overflow", evicted)
             self._tell_of_overflow(evicted)
@@ -449,7 +449,7 @@ class BackgroundSink(DeferredSink):
             self._tell_of_overflow(0)
 
     def _refresh(self) -> None:
-        self._floor = max(self._level, self._target.level)
+        self._floor = max(self._level, self._target._level)
         self._with_moment = self._overflow != "block" or self._target.needs_moment
         self._worker.mixed = self._worker.mixed or self._with_moment
         self._typed = self._target.keeps_types

@@ -175,7 +175,8 @@ class Delivery:
         parts = deque((batch,) if len(batch) else ())
         attempts = 1
         while parts:
-            part = self._fitting(parts)
+            limit = min(self._largest_bytes, self._timely_bytes)
+            part = parts.popleft() if limit == float("inf") else self._fitting(parts, limit)
             left: Batch | None
             failure: Exception
             events = self.attempting = len(part)
@@ -193,7 +194,8 @@ class Delivery:
                     self._settle(Outcome(delivered=events))
                 left = None if result is None else self._taken(part, result)
                 if result is None or left is None:
-                    self._grow(part)
+                    if limit != float("inf"):
+                        self._grow(part)
                     attempts = 1
                     continue
                 failure, retry_after = TemporaryDeliveryError("the target took a part of a batch"), result.retry_after
@@ -255,12 +257,10 @@ class Delivery:
         middle = len(part) // 2
         parts.extendleft((part[middle:], part[:middle]))
 
-    def _fitting(self, parts: deque[Batch]) -> Batch:
-        """Return the next batch to send: the first of *parts*, or its beginning if the whole is too large."""
+    @staticmethod
+    def _fitting(parts: deque[Batch], limit: float) -> Batch:
+        """Return the next batch to send: the first of *parts*, or its beginning if it has more bytes than *limit*."""
         part = parts.popleft()
-        limit = min(self._largest_bytes, self._timely_bytes)
-        if limit == float("inf"):
-            return part
         size = 0
         for index, data in enumerate(part.data):
             size += len(data)

@@ -105,18 +105,15 @@ def read(directory: str) -> Cursor | None:
     """
     try:
         descriptor = os.open(os.path.join(directory, FILE_NAME), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _newest(descriptor)[1]
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return None
     except OSError as error:
-        msg = f"the cursor cannot be opened: {error.strerror}"
-        raise CursorError(msg) from None
-    try:
-        return _newest(descriptor)[1]
-    except OSError as error:
         msg = f"the cursor cannot be read: {error.strerror}"
         raise CursorError(msg) from None
-    finally:
-        os.close(descriptor)
 
 
 def _newest(descriptor: int) -> tuple[int, Cursor]:

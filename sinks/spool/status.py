@@ -100,16 +100,8 @@ def _status_of(path: str) -> StoreStatus | None:
         for file, offset in files:
             events += count_lines(file, offset)
             size += max(0, os.path.getsize(file) - offset)
-        return StoreStatus(
-            name,
-            owner_of(name),
-            alive,
-            events,
-            size,
-            _in_flight(path, files),
-            _oldest(files),
-            _ledger(path),
-        )
+        flight, oldest = _in_flight(path, files), _oldest(files)
+        return StoreStatus(name, owner_of(name), alive, events, size, flight, oldest, _ledger(path))
     except FileNotFoundError:
         # A process has delivered it meanwhile and removed a file, or the whole store.
         return _status_of(path) if os.path.isdir(path) else None
@@ -124,10 +116,7 @@ def unsettled(path: str) -> list[tuple[str, int]]:
         NewerFormatError: If a later version has written there.
         OSError: If it cannot be read.
     """
-    try:
-        place = cursors.read(path)
-    except cursors.CursorError:
-        place = None
+    place = _place(path)
     segments = segments_in(path)
     if place is None or not segments or place.segment > max(segments) + 1:
         place = cursors.Cursor(0, 0)
@@ -138,11 +127,15 @@ def unsettled(path: str) -> list[tuple[str, int]]:
     ]
 
 
-def _in_flight(path: str, files: list[tuple[str, int]]) -> int:
+def _place(path: str) -> cursors.Cursor | None:
     try:
-        place = cursors.read(path)
+        return cursors.read(path)
     except cursors.CursorError:
-        return 0
+        return None
+
+
+def _in_flight(path: str, files: list[tuple[str, int]]) -> int:
+    place = _place(path)
     if place is None or place.end is None or not files or not files[0][0].endswith(name_of(place.segment)):
         return 0
     return len(_lines(files[0][0], place.offset, place.end, 1_000_000))

@@ -96,7 +96,7 @@ def test_what_is_no_file_is_no_cursor(tmp_path):
         cursors.read(str(tmp_path))
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "cursor.json").symlink_to("cursor.json")
-    with pytest.raises(CursorError, match="cannot be opened"):
+    with pytest.raises(CursorError, match="cannot be read"):
         cursors.read(str(tmp_path / "loop"))
 
 
