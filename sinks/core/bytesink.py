@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import orjson
 
@@ -22,6 +22,16 @@ from outfall.sinks.event.levels import NOTSET, Level, level_name, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+
+class RenderOptions(TypedDict, total=False):
+    """Arguments that subclasses of `ByteSink` pass on to it; its docstring describes them."""
+
+    renderer: Callable[[Any, str, Any], str | bytes] | None
+    level: Level
+    processors: Iterable[Callable[[Any, str, Any], Any]]
+    on_error: OnError
+    name: str | None
 
 
 class ByteSink(Sink):

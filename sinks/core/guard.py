@@ -19,7 +19,13 @@ class _OfInit:
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         signature = inspect.signature(owner.__init__)  # type: ignore[misc]
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
+        shown = list(signature.parameters.values())[1:]
+        if shown and "Unpack" in str(shown[-1].annotation):
+            # Arguments that are passed on: shown as the class shows them that takes them.
+            known: Mapping[str, inspect.Parameter] = owner.parameters()  # type: ignore[attr-defined]
+            others = [known[name] for name in known if name not in signature.parameters]
+            shown[-1:] = [each.replace(kind=each.KEYWORD_ONLY) for each in others]
+        return signature.replace(parameters=shown)
 
 
 class Guarded:

@@ -91,7 +91,7 @@ class WriteLock:
         #: The frame that acquired the lock; None while it is free.
         self._frame: FrameType | None = None
         #: How often the holding thread has acquired the lock; taking the turn inline counts too.
-        self.depth = 0
+        self.depth: int = 0
         #: True if an outer frame of the same thread has taken the turn inline. That frame puts it back.
         self._borrowed = False
 

@@ -7,21 +7,20 @@ import os
 import re
 from os import write as _os_write
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from outfall.sinks.core.arguments import checked_size
-from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkError
-from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files import compression as compressing
 from outfall.sinks.files.file import FileSink
-from outfall.sinks.files.rotating import BaseRotatingFileSink
+from outfall.sinks.files.rotating import BaseRotatingFileSink, RotationOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from outfall.sinks.core.sink import OnError
-    from outfall.sinks.event.units import Size, Span
+    from typing_extensions import Unpack
+
+    from outfall.sinks.event.units import Size
     from outfall.sinks.files.opening import Mode
 
 #: The default number of rotated files. Without a limit the disk would fill up.
@@ -92,52 +91,20 @@ class RotatingFileSink(BaseRotatingFileSink):
         encoding: str | None = None,
         delay: bool = False,
         errors: str | None = None,
-        *,
-        namer: Callable[[str], str] | None = None,
-        rotator: Callable[[str, str], object] | None = None,
-        max_age: Span | None = None,
-        max_total_bytes: Size | None = None,
-        compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
-        multiprocess: bool = False,
-        permissions: int | None = None,
-        buffer_bytes: Size = 0,
-        flush_interval: Span = 1.0,
-        flush_level: Level = "error",
-        timeout: Span = 5.0,
-        terminator: str = "\n",
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RotationOptions],
     ) -> None:
         self.max_bytes: int = checked_size(max_bytes, "max_bytes")
         if backup_count is None:
-            backup_count = _BACKUP_COUNT if max_bytes and max_age is None and max_total_bytes is None else 0
+            limited = options.get("max_age") is not None or options.get("max_total_bytes") is not None
+            backup_count = _BACKUP_COUNT if max_bytes and not limited else 0
         super().__init__(
             filename,
             cast("Mode", mode.replace("w", "a")) if isinstance(mode, str) and max_bytes else mode,
             encoding,
             delay,
             errors,
-            namer=namer,
-            rotator=rotator,
             backup_count=backup_count,
-            max_age=max_age,
-            max_total_bytes=max_total_bytes,
-            compression=compression,
-            multiprocess=multiprocess,
-            permissions=permissions,
-            buffer_bytes=buffer_bytes,
-            flush_interval=flush_interval,
-            flush_level=flush_level,
-            timeout=timeout,
-            terminator=terminator,
-            renderer=renderer,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
 
     _counts_size = True

@@ -7,25 +7,24 @@ import os
 import re
 import time
 from os import write as _os_write
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.arguments import checked_seconds, checked_size
-from outfall.sinks.core.reporting import report
-from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files.birthtime import birth_time
 from outfall.sinks.files.dated import DatedName
 from outfall.sinks.files.file import FileSink
 from outfall.sinks.files.opening import Mode, checked_path
 from outfall.sinks.files.output import VERIFY_SECONDS
-from outfall.sinks.files.rotating import BaseRotatingFileSink
+from outfall.sinks.files.rotating import BaseRotatingFileSink, RotationOptions
 from outfall.sinks.files.schedule import Schedule, When
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from outfall.sinks.core.sink import OnError
-    from outfall.sinks.event.units import Size, Span
+    from typing_extensions import Unpack
+
+    from outfall.sinks.event.units import Size
     from outfall.sinks.files.rotating import RotatedFile
 
 #: A file's birth time and its last write time come from clocks with different resolutions.
@@ -114,26 +113,11 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         max_bytes: Size = 0,
         link: str | os.PathLike[str] | None = None,
         mode: Mode = "a",
-        namer: Callable[[str], str] | None = None,
-        rotator: Callable[[str, str], object] | None = None,
-        max_age: Span | None = None,
-        max_total_bytes: Size | None = None,
-        compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
-        multiprocess: bool = False,
-        permissions: int | None = None,
-        buffer_bytes: Size = 0,
-        flush_interval: Span = 1.0,
-        flush_level: Level = "error",
-        timeout: Span = 5.0,
-        terminator: str = "\n",
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RotationOptions],
     ) -> None:
         if when is None:
             # An age in days suggests one file a day.
+            max_age = options.get("max_age")
             kept = 0.0 if max_age is None else checked_seconds(max_age, "max_age")
             when = "midnight" if kept >= _DAY_SECONDS else "h"
         self._schedule = Schedule(when, interval, utc=utc, at_time=at_time)
@@ -164,24 +148,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
             encoding,
             delay,
             errors,
-            namer=namer,
-            rotator=rotator,
             backup_count=backup_count,
-            max_age=max_age,
-            max_total_bytes=max_total_bytes,
-            compression=compression,
-            multiprocess=multiprocess,
-            permissions=permissions,
-            buffer_bytes=buffer_bytes,
-            flush_interval=flush_interval,
-            flush_level=flush_level,
-            timeout=timeout,
-            terminator=terminator,
-            renderer=renderer,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
 
     @property

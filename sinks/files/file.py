@@ -18,16 +18,15 @@ from orjson import dumps
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds, checked_size
-from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.bytesink import ByteSink, RenderOptions
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, Ends, data_of
 from outfall.sinks.core.lock import HAND_TAKEN, HAS_GLOBAL_LOCK, TURN
-from outfall.sinks.core.reporting import report
 from outfall.sinks.event.chained import ChainedRenderer
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import TextEvent, as_event
 from outfall.sinks.event.json import LINE, OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, NUMBERS, UNKNOWN, Level, level_of, parse_level
+from outfall.sinks.event.levels import NUMBERS, UNKNOWN, Level, level_of, parse_level
 from outfall.sinks.files.buffer import Buffer, append_to_buffer
 from outfall.sinks.files.listing import kept_up
 from outfall.sinks.files.output import NotInTimeError, Output
@@ -36,11 +35,12 @@ from outfall.sinks.files.shortcut import Begun, BegunError, line_by_chain, line_
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from typing_extensions import Unpack
 
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.core.ledger import SinkStats
-    from outfall.sinks.core.sink import OnError
     from outfall.sinks.event.units import Size, Span
     from outfall.sinks.files.opening import Mode
 
@@ -85,6 +85,17 @@ def append_line(sink: Any, data: bytes) -> None:
 
 
 HAND_TAKEN.add(append_line.__code__)
+
+
+class FileOptions(RenderOptions, total=False):
+    """Arguments that subclasses of `FileSink` pass on to it; its docstring describes them."""
+
+    permissions: int | None
+    buffer_bytes: Size
+    flush_interval: Span
+    flush_level: Level
+    timeout: Span
+    terminator: str
 
 
 class FileSink(Output):
@@ -153,11 +164,7 @@ class FileSink(Output):
         flush_level: Level = "error",
         timeout: Span = 5.0,
         terminator: str = "\n",
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RenderOptions],
     ) -> None:
         self.delay: bool = bool(delay)
         self.buffer_bytes: int = checked_size(buffer_bytes, "buffer_bytes")
@@ -171,14 +178,10 @@ class FileSink(Output):
             mode,
             permissions=permissions,
             timeout=timeout,
-            renderer=renderer,
             encoding=encoding,
             errors=errors,
             terminator=terminator,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
         self._place.join(self)
         if not self.delay:

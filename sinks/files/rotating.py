@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from outfall.sinks.core import flock
 from outfall.sinks.core.arguments import checked_seconds, checked_size
 from outfall.sinks.core.clock import now as monotonic
-from outfall.sinks.core.reporting import describe, report
+from outfall.sinks.core.reporting import describe
 from outfall.sinks.errors import SinkError
-from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files import compression as compressing
 from outfall.sinks.files.compression import Compressor
 from outfall.sinks.files.current import SharedFileSink, state_of
+from outfall.sinks.files.file import FileOptions
 from outfall.sinks.files.listing import names_in
 from outfall.sinks.files.opening import OPEN_ATTEMPTS, Mode, checked_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from outfall.sinks.core.sink import OnError
+    from typing_extensions import Unpack
+
     from outfall.sinks.event.units import Size, Span
 
 #: Seconds from a failed rotation to the next attempt: the first wait, which is doubled each time, and the longest.
@@ -46,6 +47,17 @@ class RotatedFile:
     path: str
     ending: str
     age: tuple[float, int]
+
+
+class RotationOptions(FileOptions, total=False):
+    """Arguments that subclasses of `BaseRotatingFileSink` pass on to it; its docstring describes them."""
+
+    namer: Callable[[str], str] | None
+    rotator: Callable[[str, str], object] | None
+    max_age: Span | None
+    max_total_bytes: Size | None
+    compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None
+    multiprocess: bool
 
 
 class BaseRotatingFileSink(SharedFileSink):
@@ -130,17 +142,7 @@ class BaseRotatingFileSink(SharedFileSink):
         max_total_bytes: Size | None = None,
         compression: Literal["gzip", "zstd"] | Callable[[str, str], object] | None = None,
         multiprocess: bool = False,
-        permissions: int | None = None,
-        buffer_bytes: Size = 0,
-        flush_interval: Span = 1.0,
-        flush_level: Level = "error",
-        timeout: Span = 5.0,
-        terminator: str = "\n",
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[FileOptions],
     ) -> None:
         for argument, hook in (("namer", namer), ("rotator", rotator)):
             if hook is not None and not callable(hook):
@@ -173,17 +175,7 @@ class BaseRotatingFileSink(SharedFileSink):
             delay,
             errors,
             multiprocess=multiprocess,
-            permissions=permissions,
-            buffer_bytes=buffer_bytes,
-            flush_interval=flush_interval,
-            flush_level=flush_level,
-            timeout=timeout,
-            terminator=terminator,
-            renderer=renderer,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
         self._tidy_up_at_start()
 

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.arguments import checked_seconds
-from outfall.sinks.core.bytesink import ByteSink
+from outfall.sinks.core.bytesink import ByteSink, RenderOptions
 from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
-from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import DeliveryError
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files.console import RENDERERS, renderer_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
+
+    from typing_extensions import Unpack
 
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.core.ledger import SinkStats
@@ -50,10 +50,10 @@ class StreamSink(ByteSink):
             ``"auto"`` writes text on a terminal and wherever ``FORCE_COLOR`` is set, coloured unless ``NO_COLOR`` is
             set, and JSON elsewhere. `structlog.dev.ConsoleRenderer` makes the text, without the local variables of a
             traceback; an event that it cannot render is written nevertheless.
-        terminator: The text after each event. Default ``"\n"``. Settable; read for each event.
-        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
         encoding: The encoding of text for a binary stream. Default UTF-8.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
+        terminator: The text after each event. Default ``"\n"``. Settable; read for each event.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -88,33 +88,23 @@ class StreamSink(ByteSink):
         *,
         timeout: Span = 5.0,
         color: Literal["auto"] | bool = False,
-        terminator: str = "\n",
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
         errors: str | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        terminator: str = "\n",
+        **options: Unpack[RenderOptions],
     ) -> None:
         self._timeout = checked_seconds(timeout, "timeout")
         if color not in ("auto", True, False):
             msg = f"color={color!r} is none of 'auto', True, False"
             raise ValueError(msg)
+        renderer = options.get("renderer")
         if color and renderer is not None:
             msg = f"color={color!r} chooses a renderer, and renderer= is given too: leave one of the two out"
             raise ValueError(msg)
         self._color: Literal["auto"] | bool = color
-        super().__init__(
-            renderer=renderer_for(stream, color) if color else renderer,
-            encoding=encoding,
-            errors=errors,
-            terminator=terminator,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
-        )
+        if color:
+            options["renderer"] = renderer_for(stream, color)
+        super().__init__(encoding=encoding, errors=errors, terminator=terminator, **options)
         #: Data of events from a signal handler during a write of the same thread.
         self._interrupting: deque[str | bytes] = deque()
         self._writing = False

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks.core.arguments import checked_size
 from outfall.sinks.core.forwarding import reads_data_alone
-from outfall.sinks.core.reporting import report
 from outfall.sinks.errors import SinkError
-from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.files.copytruncate import UNKNOWN, RecentWrites, find_copies, identity
-from outfall.sinks.files.file import FileSink, append_line
+from outfall.sinks.files.file import FileOptions, FileSink, append_line
 from outfall.sinks.files.output import NOT_OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from typing_extensions import Unpack
 
     from outfall.sinks.core.item import BatchResult, Encoded
-    from outfall.sinks.core.sink import OnError
-    from outfall.sinks.event.units import Size, Span
+    from outfall.sinks.event.units import Size
     from outfall.sinks.files.copytruncate import Copy, Identity
     from outfall.sinks.files.opening import Mode
     from outfall.sinks.files.sharing import OpenFile
@@ -113,17 +112,7 @@ class WatchedFileSink(FileSink):
         errors: str | None = None,
         *,
         keep_bytes: Size = KEEP_BYTES,
-        permissions: int | None = None,
-        buffer_bytes: Size = 0,
-        flush_interval: Span = 1.0,
-        flush_level: Level = "error",
-        timeout: Span = 5.0,
-        terminator: str = "\n",
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[FileOptions],
     ) -> None:
         self.keep_bytes: int = checked_size(keep_bytes, "keep_bytes")
         self._recent = RecentWrites(self.keep_bytes)
@@ -145,17 +134,7 @@ class WatchedFileSink(FileSink):
             encoding,
             delay,
             errors,
-            permissions=permissions,
-            buffer_bytes=buffer_bytes,
-            flush_interval=flush_interval,
-            flush_level=flush_level,
-            timeout=timeout,
-            terminator=terminator,
-            renderer=renderer,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
 
     _hot_hooks: ClassVar[tuple[str, ...]] = (*FileSink._hot_hooks, "reopen_if_needed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import inspect
 import os
 import signal
 import stat
@@ -14,13 +15,14 @@ from pathlib import Path
 import pytest
 import structlog
 
-from outfall import RotatingFileSink, StreamSink, TimedRotatingFileSink, WatchedFileSink
+from outfall import BaseRotatingFileSink, RotatingFileSink, StreamSink, TimedRotatingFileSink, WatchedFileSink
 from outfall.sinks.core.item import Encoded
 from outfall.sinks.errors import SinkClosedError
 from outfall.sinks.event.json import OrjsonRenderer
 from outfall.sinks.files import buffer, output
 from outfall.sinks.files import file as file_module
-from outfall.sinks.files.file import FileSink
+from outfall.sinks.files.file import FileOptions, FileSink
+from outfall.sinks.files.rotating import RotationOptions
 from tests.sinks._processes import PATIENCE_SECONDS, events_of, in_fork, run
 
 
@@ -781,13 +783,21 @@ def test_close_opens_a_delayed_file_for_what_waits(path):
 @pytest.mark.parametrize("kind", [FileSink, WatchedFileSink, RotatingFileSink, TimedRotatingFileSink])
 def test_sizes_and_spans_are_annotated_as_what_they_take(kind):
     """Text such as "50 MB" and "1h30m", for type checkers and URLs alike."""
-    annotations = kind.__init__.__annotations__
+    annotations = {name: parameter.annotation for name, parameter in inspect.signature(kind).parameters.items()}
     sizes = {name for name in annotations if name.endswith("_bytes")}
     spans = {"flush_interval", "timeout", "max_age"} & annotations.keys()
     assert sizes
     assert spans
     assert {annotations[name].removesuffix(" | None") for name in sizes} == {"Size"}
     assert {annotations[name].removesuffix(" | None") for name in spans} == {"Span"}
+
+
+@pytest.mark.parametrize("options", [RotationOptions, FileOptions], ids=["rotation", "file"])
+def test_arguments_that_are_passed_on_have_the_types_of_the_class_that_takes_them(options):
+    """A type checker sees the same whether a class has an argument of its own or passes it on."""
+    passed_on = {name: annotation.__forward_arg__ for name, annotation in options.__annotations__.items()}
+    known = BaseRotatingFileSink.parameters()
+    assert {name: known[name].annotation for name in passed_on} == passed_on
 
 
 def test_sizes_and_spans_may_be_text(tmp_path):
