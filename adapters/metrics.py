@@ -55,7 +55,7 @@ class _Series(NamedTuple):
     counts: bool
 
 
-#: What each number of a ledger that counts events says.
+#: The description of each number of a ledger that counts events.
 _EVENTS = {
     "accepted": "Events that passed level and processors",
     "adopted": "Events taken over from a dead process's spool",
@@ -87,7 +87,7 @@ _NUMBERS = (*(name for name in _EVENTS if name != "dropped"), "retried")
 #: The values of the labels: sink, where, and the reason of drops.
 _Labels = tuple[str, str, str]
 
-#: The target of a sink, for the label, and the trees of the sinks behind it, as ``targets`` of its ledger has them.
+#: The target of a sink, for the label, and the trees of the sinks behind it, in the order of its ledger's ``targets``.
 _Tree = tuple[str, "list[_Tree]"]
 
 
@@ -114,7 +114,7 @@ class SinkMetrics:
                 found["used"][place] += spool.used_bytes
                 found["max"][place] += spool.max_bytes
         for listener in _listeners():
-            # A listener has a ledger for each sink, in front of the sink's own.
+            # The ledger of a listener contains one for each of its sinks, which contains the sink's own.
             sinks = [(sink._where(), [_tree(sink)]) for sink, _ in [*getattr(listener, "_accounts", {}).values()]]
             self._add(found, listener.stats(), (listener._where() if hasattr(listener, "_where") else "", sinks))
         self._look_at_deliveries(found)
@@ -191,7 +191,7 @@ def observe(meter_provider: Any = None) -> SinkMetrics:
     meter = provider.get_meter("outfall")
     made = SinkMetrics()
 
-    #: The last reading, less the numbers that have been observed: each collection reads the ledgers once.
+    #: The numbers of the last reading that have not been observed yet: each collection reads the ledgers once.
     waiting: dict[str, dict[_Labels, float]] = {}
 
     def observations(name: str, _options: Any) -> list[Any]:

@@ -372,7 +372,7 @@ def failure_of(error: BaseException, peer: str) -> DeliveryError:
                 return OversizeDeliveryError(said)
             return TemporaryDeliveryError(said)
     told = causes[-1]
-    refused = _REFUSED_TLS.search(str(told))  # pika keeps the text of it alone
+    refused = _REFUSED_TLS.search(str(told))  # pika keeps only the text of the error
     if refused is not None:
         return PausedDeliveryError(f"no TLS with {peer}: {refused[1]}")
     name = told.strerror if isinstance(told, OSError) and told.strerror else type(told).__name__
@@ -398,5 +398,5 @@ _LAST_SECONDS = 0.05
 
 _MOST_CAUSES = 20
 
-#: What OpenSSL says if one end refuses the other's certificate or TLS, and not that the connection has ended.
+#: OpenSSL's messages if one side refuses the other's certificate or TLS, without those about the end of a connection.
 _REFUSED_TLS = re.compile(r"\[SSL: (?!UNEXPECTED_EOF)(\w+)\]")

@@ -101,11 +101,11 @@ class KafkaSink(BrokerSink):
         return f"to {self._topic!r} at {self._servers}"
 
 
-#: The outcomes of the messages that one attempt has produced: of each, None while it is in flight, True if it was
-#: delivered, or a tuple with the error, since a KafkaError cannot be compared with None.
+#: The outcomes of the messages of one attempt: None while a message is in flight, True if it was delivered, or a tuple
+#: with the error, because a KafkaError cannot be compared with None.
 _Outcomes = list[Any]
 
-#: The outcomes that have a message, and its place among them.
+#: Where the outcome of a message is: the list of outcomes, and the index in it.
 _Spot = tuple[_Outcomes, int]
 
 
@@ -167,7 +167,7 @@ class _Producer:
         return _found(outcomes, spots)
 
     def _recognized(self, batch: Sequence[Encoded], outcomes: _Outcomes) -> list[_Spot] | None:
-        """Return where each item of *batch* is in flight, ``(outcomes, -1)`` if it is not; None if no item is."""
+        """Return the spot of each item of *batch*, ``(outcomes, -1)`` if it is not in flight; None if no item is."""
         keys = batch.item_keys if self._known and isinstance(batch, Batch) else []
         if not keys or keys[0] not in self._known:
             self._known = {}
@@ -251,7 +251,7 @@ class _Producer:
         return BatchResult(retry, rejected)
 
     def abort(self) -> None:
-        """Make what another thread waits for here fail soon."""
+        """Make the `send` of another thread fail soon."""
         self._aborted = True
 
     def close(self, seconds: float = 0) -> None:
@@ -265,7 +265,7 @@ class _Producer:
 
 
 def _found(outcomes: _Outcomes, spots: list[_Spot] | None) -> _Outcomes:
-    """Return the outcomes of a batch, whose messages are at *spots*; None: they are *outcomes*."""
+    """Return the outcomes at *spots*, or *outcomes* if *spots* is None."""
     return outcomes if spots is None else [of[place] for of, place in spots if place >= 0]
 
 

@@ -205,14 +205,14 @@ class KafkaListener(BrokerListener):
                 self._partitions[place.partition].next = place.offset
         ends = self._offsets(consumer, _END)
         if any(each.next < ends[number] for number, each in self._partitions.items()):
-            # What is before the first message that there is was deleted.
+            # The broker has deleted the messages before the first offset.
             begins = self._offsets(consumer, _BEGINNING)
             if any(max(each.next, begins[number]) < ends[number] for number, each in self._partitions.items()):
                 return None
         return None if self._came else Reading([], [])
 
     def _offsets(self, consumer: Any, which: int) -> dict[int, int]:
-        """Return for each partition the offset of its *which*, in one request to each broker."""
+        """Return the first or last offset of each partition, as *which* says, with one request to each broker."""
         places = [_place(self._topic, number, which) for number in self._partitions]
         if not places:  # there are more listeners than partitions
             return {}

@@ -551,7 +551,7 @@ def _are_usual(bodies: list[bytes]) -> bool:
             _ = event["timestamp"]
             if one in event or two in event or three in event or four in event:
                 return False
-    except (ValueError, RecursionError, KeyError, TypeError):  # the last two: it has none, or is no object
+    except (ValueError, RecursionError, KeyError, TypeError):  # the last two: no timestamp, or not an object
         return False
     together = b" ".join(bodies)
     return b"\n" not in together and b"\r" not in together

@@ -146,7 +146,7 @@ class _Writer(RedisLink):
         self._kind, self._key, self._bound, self._replicas = kind, key, bound, replicas
 
     def abort(self) -> None:
-        """Make the exchange that another thread is waiting in fail."""
+        """Close the connection, so that the `send` of another thread fails."""
         self.close()
 
     def send(self, batch: Sequence[Encoded], seconds: float) -> BatchResult | None:

@@ -249,7 +249,7 @@ class _TimedSocket:
         except OSError as error:
             if isinstance(error, TimeoutError) or is_refused_tls(error):
                 raise
-            # A server says why before it hangs up, by an alert of TLS too: that is read as the answer.
+            # The server may have sent a reply or a TLS alert before it closed the connection: the client reads it next.
 
     def recv(self, *arguments: Any) -> Any:
         return self._hurry().recv(*arguments)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class CollectorFormat(BodyFormat):
-    """A format that checks that a response of 2xx is the collector's, and not a login page, for example."""
+    """A format that checks that a response of 2xx is from the collector, and not a login page, for example."""
 
     def read(
         self,
@@ -26,18 +26,18 @@ class CollectorFormat(BodyFormat):
         response_body: bytes,
         batch: Sequence[Encoded],
     ) -> BatchResult | None:
-        """Return what the collector says of *batch*; None if it took all events.
+        """Return the outcome of *batch* according to the response; None if the collector accepted all events.
 
         Raises:
-            PausedDeliveryError: If the response is a page of HTML, or says that the collector takes nothing.
-            DeliveryError: If the collector took no event.
+            PausedDeliveryError: If the response is a page of HTML, or says that the collector accepts no events.
+            DeliveryError: If the collector accepted none of the events.
         """
         if is_page(response_headers, response_body):
             raise not_the_collector(response_status, title_of(response_body))
         return self._outcome(Answer(response_status, response_headers, response_body), batch)
 
     def _outcome(self, answer: Answer, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Return what *answer*, which is no page, says of *batch*."""
+        """Return the outcome of *batch* according to *answer*, which is not a page of HTML."""
         return None
 
 

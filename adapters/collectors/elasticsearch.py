@@ -188,7 +188,7 @@ class ElasticsearchBulk(CollectorFormat):
             when = utc_text(nanoseconds(item, event))
         if own is None:
             document["@timestamp"] = when
-        # All other names of the document have dots, which a usual event has not.
+        # All other names of the document contain dots; those of a usual event do not.
         if usual is None or "@timestamp" in event or ("message" in event and "message" in document):
             return dump(self._placement.beside(document, event))
         document.update(event)
@@ -276,7 +276,7 @@ def _date(event: dict[str, Any]) -> str | int | None:
 
 
 def _written_document(item: Encoded, event: dict[str, Any]) -> bytes | None:
-    """Return the document for a usual event that needs no escapes; None if it needs more than that."""
+    """Return the document for a usual event, whose text needs no escapes; None if it has one of the `_RARE` fields."""
     message, level, logger = event.get("event"), event.get("level"), event.get("logger")
     if type(message) is not str or type(level) is not str or type(logger) is not str or not _RARE.isdisjoint(event):
         return None
@@ -289,12 +289,12 @@ def _written_document(item: Encoded, event: dict[str, Any]) -> bytes | None:
     ).encode() + rest[1:]
 
 
-#: Fields that `_written_document` does not know.
+#: Fields that `_written_document` does not support.
 _RARE = frozenset({"@timestamp", "exception", "level_number", "message", "span_id", "trace_id"})
 
 
 def _put_common(made: dict[str, Any], item: Encoded, event: dict[str, Any]) -> None:
-    """Move the fields of *event* that the Elastic Common Schema has names for to *made*."""
+    """Move the fields of *event* that have names in the Elastic Common Schema to *made*."""
     level = take_level(item, event)
     if level is not None:
         made["log.level"] = level

@@ -98,7 +98,10 @@ def take_level(item: Encoded, event: dict[str, Any]) -> str | None:
 
 
 def take_ids(event: dict[str, Any], trace: str, span: str) -> dict[str, str]:
-    """Return the `hex_id` of trace and span by these names, and remove the fields; others stay as they are."""
+    """Return the `hex_id` of trace and span under the names *trace* and *span*, and remove their fields.
+
+    A field that is not an id stays in *event*.
+    """
     made: dict[str, str] = {}
     for field, name, digits in (("trace_id", trace, TRACE_DIGITS), ("span_id", span, SPAN_DIGITS)):
         if field in event and (identity := hex_id(event[field], digits)) is not None:
@@ -118,7 +121,7 @@ def take_exception(event: dict[str, Any], **names: str) -> dict[str, str]:
 
     Args:
         event: The event.
-        names: The name for each part that is wanted: ``kind``, ``message``, ``stack``.
+        names: The names for the parts to return: ``kind``, ``message``, ``stack``.
     """
     failure = take_failure(event)
     if failure is None:

@@ -122,7 +122,7 @@ class OTLPLogs(CollectorFormat):
             logger = event.pop("logger", None)
             if logger is not None and not isinstance(logger, str):
                 event["logger"], logger = logger, None
-            # Text without a backslash needs no escapes, and can be written as it is.
+            # JSON without a backslash has no escapes, so its text can be copied.
             bare = usual is not None and not protobuf and b"\\" not in item.data
             record: Any = _written_record(item, event) if bare else None
             if record is None:
@@ -208,12 +208,12 @@ def _record(item: Encoded, event: dict[str, Any], *, usual: bool, bare: bool) ->
     return record
 
 
-#: Fields that only `_record` knows.
+#: Fields that only `_record` supports.
 _RARE = frozenset({"exception", "level_number", "trace_flags", *_CALLSITE})
 
 
 def _written_record(item: Encoded, event: dict[str, Any]) -> orjson.Fragment | None:
-    """Return the JSON of `_record` for a usual event, at two thirds of the cost; None if that has to make it."""
+    """Return the JSON of a usual event's `_record`, at two thirds of the cost; None if only `_record` can make it."""
     message, level = event.get("event"), event.get("level")
     if type(message) is not str or type(level) is not str or not _RARE.isdisjoint(event):
         return None

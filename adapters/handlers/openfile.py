@@ -253,7 +253,7 @@ def open_file(handler: Any, mode: str) -> Any:
         options.update(encoding=encoding, errors="backslashreplace" if errors is None else errors)
     if _is_pipe(path):
         options["opener"] = _open_pipe
-    # A record may come when the interpreter ends, without the name `open` (CPython bpo-26789).
+    # At the end of the interpreter the name `open` may be gone (CPython bpo-26789).
     return (handler._builtin_open if hasattr(handler, "_builtin_open") else open)(path, mode, **options)
 
 

@@ -142,7 +142,7 @@ class Request:
             known = {*OWN, *self.kind.choices, *(name for target in targets for name in parameters_of(target))}
             near = nearest(left[0].partition(".")[0], sorted(known - self.kind.fixed))
             if near == left[0]:
-                near = f"spool.{near}"  # only the names of a spool's options need more than their own name
+                near = f"spool.{near}"  # the option exists, but of the spool
             hint = f": did you mean {near!r}?" if near else ""
             msg = f"{self.scheme}: there is no option {left[0]!r}{hint}"
             raise ValueError(msg)

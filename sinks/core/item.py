@@ -321,7 +321,7 @@ class BatchResult:
 
 
 def usable(result: BatchResult, events: int) -> BatchResult:
-    """Return *result* for a batch of so many *events*: each index once, in order, and none beyond the batch."""
+    """Return *result* without indexes outside a batch of *events* events, each index once and in order."""
     places = range(events)
     retry = sorted({index for index in result.retry if index in places})
     rejected = {index: reason for index, reason in result.rejected.items() if index in places and index not in retry}

@@ -160,7 +160,7 @@ class WriteLock:
                     self._borrowed, self.depth, self._owner, self._frame = True, 2, me, frame
                     return True
                 if pauses > _YIELDS and is_finalizing():
-                    # The interpreter is shutting down: no other thread runs any more, so none releases the lock.
+                    # The interpreter is shutting down: other threads no longer run, so none of them releases the lock.
                     self._reserved, self._owner, self._frame = None, 0, None
                     turn.__class__ = _Turn
                     turn[:] = TURN

@@ -45,7 +45,7 @@ def start(thread: threading.Thread) -> None:
     Raises:
         RuntimeError: If no thread can be started.
     """
-    if is_finalizing():  # before Python 3.12 the wait for the new thread would never end
+    if is_finalizing():  # before Python 3.12 `start` would wait for ever
         msg = "the interpreter is shutting down"
         raise RuntimeError(msg)
     if threading.current_thread() is not threading.main_thread():

@@ -67,14 +67,14 @@ class Listening:
     def _fresh_state(self) -> None:
         #: Held during start and stop.
         self._life = threading.RLock()
-        #: Rung when something has changed that a caller waits for.
+        #: Rung after each change that a caller may wait for.
         self._bells = Bells()
         self._ledger = Ledger()
         #: The ledger for each sink, by the sink's identity.
         self._accounts: dict[int, tuple[Sink, Ledger]] = {}
 
     def _describe(self) -> str:
-        """Return what it listens to, without credentials."""
+        """Return a description of the listener's source, without credentials."""
         raise NotImplementedError
 
     def _where(self) -> str:

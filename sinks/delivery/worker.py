@@ -119,7 +119,7 @@ class Worker:
         self.inline: bool = lifecycle.exiting()
         #: True if no more events are accepted.
         self.closed: bool = False
-        #: True if the thread ends after `urgent_until`, and if it ends at once.
+        #: Whether the thread ends after `urgent_until`, and whether it ends at once.
         self.stopping: bool = False
         self.ended: bool = False
         #: True if the thread ends as soon as nothing waits.
@@ -387,7 +387,11 @@ class Worker:
     # -- closing
 
     def close(self, deadline: float) -> tuple[bool, Outcome]:
-        """Accept no more events, deliver until *deadline*, and end; return True if all was settled, and see `end`."""
+        """Accept no more events, deliver until *deadline*, and end.
+
+        Returns:
+            True if all events were settled, and the result of `end`.
+        """
         with self.lock:
             self.closed = True
             self.urgent_until = max(self.urgent_until, deadline)

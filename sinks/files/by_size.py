@@ -163,10 +163,10 @@ class RotatingFileSink(BaseRotatingFileSink):
         try:
             self._roll_over()
         except BaseException:
-            self._bounded_by = None  # there may be a file too many now
+            self._bounded_by = None  # there may be more files than the limit now
             raise
 
-    #: The settings at the last listing of the directory, if shifting limits the number of files since; else None.
+    #: The settings at the last listing of the directory, if shifting alone has limited the number of files since then.
     _bounded_by: tuple[object, ...] | None = None
 
     def get_files_to_delete(self) -> list[str]:
@@ -176,7 +176,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         if settings == self._bounded_by:
             return []
         if kept and self.max_age is None and self.max_total_bytes is None and self._start_of_rotated():
-            # Shifting limits the number, once no file is beyond the limit but the one that was shifted there.
+            # From now on shifting limits the number, if the only file beyond the limit is the one just shifted there.
             highest = max((-file.age[0] for file in self.rotated_files()), default=0)
             self._bounded_by = settings if highest <= kept + 1 else None
         return super().get_files_to_delete()
@@ -185,7 +185,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         """Shift the numbered files up by one, up to the first free number."""
         # Stop at the first gap: after a shift that failed or was killed, the files above it have moved already.
         names, there = self._numbers_in_use()
-        if len(there) == len(names):  # a rotation that was cut short has left one file too many
+        if len(there) == len(names):  # an interrupted rotation has left one file too many
             for ending in there.pop():
                 os.unlink(names[-1] + ending)
         surplus: list[str] = []  # deleted after the rotation has succeeded, so that a failure deletes nothing
@@ -197,7 +197,7 @@ class RotatingFileSink(BaseRotatingFileSink):
         return names[0], surplus
 
     def _numbers_in_use(self) -> tuple[list[str], list[list[str]]]:
-        """Return the names up to the first free number, and the endings of the files that have each of the other names.
+        """Return the names up to the first free one, and the endings of the files that exist for each name before it.
 
         Raises:
             OSError: If a directory has one of the names.
@@ -218,7 +218,7 @@ class RotatingFileSink(BaseRotatingFileSink):
                 and not found[0]
                 and compressing.finish_placing(names[-1], [names[-1] + ending for ending in found[1:]])
             ):
-                found.pop(0)  # else a kill between shifting one and the other would leave two numbers
+                found.pop(0)  # else a kill between the two shifts would give both files different numbers
             if not found:
                 return names, there
             there.append(found)

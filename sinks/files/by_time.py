@@ -263,7 +263,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         self._begin(now, 0)
         return True
 
-    #: During a rollover: the rotated files, and the one that is added.
+    #: During a rollover: the rotated files, and the one that the rollover adds.
     _found: tuple[list[RotatedFile], RotatedFile] | None = None
 
     def _make_way(self) -> tuple[str, Sequence[str]]:
@@ -308,8 +308,8 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
     def _free_name(self, ages: list[tuple[float, int]]) -> str:
         """Return a free name for the file to rotate, one that sorts as the newest of its interval.
 
-        Numbers of files that retention has deleted are not used again: the file would count as the oldest. A file
-        whose own name has a date gets a number alone.
+        Numbers of files that retention has deleted are not used again, because the file would then count as the oldest.
+        If the current file's name has a date, only a number is added.
 
         Args:
             ages: The ages of all rotated files.
@@ -336,7 +336,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         """Return the rotated files, newest first; see `BaseRotatingFileSink.rotated_files`."""
         now = time.time()
         found = self._found
-        if found is not None and os.path.lexists(found[1].path):  # else it is not moved yet, or renamed
+        if found is not None and os.path.lexists(found[1].path):  # else it is not moved yet, or has been renamed
             files = sorted((*found[0], found[1]), key=lambda file: file.age, reverse=True)
         else:
             files = super().rotated_files()

@@ -305,7 +305,7 @@ def endings(extra: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def finish_placing(plain: str, compressed: list[str]) -> bool:
-    """Delete *plain* if one of *compressed* holds its events, after a kill; return True if *plain* is gone."""
+    """Delete *plain* if one of *compressed* is its complete copy, after a kill; return True if *plain* is gone."""
     with contextlib.suppress(FileNotFoundError):
         made = os.stat(plain).st_mtime_ns
         if any(os.stat(path).st_mtime_ns == made for path in compressed):

@@ -77,7 +77,7 @@ class SharedFileSink(FileSink):
             super()._follow(file)
 
     def _catch_up(self) -> None:
-        """Find the current file and its size, with *multiprocess*; a file is open."""
+        """With *multiprocess*, switch to the current file and find its size, if a file is open."""
         self._look_due = 0.0
         try:
             for _ in range(OPEN_ATTEMPTS):

@@ -584,7 +584,7 @@ class FileSink(Output):
         # The sink was garbage collected: write the buffer and close the descriptor.
         try:
             if is_finalizing():
-                return  # nothing is buffered any more, and an object that goes later may still log
+                return  # the buffer is empty, and another object's __del__ may still log
             if not self._closed:
                 self.close(0)
             elif self._given_up:  # no thread writes any more

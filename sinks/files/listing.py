@@ -70,7 +70,7 @@ def names_in(directory: str, prefix: str = "") -> list[str]:
 
 @contextlib.contextmanager
 def kept_up(path: str) -> Generator[None]:
-    """Keep the last listing valid although the code within the context creates the file at *path*."""
+    """Keep the last listing valid while the code within the context creates the file at *path*."""
     directory, name = os.path.split(path)
     listing = _last[0]
     current = False

@@ -68,9 +68,9 @@ def open_file(path: str, flags: int, permissions: int | None) -> int:
 
 
 def open_current(lock: DirectoryLock, path: str, flags: int, permissions: int | None) -> int:
-    """Do as `open_file` for a file that other processes write to and rotate.
+    """Open a file that other processes write to and rotate, as `open_file` does; return the descriptor.
 
-    A regular file is open for reading too, to see what other processes have left at its end. The descriptor has a
+    A regular file is opened for reading too, to check what other processes have left at its end. The descriptor has a
     shared ``flock``, so that no process compresses the file before the last writer has closed it.
 
     Args:
@@ -80,7 +80,7 @@ def open_current(lock: DirectoryLock, path: str, flags: int, permissions: int | 
         permissions: As for `open_file`.
 
     Raises:
-        SinkError: If the file was moved away each time.
+        SinkError: If other processes moved the file away at each attempt.
     """
     for attempt in range(OPEN_ATTEMPTS + 1):
         with lock if attempt == OPEN_ATTEMPTS else contextlib.nullcontext():
@@ -100,7 +100,7 @@ def open_current(lock: DirectoryLock, path: str, flags: int, permissions: int | 
 
 
 def _open_readable(path: str, flags: int, permissions: int | None) -> int:
-    # A pipe is opened for writing alone: else it would have a reader, the sink itself.
+    # A pipe is opened only for writing: otherwise the sink itself would be a reader of the pipe.
     if os.path.isfile(path) or not os.path.exists(path):
         with contextlib.suppress(PermissionError):
             return open_file(path, flags & ~os.O_WRONLY | os.O_RDWR, permissions)
@@ -108,7 +108,7 @@ def _open_readable(path: str, flags: int, permissions: int | None) -> int:
 
 
 def _is_current(path: str, descriptor: int) -> bool:
-    """Share the lock on the open file; return False if it is not at *path* any more."""
+    """Acquire a shared lock on the open file; return False if *path* no longer names the file."""
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode):
         return True

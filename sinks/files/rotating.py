@@ -469,7 +469,7 @@ class BaseRotatingFileSink(SharedFileSink):
                 self._move_file()
 
     def _make_way(self) -> tuple[str, Sequence[str]]:
-        """Return a free path to move the file to, and the paths of files to delete after that."""
+        """Return a free path to move the file to, and the paths of files to delete after the move."""
         raise NotImplementedError
 
     def _move_file(self) -> bool:

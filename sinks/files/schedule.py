@@ -181,7 +181,7 @@ class Schedule:
             wall = whole + self._offset(whole)
         else:
             wall = self._week_start(self._day_of(start)) * _DAY
-        # Not by datetime's strftime, which imports a module: a rollover may come when the interpreter ends.
+        # datetime's strftime imports a module, which fails at the end of the interpreter; a rollover may occur then.
         return time.strftime(self.suffix, time.gmtime(min(max(wall, _FIRST_NAME), _LAST_NAME)))
 
     def parse(self, text: str) -> float | None:

@@ -91,12 +91,12 @@ class Place:
                 yield other
 
     def opened(self, sink: Output, identity: tuple[int, int]) -> None:
-        """Note that *sink* has opened the file of *identity*, which it shares with the members that have it open."""
+        """Record that *sink* has opened the file of *identity*; the members that have it open share its size."""
         before, self._file = self._file, identity
         if before is not None and before != identity:
             _places_of_files.pop(before, None)
         _places_of_files[identity] = self  # it may have other paths: hard links
-        # First its own: a sink that a signal handler makes from here on finds that.
+        # Set its own first: a sink that a signal handler makes after this line finds it.
         sink._shared_file = OpenFile(identity)
         for member in self._members:
             other = member()

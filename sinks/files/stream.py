@@ -397,7 +397,7 @@ class StreamSink(ByteSink):
         elif isinstance(stream, (io.RawIOBase, io.BufferedIOBase)):
             self._takes_text = False
         else:
-            # tempfile.SpooledTemporaryFile is an `io.IOBase` in either mode.
+            # tempfile.SpooledTemporaryFile is an `io.IOBase` in both modes, text and binary.
             mode = getattr(stream, "mode", "b" if isinstance(stream, io.IOBase) else "")
             self._takes_text = False if "b" in str(mode) else None
         self._find_layers(stream)

@@ -85,7 +85,7 @@ _ADVICE = {
     _MESSAGE: "check fromaddr and toaddrs, and what the server asks of its senders (SPF, DKIM, credentials)",
 }
 
-#: Codes of success: a client goes by the first digit (RFC 5321, 4.2).
+#: Codes of success: only the first digit counts (RFC 5321, 4.2).
 _COMPLETED = range(200, 300)
 
 _READY = 220
@@ -300,7 +300,7 @@ def _converse(connection: Connection, sender: str, recipients: Sequence[str], me
         code, text = connection.data(message)
         connection.stage = _MESSAGE
     except smtplib.SMTPDataError as error:
-        # The server has not asked for the message, so nothing was sent, even if the code is one of success.
+        # The server has not requested the message, so the message was not sent, even after a code of success.
         code, text = error.smtp_code, _as_bytes(error.smtp_error)
     if connection.stage != _MESSAGE or code not in _COMPLETED:
         raise _quit_with(connection, _refusal(connection, code, text))

@@ -244,11 +244,9 @@ class ConnectedSink(ByteSink):
     # -- sending
 
     def send(self, data: bytes) -> None:
-        """Send *data*, one frame, datagram or message of syslog without its framing.
+        """Send *data*: a frame, a datagram, or a syslog message without its framing.
 
-        Connect first if necessary, and try once more after a failure.
-
-        Called under the sink's lock.
+        Connect first if necessary, and try once more after a failure. Called under the sink's lock.
 
         Raises:
             DeliveryError: If it could not be sent.

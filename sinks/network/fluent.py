@@ -264,7 +264,7 @@ class FluentSink(SocketSink):
         return BatchResult(rejected=rejected) if rejected else None
 
     def _chunks(self, batch: Sequence[Encoded], rejected: dict[int, str]) -> Iterator[tuple[list[int], list[bytes]]]:
-        """Yield places and entries for each message; add the events that do not fit into one to *rejected*."""
+        """Yield places and entries of each message; add the events that are too large for a message to *rejected*."""
         places: list[int] = []
         entries: list[bytes] = []
         size = 0

@@ -422,7 +422,7 @@ class SocketSink(ConnectedSink):
         return self.max_frame_bytes + (len(delimiter_of(self._codec)) or LENGTH_BYTES)
 
     def _shortened(self, event: dict[str, Any], make: Callable[[dict[str, Any]], bytes]) -> bytes:
-        """Return what *make* makes of *event*, shortened to the limit.
+        """Return the result of *make* for *event*, shortened to the limit.
 
         Raises:
             OversizeError: If it cannot be shortened enough.

@@ -155,7 +155,7 @@ class FanoutSink(Router):
             refused = {indexes[at]: f"{sink.name}: {reason}" for at, reason in answer.refused.items()}
             outcomes.append((number, indexes, unsettled, refused))
             self._account(sink, len(indexes), answer)
-        # Note who has taken which event only after one has failed.
+        # Notes of which sink has accepted which event are needed only after a failure.
         if not notes and not waiting and not any(refused for *_, refused in outcomes):
             return seen.result([], {}, max)
         notes = batch.notes.setdefault(self, {})

@@ -179,7 +179,7 @@ def _reason(error: Exception, item: Encoded) -> str:
 
 
 def part_of(item: Any, number: int) -> Any:
-    """Return what the sink with this *number* gets of *item*: its part, or the item that all sinks share."""
+    """Return the part of *item* for the sink with this *number*, or *item* itself if all sinks share it."""
     return item.parts[number] if isinstance(item, Routed) else item
 
 

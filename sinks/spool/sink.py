@@ -213,7 +213,7 @@ class SpoolSink(DeferredSink):
         self._worker: SpoolWorker = SpoolWorker(self, self._depot, self._sync_seconds if interval else None)
         #: True after a wait for room has timed out, until there is room again.
         self._impatient = False
-        #: What `publish` wrote last.
+        #: The values that `publish` wrote last.
         self._published: dict[str, object] = {}
         #: The number of events dropped before they were stored.
         self._refused = 0
@@ -451,7 +451,7 @@ class SpoolSink(DeferredSink):
         return replace(self._counted(), targets=(self._target.stats(),))
 
     def _counted(self) -> SinkStats:
-        """Return the ledger without those of the targets; called under its lock."""
+        """Return the ledger without the targets' ledgers; called under the sink's lock."""
         depot = self._depot
         stats = self._ledger.stats(self.name)
         accepted, adopted = self._out.events + self._refused, depot.adopted_events

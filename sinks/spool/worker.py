@@ -126,7 +126,7 @@ class SpoolWorker(Worker):
         self.bells.ring()
 
     def is_done(self, mark: Mark) -> bool:
-        """Return True if the events up to *mark* are settled, and so are all that dead processes have left."""
+        """Return True if all events up to *mark* and all events of dead processes are settled."""
         # In this order: adopting adds a store to `adopted` before it clears `unadopted`.
         adopted = not self.unadopted and not self.depot.adopted
         left = self._left == self.leaving or self.depot.out.events > mark.number
@@ -290,8 +290,8 @@ class SpoolWorker(Worker):
             released(thread.join, max(_GRACE_SECONDS, deadline - now()))
         stopped = thread is None or not thread.is_alive()
         held = self.lock.acquire(timeout=_GRACE_SECONDS)
-        # Without the lock the disk hangs or is slow. The events stay on disk, and the lock's holder closes the files,
-        # unless it has released the lock before `_left_open` was set.
+        # If the lock is not free, the disk hangs or is slow. The events stay on disk, and the holder of the lock closes
+        # the files, unless it has released the lock before `_left_open` is set.
         self.ended, self._left_open = True, not held
         if held or self.lock.acquire(blocking=False):
             try:
