@@ -170,7 +170,7 @@ class RotatingFileSink(BaseRotatingFileSink):
     _bounded_by: tuple[object, ...] | None = None
 
     def get_files_to_delete(self) -> list[str]:
-        """Return the paths of the rotated files that exceed `backup_count`, `max_age` or `max_total_bytes`."""
+        """Return the paths of the files to delete; see `BaseRotatingFileSink.get_files_to_delete`."""
         kept = self.backup_count
         settings = kept, self.namer, self.max_age, self.max_total_bytes
         if settings == self._bounded_by:
