@@ -264,7 +264,8 @@ def configure(
         levels: Levels by the name of a logger, which apply to the loggers below it too: ``{"urllib3": "warning"}``. For
             loggers of structlog and of `logging`. Default: none.
         stdlib: Whether `logging`'s root logger writes to the sinks too. Plain stream handlers, such as
-            `logging.basicConfig` makes, are removed from it; others stay. Default True.
+            `logging.basicConfig` makes, are removed from it; others stay. A later `logging.config.dictConfig` with a
+            ``root`` removes the set-up's handler: call `configure` after it. Default True.
         processors: structlog processors for all events, applied after level, logger, time and context variables were
             added. An event that one drops counts as filtered. Default: none.
         captures_warnings: Whether Python's warnings become events of the logger ``py.warnings``; only with *stdlib*.

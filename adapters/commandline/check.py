@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -152,10 +153,15 @@ def _reach(url: str, sink: Any, timeout: float) -> None:
 
 def _refuse_unwritable(path: str) -> None:
     """Raise an OSError if the file at *path*, which its sink opens at the first event, cannot be written."""
-    there = path if os.path.exists(path) else os.path.dirname(path)
-    if not os.access(there, os.W_OK):
-        # Opening it raises an error that says why.
-        os.close(os.open(there, os.O_WRONLY | os.O_APPEND))
+    if os.path.exists(path):
+        if os.path.isdir(path) or not os.access(path, os.W_OK):
+            # Opening it raises an error that says why.
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+        return
+    directory = os.path.dirname(path)
+    os.stat(directory)  # raises an error if there is none
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory)
 
 
 def _by_proxy(scheme: str, host: str) -> bool:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from outfall.sinks.event.event import timestamp_of
 from outfall.sinks.event.json import loads
-from outfall.sinks.files.compression import open_lines
+from outfall.sinks.files.compression import ENDINGS, UNFINISHED, open_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -167,9 +167,11 @@ class Followed:
         self._before = b""
         #: The identity of each file that has been read, or was there at the start.
         self._known: set[tuple[int, int]] = set()
+        #: How each of these files begins, plain: one that is compressed later is another file with the same beginning.
+        self._heads: set[bytes] = set()
         for path in self._siblings():
-            with contextlib.suppress(OSError):
-                self._known.add(_identity(os.stat(path)))
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                self._learn(file)
         self._open()
         if self._file is not None and at_end:
             self._file.seek(0, os.SEEK_END)
@@ -183,6 +185,12 @@ class Followed:
         except OSError:
             self._file = None
         self._position, self._before, self._rest = 0, b"", b""
+
+    def _learn(self, file: IO[bytes]) -> None:
+        """Remember *file*, which is not written to any more, as one that was read."""
+        self._known.add(_identity(os.fstat(file.fileno())))
+        file.seek(0)
+        self._heads.add(file.read(_BLOCK))
 
     def _skip_half(self) -> None:
         """Keep the half line at the end of the file, so that `read` gives it once it is complete."""
@@ -229,8 +237,8 @@ class Followed:
         yield from self._new_lines(self._file)
         if self._rest:
             yield Line.of(self._rest)
+        self._learn(self._file)
         self._file.close()
-        self._known.add(_identity(old))
         yield from self._reopened()
 
     def _reopened(self) -> Iterator[Line]:
@@ -239,27 +247,32 @@ class Followed:
         if self._file is not None:
             self._known.add(_identity(os.fstat(self._file.fileno())))
         for between in self._moved_in_between():
-            with between:
-                yield from map(Line.of, between.read().rstrip(b"\n").split(b"\n"))
+            yield from map(Line.of, between.rstrip(b"\n").split(b"\n"))
         if self._file is not None:
             yield from self._new_lines(self._file)
 
-    def _moved_in_between(self) -> list[IO[bytes]]:
-        """Open the files that were created and moved away since the last call; return them oldest first."""
-        found: list[tuple[int, IO[bytes]]] = []
-        while True:
-            before = len(found)
+    def _moved_in_between(self) -> list[bytes]:
+        """Return the contents of the files that were created and moved away since the last call, oldest first."""
+        found: list[tuple[int, bytes]] = []
+        again = True
+        while again:
+            again = False
             for path in self._siblings():
-                # Identify the open file, not the path: meanwhile another file may have been moved there.
-                with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-                    file = stack.enter_context(open(path, "rb"))
-                    status = os.fstat(file.fileno())
-                    if _identity(status) not in self._known:
-                        self._known.add(_identity(status))
-                        found.append((status.st_mtime_ns, file))
-                        stack.pop_all()
-            if len(found) == before:
-                return [file for _, file in sorted(found, key=lambda each: each[0])]
+                # A file that is being compressed cannot be read whole yet: the next rollover tries again.
+                with contextlib.suppress(Exception):
+                    status = os.stat(path)
+                    if _identity(status) in self._known:
+                        continue
+                    with open_lines(path) as file:
+                        data = file.read()
+                    again = True
+                    if _identity(os.stat(path)) != _identity(status):
+                        continue  # meanwhile another file was moved there
+                    self._known.add(_identity(status))
+                    if data and not (path.endswith(ENDINGS) and data[:_BLOCK] in self._heads):
+                        self._heads.add(data[:_BLOCK])
+                        found.append((status.st_mtime_ns, data))
+        return [data for _, data in sorted(found, key=lambda each: each[0])]
 
     def _new_lines(self, file: IO[bytes]) -> Iterator[Line]:
         file.seek(self._position)
@@ -283,9 +296,9 @@ class Followed:
         return os.fstat(file.fileno()).st_size < self._position or self._bytes_before() != self._before
 
     def _siblings(self) -> Iterator[str]:
-        """Yield the paths that a rollover may have moved this file to; compressed files are left out."""
+        """Yield the paths that a rollover may have moved this file to."""
         for path in glob.glob(f"{glob.escape(self.name)}.*"):
-            if not path.endswith((".gz", ".zst", ".lock")) and os.path.isfile(path):
+            if not path.endswith((".lock", UNFINISHED)) and os.path.isfile(path):
                 yield path
 
     def close(self) -> None:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _CHUNK_BYTES = 1024 * 1024
-_UNFINISHED = ".outfall-tmp"
+
+#: The ending of files that are being written.
+UNFINISHED = ".outfall-tmp"
+
 _ATTEMPTS = 10
 
 #: The endings of compressed files, whichever method is set now.
@@ -201,7 +204,7 @@ class Compressor:
             state = os.fstat(source)
             # The name depends on the file alone, so the next attempt overwrites the file of a killed process.
             stem = os.path.join(directory, f".{base_name}.{state.st_ino}")
-            temporary, link = stem + _UNFINISHED, f"{stem}.source{_UNFINISHED}"
+            temporary, link = stem + UNFINISHED, f"{stem}.source{UNFINISHED}"
             temporaries += (temporary, link)
             if not self._mark(temporary):
                 return
@@ -287,7 +290,7 @@ def remove_unfinished(directory: str, path: str) -> None:
         return  # without locks, a leftover cannot be told from the file of a living process
     prefix = f".{os.path.basename(path)}."
     for name in names_in(directory, prefix):
-        if not name.endswith(_UNFINISHED):
+        if not name.endswith(UNFINISHED):
             continue
         with contextlib.suppress(OSError):
             left = os.path.join(directory, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 
 import pytest
@@ -42,6 +43,21 @@ def test_sinks_that_can_be_opened(check, tmp_path):
         assert out.count("can be opened") == 2
         assert server.requests == []
     assert (tmp_path / "a.jsonl").read_text() == ""
+
+
+def test_a_file_that_cannot_be_made_says_why(check, tmp_path, monkeypatch):
+    """The reason is the directory's that is not there or not writable, or that a directory has the name."""
+    (tmp_path / "logs").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path / "logs") and access(path, mode))
+    for url, reason in (
+        ("logs/a.jsonl?delay=true", "Permission denied"),
+        ("logs?delay=true", "Is a directory"),
+        ("none/a.jsonl?delay=true", "No such file or directory"),
+    ):
+        code, out, err = check(f'[sinks.file]\nurl = "file:{url}"\n')
+        assert (code, reason in err) == (1, True), err
+        assert "cannot be reached" in out
 
 
 def test_one_event_is_sent_if_asked_for(check, tmp_path):

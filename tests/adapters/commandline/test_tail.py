@@ -362,6 +362,39 @@ def test_a_file_that_is_moved_away_is_followed_by_its_name(followed):
     assert read(made) == ["five", "six", "seven"]
 
 
+def test_files_that_were_compressed_between_two_looks_are_read_once(tmp_path):
+    """Those that were not seen plain, in order. What was seen is not shown again, and half a file is not read."""
+    path = tmp_path / "a.log"
+    for number, text in ((0, "zero\n"), (1, "one\n")):
+        (tmp_path / f"a.log.{number}").write_text(text)
+    path.write_text("two\n")
+    made = Followed(str(path), at_end=True)
+
+    def compress(name, compressed, number):
+        plain = tmp_path / name
+        packed = tmp_path / f"{name}{compressed}"
+        packed.write_bytes((gzip if compressed == ".gz" else zstandard).compress(plain.read_bytes()))
+        os.utime(packed, ns=(number * 10**9,) * 2)
+        plain.unlink()
+
+    append(path, "three\n")
+    path.rename(tmp_path / "a.log.2")
+    for number, text in ((3, "four\n"), (4, "five\n")):
+        (tmp_path / f"a.log.{number}").write_text(text)
+    for number, compressed in enumerate((".gz", ".zst", ".gz", ".gz", ".zst")):
+        compress(f"a.log.{number}", compressed, number)
+    (tmp_path / "a.log.5.gz").write_bytes(gzip.compress(b"half\n")[:-9])
+    (tmp_path / "a.log.5.gz.outfall-tmp").write_bytes(b"no line")
+    path.write_text("six\n")
+    assert read(made) == ["three", "four", "five", "six"]
+    (tmp_path / "a.log.5.gz").unlink()
+    path.rename(tmp_path / "a.log.6")
+    path.write_text("seven\n")
+    compress("a.log.6", ".gz", 6)
+    assert read(made) == ["seven"]
+    made.close()
+
+
 def test_a_file_that_is_cut_off_is_read_from_its_beginning(followed):
     """Also if it is longer by now than it was."""
     made, path = followed
