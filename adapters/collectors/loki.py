@@ -12,7 +12,7 @@ from outfall.adapters.collectors.answers import Answer, CollectorFormat
 from outfall.adapters.collectors.factory import shipped, with_path
 from outfall.adapters.collectors.fields import found_at, item_nanoseconds, nanoseconds, paths_of, text_of
 from outfall.sinks.core.item import data_of
-from outfall.sinks.errors import PausedDeliveryError
+from outfall.sinks.errors import PausedDeliveryError, PermanentDeliveryError
 from outfall.sinks.event.levels import level_name
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from outfall.adapters.collectors.factory import TokenOptions
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.delivery.background import BackgroundSink
+    from outfall.sinks.errors import DeliveryError
     from outfall.sinks.spool.sink import SpoolSink
 
 #: A timestamp with more digits than an item's time has, or a number.
@@ -42,6 +43,10 @@ _PATHS = ("/api/prom/push",)
 _OTHER_PATHS = tuple(f"/loki/api/v1/{each}" for each in ("query", "query_range", "labels", "series", "tail", "delete"))
 #: A status of 2xx by which Loki refuses everything for a time.
 _BLOCKED = 260
+
+_BAD_REQUEST = 400
+#: What Loki says of a line that it will never take. A time in the future passes, and labels are of the set-up.
+_NEVER = re.compile(rb"timestamp too old|too far behind|out of order|max entry size")
 
 
 class LokiStreams(CollectorFormat):
@@ -67,7 +72,8 @@ class LokiStreams(CollectorFormat):
     gets ``service_name="unknown_service"``, since Loki requires one. Times have nanoseconds.
 
     When Loki refuses some lines of a batch (400), it may have taken the others. All are sent again in smaller batches:
-    Loki stores lines of a stream with the same time and text once.
+    Loki stores lines of a stream with the same time and text once. A line that is too old, too far behind the others of
+    its stream, or too long is refused for good, even if Loki takes no other.
 
     Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs and
     https://grafana.com/docs/loki/latest/get-started/labels/structured-metadata/
@@ -161,6 +167,16 @@ class LokiStreams(CollectorFormat):
         if answer.status == _BLOCKED:
             msg = f"Loki takes nothing at present (status {_BLOCKED}, block_ingestion_until)"
             raise PausedDeliveryError(msg)
+
+    def refusal(
+        self,
+        response_status: int,
+        response_headers: Mapping[str, str],
+        response_body: bytes,
+    ) -> DeliveryError | None:
+        """Return the error for lines that Loki will never take: too old, or too long; None for anything else."""
+        found = _NEVER.search(response_body) if response_status == _BAD_REQUEST else None
+        return None if found is None else PermanentDeliveryError(f"Loki refuses a line: {found[0].decode()}")
 
 
 def _label_value(value: object) -> str:

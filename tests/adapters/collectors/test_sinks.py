@@ -33,7 +33,7 @@ from tests.adapters._collectors import (
     OTLPCollector,
     SplunkCollector,
 )
-from tests.sinks._http import Answer, server_context
+from tests.sinks._http import Answer, Server, server_context
 from tests.sinks._processes import until
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -220,6 +220,29 @@ def test_loki_sink_delivers():
         assert first == {"app": "shop", "level": "warning"}
         assert (second, when) == ({"app": "shop", "level": "info", "logger": "x"}, 5 * 10**9)
         assert began - 1 < collector.received[0][1] / 1e9 < time.time() + 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "entry for stream '{app=\"shop\"}' has timestamp too old: 2020-01-01T00:00:00Z, oldest acceptable …",
+        "entry too far behind, entry timestamp is: 2020-01-01T00:00:00Z, oldest acceptable timestamp is: …",
+        "max entry size '262144' bytes exceeded for stream '{app=\"shop\"}' while adding an entry with length …",
+    ],
+)
+def test_lines_that_loki_will_never_take_hold_up_no_other(said):
+    """After a long outage all that waits in front may be too old: Loki takes no line of such a batch."""
+    dead = CaptureSink()
+
+    def answer(request):
+        old = b"old" in request.body
+        return Answer(400, said, {"Content-Type": "text/plain; charset=utf-8"}) if old else 204
+
+    with Server(answer) as server:
+        sink = loki_sink(f"http://127.0.0.1:{server.port}", {"app": "shop"}, dead_letter=dead, batch_size=3, **AT_ONCE)
+        stats = ship(sink, *[{"event": "old"}] * 3, {"event": "new"})
+    assert (stats.delivered, stats.dead_lettered) == (1, 3)
+    assert [event["event"] for event in dead.events] == ["old"] * 3
 
 
 def test_loki_that_takes_nothing_gets_it_later():
