@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from os import write as _os_write
 from time import time
 from typing import TYPE_CHECKING, Any, Literal
@@ -325,7 +326,8 @@ class SpoolSink(DeferredSink):
             return self._close_result
         stopped = self._worker.conclude(deadline)
         closed = self._target.close(max(0.0, deadline - now()))
-        self._worker.tell_news()
+        if self._depot.news:
+            self._worker.tell_news()
         # If the thread did not stop in time, the target's events are on disk as well.
         self._close_result = closed or not stopped
         return self._close_result
@@ -391,7 +393,8 @@ class SpoolSink(DeferredSink):
                 try:
                     stored = depot.append(line)
                 except BaseException:
-                    stored = depot.count() > before
+                    depot.amend()
+                    stored = self._out.events > before
                     self._out.found = 0
                     raise
                 if worker.thread is None and self._lock.depth > 1:
@@ -417,7 +420,7 @@ class SpoolSink(DeferredSink):
     def _interrupted(self) -> None:
         """Count an event after a KeyboardInterrupt while it was being stored."""
         with self._lock:
-            self._depot.count()
+            self._depot.amend()
             # Another thread may have found the event, if it got the lock first.
             found, self._out.found = self._out.found, 0
             self._depot.set_limit()
@@ -428,7 +431,7 @@ class SpoolSink(DeferredSink):
         """Write the ledger to a file for `SpoolStatus`, if it has changed."""
         with self._ledger.lock:
             stats = self._counted()
-        fields = {name: getattr(stats, name) for name in _PUBLISHED}
+        fields: dict[str, object] = dict(zip(_PUBLISHED, attrgetter(*_PUBLISHED)(stats), strict=True))
         if fields != self._published:
             self._published = fields
             self._depot.publish(dumps({"time": time(), **fields}, None, orjson.OPT_APPEND_NEWLINE))

@@ -78,12 +78,11 @@ class Depot:
 
     # -- appending; needs the lock
 
-    def count(self) -> int:
-        """Return how many events were appended, those included that an interrupt left uncounted."""
-        if self.out.unsure:
-            with self._lock:
+    def amend(self) -> None:
+        """Count the events that an interrupt left uncounted."""
+        with self._lock:
+            if self.out.unsure:
                 self.out.amend()
-        return self.out.events
 
     @property
     def size(self) -> int:
@@ -473,7 +472,7 @@ class Depot:
         with self._lock:
             if self.out.unsure:
                 self.out.amend()
-            waits = self.waiting() > 0
+            waits = self.out.events > self.settled
             self.out.close()
             own, self.own = self.own, None
             adopted = list(self.adopted)

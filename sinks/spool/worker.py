@@ -160,7 +160,8 @@ class SpoolWorker(Worker):
                 if not self._failed(error):
                     return None
             finally:
-                self.tell_news()
+                if self.depot.news:
+                    self.tell_news()
 
     def _deliver(self, taken: Portion, token: Store) -> bool:
         try:
@@ -175,6 +176,8 @@ class SpoolWorker(Worker):
                 self.depot.leave()
             else:
                 self.depot.settle(token, taken)
+        if self.depot.news:
+            self.tell_news()  # before a flush returns
         return not left
 
     def _failed(self, error: BaseException) -> bool:
@@ -256,7 +259,9 @@ class SpoolWorker(Worker):
             return depot.waiting() <= 0  # closed: nothing is delivered any more
         if self.thread is None and not depot.out.events and not self.unadopted:
             return True
-        return super().settle_all(deadline, depot.count()) and not self.ended
+        if depot.out.unsure:
+            depot.amend()
+        return super().settle_all(deadline, depot.out.events) and not self.ended
 
     def deliver_all_here(self) -> None:
         """Deliver in this thread, since none can be started, for as long as a caller waits for it."""
