@@ -196,9 +196,8 @@ def _record(item: Encoded, event: dict[str, Any], *, usual: bool, bare: bool) ->
     if "exception" in event:
         made |= take_exception(event, kind="exception.type", message="exception.message", stack="exception.stacktrace")
     if not _CALLSITE.keys().isdisjoint(event):
-        for field in _CALLSITE.keys() & event.keys():
-            name, kind = _CALLSITE[field]
-            if type(event[field]) is kind and name not in event:
+        for field, (name, kind) in _CALLSITE.items():
+            if type(event.get(field)) is kind and name not in event:
                 made[name] = event.pop(field)
     if not usual:
         event = _placement.beside(made, event)

@@ -92,12 +92,11 @@ class Endpoint:
         if max_connection_age is not None and session is not None:
             msg = "max_connection_age: it does not apply to the connections of your own session"
             raise ValueError(msg)
-        self._auth: _BasicAuth | Callable[[Any], Any] | None = None
         own_auth = _checked_auth(auth)
-        self._take(url, own_auth)
-        if own_auth is not None and own_auth is not self._auth:
+        if own_auth is not None and _split_url(url)[2] is not None:
             msg = "auth=…: the URL has a user name too"
             raise ValueError(msg)
+        self._take(url, own_auth)
         # Imported now and not with the first request. That is often made by a thread: a child that is forked during
         # its import would keep a half imported module. And when the interpreter ends, imports fail.
         from outfall.sinks.http.client import Transport
@@ -132,7 +131,8 @@ class Endpoint:
             if is_socket and value is not None:
                 msg = f"{argument}: {UNIX}:// connects by itself"
                 raise ValueError(msg)
-        self._url, self.peer, self._auth = bare, peer, auth
+        self._url, self.peer = bare, peer
+        self._auth: _BasicAuth | Callable[[Any], Any] | None = auth
         #: The path of the Unix socket, or None.
         self.socket_path: str | None = unquote(parts.netloc) if is_socket else None
         #: The URL for requests; for a Unix socket the host is ``localhost``, since HTTP requires one.
