@@ -9,21 +9,17 @@ import importlib
 import os
 import select
 import stat
-import time
 from os import write as _os_write
 from typing import Any
 
 from outfall.adapters.handlers.base import Transient
 from outfall.adapters.handlers.stream import with_terminator
+from outfall.sinks.files.opening import ends_with, ends_within_line
 
 #: None on Windows.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
-_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
-
-#: How often to look at half a line at the end of a file: another process may still be writing that line.
-_LOOKS = 4
 
 
 class OpenFile(Transient):
@@ -177,20 +173,10 @@ class OpenFile(Transient):
 
     def _look_for_half_line(self) -> None:
         cut = len(self.byte_order_mark)
-        with contextlib.suppress(OSError, UnicodeError):  # without permission to read, assume a whole line
+        with contextlib.suppress(OSError, UnicodeError):
             encoding, _ = self.codec()
-            ends = tuple({end.encode(encoding)[cut:] for end in (self.terminator, "\n")})
-            reader = os.open(self.path, _READ)
-            try:
-                size = 0
-                for attempt in range(_LOOKS):
-                    size = os.fstat(reader).st_size
-                    if not size or _tail(reader, size, max(map(len, ends))).endswith(ends):
-                        return
-                    time.sleep(0.001 * attempt)
-                self.half_line = size
-            finally:
-                os.close(reader)
+            if ends_within_line(self.path, [end.encode(encoding)[cut:] for end in (self.terminator, "\n")]):
+                self.half_line = self.size()
 
     def _finish(self, data: bytes, written: int) -> None:
         """Write the rest of *data* after a short write; if that fails, remove the written part from the file."""
@@ -213,16 +199,9 @@ class OpenFile(Transient):
     def _take_back(self, part: bytes) -> None:
         """Remove *part*, half a record, from the end of the file; else let the next record end its line first."""
         with contextlib.suppress(OSError):
-            reader = os.open(self.path, _READ)
-            try:
-                size = self.size()
-                # Other processes may have appended to the file or moved it: compare what is at its end.
-                same = os.path.samestat(os.fstat(reader), os.fstat(self.descriptor))
-                if same and _tail(reader, size, len(part) + 1)[-len(part) :] == part and self.size() == size:
-                    os.ftruncate(self.descriptor, size - len(part))
-                    return
-            finally:
-                os.close(reader)
+            if ends_with(self.path, self.descriptor, part):
+                os.ftruncate(self.descriptor, self.size() - len(part))
+                return
         with contextlib.suppress(OSError):
             self.half_line = self.size()
 
@@ -269,9 +248,3 @@ def _open_pipe(path: str, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     os.set_blocking(descriptor, True)
     return descriptor
-
-
-def _tail(descriptor: int, size: int, length: int) -> bytes:
-    """Return the last *length* bytes of a file of *size*."""
-    os.lseek(descriptor, max(0, size - length), os.SEEK_SET)
-    return os.read(descriptor, length)

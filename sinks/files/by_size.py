@@ -97,15 +97,9 @@ class RotatingFileSink(BaseRotatingFileSink):
         if backup_count is None:
             limited = options.get("max_age") is not None or options.get("max_total_bytes") is not None
             backup_count = _BACKUP_COUNT if max_bytes and not limited else 0
-        super().__init__(
-            filename,
-            cast("Mode", mode.replace("w", "a")) if isinstance(mode, str) and max_bytes else mode,
-            encoding,
-            delay,
-            errors,
-            backup_count=backup_count,
-            **options,
-        )
+        if isinstance(mode, str) and max_bytes:
+            mode = cast("Mode", mode.replace("w", "a"))
+        super().__init__(filename, mode, encoding, delay, errors, backup_count=backup_count, **options)
 
     _counts_size = True
     _hot_hooks = (*FileSink._hot_hooks, "should_rollover")

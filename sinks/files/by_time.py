@@ -142,15 +142,7 @@ class TimedRotatingFileSink(BaseRotatingFileSink):
         self._trusted_from = self._trusted_until = 0.0
         #: The time of the next rollover, in epoch seconds; settable.
         self.rollover_at: float = 0.0
-        super().__init__(
-            filename,
-            mode,
-            encoding,
-            delay,
-            errors,
-            backup_count=backup_count,
-            **options,
-        )
+        super().__init__(filename, mode, encoding, delay, errors, backup_count=backup_count, **options)
 
     @property
     def when(self) -> str:

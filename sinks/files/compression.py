@@ -16,7 +16,7 @@ from outfall.sinks.errors import extra_module
 from outfall.sinks.files.listing import names_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 _CHUNK_BYTES = 1024 * 1024
 
@@ -300,11 +300,6 @@ def remove_unfinished(directory: str, path: str) -> None:
                     os.unlink(left)
             finally:
                 os.close(descriptor)
-
-
-def endings(extra: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the endings that a rotated file may have, the empty one first."""
-    return ("", *dict.fromkeys((*extra, *ENDINGS)))
 
 
 def finish_placing(plain: str, compressed: list[str]) -> bool:

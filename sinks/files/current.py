@@ -93,20 +93,13 @@ class SharedFileSink(FileSink):
             return
         self._unlooked.clear()
         file, size = self._shared_file, state.st_size
-        if not self._prefix and self._regular and size != file.size and not self._ends_whole(size):
+        if not self._prefix and self._regular and size != file.size:
             prefix = self._missing_start(self._fd)
             if prefix:
                 self._install(self._fd, prefix)
         self._shared_file.size = size
         if self._prefix:
             self._write_start()
-
-    def _ends_whole(self, size: int) -> bool:
-        """Return True if the last byte of the file, at offset *size* - 1, is a line break."""
-        try:
-            return os.pread(self._fd, 1, size - 1) == b"\n"
-        except OSError:  # the file is empty, or cannot be read
-            return False
 
     def _missing_start(self, descriptor: int) -> bytes:
         end = self._terminator_bytes

@@ -240,19 +240,23 @@ class FileSink(Output):
                         return
                     holding = True
                     try:
-                        if monotonic() >= self._verify_at:
-                            raise LookupError
-                        size = len(data)
-                        if self._counts_here:
-                            # No call from here to the write, so no signal handler counts in between.
-                            own: Any = self
-                            file = self._shared_file
-                            if file.size is None or file.size + size > own.max_bytes:
+                        write = self._write_line
+                        if write is None or self._counts_here:
+                            if monotonic() >= self._verify_at:
                                 raise LookupError
-                            file.size += size
-                        written = _os_write(self._fd, data)
-                        if written != size:
-                            self._finish(data, written)
+                            size = len(data)
+                            if write is not None:
+                                # No call from here to the write, so no signal handler counts in between.
+                                own: Any = self
+                                file = self._shared_file
+                                if file.size is None or file.size + size > own.max_bytes:
+                                    raise LookupError
+                                file.size += size
+                            written = _os_write(self._fd, data)
+                            if written != size:
+                                self._finish(data, written)
+                        elif not write(self, data):
+                            raise LookupError
                         self._ledger.delivered += 1
                     except Exception:
                         raise
@@ -328,8 +332,7 @@ class FileSink(Output):
                 self._append = append_to_buffer
         elif usual:
             self._append = append_line
-            if self._write_line is None or self._counts_here:
-                self._turn_to_write = self._turn
+            self._turn_to_write = self._turn
             self._make_line = None if plain else line_by_screen if by_screen else line_by_chain
 
     @property
@@ -438,10 +441,11 @@ class FileSink(Output):
         notice, self._notice = self._notice, None
         return notice
 
-    def _tell_notice(self) -> None:
+    def _tell_notice(self, *, raises: bool = True) -> None:
+        """Report what has happened to the file."""
         notice = self._take_notice()
         if notice is not None:
-            self._fail(notice, None, events=0)
+            (self._fail if raises else self._fail_unraised)(notice, None, events=0)
 
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
@@ -462,10 +466,8 @@ class FileSink(Output):
                     if not taken:
                         raise
         finally:
-            notice = self._take_notice()
-            if notice is not None:
-                # An exception from a batch would mean that no event was written.
-                self._fail_unraised(notice, None)
+            # What is raised from a batch would say that none of it was taken.
+            self._tell_notice(raises=False)
         return BatchResult(retry=range(taken, len(batch))) if taken < len(batch) else None
 
     # -- the buffer

@@ -179,7 +179,9 @@ class Output(ByteSink):
                     raise
                 # The descriptor is useless: other code has closed it, a pipe has no reader, or a mount is stale.
                 self._verify()
-                self._forget_descriptor()
+                descriptor, self._fd = self._fd, NOT_OPEN
+                with contextlib.suppress(OSError):
+                    self._close_own(descriptor)
             prefix = self._take_descriptor()
             self._mid_line = self._may_block or self._sealing
             try:
@@ -379,11 +381,6 @@ class Output(ByteSink):
                 "now, which may have got events of the last second"
             )
             self._notice = SinkError(msg)
-
-    def _forget_descriptor(self) -> None:
-        descriptor, self._fd = self._fd, NOT_OPEN
-        with contextlib.suppress(OSError):
-            self._close_own(descriptor)
 
     def _release(self) -> None:
         self._released = True

@@ -160,7 +160,8 @@ class BaseRotatingFileSink(SharedFileSink):
         )
         self._compressor = None if compression is None else Compressor(compression, self, guarded=bool(multiprocess))
         #: The possible endings of rotated files, of this and of earlier settings.
-        self._endings = compressing.endings([self._compressor.ending] if self._compressor else [])
+        own = [self._compressor.ending] if self._compressor else []
+        self._endings = ("", *dict.fromkeys((*own, *compressing.ENDINGS)))
         self._told_failure = ""
         self._told_others = False
         self._retry_at = 0.0
@@ -168,15 +169,7 @@ class BaseRotatingFileSink(SharedFileSink):
         path = checked_path(filename)
         # The compressor has its own lock, so that no write waits while it waits for another process.
         self._compressor_lock = flock.DirectoryLock(os.path.dirname(path))
-        super().__init__(
-            filename,
-            mode,
-            encoding,
-            delay,
-            errors,
-            multiprocess=multiprocess,
-            **options,
-        )
+        super().__init__(filename, mode, encoding, delay, errors, multiprocess=multiprocess, **options)
         self._tidy_up_at_start()
 
     # -- hooks

@@ -181,28 +181,9 @@ class StreamSink(ByteSink):
             self._writing = False
             _in_use.pop(id(self), None)
 
-    def _put(self, event: dict[str, Any]) -> Exception | None:
-        if type(self).emit is not ByteSink.emit:
-            return super()._put(event)
-        data = self.render(event)
-        delivered = False
-        try:
-            with self._lock:
-                self._check_open()
-                try:
-                    self.write(data)
-                except Exception as error:
-                    if not self._taken:
-                        raise
-                    self._pending += 1
-                    return error
-                self._ledger.delivered += 1
-                delivered = True
-        except BaseException:
-            if delivered:  # interrupted after the write, and counted as interrupted
-                self._ledger.delivered -= 1
-            raise
-        return None
+    def _has_taken_part(self) -> bool:
+        self._pending += self._taken
+        return self._taken
 
     @reads_data_alone(any_number=True)
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
@@ -273,14 +254,15 @@ class StreamSink(ByteSink):
             return
         if self._unflushed:
             # The data in the stream's buffer comes first.
-            self._flush_stream(stream)
+            stream.flush()
             self._settle()
         if self._takes_text is False:
             stream.write(self._as_bytes(data))
         else:
             self._write_text(stream, data)
         try:
-            self._flush_stream(stream)
+            if hasattr(stream, "flush"):
+                stream.flush()
         except OSError:
             self._taken = self._unflushed = self._buffers
             raise
@@ -362,12 +344,6 @@ class StreamSink(ByteSink):
     def _stats(self) -> SinkStats:
         stats, pending = super()._stats(), self._pending
         return replace(stats, pending=pending, accepted=stats.accepted + pending) if pending else stats
-
-    def _flush_stream(self, stream: Any) -> None:
-        """Flush *stream* if it has ``flush``."""
-        flush = getattr(stream, "flush", None)
-        if flush is not None:
-            flush()
 
     def _write_text(self, stream: Any, data: str | bytes) -> None:
         text = self._as_text(data)

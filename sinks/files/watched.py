@@ -11,7 +11,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from outfall.sinks.core.arguments import checked_size
-from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.errors import SinkError
 from outfall.sinks.files.copytruncate import UNKNOWN, RecentWrites, find_copies, identity
 from outfall.sinks.files.file import FileOptions, FileSink, append_line
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from outfall.sinks.core.item import BatchResult, Encoded
     from outfall.sinks.event.units import Size
     from outfall.sinks.files.copytruncate import Copy, Identity
     from outfall.sinks.files.opening import Mode
@@ -128,14 +126,7 @@ class WatchedFileSink(FileSink):
         self._notices: deque[tuple[Exception, int]] = deque()
         #: True while a write runs `reopen_if_needed`.
         self._attending = False
-        super().__init__(
-            filename,
-            mode,
-            encoding,
-            delay,
-            errors,
-            **options,
-        )
+        super().__init__(filename, mode, encoding, delay, errors, **options)
 
     _hot_hooks: ClassVar[tuple[str, ...]] = (*FileSink._hot_hooks, "reopen_if_needed")
 
@@ -197,34 +188,10 @@ class WatchedFileSink(FileSink):
             super().deliver(event)
         except Exception:
             if self.on_error != "raise":
-                self._tell()
+                self._tell_notice()
             raise
         if self._notices:
-            self._tell()
-
-    @reads_data_alone(any_number=True)
-    def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
-        """Write all items in one system call; items that a full disk does not take are left for a retry."""
-        result = super().emit_batch(batch)
-        self._tell()
-        return result
-
-    def flush(self, timeout: float | None = None) -> bool:
-        """Write the buffer, and check whether the file was truncated; see `Sink.flush`."""
-        done = super().flush(timeout)
-        self._tell()
-        return done
-
-    def close(self, timeout: float | None = None) -> bool:
-        """Check once more whether the file was truncated, flush and release; see `Sink.close`."""
-        done = super().close(timeout)
-        self._tell()
-        return done
-
-    def reopen(self) -> None:
-        """Open the path again; see `FileSink.reopen`. Not needed here: the next event opens it by itself."""
-        super().reopen()
-        self._tell()
+            self._tell_notice()
 
     def reopen_if_needed(self) -> None:
         """Open the path again if another file is there; repair a truncation.
@@ -235,10 +202,15 @@ class WatchedFileSink(FileSink):
             attending = self._attending
             self._look()
         if not attending:
-            self._tell()
+            self._tell_notice()
 
     def _write_whole(self, data: bytes, ends: Sequence[int]) -> None:
-        self._attend()
+        if not self._attending:
+            self._attending = True
+            try:
+                self.reopen_if_needed()  # which a subclass may have overridden
+            finally:
+                self._attending = False
         recent = self._recent
         end = recent.end
         fresh = self._fd == NOT_OPEN
@@ -254,16 +226,6 @@ class WatchedFileSink(FileSink):
             recent.restart(UNKNOWN)
         else:
             recent.add(data, ends, end)
-
-    def _attend(self) -> None:
-        """Call `reopen_if_needed`, which a subclass may have overridden, under the lock."""
-        if self._attending:
-            return
-        self._attending = True
-        try:
-            self.reopen_if_needed()
-        finally:
-            self._attending = False
 
     # -- the path
 
@@ -283,7 +245,10 @@ class WatchedFileSink(FileSink):
         self._check_size(old)
         if status is None and old.st_nlink and not self._astray:
             self._await_mover()
-        again = self._lost_with(old)
+        again: list[bytes] = []
+        if not old.st_nlink and self._events_astray:
+            # Written to the file after it was deleted, as far as they are kept.
+            again = [event for _, event in self._recent.events()][-self._events_astray :]
         try:
             self._exchange()
         except OSError as error:
@@ -421,12 +386,6 @@ class WatchedFileSink(FileSink):
             return False
         return content == written[len(written) - size :]
 
-    def _lost_with(self, old: os.stat_result) -> list[bytes]:
-        """Return the events written to the file after it was deleted, if they are still kept."""
-        if old.st_nlink or not self._events_astray:
-            return []
-        return [event for _, event in self._recent.events()][-self._events_astray :]
-
     def _write_again(self, events: list[bytes]) -> None:
         if not events:
             return
@@ -475,13 +434,14 @@ class WatchedFileSink(FileSink):
                     self._lose(self._events_astray)
         super()._release()
 
-    def _tell(self) -> None:
+    def _tell_notice(self, *, raises: bool = True) -> None:
+        super()._tell_notice(raises=raises)
         while self._notices:
             try:
                 error, events = self._notices.popleft()
             except IndexError:
                 return  # another thread reports it
-            self._fail(error, None, events=events)
+            (self._fail if raises else self._fail_unraised)(error, None, events=events)
 
     def after_fork(self) -> None:
         """Reset the sink in a forked child, which keeps the open file and watches it from its present end."""

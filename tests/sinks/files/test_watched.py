@@ -996,3 +996,14 @@ def test_a_path_that_is_no_regular_file_is_just_written():
         for number in range(3):
             sink.handle({"event": "gone", "number": number})
         assert sink.stats().delivered == 3
+
+
+def test_a_batch_is_taken_although_it_reports_what_has_happened_to_the_file(tmp_path):
+    """An exception would say that none of its events was written, and a wrapper would write them again."""
+    path = tmp_path / "app.log"
+    with WatchedFileSink(path, on_error="raise") as sink:
+        sink.handle({"n": 0})
+        os.truncate(path, 0)
+        assert sink.emit_batch([sink.encode({"n": n}) for n in (1, 2)]) is None
+        assert "was truncated" in sink.stats().last_error
+    assert path.read_text() == '{"n":1}\n{"n":2}\n'
