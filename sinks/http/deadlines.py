@@ -31,7 +31,7 @@ import urllib3.util.connection
 import urllib3.util.wait
 
 from outfall.sinks.core.clock import now as monotonic
-from outfall.sinks.network.peer import keep_alive
+from outfall.sinks.network.peer import KEEP_ALIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,9 +186,9 @@ class _Paced(urllib3.connection.HTTPConnection):
         for index, (kind, _, protocol, _, address) in enumerate(addresses):
             made = socket.socket(kind, socket.SOCK_STREAM, protocol)
             try:
-                for option in self.socket_options or ():
-                    made.setsockopt(*option)
-                keep_alive(made)
+                for option in (*(self.socket_options or ()), *KEEP_ALIVE):
+                    with contextlib.suppress(OSError):  # Python may know an option that the kernel does not have
+                        made.setsockopt(*option)
                 share = (deadline - monotonic()) / (len(addresses) - index)
                 made.settimeout(max(share, _LEAST_SECONDS))
                 made.connect(address)

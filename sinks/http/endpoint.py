@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import requests
 
     from outfall.sinks.event.units import Span
-    from outfall.sinks.http.client import Transport
 
 #: Parts of the names of headers whose values are secret.
 _SECRET_PARTS = ("authorization", "token", "secret", "password", "api-key", "apikey", "api_key", "cookie", "access-key")
@@ -97,11 +96,6 @@ class Endpoint:
             msg = "auth=…: the URL has a user name too"
             raise ValueError(msg)
         self._take(url, own_auth)
-        # Imported now and not with the first request. That is often made by a thread: a child that is forked during
-        # its import would keep a half imported module. And when the interpreter ends, imports fail.
-        from outfall.sinks.http.client import Transport
-
-        self._transport = Transport
 
     def __repr__(self) -> str:
         return self.peer if self.socket_path is not None else f"{urlsplit(self._url).scheme}://{self.peer}"
@@ -181,10 +175,6 @@ class Endpoint:
         if isinstance(self._auth, _BasicAuth):
             found += (self._auth.password, self._auth.header)
         return found
-
-    def open(self) -> Transport:
-        """Return a new transport for requests."""
-        return self._transport(self)
 
     def _check_credentials(self, parts: SplitResult, peer: str, auth: Any) -> None:
         """Check the credentials for a URL.

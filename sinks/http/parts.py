@@ -160,7 +160,15 @@ class Parts:
             if result.retry_after is not None:
                 self._wait = max(self._wait or 0.0, result.retry_after)
         if delivered > 0:
-            self._confirm_refusals()
+            # The server takes events, so those refused before are the cause of their refusals. Those refused before the
+            # first one was taken are sent once more: a gateway may have refused them.
+            if self._taken:
+                self._rejected.update((index, error.reason) for index, error in self._suspects.items())
+            elif self._suspects:
+                self._parts.extendleft([index] for index in reversed(self._suspects))
+            self._suspects.clear()
+            self._taken = True
+            self._doubts = self._history.refused_in_a_row = self._history.rounds = 0
 
     def _divided(self, part: Sequence[int], batch: Batch, size: int) -> list[Sequence[int]]:
         """Divide *part* into pieces that fit, assuming that each event adds to the body in proportion to its data."""
@@ -210,20 +218,6 @@ class Parts:
     def _of_all(self, error: RefusedDeliveryError) -> PausedDeliveryError:
         self._history.rounds += 1
         return PausedDeliveryError(f"{error.reason}; {_NOT_AN_EVENT}")
-
-    def _confirm_refusals(self) -> None:
-        """Record that an event was taken, so that events refused before are the cause of their refusals.
-
-        Events refused before the first one was taken are sent once more: a gateway may have refused them.
-        """
-        if self._taken:
-            for index, error in self._suspects.items():
-                self._rejected[index] = error.reason
-        elif self._suspects:
-            self._parts.extendleft([index] for index in reversed(self._suspects))
-        self._suspects.clear()
-        self._taken = True
-        self._doubts = self._history.refused_in_a_row = self._history.rounds = 0
 
     def _judge(self) -> DeliveryError | None:
         """Decide about single events refused after the last one was taken; return the error if they are kept."""

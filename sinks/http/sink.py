@@ -200,6 +200,11 @@ class HTTPSink(Sink):
             allow_insecure=allow_insecure,
             max_connection_age=max_connection_age,
         )
+        # Imported now and not with the first request. That is often made by a thread: a child that is forked during
+        # its import would keep a half imported module. And when the interpreter ends, imports fail.
+        from outfall.sinks.http.client import Transport
+
+        self._transport_class = Transport
         super().__init__(level=level, processors=processors, on_error=on_error, name=name)
 
     # -- attributes, as the handler has them
@@ -325,11 +330,11 @@ class HTTPSink(Sink):
             if self._closed:
                 msg = f"{self.name} is closed"
                 raise SinkClosedError(msg)
-            transport = self._transport
-            if transport is None:
-                transport = self._transport = self._endpoint.open()
             try:
                 with delivering():  # for callers of emit_batch other than sinks
+                    transport = self._transport
+                    if transport is None:
+                        transport = self._transport = self._transport_class(self._endpoint)
                     return transport.exchange(request)
             finally:
                 if self._closed:  # close() has timed out meanwhile
