@@ -215,15 +215,20 @@ class BaseRotatingFileSink(SharedFileSink):
         now = time.time()
         doomed: list[str] = []
         total = 0
+        # An empty file, as a sink without events leaves it for its day, pushes out no other.
         ages: set[tuple[float, int]] = set()
+        ages_with_events: set[tuple[float, int]] = set()
         for file in self.rotated_files():
             state = state_of(file.path)
             if state is None:
                 continue
             total += state.st_size
             ages.add(file.age)
+            if state.st_size:
+                ages_with_events.add(file.age)
+            counted = ages_with_events if state.st_size else ages
             if (
-                (self.backup_count and len(ages) > self.backup_count)
+                (self.backup_count and len(counted) > self.backup_count)
                 or (self.max_age is not None and state.st_mtime < now - self.max_age)
                 or (self.max_total_bytes is not None and total > self.max_total_bytes)
             ):

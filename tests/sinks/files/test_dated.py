@@ -118,6 +118,18 @@ def test_retention_knows_its_own_files_alone(tmp_path, clock, options, kept):
     assert (tmp_path / "app-2026-11-1.jsonl").exists()
 
 
+def test_days_without_events_push_out_no_day_with_events(tmp_path, clock):
+    """A sink that is opened and gets no event leaves an empty file; of those too there are no more than backup_count."""
+    for day in range(1, 30):
+        clock.move_to(dt.datetime(2026, 11, day, tzinfo=UTC))
+        with opened(tmp_path, backup_count=2) as sink:
+            if day in (1, 2, 3, 20):
+                sink.handle({"event": str(day), "level": "info"})
+    names = [path.name for path in tmp_path.iterdir()]
+    assert [events for events in days(tmp_path).values() if events] == [["3"], ["20"]]
+    assert len(names) == 5, names
+
+
 @pytest.mark.parametrize("multiprocess", [False, True])
 def test_days_that_are_over_are_compressed(tmp_path, clock, multiprocess):
     """The one that is written is not."""
