@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
+import weakref
+from _thread import get_ident
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.chain import WITHOUT_FORMATTER
+from outfall.sinks.core.clock import now
+from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.sink import Sink, checked_sink
+from outfall.sinks.core.threads import start
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.levels import NOTSET, Level, LevelName, parse_level
 from outfall.sinks.event.record import Callsite, RecordReader
+from outfall.sinks.files.opening import appending
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -54,9 +63,11 @@ class SinkHandler(logging.Handler):
         TypeError: If *sink* is neither a sink nor a description of one.
         ValueError: If *callsite* names an unknown field, *level* is not a level, or the URL has no meaning.
 
-    `close` flushes a sink that was passed, and closes one made from a description or a URL. Safe from any thread: the
-    handler takes no lock, since the sink has its own. With ``on_error="raise"`` the sink's exceptions reach the caller
-    of the log method.
+    `close` flushes a sink that was passed, and closes one made from a description or a URL. A record that comes later,
+    as while `logging.config` replaces a configuration, has the latter made again; its files are appended to.
+
+    Safe from any thread: the handler takes no lock, since the sink has its own. With ``on_error="raise"`` the sink's
+    exceptions reach the caller of the log method.
 
     Source: https://docs.python.org/3/library/logging.html#handler-objects
     """
@@ -72,7 +83,12 @@ class SinkHandler(logging.Handler):
         self._reader = RecordReader(callsite, self.handleError)
         #: The function that makes an event of a record; None if a subclass overrides `event`.
         self._read = self._reader.event if type(self).event is SinkHandler.event else None
-        self._owns_sink = isinstance(sink, (Mapping, str))
+        #: The description or URL of a sink that the handler owns; None if a sink was passed.
+        self._description = None if isinstance(sink, Sink) else sink
+        #: The thread of each record that is on its way to the owned sink.
+        self._in_flight: list[int] = []
+        #: The sinks that threads have made since `close`; the first is used.
+        self._made_again: list[Sink] = []
         self.sink: Sink = _sink_of(sink)
         #: Whether a subclass overrides `filter`.
         self._filters = type(self).filter is not logging.Filterer.filter
@@ -80,7 +96,7 @@ class SinkHandler(logging.Handler):
             # Last, since this registers the handler for logging.shutdown.
             super().__init__(number)
         except BaseException:
-            if self._owns_sink:
+            if self._description is not None:
                 self.sink.close()
             raise
         _register_level_name(sys._getframe(1))
@@ -106,7 +122,17 @@ class SinkHandler(logging.Handler):
             # Since Python 3.12 a filter may replace the record.
             if isinstance(passed, logging.LogRecord):
                 record = passed
-        self.emit(record)
+        if self._description is None:
+            self.emit(record)
+            return True
+        me, in_flight = get_ident(), self._in_flight
+        try:
+            in_flight.append(me)
+            if self._closed:
+                self._open_again()
+            self.emit(record)
+        finally:
+            in_flight.remove(me)
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -159,12 +185,40 @@ class SinkHandler(logging.Handler):
             self.sink.flush()
 
     def close(self) -> None:
-        """Flush the sink, and close it if it was made from a description or a URL."""
-        if self._owns_sink:
-            self.sink.close()
-        elif self.flushOnClose:
-            self.sink.flush()
+        """Flush the sink, and close it if it was made from a description or a URL; a later record opens it again."""
+        sink, self._made_again = self.sink, []
         super().close()
+        if self._description is None:
+            if self.flushOnClose:
+                sink.flush()
+            return
+        # From here on records open another sink: wait for those that use this one.
+        in_flight, self._in_flight = self._in_flight, []
+        deadline = now() + sink.drain_timeout
+        while in_flight and now() < deadline:
+            # In a forked child there are threads of the parent, and in a signal handler there is this one.
+            if not {each.ident for each in threading.enumerate()}.intersection(in_flight) - {get_ident()}:
+                break
+            released(time.sleep, 0.001)
+        sink.close()
+
+    def _open_again(self) -> None:
+        """Make another sink for a record that comes after `close`; a file is not truncated.
+
+        `logging.config` closes all handlers before it removes them from their loggers, and exit hooks log after
+        `logging.shutdown`.
+        """
+        with suppress(Exception), appending():  # else the closed sink counts and reports the record
+            made = _sink_of(self._description)
+            self._made_again.append(made)
+            self.sink = self._made_again[0]
+            self._closed = False
+            if made is not self.sink:  # another thread was faster
+                made.close()
+                return
+            # Nobody closes this handler again, unless `close` is called by hand.
+            ending = threading.Thread(target=made.close, name=f"outfall closes {made.name}", daemon=True)
+            weakref.finalize(self, start, ending).atexit = False
 
     def __repr__(self) -> str:
         return f"<SinkHandler ({logging.getLevelName(self.level)}) to {self.sink!r}>"

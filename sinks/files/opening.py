@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import stat
+import threading
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from outfall.sinks.core import flock
 from outfall.sinks.errors import SinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from outfall.sinks.core.flock import DirectoryLock
 
@@ -33,6 +34,25 @@ _MOST_PERMISSIONS = 0o777
 
 #: The flags of ``open(2)`` for a log file. Without O_NONBLOCK, opening a pipe that has no reader would block.
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | getattr(os, "O_NOCTTY", 0) | NONBLOCK
+
+
+class _Opening(threading.local):
+    appends = False
+
+
+#: Whether sinks that this thread makes append in every mode.
+opening = _Opening()
+
+
+@contextlib.contextmanager
+def appending() -> Generator[None]:
+    """Have the sinks made in the block append to their files, whatever their mode: they were open before."""
+    opening.appends = True
+    try:
+        yield
+    finally:
+        opening.appends = False
+
 
 #: How often to retry an operation while other processes may rename the files.
 OPEN_ATTEMPTS = 10

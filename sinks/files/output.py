@@ -25,6 +25,7 @@ from outfall.sinks.files.opening import (
     ends_with,
     ends_within_line,
     open_file,
+    opening,
 )
 from outfall.sinks.files.sealing import last_sealed_line, write_sealed
 from outfall.sinks.files.sharing import OpenFile, place_of
@@ -100,7 +101,7 @@ class Output(ByteSink):
         #: file must not be opened again. Before that, close() itself may open it, to write the buffer.
         self._given_up = self._released = False
         #: True once the path was opened. Only the first opening truncates (mode "w") or requires a new file ("x").
-        self._opened_before = False
+        self._opened_before = opening.appends
         #: How many events of the last write are completely in the file.
         self._kept = 0
         #: How many bytes of the first unwritten event are in the pipe.

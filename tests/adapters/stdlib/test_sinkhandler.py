@@ -7,6 +7,7 @@ import collections
 import contextlib
 import copy
 import datetime as dt
+import gc
 import io
 import json
 import logging
@@ -41,6 +42,7 @@ from outfall import (
 from outfall.adapters.stdlib.sinkhandler import build
 from outfall.sinks.event.event import timestamp_of
 from outfall.sinks.event.levels import parse_level
+from tests.sinks._processes import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("own_logging")
 
@@ -794,6 +796,71 @@ def test_close_closes_a_described_sink_alone(tmp_path, sink):
     given_ = SinkHandler(sink)
     given_.close()
     assert not sink.closed
+
+
+@pytest.mark.parametrize("mode", ["a", "w", "x"])
+def test_a_record_after_close_opens_a_described_sink_again(tmp_path, mode):
+    """As with logging.FileHandler: what stands in the file stays, and close() closes the sink again."""
+    path = tmp_path / "app.jsonl"
+    handler = SinkHandler({"()": FileSink, "filename": path, "mode": mode})
+    for text in ("one", "two", "three"):
+        handler.handle(_record(text))
+        handler.close()
+        assert handler.sink.closed
+    assert [json.loads(line)["event"] for line in path.read_bytes().splitlines()] == ["one", "two", "three"]
+
+
+def test_a_sink_that_was_opened_again_is_closed_when_its_handler_is_gone(tmp_path):
+    """dictConfig closes the handlers before it removes them, and not again."""
+    handler = SinkHandler({"()": BackgroundSink, "target": {"()": FileSink, "filename": tmp_path / "app.jsonl"}})
+    handler.close()
+    handler.handle(_record("late"))
+    sink = handler.sink
+    del handler
+    gc.collect()
+    until(lambda: sink.closed)
+    assert json.loads((tmp_path / "app.jsonl").read_bytes())["event"] == "late"
+
+
+def test_close_loses_no_record_of_other_threads(tmp_path):
+    """A configuration is loaded again while requests are served: a record is in the old sink or in the new one."""
+    path, failures, stop, counts = tmp_path / "app.jsonl", [], threading.Event(), []
+    handler = SinkHandler(
+        {"()": RotatingFileSink, "filename": path, "max_bytes": 9_000_000, "on_error": failures.append}
+    )
+
+    def work():
+        count = 0
+        while not stop.is_set():
+            handler.handle(_record())
+            count += 1
+        counts.append(count)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        handler.close()
+    stop.set()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    handler.close()
+    assert failures == []
+    assert sum(file.read_bytes().count(b"\n") for file in tmp_path.iterdir()) == sum(counts)
+
+
+def test_close_does_not_wait_for_the_record_that_it_interrupts(tmp_path):
+    """A signal handler may call logging.shutdown, in the midst of an event."""
+    handler = SinkHandler({"()": FileSink, "filename": tmp_path / "app.jsonl"})
+    handler.sink.drain_timeout = 1000
+
+    class Interrupted:
+        def __str__(self):
+            handler.close()
+            return "late"
+
+    handler.handle(logging.makeLogRecord({"msg": "%s", "args": (Interrupted(),), "levelno": 20}))
+    assert handler.sink.stats().dropped["closed"] == 1
 
 
 def test_a_closed_handler_is_gone_from_logging_s_list(sink):

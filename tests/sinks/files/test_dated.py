@@ -119,7 +119,7 @@ def test_retention_knows_its_own_files_alone(tmp_path, clock, options, kept):
 
 
 def test_days_without_events_push_out_no_day_with_events(tmp_path, clock):
-    """A sink that is opened and gets no event leaves an empty file; of those too there are no more than backup_count."""
+    """A sink that gets no event leaves an empty file; of those too there are no more than backup_count."""
     for day in range(1, 30):
         clock.move_to(dt.datetime(2026, 11, day, tzinfo=UTC))
         with opened(tmp_path, backup_count=2) as sink:
