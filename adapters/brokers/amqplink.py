@@ -118,7 +118,8 @@ class Link:
         self._loop.activate_poller()
         self._services = _Services(self._loop)
         self._connection: Any = None
-        self._channel: Any = None
+        #: The channel.
+        self.channel: Any = None
         self.peer: str = repr(addresses)
         #: Why the connection is lost, or None.
         self.failure: BaseException | None = None
@@ -174,14 +175,9 @@ class Link:
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
         opened: list[Any] = []
-        self._channel = self._connection.channel(on_open_callback=opened.append)
-        self._channel.add_on_close_callback(self._lose)
+        self.channel = self._connection.channel(on_open_callback=opened.append)
+        self.channel.add_on_close_callback(self._lose)
         self.run(lambda: bool(opened), deadline)
-
-    @property
-    def channel(self) -> Any:
-        """The channel."""
-        return self._channel
 
     def _lose(self, _what: Any, error: BaseException) -> None:
         if self.failure is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from outfall.adapters.brokers.client import checked_name
 from outfall.adapters.brokers.listener import BrokerListener, Reading
 from outfall.sinks.core.arguments import checked_count
 from outfall.sinks.core.clock import now
@@ -81,14 +82,11 @@ class AMQPListener(BrokerListener):
     ) -> None:
         from outfall.adapters.brokers.amqplink import Addresses
 
-        if not isinstance(queue, str) or not queue:
-            msg = f"queue={queue!r} is not the name of a queue"
-            raise ValueError(msg)
         if reject and dead_letter is not None:
             msg = "reject=True and dead_letter: what is no event can go to one of them"
             raise ValueError(msg)
         self._addresses = Addresses(url, ssl_context)
-        self._queue = queue
+        self._queue = checked_name(queue, "queue")
         self._reject = bool(reject)
         ahead = 2 * checked_count(batch_size, "batch_size", "events")
         self._prefetch = min(ahead, 0xFFFF) if prefetch is None else checked_count(prefetch, "prefetch", "messages")
@@ -174,7 +172,7 @@ class AMQPListener(BrokerListener):
             complete = True
         finally:
             if not complete:
-                self._close(0)
+                self._disconnect(0)
         return link
 
     def _watch(self, link: Link) -> None:
@@ -231,9 +229,6 @@ class AMQPListener(BrokerListener):
         return True
 
     def _disconnect(self, seconds: float) -> None:
-        self._close(seconds)
-
-    def _close(self, seconds: float) -> None:
         link, self._client = self._client, None
         if link is not None:
             link.close(seconds)

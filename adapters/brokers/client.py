@@ -23,6 +23,18 @@ def timeout_of(timeout: Span) -> float:
     return seconds
 
 
+def checked_name(name: str, argument: str) -> str:
+    """Return *name*, text that is not empty.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(name, str) or not name:
+        msg = f"{argument}={name!r} is not the name of a {argument}"
+        raise ValueError(msg)
+    return name
+
+
 class HasClient:
     """The part of a sink or listener that holds a broker's client, and that keeps a forked child off its parent's."""
 

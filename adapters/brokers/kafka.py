@@ -6,10 +6,10 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from outfall.adapters.brokers.client import checked_name
 from outfall.adapters.brokers.kafkaclient import (
     Said,
     checked_config,
-    checked_topic,
     failure_of,
     immortalize,
     joined,
@@ -85,7 +85,7 @@ class KafkaSink(BrokerSink):
         on_error: OnError = report,
         name: str | None = None,
     ) -> None:
-        self._topic = checked_topic(topic)
+        self._topic = checked_name(topic, "topic")
         self._servers = joined(servers)
         self._config = checked_config(config)
         connect = partial(_Producer, self._servers, self._topic, self._config)

@@ -88,18 +88,6 @@ def joined(servers: str | Sequence[str]) -> str:
     return listed
 
 
-def checked_topic(topic: str) -> str:
-    """Return *topic* if it is a topic's name.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not isinstance(topic, str) or not topic:
-        msg = f"topic={topic!r} is not the name of a topic"
-        raise ValueError(msg)
-    return topic
-
-
 def checked_config(config: Mapping[str, Any] | None, *owned: str) -> dict[str, Any]:
     """Return a copy of *config*.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from outfall.adapters.brokers.client import checked_name
 from outfall.adapters.brokers.kafkaclient import (
     Said,
     checked_config,
-    checked_topic,
     failure_of,
     immortalize,
     joined,
@@ -85,12 +85,9 @@ class KafkaListener(BrokerListener):
         on_error: Callable[[SinkFailure], object] = report,
         name: str | None = None,
     ) -> None:
-        self._topic = checked_topic(topic)
+        self._topic = checked_name(topic, "topic")
         self._servers = joined(servers)
-        if not isinstance(group, str) or not group:
-            msg = f"group={group!r} is not the name of a group"
-            raise ValueError(msg)
-        self._group = group
+        self._group = checked_name(group, "group")
         self._said = Said()
         super().__init__(
             *sinks,
@@ -183,7 +180,7 @@ class KafkaListener(BrokerListener):
         if not partitions.keys() >= set(numbers):  # some were taken away meanwhile
             messages = [message for message in messages if message.partition() in partitions]
             numbers = [message.partition() for message in messages]
-        tokens: list[_Span] = []
+        tokens: list[tuple[_Partition, int]] = []
         for number in set(numbers):
             first, last = numbers.index(number), -1 - numbers[::-1].index(number)
             tokens.append(partitions[number].hold(messages[first].offset(), messages[last].offset()))
@@ -222,12 +219,11 @@ class KafkaListener(BrokerListener):
                 raise failure_of(place.error)
         return {place.partition: place.offset for place in found}
 
-    def _acknowledge(self, tokens: list[_Span]) -> None:
+    def _acknowledge(self, tokens: list[tuple[_Partition, int]]) -> None:
         touched: set[_Partition] = set()
-        for span in tokens:
-            partition = span.partition
+        for partition, first in tokens:
             if self._partitions.get(partition.number) is partition:  # else the next owner gets the messages
-                partition.held.pop(span, None)
+                partition.held.pop(first, None)
                 touched.add(partition)
         consumer = self._client
         if touched and consumer is not None:
@@ -302,31 +298,20 @@ class _Partition:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        #: Unsettled spans, in order, and the offset after the last message read, -1 before the first one.
-        self.held: dict[_Span, None] = {}
+        #: The first offset of each read that is not settled, in order, and the offset after the last message read, -1
+        #: before the first one.
+        self.held: dict[int, None] = {}
         self.next = -1
 
-    def hold(self, first: int, last: int) -> _Span:
-        """Record that the messages from offset *first* to *last* were read."""
-        span = _Span(self, first)
-        self.held[span] = None
+    def hold(self, first: int, last: int) -> tuple[_Partition, int]:
+        """Record that the messages from offset *first* to *last* were read; return the token of this read."""
+        self.held[first] = None
         self.next = last + 1
-        return span
+        return self, first
 
     def settled(self) -> int:
         """Return the first offset that is not settled."""
-        first = next(iter(self.held), None)
-        return self.next if first is None else first.first
-
-
-class _Span:
-    """The messages of one read from one partition."""
-
-    __slots__ = ("first", "partition")
-
-    def __init__(self, partition: _Partition, first: int) -> None:
-        self.partition = partition
-        self.first = first
+        return next(iter(self.held), self.next)
 
 
 def _level_in(headers: list[tuple[str, Any]]) -> float | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from outfall.adapters.brokers.client import timeout_of
+from outfall.adapters.brokers.client import checked_name, timeout_of
 from outfall.adapters.brokers.listener import BrokerListener, Reading
 from outfall.adapters.brokers.redis import KINDS, RedisSink, checked_key
 from outfall.adapters.brokers.redisserver import RedisLink, RedisServer
@@ -130,10 +130,7 @@ class RedisListener(BrokerListener):
     ) -> None:
         self._key = checked_key(key)
         self._kind = checked_choice(kind, "kind", KINDS)
-        if not isinstance(group, str) or not group:
-            msg = f"group={group!r} is not a name"
-            raise ValueError(msg)
-        self._group = group
+        self._group = checked_name(group, "group")
         self._claim_seconds = checked_seconds(claim_after, "claim_after")
         if not 0.01 <= self._claim_seconds < float("inf"):
             msg = f"claim_after={claim_after!r} is not a span from 10 ms up"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from outfall.sinks.core.arguments import checked_seconds, checked_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
     from typing import Any
 
     #: The type of the object that each command's module adds its parser to.
@@ -62,6 +66,20 @@ class Help(argparse.HelpFormatter):
         return "\n\n".join(
             part if "\n " in part else super(Help, self)._fill_text(part, width, indent) for part in parts
         )
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, Any], object], *names: str) -> Generator[None]:
+    """Let *handler* handle the signals of these *names*, if they exist; do nothing outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for name in names if (number := getattr(signal, name, None))}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def count(text: str) -> int:

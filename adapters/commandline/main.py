@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
-import threading
 from importlib import metadata
 from typing import TYPE_CHECKING, NoReturn
 
 from outfall.adapters.commandline import check, redelivery, relay, replay, sinks, spool, tail, verify
-from outfall.adapters.commandline.arguments import DONE, EXIT_CODES, NOT_ALL_DELIVERED, UNUSABLE, UsageError
+from outfall.adapters.commandline.arguments import DONE, EXIT_CODES, NOT_ALL_DELIVERED, UNUSABLE, UsageError, handled
 from outfall.adapters.commandline.terminal import complain, silence
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
 #: The modules of the commands, in the order of the help.
 COMMANDS = (tail, sinks, check, spool, replay, relay, verify)
@@ -32,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return DONE
     try:
-        with _signals():
+        with handled(_end, "SIGTERM", "SIGHUP"):
             code: int = options.run(options)
     except UsageError as error:
         complain(f"{error}")
@@ -51,25 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _signals() -> Generator[None]:
-    """Make termination signals raise `redelivery.Interrupted`, so that the command prints how far it came."""
-
-    def end(number: int, _frame: object) -> NoReturn:
-        raise redelivery.Interrupted(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, end) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+def _end(number: int, _frame: object) -> NoReturn:
+    """Raise `redelivery.Interrupted`, so that the command prints how far it came."""
+    raise redelivery.Interrupted(number)
 
 
 def _parser() -> argparse.ArgumentParser:

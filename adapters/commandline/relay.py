@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from outfall.adapters.brokers.listeners import open_listener
-from outfall.adapters.commandline.arguments import DONE, NOT_ALL_DELIVERED, add_command, seconds, unusable
+from outfall.adapters.commandline.arguments import DONE, NOT_ALL_DELIVERED, add_command, handled, seconds, unusable
 from outfall.adapters.commandline.terminal import complain, counted, say
 from outfall.adapters.urls import open_sink
 from outfall.sinks.core.arguments import checked_seconds
@@ -24,11 +24,10 @@ from outfall.sinks.errors import SinkError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Collection, Generator
 
     from outfall.adapters.brokers.listener import BrokerListener
     from outfall.adapters.commandline.arguments import Commands
-    from outfall.adapters.urls import Described
     from outfall.sinks.core.sink import Sink
 
 _TIMEOUT_SECONDS = 30.0
@@ -123,7 +122,8 @@ def _plan_of(options: argparse.Namespace) -> _Plan:
         if not sources or not options.targets:
             msg = "give a broker and at least one target, FROM TO, or --config FILE"
             raise ValueError(msg)
-        return _Plan(sources, [partial(_opened, url) for url in options.targets], options.timeout or _TIMEOUT_SECONDS)
+        opens = [partial(_opened, partial(open_sink, url), url) for url in options.targets]
+        return _Plan(sources, opens, options.timeout or _TIMEOUT_SECONDS)
     if options.source or options.sources:
         msg = "--config takes the place of FROM and TO: give one of them"
         raise ValueError(msg)
@@ -142,30 +142,19 @@ def _plan_of(options: argparse.Namespace) -> _Plan:
         msg = f"{path}: there is no target: write [sinks.NAME] and below it url = …"
         raise ValueError(msg)
     timeout = options.timeout or checked_seconds(relay.get("timeout", _TIMEOUT_SECONDS), f"{path}: [relay] timeout")
-    return _Plan(sources, [partial(_opened_by, each) for each in described], timeout)
+    return _Plan(sources, [partial(_opened, each.open, each.url, each.options) for each in described], timeout)
 
 
-def _opened(url: str) -> Sink:
-    """Open the sink that *url* names, without a background sink; a spool is kept."""
+def _opened(opens: Callable[..., Sink], url: str, options: Collection[str] = ()) -> Sink:
+    """Open a sink by *opens*, without a background sink; a spool, which *url* or *options* may ask for, is kept."""
+    spooled = "spool" in options or re.search(r"[?&]spool=", url)
     try:
-        return _checked(open_sink(url) if _SPOOLED.search(url) else open_sink(url, background=False))
+        sink = opens() if spooled else opens(background=False)
     except ValueError as error:
         if "'background'" not in str(error):
             raise
         msg = f"a relay has no background, in which a kill would lose what was acknowledged: {error}"
         raise ValueError(msg) from None
-
-
-def _opened_by(described: Described) -> Sink:
-    """Open a sink that the file of ``--config`` describes, without a background sink; a spool is kept."""
-    spooled = "spool" in described.options or _SPOOLED.search(described.url)
-    return _checked(described.open() if spooled else described.open(background=False))
-
-
-_SPOOLED = re.compile(r"[?&]spool=")
-
-
-def _checked(sink: Sink) -> Sink:
     if sink.keeps_in_memory or bool(getattr(sink, "buffer_bytes", 0)):
         sink.close(0)
         msg = f"{sink.name} keeps events in memory, where a kill would lose what was acknowledged: use spool="
@@ -228,7 +217,8 @@ class _Relay:
 
 def _relay(options: argparse.Namespace) -> int:
     with _metrics(options.metrics):
-        with _signals() as signals:
+        signals: SimpleQueue[int] = SimpleQueue()
+        with handled(lambda number, _frame: signals.put(number), "SIGTERM", "SIGINT", "SIGHUP"):
             try:
                 relay = _Relay(_plan_of(options))
             except (ValueError, TypeError, SinkError) as error:
@@ -293,22 +283,6 @@ def _again(relay: _Relay, options: argparse.Namespace) -> _Relay:
     made.start()
     say(f"relay: read {options.config} again: {', '.join(map(repr, made.listeners))}")
     return made
-
-
-@contextlib.contextmanager
-def _signals() -> Generator[SimpleQueue[int]]:
-    """Yield a queue that receives the number of each SIGTERM, SIGINT and SIGHUP."""
-    came: SimpleQueue[int] = SimpleQueue()
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    known = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, lambda each, _frame: came.put(each)) for number in known}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

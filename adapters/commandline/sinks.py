@@ -63,20 +63,20 @@ def _sinks(options: argparse.Namespace) -> int:
         }
         for name, about in schemes().items()
     ]
-    extras = [
-        {"extra": name, "about": about, "installed": _is_installed(module)}
-        for name, (module, about) in sorted(_all_extras().items())
-    ]
+    extras = sorted(_all_extras().items())
     if options.json:
-        say_json(OrjsonRenderer().render({"schemes": found, "extras": extras}))
+        shown = [
+            {"extra": name, "about": about, "installed": _is_installed(module)} for name, (module, about) in extras
+        ]
+        say_json(OrjsonRenderer().render({"schemes": found, "extras": shown}))
         return DONE
     table(
         ("URL", "SINK", "WHAT"),
         [
             (
-                f"{each['url']}",
+                each["url"],
                 " ".join(each["sinks"]),
-                f"{each['about']}" if each["installed"] else f"{each['about']} (needs the extra {each['extra']})",
+                each["about"] + ("" if each["installed"] else f" (needs the extra {each['extra']})"),
             )
             for each in found
         ],
@@ -85,12 +85,8 @@ def _sinks(options: argparse.Namespace) -> int:
     table(
         ("EXTRA", "STATE", "WHAT FOR"),
         [
-            (
-                f"{each['extra']}",
-                "installed" if each["installed"] else f"pip install 'outfall[{each['extra']}]'",
-                f"{each['about']}",
-            )
-            for each in extras
+            (name, "installed" if _is_installed(module) else f"pip install 'outfall[{name}]'", about)
+            for name, (module, about) in extras
         ],
     )
     return DONE

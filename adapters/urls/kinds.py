@@ -1,7 +1,7 @@
 """The kinds of sinks that a URL can name: one table, an entry for each scheme.
 
 To add a scheme, add an entry to `SCHEMES`. It needs an example, a description, a function that makes the sink (in most
-cases from `at_host`, `at_path`, `without_place` or `by_url`), the names in `outfall` of the sinks that this makes, and
+cases from `at_host`, `at_path` or `without_place`), the names in `outfall` of the sinks that this makes, and
 the parameters that come from the URL itself, not from its query.
 """
 
@@ -58,12 +58,17 @@ class Kind:
 # -- functions that make sinks
 
 
-def without_place(name: str) -> Maker:
-    """Return a function that makes the sink *name* from a URL without host and path."""
+def without_place(name: str, stream: str | None = None) -> Maker:
+    """Return a function that makes the sink *name* from a URL without host and path.
+
+    Args:
+        name: The name of the class in `outfall`.
+        stream: The name in `sys` of its first argument. Default None: it has none.
+    """
 
     def make(request: Request) -> Sink:
         request.refuse_place()
-        return finished(request, _class(name))
+        return finished(request, _class(name), *(() if stream is None else (getattr(sys, stream),)))
 
     return make
 
@@ -91,16 +96,6 @@ def at_host(name: str, *, port: int | None = None, **defaults: Any) -> Maker:
 def at_path(name: str, *more: Any) -> Maker:
     """Return a function that makes the sink *name*, of this machine, with a path and *more* as its first arguments."""
     return lambda request: finished(request, _class(name), request.file_path, *more)
-
-
-def by_url(name: str, *, network: bool = True) -> Maker:
-    """Return a function that makes the sink *name* with the URL, without the query, as its first argument."""
-
-    def make(request: Request) -> Sink:
-        _ = request.login
-        return finished(request, _class(name), f"{request.scheme}:{request.where}", network=network)
-
-    return make
 
 
 def _class(name: str) -> Any:
@@ -182,16 +177,6 @@ def _file(request: Request) -> Sink:
 
 
 _BY_TIME = {"when", "interval", "at_time", "utc", "link"}
-
-
-def _stream(name: str) -> Maker:
-    def make(request: Request) -> Sink:
-        request.refuse_place()
-        # Without a stream a StreamSink follows sys.stderr.
-        given = () if name == "stderr" else (getattr(sys, name),)
-        return finished(request, _class("StreamSink"), *given)
-
-    return make
 
 
 def _syslog(*, stream: bool = False, tls: bool = False) -> Maker:
@@ -303,6 +288,7 @@ _FLUENT: tuple[tuple[str], frozenset[str], dict[str, Any], str, str] = (
 )
 _FRAMING = {"framing": ("codec", {"lines": "JSONLines", "frames": "JSONFrames"})}
 _BODIES = {"ndjson": "NDJSON", "json": "JSONObject", "array": "JSONArray", "form": "FormURLEncoded"}
+_STREAM = (("StreamSink",), frozenset({"stream"}))
 _SYSLOG = (("SysLogSink",), frozenset({"address"}))
 _MAIL = (("SMTPSink",), frozenset({"mailhost", "credentials"}))
 _MAIL_OPTIONS = "?fromaddr=a@example.org&toaddrs=b@example.org&subject=Log"
@@ -337,6 +323,19 @@ def _journald(request: Request) -> Sink:
     return finished(request, _class("JournaldSink"), *places)
 
 
+def _at_broker(extra: str, name: str, options: str, about: str, client: str) -> dict[str, Kind]:
+    """Return the entries of the sink *name*, which takes the URL without the query: plain, and over TLS."""
+
+    def make(request: Request) -> Sink:
+        _ = request.login
+        return finished(request, _class(name), f"{request.scheme}:{request.where}", network=True)
+
+    return {
+        scheme: Kind(f"{scheme}://host{options}", shown, make, (name,), frozenset({"url"}), {}, extra, client)
+        for scheme, shown in ((extra, about), (f"{extra}s", "the same over TLS"))
+    }
+
+
 def _over_http(name: str, about: str, token: str | None, options: str = "") -> dict[str, Kind]:
     """Return the entries of a collector, whose factory is *name*_sink, one for each transport."""
     factory, fixed = f"{name}_sink", frozenset({"url", "endpoint", "spool"})
@@ -365,8 +364,8 @@ SCHEMES: dict[str, Kind] = {
         ("FileSink", "RotatingFileSink", "TimedRotatingFileSink"),
         frozenset({"filename"}),
     ),
-    "stderr": Kind("stderr:", "the process's stderr", _stream("stderr"), ("StreamSink",), frozenset({"stream"})),
-    "stdout": Kind("stdout:", "the process's stdout", _stream("stdout"), ("StreamSink",), frozenset({"stream"})),
+    "stderr": Kind("stderr:", "the process's stderr", without_place("StreamSink"), *_STREAM),
+    "stdout": Kind("stdout:", "the process's stdout", without_place("StreamSink", "stdout"), *_STREAM),
     "null": Kind("null:", "nowhere", without_place("NullSink"), ("NullSink",)),
     "tcp": Kind("tcp://host:port", "lines of JSON over TCP", at_host("SocketSink"), ("SocketSink",), _HOST, _FRAMING),
     "tls": Kind(
@@ -393,30 +392,8 @@ SCHEMES: dict[str, Kind] = {
     },
     "smtp": Kind(f"smtp://host{_MAIL_OPTIONS}", "mails", _mail(implicit_tls=False), *_MAIL),
     "smtps": Kind(f"smtps://host{_MAIL_OPTIONS}", "mails, over TLS", _mail(implicit_tls=True), *_MAIL),
-    **{
-        scheme: Kind(
-            f"{scheme}://host?key=logs",
-            about,
-            by_url("RedisSink"),
-            ("RedisSink",),
-            frozenset({"url"}),
-            extra="redis",
-            client="redis",
-        )
-        for scheme, about in (("redis", "a stream of Redis, or a list"), ("rediss", "the same over TLS"))
-    },
-    **{
-        scheme: Kind(
-            f"{scheme}://host?routing_key=logs",
-            about,
-            by_url("AMQPSink"),
-            ("AMQPSink",),
-            frozenset({"url"}),
-            extra="amqp",
-            client="pika",
-        )
-        for scheme, about in (("amqp", "an exchange or a queue of RabbitMQ"), ("amqps", "the same over TLS"))
-    },
+    **_at_broker("redis", "RedisSink", "?key=logs", "a stream of Redis, or a list", "redis"),
+    **_at_broker("amqp", "AMQPSink", "?routing_key=logs", "an exchange or a queue of RabbitMQ", "pika"),
     "kafka": Kind(
         "kafka://host:9092/topic",
         "a topic of Kafka; config.NAME= is librdkafka's configuration",
