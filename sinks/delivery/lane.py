@@ -146,18 +146,8 @@ class Lane(Worker):
         """Deliver one batch in the calling thread, without retries. An interrupt passes through."""
         with self.lock:
             self.stopping = True
-            taken, token = self.take()
-        try:
-            with delivering():
-                left = self.delivery.deliver(self.prepared(taken))
-        except Exception as error:
-            left = []
-            self._lose(taken, error)
-        except BaseException:
-            self.settle(Outcome(dropped={"interrupted": self.put - self.settled}))
-            raise
-        if not left:
-            self._finish(taken, token)
+            found = self.take()
+        self._deliver(*found)
 
     def end(self) -> Outcome:
         """End at once and return the numbers of `Worker.end`."""

@@ -52,14 +52,6 @@ class _Buffer(deque[dict[str, Any]]):
         return list(self)[index] if isinstance(index, slice) else super().__getitem__(index)
 
 
-class _SettledError(Exception):
-    """Wraps the error of a flush: the event that triggered the flush is in the buffer, and not lost."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 class BufferingSink(Sink):
     """Buffer events in memory, and flush the buffer when it holds *capacity* of them: a base class.
 
@@ -150,23 +142,18 @@ class BufferingSink(Sink):
             finally:
                 self._trim()
         except Exception as error:
-            failure = error
-        else:
-            return
-        raise _SettledError(failure)
+            thread.settled = error  # the event itself is in the buffer
+            raise
 
     def emit_batch(self, batch: Sequence[Encoded]) -> BatchResult | None:
         """Append each item's event."""
         return self._emit_each(batch, self._emit_item)
 
     def _emit_item(self, item: Encoded) -> None:
-        try:
-            self.emit(item.event)
-        except _SettledError as carried:
-            failure = carried.error
-        else:
-            return
-        self._fail_unraised(failure, item.event)  # the event itself is taken
+        failure = BufferingSink._put(self, item.event)
+        if failure is not None:
+            thread.settled = None
+            self._fail_unraised(failure, item.event)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Empty the buffer; its events are counted as ``dropped["discarded"]``. Return True.
@@ -242,8 +229,10 @@ class BufferingSink(Sink):
     def _put(self, event: dict[str, Any]) -> Exception | None:
         try:
             self.emit(event)
-        except _SettledError as carried:
-            return carried.error
+        except Exception as error:
+            if error is not thread.settled:
+                raise
+            return error
         return None
 
     def _stats(self) -> SinkStats:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueListener", "QueueSink"]
 
+#: A subclass that overrides one of these does not take the shortcut in `handle`.
+_HOOKS = ("deliver", "emit", "prepare", "enqueue", "_put", "_put_now")
+
 _REFUSED: tuple[type[Exception], ...] = (Full, *SHUT_DOWN)
 
 
@@ -280,16 +283,9 @@ class QueueSink(Sink):
         return self._close_result
 
     def _refresh(self) -> None:
-        own = type(self)
-        usual = (
-            type(self._queue) is SimpleQueue
-            and all(
-                getattr(own, hook) is getattr(QueueSink, hook)
-                for hook in ("deliver", "emit", "prepare", "enqueue", "_put", "_put_now")
-            )
-            and not (self._processors or self._closed or self._reporting or lifecycle.exiting())
-        )
-        self._put_item = self._queue.put if usual else None
+        busy = self._processors or self._closed or self._reporting or lifecycle.exiting()
+        own = [hook for hook in _HOOKS if getattr(type(self), hook) is not getattr(QueueSink, hook)]
+        self._put_item = None if busy or own or type(self._queue) is not SimpleQueue else self._queue.put
 
     def _reads_metadata(self) -> bool:
         return bool(self._processors) or type(self).prepare is not QueueSink.prepare

@@ -378,10 +378,17 @@ class Worker:
                     self._on_error(SinkFailure(self.name, cleaned(error, None), events, time()))
 
     def _lose(self, taken: Any, error: BaseException) -> None:
-        """Settle the rest of *taken* as lost, after an unexpected error in its delivery."""
+        """Settle the rest of *taken* as lost, after an unexpected error in its delivery.
+
+        Raises:
+            BaseException: If it is an interrupt of a caller's own thread.
+        """
+        interrupted = self.thread is None and not isinstance(error, Exception)
         with self.lock:
             lost = self.done + len(taken) - self.settled
-        self.settle(Outcome(dropped={"error": lost}))
+        self.settle(Outcome(dropped={"interrupted" if interrupted else "error": lost}))
+        if interrupted:
+            raise error
         self.tell(DeliveryError(describe(cleaned(error, None))), lost)
 
     # -- closing

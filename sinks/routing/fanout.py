@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+#: A subclass that overrides one of these does not take the shortcut in `handle`.
+_HOOKS = ("deliver", "emit", "_put", "_hand")
+
+
 class FanoutSink(Router):
     """Pass each event to several sinks; all are tried, even if one fails.
 
@@ -109,14 +113,11 @@ class FanoutSink(Router):
 
     def _refresh(self) -> None:
         self._turn = self._lock.turn
-        own = type(self)
-        hooks = ("deliver", "emit", "_put", "_hand")
-        usual = all(getattr(own, hook) is getattr(FanoutSink, hook) for hook in hooks)
-        found = [(child, child.line_appender) for child in self.sinks]
-        appenders = [(child, append) for child, append in found if append is not None]
         busy = self._processors or self._closed or self._reporting
+        own = [hook for hook in _HOOKS if getattr(type(self), hook) is not getattr(FanoutSink, hook)]
+        found = [(child, append) for child in self.sinks if (append := child.line_appender) is not None]
         #: The children and the functions that append a line to them; None if a child has no such function.
-        self._appenders = tuple(appenders) if usual and not busy and len(appenders) == len(found) else None
+        self._appenders = None if busy or own or len(found) < len(self.sinks) else tuple(found)
 
     def emit(self, event: dict[str, Any]) -> None:
         """Pass *event* to every child; raise the failures after all have been tried."""
