@@ -9,12 +9,12 @@ import time
 import weakref
 from _thread import get_ident
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from outfall.sinks.core import lifecycle
 from outfall.sinks.core.chain import WITHOUT_FORMATTER
 from outfall.sinks.core.clock import now
+from outfall.sinks.core.lock import WriteLock
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.sink import Sink, checked_sink
 from outfall.sinks.core.threads import start
@@ -87,8 +87,10 @@ class SinkHandler(logging.Handler):
         self._description = None if isinstance(sink, Sink) else sink
         #: The thread of each record that is on its way to the owned sink.
         self._in_flight: list[int] = []
-        #: The sinks that threads have made since `close`; the first is used.
-        self._made_again: list[Sink] = []
+        #: Whether the owned sink is closed. It changes together with `sink`, under the lock.
+        self._ended = False
+        #: A child may be forked while another thread holds it; this kind of lock notices.
+        self._exchange = WriteLock()
         self.sink: Sink = _sink_of(sink)
         #: Whether a subclass overrides `filter`.
         self._filters = type(self).filter is not logging.Filterer.filter
@@ -128,7 +130,7 @@ class SinkHandler(logging.Handler):
         me, in_flight = get_ident(), self._in_flight
         try:
             in_flight.append(me)
-            if self._closed:
+            if self._ended:
                 self._open_again()
             self.emit(record)
         finally:
@@ -186,14 +188,15 @@ class SinkHandler(logging.Handler):
 
     def close(self) -> None:
         """Flush the sink, and close it if it was made from a description or a URL; a later record opens it again."""
-        sink, self._made_again = self.sink, []
         super().close()
         if self._description is None:
             if self.flushOnClose:
-                sink.flush()
+                self.sink.flush()
             return
+        with self._exchange:
+            sink, self._ended = self.sink, True
+            in_flight, self._in_flight = self._in_flight, []
         # From here on records open another sink: wait for those that use this one.
-        in_flight, self._in_flight = self._in_flight, []
         deadline = now() + sink.drain_timeout
         while in_flight and now() < deadline:
             # In a forked child there are threads of the parent, and in a signal handler there is this one.
@@ -208,17 +211,21 @@ class SinkHandler(logging.Handler):
         `logging.config` closes all handlers before it removes them from their loggers, and exit hooks log after
         `logging.shutdown`.
         """
-        with suppress(Exception), appending():  # else the closed sink counts and reports the record
-            made = _sink_of(self._description)
-            self._made_again.append(made)
-            self.sink = self._made_again[0]
-            self._closed = False
-            if made is not self.sink:  # another thread was faster
-                made.close()
-                return
+        try:
+            with appending():
+                made = _sink_of(self._description)
+        except Exception:
+            return  # the closed sink counts and reports the record
+        with self._exchange:
+            is_first = self._ended
+            if is_first:
+                self.sink, self._ended = made, False
+        if is_first:
             # Nobody closes this handler again, unless `close` is called by hand.
             ending = threading.Thread(target=made.close, name=f"outfall closes {made.name}", daemon=True)
             weakref.finalize(self, start, ending).atexit = False
+        else:
+            made.close()
 
     def __repr__(self) -> str:
         return f"<SinkHandler ({logging.getLevelName(self.level)}) to {self.sink!r}>"

@@ -818,7 +818,7 @@ def test_a_sink_that_was_opened_again_is_closed_when_its_handler_is_gone(tmp_pat
     sink = handler.sink
     del handler
     gc.collect()
-    until(lambda: sink.closed)
+    until(lambda: sink.closed and sink.stats().delivered)
     assert json.loads((tmp_path / "app.jsonl").read_bytes())["event"] == "late"
 
 
