@@ -24,7 +24,7 @@ from outfall.sinks.errors import SinkError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Collection, Generator
+    from collections.abc import Callable, Collection, Generator, Sequence
 
     from outfall.adapters.brokers.listener import BrokerListener
     from outfall.adapters.commandline.arguments import Commands
@@ -106,7 +106,7 @@ class _Plan:
     """
 
     sources: list[str] = field(repr=False)
-    targets: list[Callable[[], Sink]]
+    targets: Sequence[Callable[[], Sink]]
     timeout: float
 
 
