@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: If more single events than this are refused in a row and none is taken, the events are not the cause.
 _MOST_IN_A_ROW = 2
 
+#: By how much that number grows once the server has taken an event again.
+_GROWTH = 4
+
 #: The distance between the probe events of one round and of the next.
 _STRIDE = 7919
 
@@ -37,7 +40,7 @@ class History:
         room_bytes: The largest size of a body with several events.
     """
 
-    __slots__ = ("refused_in_a_row", "room_bytes", "rounds")
+    __slots__ = ("refused_in_a_row", "room_bytes", "rounds", "witness")
 
     def __init__(self, room_bytes: int) -> None:
         #: As above; a server may have asked for less.
@@ -46,6 +49,8 @@ class History:
         self.refused_in_a_row: int = 0
         #: The number of batches in a row that were refused whatever the event.
         self.rounds: int = 0
+        #: An event that the server has taken, by itself.
+        self.witness: Batch | None = None
 
 
 class Parts:
@@ -53,7 +58,8 @@ class Parts:
 
     A refusal without a certain cause (`RefusedDeliveryError`) counts against an event only after the server has taken
     another event: the batch is divided until the event at fault is alone. If events are refused one by one and none is
-    taken, they are not the cause: then all are kept, and a `PausedDeliveryError` is raised. A batch of one event is
+    taken, the server is sent an event again that it took before. If it does not take that either, or never took any,
+    the events are not the cause: then all are kept, and a `PausedDeliveryError` is raised. A batch of one event is
     refused, unless the response is a page of HTML, or two events before it were refused too.
 
     Args:
@@ -90,6 +96,8 @@ class Parts:
         #: The number of uncertain refusals in a row, and the single events that got one.
         self._doubts = 0
         self._suspects: dict[int, RefusedDeliveryError] = {}
+        #: The number of single events that may be refused in a row before the server has to take another one.
+        self._most = _MOST_IN_A_ROW
 
     def send(self) -> BatchResult | None:
         """Send everything; return None if all events were taken, else the result.
@@ -97,7 +105,11 @@ class Parts:
         Raises:
             Exception: The error of the first request, if no event had an outcome before it.
         """
-        while self._parts:
+        doubt: DeliveryError | None = None
+        while self._parts or (self._suspects and doubt is None):
+            if not self._parts:
+                doubt = self._judge()
+                continue
             part = self._parts.popleft()
             if self._single and self._retry:
                 return self._leave(part, None)
@@ -117,7 +129,6 @@ class Parts:
                 if not self._single:
                     return self._leave(part, error)
                 self._refuse(part, describe(cleaned(error, self._batch[part[0]].event)))
-        doubt = self._judge() if self._suspects else None
         if doubt is None:
             return self._result() if self._retry or self._rejected or self._unknown else None
         if not self._settled:
@@ -160,15 +171,9 @@ class Parts:
             if result.retry_after is not None:
                 self._wait = max(self._wait or 0.0, result.retry_after)
         if delivered > 0:
-            # The server takes events, so those refused before are the cause of their refusals. Those refused before the
-            # first one was taken are sent once more: a gateway may have refused them.
-            if self._taken:
-                self._rejected.update((index, error.reason) for index, error in self._suspects.items())
-            elif self._suspects:
-                self._parts.extendleft([index] for index in reversed(self._suspects))
-            self._suspects.clear()
-            self._taken = True
-            self._doubts = self._history.refused_in_a_row = self._history.rounds = 0
+            if delivered == len(part):
+                self._history.witness = batch if delivered == 1 else batch.part((delivered - 1,))
+            self._confirm_refusals()
 
     def _divided(self, part: Sequence[int], batch: Batch, size: int) -> list[Sequence[int]]:
         """Divide *part* into pieces that fit, assuming that each event adds to the body in proportion to its data."""
@@ -201,11 +206,13 @@ class Parts:
             self._parts.extendleft((part[middle:], part[:middle]))
             return
         self._suspects[part[0]] = error
-        if self._taken and len(self._suspects) > _MOST_IN_A_ROW:
-            raise TemporaryDeliveryError(error.reason)
-        if not self._taken and self._doubts > _MOST_IN_A_ROW:
-            raise self._of_all(error)
-        if not self._taken and self._doubts == _MOST_IN_A_ROW and self._parts:
+        if self._taken and len(self._suspects) > self._most:
+            if not self._takes_another():
+                raise TemporaryDeliveryError(error.reason)
+        elif not self._taken and self._doubts > _MOST_IN_A_ROW:
+            if not self._takes_another():
+                raise self._of_all(error)
+        elif not self._taken and self._doubts == _MOST_IN_A_ROW and self._parts:
             self._send_probe_next()
 
     def _send_probe_next(self) -> None:
@@ -215,22 +222,54 @@ class Parts:
         parts = [[index] for index in left] if self._single else [left]
         self._parts = deque([[probe], *parts] if left else [[probe]])
 
+    def _takes_another(self) -> bool:
+        """Send an event again that the server took before; if it takes it, the suspects are to blame.
+
+        Such an event comes twice. So it is asked for ever more rarely.
+        """
+        witness = self._history.witness
+        if witness is None or any(error.is_page for error in self._suspects.values()):
+            return False
+        try:
+            result = self._send(witness, self._encode(witness), witness.key)
+        except DeliveryError:
+            return False
+        if result is not None:
+            return False
+        self._most *= _GROWTH
+        self._confirm_refusals()
+        return True
+
     def _of_all(self, error: RefusedDeliveryError) -> PausedDeliveryError:
         self._history.rounds += 1
         return PausedDeliveryError(f"{error.reason}; {_NOT_AN_EVENT}")
+
+    def _confirm_refusals(self) -> None:
+        """Record that the server takes events, so that those refused before are the cause of their refusals.
+
+        Those refused before the first one was taken are sent once more: a gateway may have refused them.
+        """
+        if self._taken:
+            self._rejected.update((index, error.reason) for index, error in self._suspects.items())
+        elif self._suspects:
+            self._parts.extendleft([index] for index in reversed(self._suspects))
+        self._suspects.clear()
+        self._taken = True
+        self._doubts = self._history.refused_in_a_row = self._history.rounds = 0
 
     def _judge(self) -> DeliveryError | None:
         """Decide about single events refused after the last one was taken; return the error if they are kept."""
         *_, error = self._suspects.values()
         row = self._history.refused_in_a_row + len(self._suspects)
         pages = sum(each.is_page for each in self._suspects.values())
-        if row > _MOST_IN_A_ROW or pages > self._taken or not (self._taken or self._size == 1):
-            return self._of_all(error)
+        if row > self._most or pages > self._taken or not (self._taken or self._size == 1):
+            return None if self._takes_another() else self._of_all(error)
         self._history.refused_in_a_row = row
         if self._size == 1:
             return PermanentDeliveryError(error.reason)
         for index, each in self._suspects.items():
             self._rejected[index] = each.reason
+        self._suspects.clear()
         return None
 
     def _refuse(self, part: Sequence[int], reason: str) -> None:

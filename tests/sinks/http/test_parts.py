@@ -100,16 +100,53 @@ def test_what_refuses_everything_keeps_everything(single, events, is_page):
 
 @pytest.mark.parametrize("single", [True, False])
 def test_many_bad_events_in_front_stop_nothing_for_ever(single):
-    """Each round asks another witness, so that the good ones are found; what is left, all refused, is kept."""
+    """Each round asks another witness, so that the good ones are found; then these are witnesses, a few times each."""
     peer = Peer(*range(30), *range(34, 58))
-    refused, left = peer.emit_again(60, single=single)
-    assert sorted([*refused, *left]) == [*range(30), *range(34, 58)]
-    assert left
-    assert sorted(peer.taken) == [30, 31, 32, 33, 58, 59]
+    assert peer.emit_again(60, single=single) == ({*range(30), *range(34, 58)}, [])
+    assert {*peer.taken} == {30, 31, 32, 33, 58, 59}
+    assert len(peer.taken) < 10
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_bad_events_alone_stop_nothing_once_the_server_has_taken_one(single):
+    """It is sent that one again, and it alone; where it does not take that either, everything is kept."""
+    peer = Peer(*range(1, 60))
+    assert peer.emit([0], single=single) is None
+    result = peer.emit(range(1, 60), single=single)
+    assert (set(result.rejected), result.retry) == (set(range(59)), [])
+    assert peer.taken == [0] * 4
+    peer.bad = None
+    with pytest.raises(PausedDeliveryError, match="not about single events"):
+        peer.emit(range(60, 70), single=single)
+    peer.bad = ()
+    assert peer.emit(range(60, 70), single=single) is None
+
+
+def test_bad_events_that_come_one_by_one_are_refused_while_the_server_takes_others():
+    """The first two at once, those after them once it has taken another one again."""
+    peer = Peer(1)
+    peer.emit([0])
+    for number in range(9):
+        try:
+            reasons = peer.emit([1]).rejected
+        except PermanentDeliveryError as error:
+            reasons = {0: error.reason}
+        assert reasons == {0: "it answered 400"}, number
+    assert len(peer.taken) == 5
+
+
+def test_pages_ask_for_no_event_again():
+    """What stands before the server would be to blame."""
+    peer = Peer(is_page=True)
+    peer.emit([0])
+    peer.bad = None
+    with pytest.raises(PausedDeliveryError):
+        peer.emit(range(1, 9))
+    assert [0] not in peer.requests[1:]
 
 
 def test_a_server_that_begins_to_refuse_everything_costs_nothing():
-    """What was taken stays taken, and of all others none is refused."""
+    """What was taken stays taken, and of all others none is refused; one that was taken is asked for once more."""
     peer = Peer()
 
     def send(batch, body, key):
@@ -120,7 +157,7 @@ def test_a_server_that_begins_to_refuse_everything_costs_nothing():
     peer.send = send
     result = peer.emit(range(50), single=True)
     assert (list(result.retry), result.rejected) == (list(range(20, 50)), {})
-    assert len(peer.requests) == 23
+    assert len(peer.requests) == 24
 
 
 def test_an_event_that_comes_alone():
