@@ -55,10 +55,10 @@ class DatagramSink(SocketSink):
         max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the name is resolved again. No
             error shows that an address has changed. Default None: only after a failed send.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
-        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. It renders
-            an event that has to be shortened again, with plain values.
         encoding: The encoding of text. Default UTF-8.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. It renders
+            an event that has to be shortened again, with plain values.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -97,9 +97,9 @@ class DatagramSink(SocketSink):
         retry_max: Span = 30.0,
         max_connection_age: Span | None = None,
         clock: Callable[[], float] = monotonic,
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
         errors: str | None = None,
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
@@ -116,9 +116,9 @@ class DatagramSink(SocketSink):
             retry_max=retry_max,
             max_connection_age=max_connection_age,
             clock=clock,
-            renderer=renderer,
             encoding=encoding,
             errors=errors,
+            renderer=renderer,
             level=level,
             processors=processors,
             on_error=on_error,

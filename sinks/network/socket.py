@@ -100,10 +100,10 @@ class SocketSink(ConnectedSink):
             old one. It follows a changed address of the name, or a new backend of a balancer. If no new connection can
             be made, the old one stays in use. Default None: a connection lasts as long as it works.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
-        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. A listener
-            with `JSONFrames` takes JSON objects only.
         encoding: The encoding of text. Default UTF-8.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
+        renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. A listener
+            with `JSONFrames` takes JSON objects only.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -164,9 +164,9 @@ class SocketSink(ConnectedSink):
         retry_max: Span = 30.0,
         max_connection_age: Span | None = None,
         clock: Callable[[], float] = monotonic,
-        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         encoding: str | None = None,
         errors: str | None = None,
+        renderer: Callable[[Any, str, Any], str | bytes] | None = None,
         level: Level = NOTSET,
         processors: Iterable[Callable[[Any, str, Any], Any]] = (),
         on_error: OnError = report,
@@ -185,9 +185,9 @@ class SocketSink(ConnectedSink):
             retry_max=retry_max,
             max_connection_age=max_connection_age,
             clock=clock,
-            renderer=renderer,
             encoding=encoding,
             errors=errors,
+            renderer=renderer,
             level=level,
             processors=processors,
             on_error=on_error,

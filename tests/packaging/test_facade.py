@@ -125,7 +125,7 @@ DEFAULTS_THAT_DIFFER = {
 
 
 def _parameters(sink):
-    given = inspect.signature(sink.__init__).parameters.items()
+    given = inspect.signature(sink).parameters.items()
     return {name: each for name, each in given if name != "self" and each.kind is not each.VAR_KEYWORD}
 
 
