@@ -45,7 +45,8 @@ _OTHER_PATHS = tuple(f"/loki/api/v1/{each}" for each in ("query", "query_range",
 _BLOCKED = 260
 
 _BAD_REQUEST = 400
-#: What Loki says of a line that it will never take. A time in the future passes, and labels are of the set-up.
+#: Loki's messages for lines that it never accepts; without those for times in the future, which become valid later, and
+#: for labels, which the set-up chooses.
 _NEVER = re.compile(rb"timestamp too old|too far behind|out of order|max entry size")
 
 
@@ -71,9 +72,9 @@ class LokiStreams(CollectorFormat):
     Values that are not text are sent as JSON. Values of labels are truncated to 2048 bytes. An event without any label
     gets ``service_name="unknown_service"``, since Loki requires one. Times have nanoseconds.
 
-    When Loki refuses some lines of a batch (400), it may have taken the others. All are sent again in smaller batches:
+    If Loki refuses some lines of a batch (400), it may have accepted the others. All are sent again in smaller batches:
     Loki stores lines of a stream with the same time and text once. A line that is too old, too far behind the others of
-    its stream, or too long is refused for good, even if Loki takes no other.
+    its stream, or too long is refused permanently, even if Loki accepts no other.
 
     Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs and
     https://grafana.com/docs/loki/latest/get-started/labels/structured-metadata/
@@ -174,7 +175,7 @@ class LokiStreams(CollectorFormat):
         response_headers: Mapping[str, str],
         response_body: bytes,
     ) -> DeliveryError | None:
-        """Return the error for lines that Loki will never take: too old, or too long; None for anything else."""
+        """Return the error for lines that Loki never accepts: too old, or too long; None for any other response."""
         found = _NEVER.search(response_body) if response_status == _BAD_REQUEST else None
         return None if found is None else PermanentDeliveryError(f"Loki refuses a line: {found[0].decode()}")
 

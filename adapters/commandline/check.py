@@ -159,7 +159,7 @@ def _refuse_unwritable(path: str) -> None:
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
         return
     directory = os.path.dirname(path)
-    os.stat(directory)  # raises an error if there is none
+    os.stat(directory)  # raises an error if it does not exist
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory)
 

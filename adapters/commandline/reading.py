@@ -167,7 +167,7 @@ class Followed:
         self._before = b""
         #: The identity of each file that has been read, or was there at the start.
         self._known: set[tuple[int, int]] = set()
-        #: How each of these files begins, plain: one that is compressed later is another file with the same beginning.
+        #: The first block of each of these files, uncompressed. It identifies a file that is compressed later.
         self._heads: set[bytes] = set()
         for path in self._siblings():
             with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -187,7 +187,7 @@ class Followed:
         self._position, self._before, self._rest = 0, b"", b""
 
     def _learn(self, file: IO[bytes]) -> None:
-        """Remember *file*, which is not written to any more, as one that was read."""
+        """Remember *file*, to which nobody writes any more, as one that was read."""
         self._known.add(_identity(os.fstat(file.fileno())))
         file.seek(0)
         self._heads.add(file.read(_BLOCK))
@@ -258,7 +258,7 @@ class Followed:
         while again:
             again = False
             for path in self._siblings():
-                # A file that is being compressed cannot be read whole yet: the next rollover tries again.
+                # A file that is being compressed cannot be read completely yet: the next call tries again.
                 with contextlib.suppress(Exception):
                     status = os.stat(path)
                     if _identity(status) in self._known:
@@ -267,7 +267,7 @@ class Followed:
                         data = file.read()
                     again = True
                     if _identity(os.stat(path)) != _identity(status):
-                        continue  # meanwhile another file was moved there
+                        continue  # another file has been moved there in the meantime
                     self._known.add(_identity(status))
                     if data and not (path.endswith(ENDINGS) and data[:_BLOCK] in self._heads):
                         self._heads.add(data[:_BLOCK])

@@ -233,7 +233,7 @@ class ByteSink(Sink):
         return None
 
     def _has_taken_part(self) -> bool:
-        """Return True if the write that has just failed has put out a part of the event; then count it as pending."""
+        """Return True if the write that just failed has written a part of the event, which then counts as pending."""
         return False
 
     @property

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1024 * 1024
 
-#: The ending of files that are being written.
+#: The ending of temporary files during compression.
 UNFINISHED = ".outfall-tmp"
 
 _ATTEMPTS = 10

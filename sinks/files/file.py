@@ -466,7 +466,7 @@ class FileSink(Output):
                     if not taken:
                         raise
         finally:
-            # What is raised from a batch would say that none of it was taken.
+            # An exception from here would mean that no event of the batch was written.
             self._tell_notice(raises=False)
         return BatchResult(retry=range(taken, len(batch))) if taken < len(batch) else None
 

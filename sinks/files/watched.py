@@ -208,7 +208,7 @@ class WatchedFileSink(FileSink):
         if not self._attending:
             self._attending = True
             try:
-                self.reopen_if_needed()  # which a subclass may have overridden
+                self.reopen_if_needed()  # a subclass may have overridden it
             finally:
                 self._attending = False
         recent = self._recent
@@ -247,7 +247,7 @@ class WatchedFileSink(FileSink):
             self._await_mover()
         again: list[bytes] = []
         if not old.st_nlink and self._events_astray:
-            # Written to the file after it was deleted, as far as they are kept.
+            # The events written to the file after it was deleted, if they are still kept.
             again = [event for _, event in self._recent.events()][-self._events_astray :]
         try:
             self._exchange()
