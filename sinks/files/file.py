@@ -46,19 +46,15 @@ if TYPE_CHECKING:
 
 
 def append_line(sink: Any, data: bytes) -> None:
-    """Append *data*, a line, to the file of *sink*; wait while another thread holds the lock.
+    """Append *data*, a line, to the file of *sink*.
 
     Raises:
-        Exception: If the pipeline has to write the line.
+        Exception: If the pipeline has to write the line: also while another thread holds the lock.
         BaseException: An interrupt. If it came before the write, the event is counted here.
     """
     # Taking the lock by hand: see WriteLock.
     turn = sink._turn
-    try:
-        del turn[0]
-    except IndexError:
-        sink._append_when_free(data)
-        return
+    del turn[0]
     holding = True
     try:
         write = sink._write_line
@@ -229,15 +225,11 @@ class FileSink(Output):
                         self._ledger.filtered += 1
                         return
                 if data:
-                    turn = self._turn_to_write
-                    if turn is None:
+                    if append is not append_line:
                         append(self, data)
                         return
-                    try:
-                        del turn[0]
-                    except IndexError:
-                        self._append_when_free(data)
-                        return
+                    turn = self._turn
+                    del turn[0]  # IndexError: another thread has it
                     holding = True
                     try:
                         write = self._write_line
@@ -318,9 +310,7 @@ class FileSink(Output):
         self._append: Callable[[Any, bytes], None] | None = None
         #: Renders the line; called with the sink and the event. None: `handle` renders it.
         self._make_line: Callable[[Any, Any], bytes | None] | None = None
-        #: The turn to take if `handle` itself can write the line, by one system call. None: call `_append`.
-        self._turn_to_write: list[None] | None = None
-        #: True if `handle` then also counts the size of the file, up to `max_bytes`.
+        #: True if `handle` counts the size of the file, up to `max_bytes`.
         self._counts_here = self._sealer is None and self._rolls_by_size_alone()
         #: Writes the line if that takes more than one system call; returns False for the pipeline. None: one is enough.
         self._write_line: Callable[[Any, bytes], bool] | None = self._line_writer()
@@ -332,7 +322,6 @@ class FileSink(Output):
                 self._append = append_to_buffer
         elif usual:
             self._append = append_line
-            self._turn_to_write = self._turn
             self._make_line = None if plain else line_by_screen if by_screen else line_by_chain
 
     @property
@@ -347,26 +336,6 @@ class FileSink(Output):
     def _line_writer(self) -> Callable[[Any, bytes], bool] | None:
         """Return the function that writes a line if that takes more than one system call, or None."""
         return None
-
-    def _append_when_free(self, data: bytes) -> None:
-        """Append *data*, a rendered line, once other threads have released the lock."""
-        delivered = False
-        try:
-            with self._lock:
-                self._check_open()
-                write = self._write_line
-                if self._buffer.limit or self._append is None or (write is not None and not write(self, data)):
-                    raise LookupError
-                if write is None:
-                    self.write(data)
-                self._ledger.delivered += 1
-                delivered = True
-        except BaseException as error:
-            if delivered:  # interrupted after the write, and counted as interrupted
-                self._ledger.delivered -= 1
-            if not isinstance(error, Exception):
-                self._count_dropped("interrupted")
-            raise
 
     def _admit(self, event: object) -> Any:
         if event.__class__ is not Begun:

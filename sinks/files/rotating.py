@@ -357,11 +357,9 @@ class BaseRotatingFileSink(SharedFileSink):
         """
         deadline = monotonic() + self._seconds(timeout)
         try:
-            done = super().close(timeout)
+            return super().close(timeout)
         finally:
-            if self._compressor is not None:
-                self._compressor.wait(max(0.0, deadline - monotonic()))
-        return done
+            self._wait_for_compressor(deadline)
 
     def drain(self, timeout: float) -> None:
         """Write the buffer at exit, and wait for compression within *timeout*."""
@@ -369,8 +367,11 @@ class BaseRotatingFileSink(SharedFileSink):
         try:
             super().drain(timeout)
         finally:
-            if self._compressor is not None:
-                self._compressor.wait(max(0.0, deadline - monotonic()))
+            self._wait_for_compressor(deadline)
+
+    def _wait_for_compressor(self, deadline: float) -> None:
+        if self._compressor is not None:
+            self._compressor.wait(max(0.0, deadline - monotonic()))
 
     # -- rolling over
 
