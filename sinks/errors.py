@@ -118,6 +118,9 @@ class PausedDeliveryError(TemporaryDeliveryError):
         retry_after: Seconds to wait before the next attempt, or None when the target did not say.
     """
 
+    #: True if events were refused, and nothing has shown yet whether they are to blame or the configuration.
+    in_doubt: bool = False
+
 
 class PermanentDeliveryError(DeliveryError):
     """The target refused an event or a batch, and would refuse it again.

@@ -242,7 +242,9 @@ class Parts:
 
     def _of_all(self, error: RefusedDeliveryError) -> PausedDeliveryError:
         self._history.rounds += 1
-        return PausedDeliveryError(f"{error.reason}; {_NOT_AN_EVENT}")
+        failure = PausedDeliveryError(f"{error.reason}; {_NOT_AN_EVENT}")
+        failure.in_doubt = True
+        return failure
 
     def _confirm_refusals(self) -> None:
         """Record that the server takes events, so that those refused before are the cause of their refusals.

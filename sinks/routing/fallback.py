@@ -8,6 +8,7 @@ from structlog import DropEvent
 
 from outfall.sinks.core.reporting import cleaned, describe, report
 from outfall.sinks.errors import (
+    PausedDeliveryError,
     ReentrantEventError,
     TemporaryDeliveryError,
     reason_of,
@@ -115,14 +116,21 @@ class FallbackSink(Router):
         left: Sequence[int] = range(len(items))
         again: set[int] = set()
         reasons: dict[int, list[str]] = {}
+        refused: set[int] = set()
         seen = Answers()
         for place, sink in enumerate(self.sinks):
             failed = {index: items[index].refused[place] for index in left if place in items[index].refused}
             wanted = [index for index in left if index not in failed and items[index].parts[place] is not None]
             for _ in range(len(left) - len(failed) - len(wanted)):
                 sink._ledger.filter()
-            answer = seen.add(offer(sink, share(batch, wanted, place)))
-            self._account(sink, len(wanted), answer)
+            answer = offer(sink, share(batch, wanted, place))
+            if isinstance(answer.error, PausedDeliveryError) and answer.error.in_doubt:
+                # A sink that gets nothing but what others refuse never takes an event that would settle the doubt.
+                settled = [at for at in answer.waiting if wanted[at] in refused]
+                answer.refused.update(dict.fromkeys(settled, str(answer.error)))
+                answer.waiting = [at for at in answer.waiting if wanted[at] not in refused]
+            refused.update(wanted[at] for at in answer.refused)
+            self._account(sink, len(wanted), seen.add(answer))
             again.update(wanted[at] for at in answer.waiting)
             failed.update((wanted[at], reason) for at, reason in answer.refused.items())
             for index, reason in failed.items():

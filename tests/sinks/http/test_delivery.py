@@ -14,6 +14,7 @@ from outfall import (
     BatchResult,
     BodyFormat,
     CaptureSink,
+    FallbackSink,
     HTTPSink,
     JSONArray,
     JSONObject,
@@ -311,6 +312,26 @@ def test_one_bad_event_in_ten_thousand(judging, told, status):
     [failure] = [failure for failure in told if "answered" in str(failure.error)]
     assert failure.events == 0
     assert "poison" not in repr(failure)
+
+
+def test_a_second_collector_that_gets_only_bad_events_holds_up_nothing():
+    """It never takes an event that would show that the events are to blame; the primary has shown it."""
+
+    def answer(request):
+        return 400 if b"bad" in request.body else 200
+
+    dead = CaptureSink()
+    with Server(answer) as first, Server(answer) as second:
+        fallback = FallbackSink(
+            *(HTTPSink(server.url, body=NDJSON(), on_error=lambda _: None) for server in (first, second)),
+            on_error=lambda _: None,
+        )
+        with BackgroundSink(fallback, retry=QUICK, dead_letter=dead, on_error=lambda _: None) as sink:
+            for event in ("good", *["bad"] * 5, "good"):
+                sink.handle({"event": event})
+                assert sink.flush(PATIENCE_SECONDS)
+            assert sink.stats().delivered == 2
+    assert len(dead.events) == 5
 
 
 def test_one_bad_event_among_single_requests(server, told):

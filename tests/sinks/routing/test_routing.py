@@ -633,6 +633,22 @@ def test_if_one_of_them_may_take_it_later_so_may_the_fallback() -> None:
     assert caught.value.retry_after == 5
 
 
+@pytest.mark.parametrize("in_doubt", [True, False])
+def test_what_the_primary_refuses_for_good_does_not_wait_for_a_sink_in_doubt(in_doubt: bool) -> None:
+    """Where it is open whether events or set-up are to blame, the primary has shown it; another pause is waited for."""
+    doubt = PausedDeliveryError("400")
+    doubt.in_doubt = in_doubt
+    primary, other = _Scripted(BatchResult(rejected={0: "bad", 2: "bad"}), name="a"), _Scripted(doubt, name="b")
+    sink = FallbackSink(primary, other, on_error=lambda _: None)
+    result = sink.emit_batch(Batch(_items(sink, 1, 2, 3)))
+    assert result is not None
+    if in_doubt:
+        assert (list(result.retry), result.rejected) == ([], dict.fromkeys((0, 2), "a: bad; b: 400"))
+    else:
+        assert (list(result.retry), result.rejected) == ([0, 2], {})
+    assert other.batches == [[1, 3]]
+
+
 def test_a_sink_that_filters_an_event_has_taken_it() -> None:
     """Filters say what belongs where: the next sink is not for what the primary does not want."""
     primary, other = CaptureSink(level="error"), CaptureSink()
