@@ -79,14 +79,25 @@ def _has_ended(sock: Any) -> bool:
         return True
 
 
-def end_connection(sock: Any) -> None:
-    """Close *sock*, after a TLS shutdown if it is encrypted: without it the peer may lose the last data."""
-    with contextlib.suppress(OSError, ValueError):
-        unwrap = getattr(sock, "unwrap", None)
-        if unwrap is not None and isinstance(sock, socket.socket):
-            sock.settimeout(SECONDS)
-            unwrap()
-    sock.close()
+def close(handler: Any, name: str) -> None:
+    """Close *handler* and the connection in its attribute *name*.
+
+    An encrypted connection is shut down first: otherwise the peer may lose the last data.
+    """
+    handler.acquire()
+    try:
+        sock = getattr(handler, name)
+        if sock:
+            setattr(handler, name, None)
+            with contextlib.suppress(OSError, ValueError):
+                unwrap = getattr(sock, "unwrap", None)
+                if unwrap is not None and isinstance(sock, socket.socket):
+                    sock.settimeout(SECONDS)
+                    unwrap()
+            sock.close()
+        logging.Handler.close(handler)
+    finally:
+        handler.release()
 
 
 def limit_sending(sock: socket.socket) -> None:
@@ -164,15 +175,7 @@ class SocketHandler(Twin, _SocketHandler):
 
     def close(self) -> None:
         """Close the connection."""
-        self.acquire()
-        try:
-            sock = self.sock
-            if sock:
-                self.sock = None
-                end_connection(sock)
-            logging.Handler.close(self)
-        finally:
-            self.release()
+        close(self, "sock")
 
 
 class DatagramHandler(SocketHandler, _DatagramHandler):

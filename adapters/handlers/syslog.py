@@ -10,7 +10,7 @@ import socket
 from typing import Any
 
 from outfall.adapters.handlers.base import Twin, account_of, count_failure
-from outfall.adapters.handlers.socket import end_connection, is_usable, limit_sending, remember_process, resolved
+from outfall.adapters.handlers.socket import close, is_usable, limit_sending, remember_process, resolved
 from outfall.sinks.core.clock import now as monotonic
 from outfall.sinks.system.rfc5424 import without_controls
 
@@ -125,15 +125,7 @@ class SysLogHandler(Twin, _SysLogHandler):
 
     def close(self) -> None:
         """Close the socket."""
-        self.acquire()
-        try:
-            sock = self.socket
-            if sock:
-                self.socket = None
-                end_connection(sock)
-            logging.Handler.close(self)
-        finally:
-            self.release()
+        close(self, "socket")
 
 
 def _connected(handler: Any, host: str, port: int, kind: socket.SocketKind) -> socket.socket:
