@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import stat
@@ -119,6 +120,9 @@ class Compressor:
 
     def __init__(self, method: Any, owner: Owner, *, guarded: bool) -> None:
         if method == "gzip":
+            # Now: a process may change its root or its user before the first rollover, and could not import any more.
+            for name in ("gzip", "shutil"):
+                importlib.import_module(name)
             self._method: Callable[[Any, str], object] = _gzip
             self.ending: str = ".gz"
         elif method == "zstd":

@@ -193,7 +193,16 @@ class CursorFile:
         """Close the file; the next `write` opens it again by its path."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor != -1:
-            os.close(descriptor)
+            close_if_open(descriptor)
+
+
+def close_if_open(descriptor: int) -> None:
+    """Close *descriptor*; other code may have closed it, as a process that becomes a daemon closes all it has."""
+    try:
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
 
 
 def sync_path(path: str) -> None:

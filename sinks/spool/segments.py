@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 
-from outfall.sinks.spool.cursor import FORMAT, NewerFormatError
+from outfall.sinks.spool.cursor import FORMAT, NewerFormatError, close_if_open
 
 _NAME = re.compile(r"(\d{8,18})\.v(\d{1,9})\.ndjson")
 
@@ -82,7 +82,7 @@ class Appender:
         # Clear the attribute first: a child forked in between must not close another file with the same number.
         descriptor, self.descriptor = self.descriptor, _NOT_OPEN
         if descriptor != _NOT_OPEN:
-            os.close(descriptor)
+            close_if_open(descriptor)
 
     def append(self, line: bytes) -> None:
         """Append *line*, whole or not at all.
@@ -220,7 +220,7 @@ class Reader:
         self._ready, self._ready_at, self._half, self._read_to = [], 0, b"", 0
         descriptor, self.descriptor = self.descriptor, _NOT_OPEN
         if descriptor != _NOT_OPEN:
-            os.close(descriptor)
+            close_if_open(descriptor)
 
 
 def name_of(number: int) -> str:

@@ -456,7 +456,8 @@ class Store:
         """Unlock the store and leave its files: the next process adopts it."""
         if self._lock_descriptor != _NOT_OPEN:
             # Closing the descriptor is not enough: a forked child may hold a copy of it, and with it the lock.
-            unlock(self._lock_descriptor)
+            with contextlib.suppress(OSError):  # see close_if_open
+                unlock(self._lock_descriptor)
         self.forget()
 
     def forget(self) -> None:
@@ -465,7 +466,7 @@ class Store:
         self._cursor.close()
         descriptor, self._lock_descriptor = self._lock_descriptor, _NOT_OPEN
         if descriptor != _NOT_OPEN:
-            os.close(descriptor)
+            cursors.close_if_open(descriptor)
 
     def remove(self) -> None:
         """Delete the store, whose events are all settled, and unlock it."""

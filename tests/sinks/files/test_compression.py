@@ -398,6 +398,23 @@ def test_where_no_thread_can_be_started_the_next_start_finishes(path, failures, 
     assert failures == []
 
 
+def test_a_process_that_can_import_nothing_any_more_compresses(tmp_path):
+    """It has changed its root directory or given up its rights after the sink was made."""
+    check(
+        """
+        import sys
+        from outfall import RotatingFileSink
+        sink = RotatingFileSink(sys.argv[1], max_bytes=20, backup_count=9, compression="gzip", on_error="raise")
+        sys.path[:] = []
+        sink.handle({"event": "1", "level": "info"})
+        sink.handle({"event": "2", "level": "info"})
+        assert sink.close()
+        """,
+        tmp_path / "app.log",
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app.log", "app.log.1.gz"]
+
+
 # -- starting again
 
 

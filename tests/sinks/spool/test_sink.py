@@ -1109,6 +1109,27 @@ def test_files_that_a_slow_disk_kept_open_are_closed_later(spool, monkeypatch):
     until(lambda: second.target.numbers == [1])
 
 
+def test_close_raises_nothing_after_other_code_has_closed_the_descriptors(tmp_path):
+    """A process that becomes a daemon closes all it has; what is on disk stays there for the next sink."""
+    script = """
+        import os, sys
+        from outfall import FileSink, HTTPSink, SpoolSink
+        failures = []
+        sink = SpoolSink(HTTPSink("http://127.0.0.1:1/"), sys.argv[1] + "/spool", on_error=failures.append)
+        sink.handle({"event": "1", "level": "info"})
+        os.closerange(3, 100)
+        sink.handle({"event": "2", "level": "info"})
+        assert sink.close(0.1)
+        stats = sink.stats()
+        assert (stats.spooled, stats.dropped, stats.pending) == (1, {"error": 1}, 0), stats
+        with SpoolSink(FileSink(sys.argv[1] + "/app"), sys.argv[1] + "/spool") as second:
+            assert second.flush(60)
+        assert failures
+        """
+    check(script, tmp_path)
+    assert [json.loads(line)["event"] for line in (tmp_path / "app").read_bytes().splitlines()] == ["1"]
+
+
 def test_close_delivers_what_it_can(spool, tmp_path):
     """And then nothing is left on disk."""
     sink = spool(linger=60)
