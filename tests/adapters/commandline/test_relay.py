@@ -53,7 +53,7 @@ def relay():
 
 
 def _fill(server, key, number, start=0):
-    with BackgroundSink(RedisSink(server.url, key)) as sink:
+    with BackgroundSink(RedisSink(server.url, key), block_timeout=PATIENCE_SECONDS) as sink:
         for n in range(start, start + number):
             sink.handle({"event": "a", "level": "error" if n % 2 else "info", "n": n})
 
