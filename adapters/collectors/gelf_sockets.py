@@ -5,25 +5,24 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from outfall.adapters.collectors.gelf import GELFMessage
 from outfall.sinks.core.arguments import checked_choice, checked_count
 from outfall.sinks.core.item import Encoded
-from outfall.sinks.core.reporting import report
 from outfall.sinks.event.event import METADATA, timestamp_of
 from outfall.sinks.event.json import line_to_send, loads
-from outfall.sinks.event.levels import NOTSET, level_of
+from outfall.sinks.event.levels import level_of
 from outfall.sinks.network.datagram import DatagramSink
 from outfall.sinks.network.frames import FrameError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from outfall.sinks.core.sink import OnError
-    from outfall.sinks.event.levels import Level
+    from typing_extensions import Unpack
+
     from outfall.sinks.event.units import Size, Span
+    from outfall.sinks.network.socket import RetryOptions
 
 #: The size of a chunk's header: two magic bytes, an id of eight bytes, the chunk's number, the number of chunks.
 _HEAD_BYTES = 12
@@ -109,13 +108,13 @@ class GELFDatagramSink(DatagramSink):
             networks do not fragment; at most 8 192, for networks with larger packets.
         timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for room in the system's buffers. Default 1.0.
         compression: ``"zlib"`` (default), ``"gzip"`` or None.
+        max_connection_age: The time after which the name is resolved again, so that a changed address is found, in
+            seconds, as a timedelta or as text such as ``"10m"``. Default 60.0. None: only after a failed send. At other
+            times no message waits for the resolution of the name.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the name could not be resolved.
             Default 1.0.
         retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
         retry_max: The longest wait in seconds. Default 30.0.
-        max_connection_age: The time after which the name is resolved again, so that a changed address is found, in
-            seconds, as a timedelta or as text such as ``"10m"``. Default 60.0. None: only after a failed send. At other
-            times no message waits for the resolution of the name.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
@@ -148,15 +147,8 @@ class GELFDatagramSink(DatagramSink):
         chunk_bytes: Size = 1420,
         timeout: Span = 1.0,
         compression: Literal["zlib", "gzip"] | None = "zlib",
-        retry_start: Span = 1.0,
-        retry_factor: float = 2.0,
-        retry_max: Span = 30.0,
         max_connection_age: Span | None = 60.0,
-        clock: Callable[[], float] = monotonic,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RetryOptions],
     ) -> None:
         self.chunk_bytes: int = checked_count(chunk_bytes, "chunk_bytes", "bytes")
         if not _LEAST_CHUNK_BYTES <= self.chunk_bytes <= _LARGEST_CHUNK_BYTES:
@@ -171,15 +163,8 @@ class GELFDatagramSink(DatagramSink):
             port,
             codec=GELFFrames(sender),
             timeout=timeout,
-            retry_start=retry_start,
-            retry_factor=retry_factor,
-            retry_max=retry_max,
             max_connection_age=max_connection_age,
-            clock=clock,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
 
     def _frame(self, payload: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -55,15 +56,20 @@ class Guarded:
     def parameters(cls) -> Mapping[str, inspect.Parameter]:
         """Return the parameters of the class by name, including those that it passes to its base classes."""
         known: dict[str, inspect.Parameter] = {}
+        #: The names that a class has passed on, or None for any.
+        wanted: frozenset[str] | None = None
         for each in cls.__mro__:
             if "__init__" not in vars(each):
                 continue
             passes_on = False
+            passed = wanted
             for name, parameter in list(_signature(each).parameters.items())[1:]:
                 if parameter.kind is parameter.VAR_KEYWORD:
                     passes_on = True
-                elif parameter.kind is not parameter.VAR_POSITIONAL:
+                    passed = _passed_on(cls, parameter) if wanted is None else wanted
+                elif parameter.kind is not parameter.VAR_POSITIONAL and (wanted is None or name in wanted):
                     known.setdefault(name, parameter)
+            wanted = passed
             if not passes_on:
                 break
         return known
@@ -92,6 +98,19 @@ class Guarded:
 
 def _signature(cls: type) -> inspect.Signature:
     return inspect.signature(vars(cls)["__init__"])
+
+
+def _passed_on(cls: type, parameter: inspect.Parameter) -> frozenset[str] | None:
+    """Return the names in the TypedDict of ``**options``, which is in a module of *cls* or of a base; None for any."""
+    found = re.search(r"Unpack\[(\w+)\]", str(parameter.annotation))
+    if found is None:
+        return None
+    for each in cls.__mro__:
+        group: Any = getattr(sys.modules.get(each.__module__), found[1], None)
+        if group is not None:
+            names: frozenset[str] = group.__required_keys__ | group.__optional_keys__
+            return names
+    return None
 
 
 def _takes_others(cls: type[Guarded]) -> bool:

@@ -9,6 +9,7 @@ import select
 import socket
 from collections import deque
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from outfall.sinks.core.arguments import checked_seconds
@@ -76,11 +77,11 @@ class ConnectedSink(ByteSink):
         tls: ssl.SSLContext | Literal[True] | None,
         nodelay: bool = False,
         timeout: Span,
-        retry_start: Span,
-        retry_factor: float,
-        retry_max: Span,
-        clock: Callable[[], float],
         max_connection_age: Span | None = None,
+        retry_start: Span = 1.0,
+        retry_factor: float = 2.0,
+        retry_max: Span = 30.0,
+        clock: Callable[[], float] = monotonic,
         **options: Any,
     ) -> None:
         #: The connected socket; None if there is none.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import socket
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from outfall.sinks.core.reporting import report
-from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.network.frames import Codec, JSONLines, delimiter_of, pack_length
 from outfall.sinks.network.peer import checked_limit
 from outfall.sinks.network.socket import MakeFrame, SocketSink
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from outfall.sinks.core.sink import OnError
+    from typing_extensions import Unpack
+
     from outfall.sinks.event.units import Size, Span
+    from outfall.sinks.network.socket import RetryOptions
 
 
 def _datagram(sink: Any, event: Any, line: bytes) -> bytes:
@@ -48,17 +47,17 @@ class DatagramSink(SocketSink):
             bytes of length included. With `SignedFrames` the signature and the payload.
         timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for room in the system's buffers. The reader
             of a Unix socket makes room by reading. Default 1.0.
-        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the name could not be resolved, the
-            path did not exist, or there was no room. Default 1.0.
-        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
-        retry_max: The longest wait in seconds. Default 30.0.
         max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which the name is resolved again. No
             error shows that an address has changed. Default None: only after a failed send.
-        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         encoding: The encoding of text. Default UTF-8.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. It renders
             an event that has to be shortened again, with plain values.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the name could not be resolved, the
+            path did not exist, or there was no room. Default 1.0.
+        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retry_max: The longest wait in seconds. Default 30.0.
+        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -92,18 +91,11 @@ class DatagramSink(SocketSink):
         max_datagram_bytes: Size = 8192,
         codec: Codec | None = None,
         timeout: Span = 1.0,
-        retry_start: Span = 1.0,
-        retry_factor: float = 2.0,
-        retry_max: Span = 30.0,
         max_connection_age: Span | None = None,
-        clock: Callable[[], float] = monotonic,
         encoding: str | None = None,
         errors: str | None = None,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RetryOptions],
     ) -> None:
         self.max_datagram_bytes: int = checked_limit(max_datagram_bytes, "max_datagram_bytes")
         super().__init__(
@@ -111,18 +103,11 @@ class DatagramSink(SocketSink):
             port,
             codec=codec,
             timeout=timeout,
-            retry_start=retry_start,
-            retry_factor=retry_factor,
-            retry_max=retry_max,
             max_connection_age=max_connection_age,
-            clock=clock,
             encoding=encoding,
             errors=errors,
             renderer=renderer,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
 
     def _usual_frame(self) -> MakeFrame | None:

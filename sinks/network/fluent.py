@@ -10,13 +10,12 @@ import os
 import socket
 import struct
 from functools import partial
-from time import monotonic, time
+from time import time
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.item import Batch, BatchResult, Encoded, typed
-from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import (
     DeliveryError,
     PausedDeliveryError,
@@ -25,15 +24,17 @@ from outfall.sinks.errors import (
 )
 from outfall.sinks.event.event import timestamp_of
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, Level
 from outfall.sinks.network.peer import await_socket, checked_limit
 from outfall.sinks.network.socket import SocketSink
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from typing_extensions import Unpack
 
     from outfall.sinks.event.units import Size, Span
+    from outfall.sinks.network.socket import RetryOptions
 
 _TIME = struct.Struct(">LL")
 #: The msgpack extension type of `EventTime`.
@@ -74,12 +75,12 @@ class FluentSink(SocketSink):
         nodelay: Send each message at once (TCP_NODELAY). Default True, since the sink waits for each acknowledgement.
         timeout: Seconds, a timedelta or text such as ``"2s"``, that connecting, login, and sending with its
             acknowledgement may each take. Default 5.0.
-        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after an attempt failed. Default 1.0.
-        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
-        retry_max: The longest wait in seconds. Default 30.0.
         max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a new connection replaces the
             old one. It follows a changed address of the name, or a new backend of a balancer. Default None: a
             connection lasts as long as it works.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after an attempt failed. Default 1.0.
+        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retry_max: The longest wait in seconds. Default 30.0.
         clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
@@ -130,15 +131,8 @@ class FluentSink(SocketSink):
         tls: ssl.SSLContext | Literal[True] | None = None,
         nodelay: bool = True,
         timeout: Span = 5.0,
-        retry_start: Span = 1.0,
-        retry_factor: float = 2.0,
-        retry_max: Span = 30.0,
         max_connection_age: Span | None = None,
-        clock: Callable[[], float] = monotonic,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RetryOptions],
     ) -> None:
         for argument, text in (
             ("tag", tag),
@@ -176,15 +170,8 @@ class FluentSink(SocketSink):
             tls=tls,
             nodelay=nodelay,
             timeout=timeout,
-            retry_start=retry_start,
-            retry_factor=retry_factor,
-            retry_max=retry_max,
             max_connection_age=max_connection_age,
-            clock=clock,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
 
     # -- messages

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 from orjson import dumps
 
@@ -18,14 +18,13 @@ from outfall.sinks.core.forwarding import reads_data_alone
 from outfall.sinks.core.item import BatchResult, data_of
 from outfall.sinks.core.lifecycle import here
 from outfall.sinks.core.lock import HAND_TAKEN, TURN
-from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.core.sink import Sink
 from outfall.sinks.errors import ReentrantEventError, TemporaryDeliveryError, reason_of
 from outfall.sinks.event.depth import is_tracked, too_deep
 from outfall.sinks.event.event import TextEvent
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OPTIONS, OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, NUMBERS, Level
+from outfall.sinks.event.levels import NUMBERS
 from outfall.sinks.network.connection import CHECK_MASK, BackoffError, ConnectedSink
 from outfall.sinks.network.frames import (
     LENGTH_BYTES,
@@ -46,7 +45,11 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable, Mapping, Sequence
 
+    from typing_extensions import Unpack
+
     from outfall.sinks.core.item import Encoded
+    from outfall.sinks.core.sink import OnError
+    from outfall.sinks.event.levels import Level
     from outfall.sinks.event.units import Size, Span
 
 #: The bytes of a batch that go by one ``send``; a slow peer takes them within any sensible timeout.
@@ -74,6 +77,19 @@ def _line(sink: Any, event: Any, line: bytes) -> bytes:
 PLAIN_CODECS = (JSONFrames, JSONLines)
 
 
+class RetryOptions(TypedDict, total=False):
+    """Arguments that `SocketSink` and its subclasses pass on; its docstring describes them."""
+
+    retry_start: Span
+    retry_factor: float
+    retry_max: Span
+    clock: Callable[[], float]
+    level: Level
+    processors: Iterable[Callable[[Any, str, Any], Any]]
+    on_error: OnError
+    name: str | None
+
+
 class SocketSink(ConnectedSink):
     """Send each event in a frame or a line to *host*:*port*, over TCP or a Unix socket.
 
@@ -93,17 +109,17 @@ class SocketSink(ConnectedSink):
             while the peer has not acknowledged earlier ones (Nagle's algorithm), which halves the system's time.
         timeout: Seconds, a timedelta or text such as ``"2s"``, that one attempt to connect (to each address of the
             name) or one send may take. Default 1.0. The system's name resolver has timeouts of its own.
-        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
-        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
-        retry_max: The longest wait in seconds. Default 30.0.
         max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a new connection replaces the
             old one. It follows a changed address of the name, or a new backend of a balancer. If no new connection can
             be made, the old one stays in use. Default None: a connection lasts as long as it works.
-        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         encoding: The encoding of text. Default UTF-8.
         errors: How to treat characters that *encoding* does not have. Default ``"backslashreplace"``.
         renderer: A structlog renderer that returns text or bytes. Default ``OrjsonRenderer()``. A listener
             with `JSONFrames` takes JSON objects only.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
+        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retry_max: The longest wait in seconds. Default 30.0.
+        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -159,18 +175,11 @@ class SocketSink(ConnectedSink):
         tls: ssl.SSLContext | Literal[True] | None = None,
         nodelay: bool = False,
         timeout: Span = 1.0,
-        retry_start: Span = 1.0,
-        retry_factor: float = 2.0,
-        retry_max: Span = 30.0,
         max_connection_age: Span | None = None,
-        clock: Callable[[], float] = monotonic,
         encoding: str | None = None,
         errors: str | None = None,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RetryOptions],
     ) -> None:
         self._codec: Codec = JSONFrames() if codec is None else _checked_codec(codec)
         self.max_frame_bytes: int = checked_limit(max_frame_bytes, "max_frame_bytes")
@@ -180,18 +189,11 @@ class SocketSink(ConnectedSink):
             tls=tls,
             nodelay=nodelay,
             timeout=timeout,
-            retry_start=retry_start,
-            retry_factor=retry_factor,
-            retry_max=retry_max,
             max_connection_age=max_connection_age,
-            clock=clock,
             encoding=encoding,
             errors=errors,
             renderer=renderer,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
 
     def _fresh_state(self) -> None:

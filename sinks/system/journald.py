@@ -10,16 +10,14 @@ import socket
 import struct
 import uuid
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.item import typed
-from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.core.sink import Sink
 from outfall.sinks.event.event import TextEvent, message_key
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, Level, level_name, level_of
+from outfall.sinks.event.levels import level_name, level_of
 from outfall.sinks.network.peer import await_socket, checked_limit
 from outfall.sinks.network.socket import SocketSink
 from outfall.sinks.system import rfc5424
@@ -29,8 +27,11 @@ from outfall.sinks.system.syslog import SysLogSink, program_name, text_of_event
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from typing_extensions import Unpack
+
     from outfall.sinks.core.item import Encoded
     from outfall.sinks.event.units import Size, Span
+    from outfall.sinks.network.socket import RetryOptions
 
 #: The number of fields that the journal accepts in one entry.
 _MOST_FIELDS = 1024
@@ -75,12 +76,12 @@ class JournaldSink(SocketSink):
         max_entry_bytes: Size above which the longest text fields are shortened and the event gets ``"truncated":
             true``. Default 16 MiB; at least 512.
         timeout: Seconds, a timedelta or text such as ``"2s"``, to wait for the journal to make room. Default 1.0.
+        renderer: The renderer of ``MESSAGE``. Default None: the text of ``event``.
         retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after the journal was not reachable.
             Default 1.0.
         retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
         retry_max: The longest wait in seconds. Default 30.0.
         clock: The clock of these waits, for tests. Default `time.monotonic`.
-        renderer: The renderer of ``MESSAGE``. Default None: the text of ``event``.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -117,15 +118,8 @@ class JournaldSink(SocketSink):
         message_id: str | Callable[[Mapping[str, Any]], str | None] | None = None,
         max_entry_bytes: Size = 16 * 1024 * 1024,
         timeout: Span = 1.0,
-        retry_start: Span = 1.0,
-        retry_factor: float = 2.0,
-        retry_max: Span = 30.0,
-        clock: Callable[[], float] = monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RetryOptions],
     ) -> None:
         if identifier is not None and not isinstance(identifier, str):
             msg = f"identifier={identifier!r} is not text"
@@ -144,15 +138,8 @@ class JournaldSink(SocketSink):
             path,
             None,
             timeout=timeout,
-            retry_start=retry_start,
-            retry_factor=retry_factor,
-            retry_max=retry_max,
-            clock=clock,
             renderer=text_of_event if renderer is None else renderer,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
 
     # -- entries

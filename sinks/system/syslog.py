@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from outfall.sinks.core.arguments import checked_choice
 from outfall.sinks.core.bytesink import ByteSink
 from outfall.sinks.core.item import Batch, Encoded
-from outfall.sinks.core.reporting import report
-from outfall.sinks.core.sink import OnError, Sink
+from outfall.sinks.core.sink import Sink
 from outfall.sinks.event.event import NaiveTimestamps, TextEvent, checked_naive, message_key, timestamp_of
 from outfall.sinks.event.fit import shortened
 from outfall.sinks.event.json import OrjsonRenderer
-from outfall.sinks.event.levels import NOTSET, UNKNOWN, Level, level_name, level_of
+from outfall.sinks.event.levels import UNKNOWN, level_name, level_of
 from outfall.sinks.network.frames import Frames
 from outfall.sinks.network.peer import checked_limit, host_and_port, is_host
 from outfall.sinks.network.socket import MakeFrame, SocketSink
@@ -26,9 +25,12 @@ from outfall.sinks.system.priority import PRIORITY_NAMES, Facility, number_of, u
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from typing_extensions import Unpack
 
     from outfall.sinks.event.units import Size, Span
+    from outfall.sinks.network.socket import RetryOptions
 
 
 #: As a number, which ``in`` finds in bytes twenty times as fast as bytes of length one.
@@ -80,15 +82,15 @@ class SysLogSink(SocketSink):
             RFC 5424 asks every receiver to accept, else 8 096, rsyslogd's default limit.
         naive_timestamps: The zone of a ``timestamp`` of text without one: ``"utc"`` (default) or ``"local"``. RFC 5424
             only, whose header contains the event's time.
-        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
-        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
-        retry_max: The longest wait in seconds. Default 30.0.
         max_connection_age: Seconds, a timedelta or text such as ``"10m"``, after which a new connection replaces the
             old one, and the name is resolved again, so that the sink follows a changed address. If no new connection
             can be made, the old one stays in use. Default None: a connection lasts as long as it works.
-        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         renderer: The renderer of the MSG part. Default None: for RFC 3164 ``OrjsonRenderer()``, for RFC 5424 the text
             of ``event``. Text is UTF-8.
+        retry_start: Seconds, a timedelta or text such as ``"2s"``, to wait after a connection failed. Default 1.0.
+        retry_factor: The factor by which each further failure multiplies the wait. Default 2.0.
+        retry_max: The longest wait in seconds. Default 30.0.
+        clock: The clock of these waits and ages, for tests. Default `time.monotonic`.
         level: The lowest level to accept: a name in any case, or a number. Default NOTSET: all.
         processors: structlog processors, applied in order to a copy of each event. Default: none.
         on_error: Called with a `SinkFailure` for each failure, or ``"raise"``. Default `report`, which writes to
@@ -187,16 +189,9 @@ class SysLogSink(SocketSink):
         tls: ssl.SSLContext | Literal[True] | None = None,
         max_message_bytes: Size | None = None,
         naive_timestamps: NaiveTimestamps = "utc",
-        retry_start: Span = 1.0,
-        retry_factor: float = 2.0,
-        retry_max: Span = 30.0,
         max_connection_age: Span | None = None,
-        clock: Callable[[], float] = time.monotonic,
         renderer: Callable[[Any, str, Any], str | bytes] | None = None,
-        level: Level = NOTSET,
-        processors: Iterable[Callable[[Any, str, Any], Any]] = (),
-        on_error: OnError = report,
-        name: str | None = None,
+        **options: Unpack[RetryOptions],
     ) -> None:
         host, port = _checked_address(address)
         #: ``"rfc3164"`` or ``"rfc5424"``.
@@ -233,16 +228,9 @@ class SysLogSink(SocketSink):
             port,
             tls=tls,
             timeout=timeout,
-            retry_start=retry_start,
-            retry_factor=retry_factor,
-            retry_max=retry_max,
             max_connection_age=max_connection_age,
-            clock=clock,
             renderer=renderer,
-            level=level,
-            processors=processors,
-            on_error=on_error,
-            name=name,
+            **options,
         )
         self.append_nul = append_nul
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import socket
 import ssl
+import time
 
 import pytest
 import trustme
 
-from outfall import DatagramSink, JSONLines, SocketSink, SysLogSink
+from outfall import DatagramSink, FluentSink, GELFDatagramSink, JournaldSink, JSONLines, SocketSink, SysLogSink
+from outfall.sinks.network.connection import ConnectedSink
+from outfall.sinks.network.socket import RetryOptions
 from outfall.sinks.testing import assert_balanced
 from tests.sinks._processes import until
 from tests.sinks._wire import Clock, Datagrams, Receiver, Stream
@@ -188,3 +192,40 @@ def test_a_path_that_dies_is_noticed_by_the_system_within_a_minute():
         assert known["TCP_USER_TIMEOUT"] <= 60_000
     if len(known) >= 3:
         assert known["TCP_KEEPIDLE"] + known["TCP_KEEPINTVL"] * known["TCP_KEEPCNT"] <= 60
+
+
+# -- arguments that are passed on
+
+
+def test_arguments_that_are_passed_on_have_the_types_of_the_class_that_takes_them():
+    """A type checker sees the same whether a class has an argument of its own or passes it on."""
+    passed_on = {name: annotation.__forward_arg__ for name, annotation in RetryOptions.__annotations__.items()}
+    known = ConnectedSink.parameters()
+    assert {name: known[name].annotation for name in passed_on} == passed_on
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        (SocketSink, {"terminator"}),
+        (DatagramSink, {"tls", "nodelay", "max_frame_bytes", "terminator"}),
+        (SysLogSink, {"codec", "nodelay", "encoding", "terminator"}),
+        (JournaldSink, {"tls", "codec", "max_connection_age", "encoding", "terminator"}),
+        (FluentSink, {"codec", "renderer", "encoding", "terminator"}),
+        (GELFDatagramSink, {"tls", "codec", "renderer", "encoding", "terminator"}),
+    ],
+)
+def test_a_class_shows_and_takes_what_it_passes_on_and_no_more(kind, others):
+    """Its signature has each argument with its default; what only a base class takes is refused by name."""
+    shown = inspect.signature(kind).parameters
+    assert shown.keys() == kind.parameters().keys()
+    assert {name: shown[name].default for name in ("retry_start", "retry_factor", "retry_max", "clock")} == {
+        "retry_start": 1.0,
+        "retry_factor": 2.0,
+        "retry_max": 30.0,
+        "clock": time.monotonic,
+    }
+    assert not others & shown.keys()
+    for name in others:
+        with pytest.raises(TypeError, match=f"{kind.__name__} has no argument {name}"):
+            kind(**{name: None})
