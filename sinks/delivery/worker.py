@@ -48,7 +48,7 @@ class Mark:
     __slots__ = ("number",)
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number: int = number
 
 
 class Worker:

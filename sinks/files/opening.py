@@ -37,11 +37,11 @@ APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC | getattr(os, "O_NOCT
 
 
 class _Opening(threading.local):
-    appends = False
+    appends: bool = False
 
 
 #: Whether sinks that this thread makes append in every mode.
-opening = _Opening()
+opening: _Opening = _Opening()
 
 
 @contextlib.contextmanager
