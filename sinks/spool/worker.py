@@ -261,7 +261,9 @@ class SpoolWorker(Worker):
             return True
         if depot.out.unsure:
             depot.amend()
-        return super().settle_all(deadline, depot.out.events) and not self.ended
+        settled = super().settle_all(deadline, depot.out.events) and not self.ended
+        self.tell_news()  # what is known when a flush returns is reported
+        return settled
 
     def deliver_all_here(self) -> None:
         """Deliver in this thread, since none can be started, for as long as a caller waits for it."""
