@@ -171,6 +171,7 @@ class _Paced(urllib3.connection.HTTPConnection):
             msg = "not connected"
             raise urllib3.exceptions.NewConnectionError(self, msg) from error
         exchange.fresh = True
+        exchange.cut = False
         self.adapter.connections[self] = made.fileno()
         return made
 

@@ -177,6 +177,18 @@ def test_keep_alive_that_ends_between_requests_is_not_even_told(server, told):
     assert server.connections == 4
 
 
+def test_the_connection_made_after_one_that_broke_during_the_send_is_kept(server, monkeypatch):
+    """What broke is the connection before it; the next request has it already open."""
+    monkeypatch.setattr("urllib3.connectionpool.is_connection_dropped", lambda connection: False)
+    with HTTPSink(f"{server.url}/ingest", on_error="raise") as sink:
+        sink.handle({"event": "hello"})
+        server.hang_up()
+        for _ in range(3):
+            sink.handle({"event": "hello"})
+        assert sink.stats().delivered == 4
+    assert server.connections == 2
+
+
 # -- how long is waited
 
 
