@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from outfall.sinks.core.bells import Flag
 from outfall.sinks.core.clock import now
 from outfall.sinks.core.item import Batch, item_of
+from outfall.sinks.core.lock import WriteLock
 from outfall.sinks.core.logginglock import released
 from outfall.sinks.core.reentrancy import delivering
 from outfall.sinks.core.reporting import cleaned, describe
@@ -78,6 +79,8 @@ class SpoolWorker(Worker):
         self._alone = threading.Lock()
         self._sync_seconds = sync_seconds
         self._sync_ended = Flag()
+        #: Held while news are reported.
+        self._telling = WriteLock()
         #: True if `conclude` returned before the files were closed. The thread that held the lock closes them.
         self._left_open = False
 
@@ -262,7 +265,7 @@ class SpoolWorker(Worker):
         if depot.out.unsure:
             depot.amend()
         settled = super().settle_all(deadline, depot.out.events) and not self.ended
-        self.tell_news()  # what is known when a flush returns is reported
+        self.tell_news(deadline)  # what is known when a flush returns is reported
         return settled
 
     def deliver_all_here(self) -> None:
@@ -312,7 +315,13 @@ class SpoolWorker(Worker):
         self.bells.ring()
         return stopped
 
-    def tell_news(self) -> None:
-        """Report what has happened to files."""
-        while self.depot.news:
-            self._tell(*self.depot.news.pop(0))
+    def tell_news(self, deadline: float | None = None) -> None:
+        """Report what has happened to files. With a *deadline*, wait until then for another thread that reports it."""
+        seconds = 0.0 if deadline is None else max(0.0, deadline - now())
+        while (seconds or self.depot.news) and self._telling.acquire(seconds):
+            seconds = 0.0
+            try:
+                while self.depot.news:
+                    self._tell(*self.depot.news.pop(0))
+            finally:
+                self._telling.release()

@@ -961,6 +961,22 @@ def test_what_a_later_version_has_left_is_told_and_not_waited_for(spool, tmp_pat
     assert sink.flush(0)
 
 
+def test_a_flush_waits_for_a_report_that_the_thread_makes(spool, tmp_path):
+    """Also if that takes longer than all the rest."""
+    _die_with(tmp_path / "spool", [1])
+    [store] = stores_in(str(tmp_path / "spool"))
+    Path(store, "00000007.v99.ndjson").touch()
+    failures = []
+
+    def report_slowly(failure):
+        time.sleep(0.3)
+        failures.append(failure)
+
+    sink = spool(on_error=report_slowly)
+    assert sink.flush(PATIENCE_SECONDS)
+    assert len(failures) == 1
+
+
 def test_a_running_process_adopts_as_well(spool, tmp_path, monkeypatch):
     """It looks again after a while, without an event."""
     monkeypatch.setattr(worker, "_ADOPT_SECONDS", 0.05)
