@@ -24,10 +24,10 @@ def timeout_of(timeout: Span) -> float:
 
 
 def checked_name(name: str, argument: str) -> str:
-    """Return *name*, text that is not empty.
+    """Return *name*.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it is not text, or empty.
     """
     if not isinstance(name, str) or not name:
         msg = f"{argument}={name!r} is not the name of a {argument}"

@@ -298,8 +298,8 @@ class _Partition:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        #: The first offset of each read that is not settled, in order, and the offset after the last message read, -1
-        #: before the first one.
+        #: The first offset of each unsettled read, in order; and the offset after the last message read, -1 before the
+        #: first read.
         self.held: dict[int, None] = {}
         self.next = -1
 

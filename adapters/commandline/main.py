@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end(number: int, _frame: object) -> NoReturn:
-    """Raise `redelivery.Interrupted`, so that the command prints how far it came."""
+    """Raise `redelivery.Interrupted`, so that the command prints how many events it has delivered."""
     raise redelivery.Interrupted(number)
 
 

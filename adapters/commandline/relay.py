@@ -146,7 +146,7 @@ def _plan_of(options: argparse.Namespace) -> _Plan:
 
 
 def _opened(opens: Callable[..., Sink], url: str, options: Collection[str] = ()) -> Sink:
-    """Open a sink by *opens*, without a background sink; a spool, which *url* or *options* may ask for, is kept."""
+    """Open a sink with *opens*, without a background sink, but with a spool if *url* or *options* have one."""
     spooled = "spool" in options or re.search(r"[?&]spool=", url)
     try:
         sink = opens() if spooled else opens(background=False)

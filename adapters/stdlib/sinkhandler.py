@@ -89,7 +89,7 @@ class SinkHandler(logging.Handler):
         self._in_flight: list[int] = []
         #: Whether the owned sink is closed. It changes together with `sink`, under the lock.
         self._ended = False
-        #: A child may be forked while another thread holds it; this kind of lock notices.
+        #: A process may fork while another thread holds this lock; `WriteLock` is free in the child.
         self._exchange = WriteLock()
         self.sink: Sink = _sink_of(sink)
         #: Whether a subclass overrides `filter`.
@@ -196,17 +196,17 @@ class SinkHandler(logging.Handler):
         with self._exchange:
             sink, self._ended = self.sink, True
             in_flight, self._in_flight = self._in_flight, []
-        # From here on records open another sink: wait for those that use this one.
+        # New records open another sink from here on: wait for the records that still use this one.
         deadline = now() + sink.drain_timeout
         while in_flight and now() < deadline:
-            # In a forked child there are threads of the parent, and in a signal handler there is this one.
+            # Do not wait for threads of the parent, in a forked child, nor for this thread, in a signal handler.
             if not {each.ident for each in threading.enumerate()}.intersection(in_flight) - {get_ident()}:
                 break
             released(time.sleep, 0.001)
         sink.close()
 
     def _open_again(self) -> None:
-        """Make another sink for a record that comes after `close`; a file is not truncated.
+        """Make another sink for a record that is logged after `close`; it does not truncate its file.
 
         `logging.config` closes all handlers before it removes them from their loggers, and exit hooks log after
         `logging.shutdown`.

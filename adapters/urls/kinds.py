@@ -324,7 +324,7 @@ def _journald(request: Request) -> Sink:
 
 
 def _at_broker(extra: str, name: str, options: str, about: str, client: str) -> dict[str, Kind]:
-    """Return the entries of the sink *name*, which takes the URL without the query: plain, and over TLS."""
+    """Return two entries, plain and over TLS, for the sink *name*, whose argument is the URL without the query."""
 
     def make(request: Request) -> Sink:
         _ = request.login

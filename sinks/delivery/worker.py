@@ -381,7 +381,7 @@ class Worker:
         """Settle the rest of *taken* as lost, after an unexpected error in its delivery.
 
         Raises:
-            BaseException: If it is an interrupt of a caller's own thread.
+            BaseException: If *error* is an interrupt, and the caller's own thread delivers.
         """
         interrupted = self.thread is None and not isinstance(error, Exception)
         with self.lock:

@@ -40,13 +40,13 @@ class _Opening(threading.local):
     appends: bool = False
 
 
-#: Whether sinks that this thread makes append in every mode.
+#: Whether the sinks that this thread makes append to their files, whatever their mode.
 opening: _Opening = _Opening()
 
 
 @contextlib.contextmanager
 def appending() -> Generator[None]:
-    """Have the sinks made in the block append to their files, whatever their mode: they were open before."""
+    """Let sinks that are made in the block append to their files, whatever their mode, as if they had been open."""
     opening.appends = True
     try:
         yield

@@ -215,7 +215,7 @@ class BaseRotatingFileSink(SharedFileSink):
         now = time.time()
         doomed: list[str] = []
         total = 0
-        # An empty file, as a sink without events leaves it for its day, pushes out no other.
+        # An empty file, of a day without events, does not count.
         ages: set[tuple[float, int]] = set()
         ages_with_events: set[tuple[float, int]] = set()
         for file in self.rotated_files():

@@ -188,7 +188,7 @@ class _Paced(urllib3.connection.HTTPConnection):
             made = socket.socket(kind, socket.SOCK_STREAM, protocol)
             try:
                 for option in (*(self.socket_options or ()), *KEEP_ALIVE):
-                    with contextlib.suppress(OSError):  # Python may know an option that the kernel does not have
+                    with contextlib.suppress(OSError):  # Python may define an option that the kernel lacks
                         made.setsockopt(*option)
                 share = (deadline - monotonic()) / (len(addresses) - index)
                 made.settimeout(max(share, _LEAST_SECONDS))

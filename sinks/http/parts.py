@@ -19,10 +19,10 @@ from outfall.sinks.http.answers import RefusedDeliveryError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: If more single events than this are refused in a row and none is taken, the events are not the cause.
+#: If more single events than this are refused in a row and none is accepted, the events are not the cause.
 _MOST_IN_A_ROW = 2
 
-#: By how much that number grows once the server has taken an event again.
+#: The factor by which that number grows once the server has accepted the witness again.
 _GROWTH = 4
 
 #: The distance between the probe events of one round and of the next.
@@ -43,24 +43,24 @@ class History:
     __slots__ = ("refused_in_a_row", "room_bytes", "rounds", "witness")
 
     def __init__(self, room_bytes: int) -> None:
-        #: As above; a server may have asked for less.
+        #: The argument; less after a server has required a smaller body.
         self.room_bytes: int = room_bytes
         #: The number of events given up since one was taken.
         self.refused_in_a_row: int = 0
         #: The number of batches in a row that were refused whatever the event.
         self.rounds: int = 0
-        #: An event that the server has taken, by itself.
+        #: A batch of one event that the server has accepted.
         self.witness: Batch | None = None
 
 
 class Parts:
     """Send *batch* in one request, or in several, as size, format and refusals require.
 
-    A refusal without a certain cause (`RefusedDeliveryError`) counts against an event only after the server has taken
-    another event: the batch is divided until the event at fault is alone. If events are refused one by one and none is
-    taken, the server is sent an event again that it took before. If it does not take that either, or never took any,
-    the events are not the cause: then all are kept, and a `PausedDeliveryError` is raised. A batch of one event is
-    refused, unless the response is a page of HTML, or two events before it were refused too.
+    A refusal without a certain cause (`RefusedDeliveryError`) counts against an event only after the server has
+    accepted another event: the batch is divided until the event at fault is alone. If events are refused one by one
+    and none is accepted, an event is sent again that the server accepted before. If the server refuses it too, or has
+    never accepted one, the events are not the cause: all are kept, and a `PausedDeliveryError` is raised. A batch of
+    one event is refused, unless the response is a page of HTML, or two events before it were refused too.
 
     Args:
         batch: The batch.
@@ -96,7 +96,7 @@ class Parts:
         #: The number of uncertain refusals in a row, and the single events that got one.
         self._doubts = 0
         self._suspects: dict[int, RefusedDeliveryError] = {}
-        #: The number of single events that may be refused in a row before the server has to take another one.
+        #: The number of single events that may be refused in a row before the server must accept another one.
         self._most = _MOST_IN_A_ROW
 
     def send(self) -> BatchResult | None:
@@ -223,9 +223,9 @@ class Parts:
         self._parts = deque([[probe], *parts] if left else [[probe]])
 
     def _takes_another(self) -> bool:
-        """Send an event again that the server took before; if it takes it, the suspects are to blame.
+        """Send the witness again; if the server accepts it, return True, and the suspects are the cause.
 
-        Such an event comes twice. So it is asked for ever more rarely.
+        The server gets the witness twice. So each further check follows more refusals than the one before.
         """
         witness = self._history.witness
         if witness is None or any(error.is_page for error in self._suspects.values()):
