@@ -178,7 +178,8 @@ class Throttle(_Shaper):
                 # The new window goes to the end of the dict, which orders windows by their beginning.
                 held = self._windows.pop(key).held
             elif len(self._windows) >= self._remember:
-                self._forgotten += self._windows.pop(next(iter(self._windows))).held
+                forgotten = self._windows.pop(next(iter(self._windows))).held
+                self._forgotten += forgotten
             self._windows[key] = _Window(now + self._per, self._events - 1)
         if not held:
             return event

@@ -140,3 +140,20 @@ def test_no_loop_of_a_module_that_waits_jumps_back_outside_the_try_around_it(pat
             and any(instructions[target].opname == "PUSH_EXC_INFO" for target in handlers(instruction.argval))
         )
     assert not outside
+
+
+#: Attributes that one thread alone changes, and no signal handler.
+_ONES_OWN = {"spent", "_buffered", "_events_astray", "_read_to", "_ready_at"}
+
+
+def test_nothing_is_called_while_an_attribute_is_added_to():
+    """After a call a signal handler or another thread may run, and what it added to the attribute would be lost."""
+    wrong = []
+    for path in (ROOT / "sinks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute)):
+                continue
+            calls = any(isinstance(part, ast.Call) for part in ast.walk(node.value))
+            if calls and node.target.attr not in _ONES_OWN:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert wrong == []

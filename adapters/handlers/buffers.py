@@ -164,14 +164,16 @@ def _flush_to_target(handler: Any) -> None:
     except BaseException:
         kept = list(rest)
         ledger.drop("interrupted")
-        ledger.delivered -= len(kept) + 1
+        undelivered = len(kept) + 1
+        ledger.delivered -= undelivered
         kept += handler.buffer
         handler.buffer.clear()
         handler.buffer.extend(kept)
         raise
     finally:
         handler._outfall_flushing = False
-        ledger.delivered += len(waiting) - len(failures)
+        delivered = len(waiting) - len(failures)
+        ledger.delivered += delivered
         if failures:
             ledger.drop("error", len(failures))
     if failures:

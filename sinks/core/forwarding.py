@@ -95,7 +95,8 @@ class Forwarding:
 
     def surround(self, wrapper: Sink) -> None:
         """Make *wrapper* the owner: it drains this sink at exit, and changes of settings call its ``_refresh``."""
-        self._wrappers += (weakref.ref(wrapper),)
+        added = (weakref.ref(wrapper),)
+        self._wrappers += added
 
     @property
     def behind(self) -> tuple[Sink, ...]:

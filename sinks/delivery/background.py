@@ -209,7 +209,8 @@ class _Buffer(Worker):
             place = 0
             self.kept -= 1
         self.evicted(place, len(items))
-        self.room += len(data_in(items[place])) + _OVERHEAD_BYTES
+        room = len(data_in(items[place])) + _OVERHEAD_BYTES
+        self.room += room
         del items[place]
         return True
 

@@ -279,7 +279,8 @@ class Worker:
                 return
             if token is not None:
                 self.finish(taken, token)
-            self.done += len(taken)
+            done = len(taken)
+            self.done += done
         self.bells.ring()
 
     def _next(self) -> tuple[Any, Any] | None:

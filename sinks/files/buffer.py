@@ -52,10 +52,11 @@ class Buffer:
 
     def withdraw(self, data: bytes) -> bool:
         """Remove the line *data*, compared by identity; return False if it was written, in whole or in part."""
+        size = len(data)
         for index, waiting in enumerate(self.lines):
             if waiting is data:
                 del self.lines[index]
-                self.size -= len(data)
+                self.size -= size
                 return True
         return False
 
@@ -63,7 +64,8 @@ class Buffer:
         """Put *lines* back to the front, without the first *torn* bytes, which are in the file."""
         lines[0] = lines[0][torn:]
         self.lines[:0] = lines
-        self.size += sum(map(len, lines))
+        size = sum(map(len, lines))
+        self.size += size
 
     def stop(self) -> int:
         """Drop all lines, accept no more, and return how many were dropped."""

@@ -379,9 +379,10 @@ class FileSink(Output):
                     if self._buffer.lines:  # added by a signal handler meanwhile
                         self._write_buffer(counted_elsewhere=1)
                     return self._take_notice()
+                size = len(data)
                 self._buffer.lines += (data,)
                 settled = True
-                self._buffer.size += len(data)
+                self._buffer.size += size
                 if not self._mid_line and (
                     self._buffer.size >= self._buffer.limit
                     or level_of(event if begun is None else begun.event) >= self._flush_level
@@ -473,7 +474,8 @@ class FileSink(Output):
         """Put the lines of *chunk* that were not written in time back into the buffer, without the written part."""
         if self._given_up:
             self._count_dropped("closed", len(chunk))
-            self._lost += len(chunk)
+            lost = len(chunk)
+            self._lost += lost
             return
         self._buffer.put_back(chunk, self._torn)
 
@@ -543,7 +545,8 @@ class FileSink(Output):
         return done
 
     def _release(self) -> None:
-        self._lost += self._drop_buffer()
+        lost = self._drop_buffer()
+        self._lost += lost
         super()._release()
 
     def after_fork(self) -> None:

@@ -164,11 +164,11 @@ class Output(ByteSink):
             self._mid_line = self._sealing
 
     def _write_or_reopen(self, data: bytes, ends: Sequence[int]) -> None:
-        file = self._shared_file
+        file, size = self._shared_file, len(data)
         try:
-            # No call within these lines: a signal handler could switch to another file.
+            # No call within these lines: a signal handler could count as well, or switch to another file.
             if file.size is not None:
-                file.size += len(data)
+                file.size += size
             written = _os_write(self._fd, data)
         except OSError as error:
             file.size = None

@@ -355,7 +355,8 @@ class ConnectedSink(ByteSink):
             frames.drop_bytes(self._taken)
             raise
         if not self._proven:
-            self._sent_unproven += len(frames) - 1
+            unproven = len(frames) - 1
+            self._sent_unproven += unproven
 
     def _push_datagrams(self, frames: Frames) -> None:
         """Send each of *frames* by itself; if that fails, drop those that were sent."""

@@ -91,10 +91,11 @@ class Appender:
             OSError: If it could not be appended.
         """
         try:
+            size = len(line)
             written = os.write(self.descriptor, line)
-            if written != len(line):
+            if written != size:
                 self.finish(line, written)
-            self.end += len(line)
+            self.end += size
             self.events += 1
         except Exception:
             raise

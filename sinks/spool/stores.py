@@ -379,7 +379,8 @@ class Depot:
                 self.news.append((SinkError(told), 0))
             with self._lock:
                 self.adopted.append(store)
-                self.adopted_events += sum(segment.events for segment in store.segments)
+                events = sum(segment.events for segment in store.segments)
+                self.adopted_events += events
                 self._measure()
                 self.set_limit()
         return waits
