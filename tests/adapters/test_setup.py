@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -225,6 +226,38 @@ def test_leaving_puts_back_what_was_there(tmp_path):
     assert root.handlers == [own, plain]
     assert (root.level, noisy.level) == (logging.ERROR, logging.NOTSET)
     assert [event["event"] for event in read(tmp_path / "1.jsonl")] == ["one"]
+
+
+def test_each_hook_for_what_nobody_catches_makes_an_event_and_calls_the_hook_before_it(tmp_path, monkeypatch):
+    """Called here as the interpreter calls them; after the set-up they only call the hooks before them."""
+    called = []
+    monkeypatch.setattr(sys, "excepthook", lambda *given: called.append("main"))
+    monkeypatch.setattr(threading, "excepthook", lambda given: called.append("thread"))
+    monkeypatch.setattr(sys, "unraisablehook", lambda given: called.append("unraisable"))
+    error = ValueError("no number")
+    in_thread = threading.ExceptHookArgs((ValueError, error, None, threading.current_thread()))
+    ignored = SimpleNamespace(
+        exc_type=ValueError, exc_value=error, exc_traceback=None, err_msg="exception ignored in", object=called
+    )
+    with outfall.configure(tmp_path / "app.jsonl", console=False, excepthook=True):
+        hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+        for hook, arguments in zip(hooks, ((ValueError, error, None), (in_thread,), (ignored,)), strict=True):
+            hook(*arguments)
+        hooks[0](KeyboardInterrupt, KeyboardInterrupt(), None)
+        hooks[1](threading.ExceptHookArgs((SystemExit, SystemExit(), None, None)))
+    assert called == ["main", "thread", "unraisable", "main", "thread"]
+    for hook, arguments in zip(hooks, ((ValueError, error, None), (in_thread,), (ignored,)), strict=True):
+        hook(*arguments)
+    assert called[5:] == ["main", "thread", "unraisable"]
+    events = read(tmp_path / "app.jsonl")
+    assert [event["event"] for event in events] == [
+        "uncaught exception",
+        "uncaught exception in a thread",
+        "unraisable exception",
+    ]
+    assert {event["exception_message"] for event in events} == {"no number"}
+    assert events[1]["thread_name"] == "MainThread"
+    assert events[2]["where"] == "exception ignored in list"
 
 
 def test_sinks_that_were_given_stay_open(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import pytest
@@ -77,6 +78,60 @@ def test_what_it_takes_is_delivered_and_sigterm_ends_it_in_order(server, relay, 
     assert _numbers(every) == list(range(1_000))
     assert _numbers(errors) == list(range(1, 1_000, 2))
     assert server.client.xpending("term", "outfall")["pending"] == 0
+
+
+@pytest.mark.service
+def test_sighup_reads_the_file_again_and_systemd_hears_of_all(server, tmp_path, monkeypatch, capsys, request):
+    """In this process: a second file takes over from the first, an invalid one is left alone, and SIGTERM ends it."""
+    first, second, config = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "relay.toml"
+    plan = f'[relay]\nfrom = "{server.url}?key=again"\n[sinks.file]\nurl = "file:%s"\n'
+    config.write_text(plan % first)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listening.bind(str(tmp_path / "notify"))
+    listening.settimeout(PATIENCE_SECONDS)
+    request.addfinalizer(listening.close)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    heard = []
+
+    def hear():
+        while "STOPPING=1" not in heard:
+            heard.append(listening.recv(4096).decode())
+
+    def drive():
+        until(lambda: "READY=1" in heard)  # from now on signals do not end the process
+        try:
+            _fill(server, "again", 100)
+            until(lambda: len(_numbers(first)) == 100)
+            config.write_text(plan % second)
+            os.kill(os.getpid(), signal.SIGHUP)
+            until(lambda: heard.count("READY=1") == 2)
+            _fill(server, "again", 100, 100)
+            until(lambda: len(_numbers(second)) == 100)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS) as answer:
+                assert b"outfall" in answer.read()
+            until(lambda: heard[-1].startswith("STATUS=100 events delivered"))
+            config.write_text("[relay]\n")
+            os.kill(os.getpid(), signal.SIGHUP)
+        except BaseException as error:
+            heard.append(repr(error))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    port = free_port()
+    threads = [threading.Thread(target=hear), threading.Thread(target=drive)]
+    for thread in threads:
+        thread.start()
+    arguments = ["relay", "--config", str(config), "--status", "50ms", "--metrics", f"127.0.0.1:{port}"]
+    assert main(arguments) == 0
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    told = capsys.readouterr()
+    output = told.out + told.err
+    assert "RELOADING=1" in "".join(heard)
+    assert f"read {config} again" in output
+    assert "it goes on as before" in output
+    assert "ended, 100 events delivered, 0 under way" in output
+    assert (_numbers(first), _numbers(second)) == (list(range(100)), list(range(100, 200)))
 
 
 @pytest.mark.service

@@ -481,3 +481,21 @@ def test_a_reader_that_has_seen_enough_ends_it(tmp_path):
         timeout=PATIENCE_SECONDS,
     )
     assert (done.returncode, shown(done.stdout), done.stderr) == (0, [0], "")
+
+
+@pytest.mark.parametrize(("number", "expected"), [(["-n", "1"], [2, 7, 3]), (["-n", "all"], [1, 2, 7, 3])])
+def test_what_comes_between_two_looks_is_shown_by_time_until_an_interrupt(run, tmp_path, monkeypatch, number, expected):
+    """Of a file that is not there yet, too; the exit code is that of the signal."""
+    (tmp_path / "a.jsonl").write_text(lines(event(1), event(2)))
+
+    def sleep(seconds):
+        if (tmp_path / "b.jsonl").exists():
+            raise KeyboardInterrupt
+        append(tmp_path / "a.jsonl", lines(event(7)))
+        append(tmp_path / "b.jsonl", lines(event(3)))
+
+    monkeypatch.setattr("outfall.adapters.commandline.tail.time.sleep", sleep)
+    code, out, err = run("-f", *number, "a.jsonl", "b.jsonl")
+    assert code == 130
+    assert sorted(shown(out)) == sorted(expected)
+    assert "b.jsonl' is not there yet" in err
