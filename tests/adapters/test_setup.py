@@ -439,6 +439,7 @@ def test_open_sinks_and_close_all(tmp_path):
     assert read(tmp_path / "a.jsonl") == [{"event": "x"}]
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_ends_of_set_ups_keep_their_time_where_the_clock_stands_still(monkeypatch):
     """Tests freeze time: one deadline for all sinks, whatever each of them waits by."""
     opened = threading.Event()
