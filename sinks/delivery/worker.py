@@ -167,7 +167,8 @@ class Worker:
 
     def prepared(self, taken: Any) -> Batch:
         """Return the batch for *taken*, the result of `take`. Called without the lock, in the delivering thread."""
-        return taken  # type: ignore[no-any-return]
+        batch: Batch = taken
+        return batch
 
     def finish(self, batch: Any, token: Any) -> None:
         """Release the resources of *batch*, which is settled; *token* comes from `take`."""

@@ -58,7 +58,8 @@ def exc_info_of(value: Any) -> ExcInfo | None:
     elif issubclass(kind, tuple) and tuple.__len__(value) == 3:
         given: Any = tuple(tuple.__iter__(value))
         if issubclass(type(given[1]), BaseException):
-            return given  # type: ignore[no-any-return]
+            found: ExcInfo = given
+            return found
         if given[0] is None and given[1] is None:
             return None
         raise TypeError
