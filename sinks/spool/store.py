@@ -472,11 +472,14 @@ class Store:
         """Delete the store, whose events are all settled, and unlock it."""
         with contextlib.suppress(OSError):
             # The cursor goes last: without it, the next owner would deliver remaining segments again.
-            for name in sorted(os.listdir(self.path), key=cursors.FILE_NAME.__eq__):
-                if name in _OWN_FILES or name.endswith(".tmp") or is_segment(name):
-                    os.unlink(self._path(name))
+            for name in sorted(filter(_is_own, os.listdir(self.path)), key=cursors.FILE_NAME.__eq__):
+                os.unlink(self._path(name))
             os.rmdir(self.path)
         self.release()
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN_FILES or name.endswith(".tmp") or is_segment(name)
 
 
 def mark(directory: str) -> None:

@@ -321,7 +321,9 @@ class SpoolWorker(Worker):
         while (seconds or self.depot.news) and self._telling.acquire(seconds):
             seconds = 0.0
             try:
-                while self.depot.news:
+                while True:  # see count_lines
+                    if not self.depot.news:
+                        break
                     self._tell(*self.depot.news.pop(0))
             finally:
                 self._telling.release()

@@ -242,10 +242,11 @@ def _taken(sink, batch):
 
 
 def test_nothing_is_lost_when_the_server_is_killed_in_a_burst_behind_a_spool(program, tmp_path):
-    """Of 20 000 events all arrive, and no more come twice than were unconfirmed at the kill."""
+    """All arrive; what comes twice was not confirmed: of each connection that broke, a batch at most."""
+    told = []
     with RedisProcess(program, tmp_path, "--appendonly", "yes", "--appendfsync", "always") as server:
         target = RedisSink(server.url, "burst", on_error=_quiet)
-        with SpoolSink(target, tmp_path / "spool", batch_size=500, retry=QUICK, on_error=_quiet) as sink:
+        with SpoolSink(target, tmp_path / "spool", batch_size=500, retry=QUICK, on_error=told.append) as sink:
 
             def log():
                 for number in range(20_000):
@@ -261,7 +262,7 @@ def test_nothing_is_lost_when_the_server_is_killed_in_a_burst_behind_a_spool(pro
             stats = sink.stats()
         numbers = _numbers(server, "burst")
     assert set(numbers) == set(range(20_000))
-    assert len(numbers) - 20_000 <= 500
+    assert len(numbers) - 20_000 <= 500 * (1 + sum(isinstance(each.error, TemporaryDeliveryError) for each in told))
     assert (stats.accepted, stats.delivered) == (20_000, 20_000)
 
 
